@@ -125,25 +125,25 @@ pub trait LimitUsage {
 /// Decides a request at a time. The caller writes the result: the slots of an admitted request under [`keys`], and the returned
 /// logs of its rates.
 pub fn decide(
-    order: &AdmissionRequest,
+    request: &AdmissionRequest,
     standing: &impl LimitUsage,
     now_ms: UnixMs,
 ) -> (Decision, Vec<(String, RateLog)>) {
-    let short = first_short(order, standing, now_ms);
-    let slots = match (short, order.mode) {
+    let short = first_short(request, standing, now_ms);
+    let slots = match (short, request.mode) {
         (Some(short), Mode::Enforce) => return (Decision::Refused(short), vec![]),
-        (would, Mode::Observe) => (order.slots.wanted, would),
+        (would, Mode::Observe) => (request.slots.wanted, would),
         (None, Mode::Enforce) => {
-            let free = order.bindings.iter().filter_map(|binding| match binding.bound {
+            let free = request.bindings.iter().filter_map(|binding| match binding.bound {
                 Bound::Concurrent(allowed) => Some(allowed.saturating_sub(standing.held(&binding.key))),
                 Bound::Rate(_) => None,
             });
             let free = free.min().unwrap_or(u32::MAX);
-            (free.min(order.slots.wanted).max(order.slots.at_least), None)
+            (free.min(request.slots.wanted).max(request.slots.at_least), None)
         }
     };
     let mut taken = BTreeMap::<&str, RateLog>::new();
-    for binding in &order.bindings {
+    for binding in &request.bindings {
         if let Bound::Rate(rate) = binding.bound {
             let before = taken.get(binding.key.as_str()).or_else(|| standing.rate_log(&binding.key));
             let after =
@@ -155,11 +155,11 @@ pub fn decide(
     (Decision::Admitted { slots: slots.0, would: slots.1 }, taken)
 }
 
-fn first_short(order: &AdmissionRequest, standing: &impl LimitUsage, now_ms: UnixMs) -> Option<Shortfall> {
-    order.bindings.iter().enumerate().find_map(|(binding, limit)| match limit.bound {
+fn first_short(request: &AdmissionRequest, standing: &impl LimitUsage, now_ms: UnixMs) -> Option<Shortfall> {
+    request.bindings.iter().enumerate().find_map(|(binding, limit)| match limit.bound {
         Bound::Concurrent(allowed) => {
             let current = standing.held(&limit.key);
-            let lacking = current.saturating_add(order.slots.at_least).saturating_sub(allowed);
+            let lacking = current.saturating_add(request.slots.at_least).saturating_sub(allowed);
             let short =
                 || Shortfall { binding, current, lacking, token_in_ms: None, oldest: standing.oldest(&limit.key) };
             (lacking > 0).then(short)

@@ -43,7 +43,7 @@ use crate::store::postgres::PostgresStore;
 use crate::store::sqlite::SqliteStore;
 use crate::store::{self, Journal, OwnershipMode, Replica, RetentionCutoffs, Spool, Store, StoreError};
 use crate::token::Keys;
-use crate::transcripts::{self, Client, Feed, Others, Sockets};
+use crate::transcripts::{self, Client, Feed, RemoteChanges, Sockets};
 use crate::webhook::{self, Webhooks, deliver};
 use listener_tls::ListenerTls;
 pub use reload::ConfigSource;
@@ -223,7 +223,7 @@ impl App {
             Calls::new(lifecycle, config.accounts.clone(), upstream.map_err(start_error)?, config.calls.clone());
         patient.ask(|| capacity.heartbeat()).await?;
         // No call is placed before the do-not-call lists are known.
-        patient.ask(|| calls.destinations.take_up_do_not_call()).await?;
+        patient.ask(|| calls.destinations.refresh_do_not_call()).await?;
         let rebuilt = patient.ask(|| reconcile::rebuild(&calls)).await?;
         let wake = Arc::new(Notify::new());
         let spool = Spool::new(&config.spool_dir);
@@ -252,10 +252,10 @@ impl App {
         let others = match (&channel, config.gate.home) {
             (Some(channel), _) => {
                 tasks.spawn(notify::carry(calls.lifecycle.hub.clone(), channel.clone(), stop.clone()));
-                Others::LookedFor
+                RemoteChanges::LookedFor
             }
-            (None, GateMode::Memory) => Others::None,
-            (None, _) => Others::Heard,
+            (None, GateMode::Memory) => RemoteChanges::None,
+            (None, _) => RemoteChanges::Heard,
         };
         tasks.spawn(feed.clone().run(others, stop.clone()));
         let client = Client {
@@ -462,7 +462,7 @@ async fn follow_businesses(mut roles: Receiver<Role>, live: Arc<Live>, stop: Can
         if version == taken_up {
             continue;
         }
-        match live.clone().take_up_businesses().await {
+        match live.clone().refresh_businesses().await {
             Ok(()) => taken_up = version,
             Err(error) => warn!(%error, "failed to apply changed businesses; retried with the next change"),
         }
@@ -480,7 +480,7 @@ async fn follow_do_not_call(mut roles: Receiver<Role>, live: Arc<Live>, stop: Ca
         let calls = live.calls();
         let change = roles.borrow_and_update().do_not_call_change;
         if !calls.destinations.knows_do_not_call(change)
-            && let Err(error) = calls.destinations.take_up_do_not_call().await
+            && let Err(error) = calls.destinations.refresh_do_not_call().await
         {
             warn!(%error, "failed to read the do-not-call lists; nobody is called whom they may name");
         }

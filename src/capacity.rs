@@ -223,7 +223,7 @@ impl Capacity {
     }
 
     /// Whether a call was recorded by a replica that is dead, and is not this one.
-    pub fn is_of_the_dead(&self, record: &CallRecord) -> bool {
+    pub fn is_orphaned(&self, record: &CallRecord) -> bool {
         let role = self.0.role.borrow();
         if !self.is_shared() {
             // This process owns the store alone: any earlier owner is gone, however recent its heartbeat.
@@ -287,17 +287,17 @@ impl Capacity {
     /// The caller holds [`Capacity::deciding`].
     pub async fn admit(
         &self,
-        mut order: AdmissionRequest,
+        mut request: AdmissionRequest,
         mut call: NewCall,
     ) -> std::result::Result<Admission, AdmissionError> {
-        call.keys = keys(&order.bindings);
-        self.lower(&mut order.bindings);
+        call.keys = keys(&request.bindings);
+        self.lower(&mut request.bindings);
         let until = Instant::now() + PATIENCE;
         loop {
             let state = self.state();
             let decided = match (self.gate_of(state.mode), state.mode) {
-                (Some(gate), _) => self.propose(gate, &order, call.clone(), state).boxed().await?,
-                (None, GateMode::Database) => self.decide_in_store(&order, call.clone(), state).boxed().await?,
+                (Some(gate), _) => self.propose(gate, &request, call.clone(), state).boxed().await?,
+                (None, GateMode::Database) => self.decide_in_store(&request, call.clone(), state).boxed().await?,
                 (None, mode) => {
                     self.0.wake.notify_one();
                     let why = format!("the gate is in {}, and this replica has no such gate", mode.as_str());
@@ -323,16 +323,16 @@ impl Capacity {
     async fn propose(
         &self,
         gate: &Arc<dyn Gate>,
-        order: &AdmissionRequest,
+        request: &AdmissionRequest,
         mut call: NewCall,
         state: GateState,
     ) -> std::result::Result<Next, AdmissionError> {
-        let (slots, would) = match gate.admit(state.epoch, order).await {
-            Ok(Decision::Refused(short)) => return Ok(Next::Done(Admission::Refused(self.full(order, &short)?))),
+        let (slots, would) = match gate.admit(state.epoch, request).await {
+            Ok(Decision::Refused(short)) => return Ok(Next::Done(Admission::Refused(self.full(request, &short)?))),
             Ok(Decision::Admitted { slots, would }) => (slots, would),
             Err(GateError::Away(why)) => {
-                self.undone(pending_ops::GateOp::Forbid(state.epoch, order.call.clone()));
-                return self.in_outage(order, call, state, why).boxed().await;
+                self.undone(pending_ops::GateOp::Forbid(state.epoch, request.call.clone()));
+                return self.in_outage(request, call, state, why).boxed().await;
             }
             Err(error) => return self.is_elsewhere(state, &error).boxed().await,
         };
@@ -341,11 +341,11 @@ impl Capacity {
         let claim = self.is_shared().then_some(state.epoch);
         match self.0.store.open(call, claim).await {
             Ok(InsertOutcome::New(news)) => {
-                let would = would.map(|short| self.full(order, &short)).transpose()?;
-                Ok(Next::Done(Admission::Admitted(Lease::new(order.call.clone(), slots), would, news)))
+                let would = would.map(|short| self.full(request, &short)).transpose()?;
+                Ok(Next::Done(Admission::Admitted(Lease::new(request.call.clone(), slots), would, news)))
             }
             Ok(InsertOutcome::Known(known)) => {
-                self.give_back(&order.call).boxed().await;
+                self.give_back(&request.call).boxed().await;
                 Ok(Next::Done(Admission::Known(known)))
             }
             Ok(InsertOutcome::Outdated(now)) => {
@@ -354,7 +354,7 @@ impl Capacity {
                 Ok(Next::Again)
             }
             Err(error) => {
-                self.give_back(&order.call).boxed().await;
+                self.give_back(&request.call).boxed().await;
                 Err(error.into())
             }
         }
@@ -362,23 +362,23 @@ impl Capacity {
 
     async fn decide_in_store(
         &self,
-        order: &AdmissionRequest,
+        request: &AdmissionRequest,
         call: NewCall,
         state: GateState,
     ) -> std::result::Result<Next, AdmissionError> {
         if self.0.settings.home != GateMode::Database {
             match self.0.policy.load().on_outage(&call.facts) {
                 OnOutage::Database => self.0.metrics.degraded("database"),
-                _ => return self.in_outage(order, call, state, "Redis is away".to_owned()).boxed().await,
+                _ => return self.in_outage(request, call, state, "Redis is away".to_owned()).boxed().await,
             }
         }
-        match self.0.store.admit(call, order.clone(), state.epoch).await? {
+        match self.0.store.admit(call, request.clone(), state.epoch).await? {
             AdmitOutcome::New { slots, would, news } => {
-                let would = would.map(|short| self.full(order, &short)).transpose()?;
-                Ok(Next::Done(Admission::Admitted(Lease::new(order.call.clone(), slots), would, news)))
+                let would = would.map(|short| self.full(request, &short)).transpose()?;
+                Ok(Next::Done(Admission::Admitted(Lease::new(request.call.clone(), slots), would, news)))
             }
             AdmitOutcome::Known(known) => Ok(Next::Done(Admission::Known(known))),
-            AdmitOutcome::Refused(short) => Ok(Next::Done(Admission::Refused(self.full(order, &short)?))),
+            AdmitOutcome::Refused(short) => Ok(Next::Done(Admission::Refused(self.full(request, &short)?))),
             AdmitOutcome::Outdated(now) => {
                 self.adopt_epoch(now);
                 Ok(Next::Again)
@@ -389,7 +389,7 @@ impl Capacity {
     /// Decides while Redis is unavailable and the database does not decide for this call, or not yet.
     async fn in_outage(
         &self,
-        order: &AdmissionRequest,
+        request: &AdmissionRequest,
         mut call: NewCall,
         state: GateState,
         why: String,
@@ -400,14 +400,14 @@ impl Capacity {
             return Err(AdmissionError::Gate(why));
         }
         self.0.metrics.degraded("open");
-        let slots = order.slots.wanted;
+        let slots = request.slots.wanted;
         call.slots = slots;
         let held = lease_of(&call);
         match self.0.store.open(call, Some(state.epoch)).await? {
             InsertOutcome::New(news) => {
                 // Queued after the operation that revokes its admission.
                 self.undone(pending_ops::GateOp::Adopt(state.epoch, held));
-                Ok(Next::Done(Admission::Admitted(Lease::new(order.call.clone(), slots), None, news)))
+                Ok(Next::Done(Admission::Admitted(Lease::new(request.call.clone(), slots), None, news)))
             }
             InsertOutcome::Known(known) => Ok(Next::Done(Admission::Known(known))),
             InsertOutcome::Outdated(now) => {
@@ -570,8 +570,12 @@ impl Capacity {
         }
     }
 
-    fn full(&self, order: &AdmissionRequest, short: &Shortfall) -> std::result::Result<LimitExceeded, AdmissionError> {
-        let full = self.0.waits.full(&order.bindings, short, order.at_ms);
+    fn full(
+        &self,
+        request: &AdmissionRequest,
+        short: &Shortfall,
+    ) -> std::result::Result<LimitExceeded, AdmissionError> {
+        let full = self.0.waits.full(&request.bindings, short, request.at_ms);
         full.ok_or_else(|| AdmissionError::Gate("the gate answered for a limit that is not in the request".to_owned()))
     }
 }

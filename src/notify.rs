@@ -63,32 +63,32 @@ type Newest = (u64, Partial);
 /// See the module. Cloning is cheap.
 #[derive(Debug, Clone)]
 pub struct Hub {
-    bells: broadcast::Sender<Notification>,
+    notifications: broadcast::Sender<Notification>,
     partials: Arc<Mutex<(u64, HashMap<CallId, Newest>)>>,
 }
 
 impl Default for Hub {
     fn default() -> Self {
-        Self { bells: broadcast::Sender::new(BEHIND_MAX), partials: Arc::default() }
+        Self { notifications: broadcast::Sender::new(BEHIND_MAX), partials: Arc::default() }
     }
 }
 
 impl Hub {
     /// Notifies that something of a call was stored: an utterance, a post-call record.
     pub fn notify(&self, call: &CallId) {
-        self.no_more_partial(call);
+        self.clear_partial(call);
         self.bell(call, News::Record);
     }
 
     /// Notifies that a call ended and its slots are free.
     pub fn ended(&self, call: &CallId) {
-        self.no_more_partial(call);
+        self.clear_partial(call);
         self.bell(call, News::Ended);
     }
 
     /// The same, with the stored utterance.
     pub fn publish(&self, call: &CallId, said: Utterance) {
-        self.no_more_partial(call);
+        self.clear_partial(call);
         let is_short = said.text.len() <= TOLD_BYTES_MAX;
         self.bell(call, if is_short { News::Said(Arc::new(said)) } else { News::Record });
     }
@@ -99,21 +99,21 @@ impl Hub {
     }
 
     /// Drops the interim utterance: it was stored, or never will be.
-    fn no_more_partial(&self, call: &CallId) {
+    fn clear_partial(&self, call: &CallId) {
         self.partials().1.remove(call);
     }
 
     /// Notifies that another replica stored something. `is_quiet`: it has no interim utterance there.
-    pub fn ring_of_another(&self, call: &CallId, is_quiet: bool) {
+    pub fn notify_from_replica(&self, call: &CallId, is_quiet: bool) {
         if is_quiet {
-            self.no_more_partial(call);
+            self.clear_partial(call);
         }
         self.pass_on(call, News::Record, false);
     }
 
     /// Passes on that a call ended at another replica.
-    pub fn end_of_another(&self, call: &CallId) {
-        self.no_more_partial(call);
+    pub fn ended_at_replica(&self, call: &CallId) {
+        self.clear_partial(call);
         self.pass_on(call, News::Ended, false);
     }
 
@@ -123,7 +123,7 @@ impl Hub {
 
     fn pass_on(&self, call: &CallId, news: News, is_ours: bool) {
         // There may be no subscribers.
-        let _ = self.bells.send(Notification { call: call.clone(), news, is_ours });
+        let _ = self.notifications.send(Notification { call: call.clone(), news, is_ours });
     }
 
     fn partials(&self) -> MutexGuard<'_, (u64, HashMap<CallId, Newest>)> {
@@ -137,7 +137,7 @@ impl Hub {
     }
 
     /// The same, from another replica.
-    pub fn murmur_of_another(&self, call: &CallId, partial: Partial) {
+    pub fn set_partial_from_replica(&self, call: &CallId, partial: Partial) {
         self.take_partial(call, partial, false);
     }
 
@@ -164,7 +164,7 @@ impl Hub {
 
     /// Subscribes to notifications.
     pub fn listen(&self) -> broadcast::Receiver<Notification> {
-        self.bells.subscribe()
+        self.notifications.subscribe()
     }
 }
 

@@ -370,11 +370,11 @@ impl Policy {
     }
 
     /// Identifies the business of a request by the ordered rules.
-    pub fn identify(&self, marks: &RequestAttributes<'_>) -> Identified {
+    pub fn identify(&self, attributes: &RequestAttributes<'_>) -> Identified {
         let parsed = |text: Option<&str>| text.and_then(|id| BusinessId::parse(id).ok());
-        let (header, path) = (parsed(marks.header), parsed(marks.path));
+        let (header, path) = (parsed(attributes.header), parsed(attributes.path));
         let reads = |rule| self.rules.contains(&rule);
-        let ignored = match (marks.header, marks.path) {
+        let ignored = match (attributes.header, attributes.path) {
             (Some(_), _) if !reads(Rule::Header) => Some(Ignored::Header),
             (Some(_), _) if header.is_none() => Some(Ignored::BadHeader),
             (_, Some(_)) if !reads(Rule::Path) => Some(Ignored::Path),
@@ -386,11 +386,11 @@ impl Policy {
             let found = match rule {
                 Rule::Header => header.clone(),
                 Rule::Path => path.clone(),
-                Rule::Agent => marks.agent.and_then(|a| self.by_agent.get(a).cloned()),
-                Rule::Number => marks.number.and_then(|n| self.owner_of_number(n).cloned()),
-                Rule::ApiKey => marks.api_key_sha256.as_ref().and_then(|k| self.by_api_key.get(k).cloned()),
+                Rule::Agent => attributes.agent.and_then(|a| self.by_agent.get(a).cloned()),
+                Rule::Number => attributes.number.and_then(|n| self.owner_of_number(n).cloned()),
+                Rule::ApiKey => attributes.api_key_sha256.as_ref().and_then(|k| self.by_api_key.get(k).cloned()),
                 Rule::Account => self.settings.accounts.iter().find_map(|account| {
-                    (Some(account.name.as_str()) == marks.account).then(|| account.business.clone()).flatten()
+                    (Some(account.name.as_str()) == attributes.account).then(|| account.business.clone()).flatten()
                 }),
             };
             match found {
@@ -473,7 +473,7 @@ impl Policy {
     }
 
     /// The bounds of limits with a single count, by name; the lower one where two share a name.
-    pub fn slots_per_nothing(&self) -> Vec<(String, u32)> {
+    pub fn single_count_bounds(&self) -> Vec<(String, u32)> {
         let mut slots = BTreeMap::<String, u32>::new();
         for limit in self.settings.limits.iter().chain(&self.global).filter(|limit| limit.per == Per::All) {
             if let Bound::Concurrent(n) = limit.bound {

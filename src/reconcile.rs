@@ -375,7 +375,7 @@ impl Sweeper {
         let leads = capacity.role().leads;
         let Ok(mine) = self.mine().await else { return };
         for call in mine.iter().filter(|call| call.facts.account == self.account.name && self.is_to_be_hung_up(call)) {
-            if leads || capacity.is_of_the_dead(call) {
+            if leads || capacity.is_orphaned(call) {
                 self.calls.provider.hang_up_later(&call.id);
             }
         }
@@ -572,7 +572,7 @@ pub async fn rebuild(calls: &Calls) -> Result<usize> {
     failpoint::hit("start.read").await;
     let capacity = &lifecycle.capacity;
     let lost = |c: &&mut CallRecord| c.origin == Origin::Order && c.phase == Phase::Reserved && !c.unsettled;
-    for call in open.iter_mut().filter(lost).filter(|call| capacity.is_of_the_dead(call)) {
+    for call in open.iter_mut().filter(lost).filter(|call| capacity.is_orphaned(call)) {
         // The process died between the record and the response: it is unknown whether the request was sent.
         let change = Change { unsettled: Some(true), ..lifecycle.change(&call.id, Source::Order) };
         lifecycle.apply(change).await?;

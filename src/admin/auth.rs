@@ -138,7 +138,7 @@ impl Access {
     ///
     /// # Errors
     /// [`Denied`].
-    pub fn scraper_of_before(&self, exchange: &Exchange, now_secs: i64) -> Result<(), Denied> {
+    pub fn legacy_scraper(&self, exchange: &Exchange, now_secs: i64) -> Result<(), Denied> {
         match (&self.cron_secret, exchange.header(CRON_SECRET)) {
             (Some(secret), Some(shown)) if bearer(exchange.headers())?.is_none() => {
                 match equal(secret.expose().as_bytes(), shown.as_bytes()) {

@@ -54,13 +54,13 @@ impl Admin {
             self.note(who, Act::new("put businesses", "*").changes(before.into(), after.into())).await?;
         }
         let new = self.calls.lifecycle.store.put_businesses(businesses, at_ms).await?;
-        self.program()?.take_up_businesses().await?;
+        self.program()?.refresh_businesses().await?;
         info!(by = who.name, count, new, "businesses updated");
-        ok(&json!({"put": count, "new": new, "note": self.note_of_strangers()}))
+        ok(&json!({"put": count, "new": new, "note": self.note_on_unknown()}))
     }
 
     /// The consequence for unknown businesses, once any is known.
-    pub(super) fn note_of_strangers(&self) -> String {
+    pub(super) fn note_on_unknown(&self) -> String {
         self.calls.lifecycle.policy.load().settings().unknown.means()
     }
 }

@@ -57,10 +57,10 @@ impl Admin {
                 let first = !self.calls.lifecycle.policy.load().has_named_businesses();
                 self.note(who, Act::new("put business", business.id.as_str()).changes(before, shown.clone())).await?;
                 let new = store.put_business(&business, self.calls.lifecycle.clock.now_ms()).await?;
-                self.program()?.take_up_businesses().await?;
+                self.program()?.refresh_businesses().await?;
                 let status = if new { StatusCode::CREATED } else { StatusCode::OK };
                 if first {
-                    shown["note"] = self.note_of_strangers().into();
+                    shown["note"] = self.note_on_unknown().into();
                 }
                 Ok(json_answer(status, &shown))
             }
@@ -74,7 +74,7 @@ impl Admin {
                 if !store.delete_business(id.as_str()).await? {
                     return Err(not_found("no business of this id was put; those of the config file stay"));
                 }
-                self.program()?.take_up_businesses().await?;
+                self.program()?.refresh_businesses().await?;
                 Ok(respond(StatusCode::NO_CONTENT, HeaderMap::new(), Bytes::new()))
             }
             _ => Err(Problem::Is(

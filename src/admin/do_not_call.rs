@@ -154,7 +154,7 @@ impl Admin {
             }
         }
         // Written batches stand, even if a later one fails.
-        self.calls.destinations.take_up_do_not_call().await?;
+        self.calls.destinations.refresh_do_not_call().await?;
         written?;
         info!(by = who.name, list = whose, numbers = keys.len(), changed, what, "do-not-call list changed");
         match (puts, one) {

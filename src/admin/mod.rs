@@ -200,7 +200,7 @@ impl Admin {
                 ok(&self.status_of(open.as_deref()).await?)
             }
             (&Method::GET, ["api", "concurrent-metrics", "prometheus"]) => {
-                self.access.scraper_of_before(exchange, now_secs)?;
+                self.access.legacy_scraper(exchange, now_secs)?;
                 self.prometheus().await
             }
             (&Method::GET, ["api", "concurrent-metrics", rest @ ..]) => {
@@ -352,7 +352,7 @@ impl Admin {
         let sightings = self.sightings.lock().map(|s| s.clone()).unwrap_or_default();
         let mut hooks = BTreeMap::new();
         for account in self.calls.accounts.values() {
-            if let Ok(seen) = self.calls.post_call.hooks_seen(account).await {
+            if let Ok(seen) = self.calls.post_call.watched_webhooks(account).await {
                 hooks.insert(&account.name, seen);
             }
         }
@@ -503,15 +503,15 @@ fn limit_of(query: &str) -> u32 {
 
 /// A call for operators: numbers masked.
 fn shown(call: &CallRecord) -> Value {
-    shown_with(call, mask_number)
+    call_json_with(call, mask_number)
 }
 
 /// The same, with whole numbers for callers with that right.
 fn shown_to(call: &CallRecord, who: &Caller) -> Value {
-    if who.whole_numbers { shown_with(call, str::to_owned) } else { shown(call) }
+    if who.whole_numbers { call_json_with(call, str::to_owned) } else { shown(call) }
 }
 
-fn shown_with(call: &CallRecord, number: fn(&str) -> String) -> Value {
+fn call_json_with(call: &CallRecord, number: fn(&str) -> String) -> Value {
     let masked = |n: &Option<String>| n.as_deref().map(number);
     // By a key's hash nobody finds anything.
     let ids = call.aliases.iter().filter(|alias| alias.kind != KEY_KIND);

@@ -40,7 +40,7 @@ pub trait Running: Send + Sync + 'static {
     async fn reload(self: Arc<Self>, by: ReloadTrigger) -> Reloaded;
 
     /// Applies the businesses in the store, after one was created, replaced or deleted.
-    async fn take_up_businesses(self: Arc<Self>) -> Result<(), StoreError>;
+    async fn refresh_businesses(self: Arc<Self>) -> Result<(), StoreError>;
 
     /// Compares leases, call records and providers now, and repairs differences.
     async fn reconcile(self: Arc<Self>) -> Reconciled;
@@ -102,7 +102,7 @@ impl ReloadOutcome {
 #[derive(Debug, Clone)]
 pub struct Reloaded {
     /// The outcome.
-    pub came: ReloadOutcome,
+    pub outcome: ReloadOutcome,
     /// Mistakes and warnings of the config that was read.
     pub diagnostics: Vec<Diagnostic>,
     /// The same, drawn as `ringfence check` draws them.
@@ -138,7 +138,7 @@ impl InForce {
 /// The HTTP response: 200 when the config in the file is in force, 422 when it is invalid, 503 when the reload could not be
 /// attempted.
 pub(super) fn answer(reloaded: &Reloaded, now: &InForce) -> Response<Bytes> {
-    let status = match reloaded.came {
+    let status = match reloaded.outcome {
         ReloadOutcome::Loaded | ReloadOutcome::Unchanged => StatusCode::OK,
         ReloadOutcome::Kept => StatusCode::UNPROCESSABLE_ENTITY,
         ReloadOutcome::Failed => StatusCode::SERVICE_UNAVAILABLE,
@@ -154,7 +154,7 @@ pub(super) fn answer(reloaded: &Reloaded, now: &InForce) -> Response<Bytes> {
         })
         .collect();
     let body = json!({
-        "result": reloaded.came.as_str(), "policy": now.hash, "generation": now.generation,
+        "result": reloaded.outcome.as_str(), "policy": now.hash, "generation": now.generation,
         "message": reloaded.reason, "diagnostics": diagnostics, "drawn": reloaded.drawn,
     });
     json_answer(status, &body)

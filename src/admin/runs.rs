@@ -32,7 +32,7 @@ const PAGE: u32 = 1_000;
 const PAGE_MAX: u32 = 10_000;
 
 /// What the reader of a body hands over.
-enum ReloadOutcome {
+enum UploadPart {
     /// The run, and whether leads follow.
     Head(Map<String, Value>, bool),
     Rows(Vec<Row>),
@@ -88,7 +88,7 @@ fn answered(loaded: Result<Loaded, LoadError>) -> Answer {
 }
 
 /// Where what comes in goes.
-struct Intake<'a> {
+struct RunUpload<'a> {
     admin: &'a Admin,
     who: &'a Caller,
     key: Option<String>,
@@ -96,12 +96,12 @@ struct Intake<'a> {
     leads_follow: bool,
 }
 
-impl Intake<'_> {
+impl RunUpload<'_> {
     /// Whether more is wanted.
-    async fn take(&mut self, came: ReloadOutcome) -> Result<bool, Problem> {
+    async fn take(&mut self, came: UploadPart) -> Result<bool, Problem> {
         let Admin { calls, runs, .. } = self.admin;
         match (came, &mut self.loading) {
-            (ReloadOutcome::Head(mut head, more), None) => {
+            (UploadPart::Head(mut head, more), None) => {
                 if let Some(key) = &self.key {
                     head.entry("idempotency_key").or_insert_with(|| key.as_str().into());
                 }
@@ -119,12 +119,12 @@ impl Intake<'_> {
                 (self.loading, self.leads_follow) = (Some(begun), more && wants);
                 Ok(wants)
             }
-            (ReloadOutcome::Rows(rows), Some(loading)) => Ok(loading.take(rows).await.map(|()| true)?),
+            (UploadPart::Rows(rows), Some(loading)) => Ok(loading.take(rows).await.map(|()| true)?),
             // What is no run has no leads either.
-            (ReloadOutcome::Rows(rows), None) => {
+            (UploadPart::Rows(rows), None) => {
                 Err(bad(rows.into_iter().find_map(|row| row.lead.err()).unwrap_or_default()))
             }
-            (ReloadOutcome::Head(..), Some(_)) => Ok(true),
+            (UploadPart::Head(..), Some(_)) => Ok(true),
         }
     }
 }
@@ -185,7 +185,7 @@ impl Admin {
 
     async fn create_run(&self, exchange: &mut Exchange, who: &Caller) -> Answer {
         let key = exchange.header("idempotency-key").map(str::to_owned);
-        let mut intake = Intake { admin: self, who, key, loading: None, leads_follow: false };
+        let mut intake = RunUpload { admin: self, who, key, loading: None, leads_follow: false };
         let read = self.read_leads(exchange, None, &mut intake).await;
         match (read, intake.loading) {
             (Ok(()), Some(loading)) if intake.leads_follow => answered(loading.finish().await),
@@ -207,7 +207,7 @@ impl Admin {
             Format::of(kind).ok_or_else(|| bad("leads are text/csv, application/x-ndjson or application/json"))?;
         self.note(who, Act::new("load run", &run.id)).await?;
         let loading = Some(self.runs.begin_leads(&self.calls, run).await?);
-        let mut intake = Intake { admin: self, who, key: None, loading, leads_follow: true };
+        let mut intake = RunUpload { admin: self, who, key: None, loading, leads_follow: true };
         let read = self.read_leads(exchange, Some(format), &mut intake).await;
         let Some(loading) = intake.loading else { return Err(bad("the body must be a list of leads")) };
         match read {
@@ -224,7 +224,7 @@ impl Admin {
         &self,
         exchange: &mut Exchange,
         format: Option<Format>,
-        intake: &mut Intake<'_>,
+        intake: &mut RunUpload<'_>,
     ) -> Result<(), Problem> {
         let (feed, from) = mpsc::channel(PIECES);
         let (hand, mut came) = mpsc::channel(WAITING);
@@ -342,20 +342,20 @@ fn retried(outcomes: &Value) -> Result<Vec<Outcome>, Problem> {
 }
 
 /// Reads a body to its end.
-fn read_all(format: Option<Format>, pieces: Pieces, hand: &mpsc::Sender<ReloadOutcome>) {
+fn read_all(format: Option<Format>, pieces: Pieces, hand: &mpsc::Sender<UploadPart>) {
     let mut rows = Vec::with_capacity(ROWS);
-    let give = |came: ReloadOutcome| hand.blocking_send(came).map_err(|_| Enough);
+    let give = |came: UploadPart| hand.blocking_send(came).map_err(|_| Enough);
     let mut take = |row: Row| {
         rows.push(row);
-        if rows.len() < ROWS { Ok(()) } else { give(ReloadOutcome::Rows(std::mem::take(&mut rows))) }
+        if rows.len() < ROWS { Ok(()) } else { give(UploadPart::Rows(std::mem::take(&mut rows))) }
     };
     let read = match format {
         Some(format) => leads::read(format, pieces, &mut take),
-        None => leads::read_with_head(pieces, |head, more| give(ReloadOutcome::Head(head, more)), &mut take),
+        None => leads::read_with_head(pieces, |head, more| give(UploadPart::Head(head, more)), &mut take),
     };
     if read.is_ok() && !rows.is_empty() {
         // Whoever takes them may have gone.
-        let _ = give(ReloadOutcome::Rows(rows));
+        let _ = give(UploadPart::Rows(rows));
     }
 }
 

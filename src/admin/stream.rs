@@ -59,7 +59,7 @@ impl Admin {
                     ));
                 };
                 let feed = async move {
-                    send(&to, event("you", &you(&who).to_string())).await?;
+                    send(&to, event("you", &caller_view(&who).to_string())).await?;
                     let mut version = 0;
                     loop {
                         let frame = seen.borrow_and_update().clone();
@@ -184,7 +184,7 @@ fn ping() -> Bytes {
     Bytes::from_static(b": still here\n\n")
 }
 
-fn you(who: &Caller) -> Value {
+fn caller_view(who: &Caller) -> Value {
     json!({
         "name": who.name, "scope": who.scope.as_str(), "businesses": who.businesses, "wholeNumbers": who.whole_numbers,
         "version": env!("CARGO_PKG_VERSION"),

@@ -349,7 +349,8 @@ impl Live {
     async fn try_file(&self, written: &ConfigSource) -> Reloaded {
         let file = written.file.clone();
         let shown = file.path().display().to_string();
-        let came = |came, reason: Option<String>| Reloaded { came, diagnostics: vec![], drawn: String::new(), reason };
+        let outcome =
+            |outcome, reason: Option<String>| Reloaded { outcome, diagnostics: vec![], drawn: String::new(), reason };
         let before = lock(&self.tried).last.clone();
         let asked = file.clone();
         let mut read =
@@ -362,7 +363,7 @@ impl Live {
                     return kept(report.finish(), &shown, "");
                 }
                 Err(error) => {
-                    return came(ReloadOutcome::Failed, Some(format!("the config could not be read: {error}")));
+                    return outcome(ReloadOutcome::Failed, Some(format!("the config could not be read: {error}")));
                 }
             };
         let unchanged = {
@@ -371,7 +372,7 @@ impl Live {
             tried.in_force == read.inputs
         };
         if unchanged {
-            return came(ReloadOutcome::Unchanged, None);
+            return outcome(ReloadOutcome::Unchanged, None);
         }
         let diagnostics = std::mem::take(&mut read.loaded.diagnostics);
         let Some(config) = read.loaded.config.take().map(Arc::new) else {
@@ -379,7 +380,7 @@ impl Live {
         };
         let businesses = match self.calls().lifecycle.store.businesses().await {
             Ok(businesses) => businesses,
-            Err(error) => return came(ReloadOutcome::Failed, Some(error.to_string())),
+            Err(error) => return outcome(ReloadOutcome::Failed, Some(error.to_string())),
         };
         let mut against = needs_restart(&self.now.load().config, &config, &read.text);
         against.extend(not_fitting(&config.policy, &businesses));
@@ -389,12 +390,12 @@ impl Live {
         }
         let filter = config.log.filter.clone();
         if let Err(error) = Box::pin(self.load(config, written.file.hash(&read.inputs), &businesses)).await {
-            return came(ReloadOutcome::Failed, Some(error));
+            return outcome(ReloadOutcome::Failed, Some(error));
         }
         (written.set_log_filter)(&filter);
         lock(&self.tried).in_force = read.inputs.clone();
         let drawn = diagnostics::render(&diagnostics, &shown, &read.text, false);
-        Reloaded { came: ReloadOutcome::Loaded, diagnostics, drawn, reason: None }
+        Reloaded { outcome: ReloadOutcome::Loaded, diagnostics, drawn, reason: None }
     }
 
     async fn reload_now(&self, by: &ReloadTrigger) -> Reloaded {
@@ -403,18 +404,18 @@ impl Live {
         let reloaded = match &self.written {
             Some(written) => self.try_file(written).await,
             None => Reloaded {
-                came: ReloadOutcome::Failed,
+                outcome: ReloadOutcome::Failed,
                 diagnostics: vec![],
                 drawn: String::new(),
                 reason: Some("this program was not started from a config file".to_owned()),
             },
         };
         let calls = self.calls();
-        calls.lifecycle.metrics.config_reload(reloaded.came.as_str(), reloaded.came.is_ok());
+        calls.lifecycle.metrics.config_reload(reloaded.outcome.as_str(), reloaded.outcome.is_ok());
         {
             let mut tried = lock(&self.tried);
             tried.failed = reloaded.reason.clone().map(|reason| (calls.lifecycle.clock.now_ms(), reason));
-            if reloaded.came == ReloadOutcome::Failed {
+            if reloaded.outcome == ReloadOutcome::Failed {
                 // Not the file's fault: treated as unread, and retried.
                 tried.last = tried.in_force.clone();
             }
@@ -422,7 +423,7 @@ impl Live {
         let now = self.in_force();
         let by_whom = by;
         let by = by_whom.who.as_str();
-        match (reloaded.came, &reloaded.reason) {
+        match (reloaded.outcome, &reloaded.reason) {
             (ReloadOutcome::Loaded, _) => {
                 self.note_reload(by_whom, &before, &now).await;
                 info!(by, policy = now.hash.as_deref(), generation = now.generation, "config reloaded")
@@ -449,7 +450,7 @@ impl Live {
         }
     }
 
-    async fn take_up_now(&self) -> Result<(), StoreError> {
+    async fn refresh_businesses_now(&self) -> Result<(), StoreError> {
         let _one_at_a_time = self.swapping.lock().await;
         let old = self.now.load_full();
         let businesses = old.admin.calls.lifecycle.store.businesses().await?;
@@ -476,16 +477,16 @@ impl Running for Live {
     async fn reload(self: Arc<Self>, by: ReloadTrigger) -> Reloaded {
         let this = self.clone();
         self.tasks.spawn(async move { this.reload_now(&by).await }).await.unwrap_or_else(|error| Reloaded {
-            came: ReloadOutcome::Failed,
+            outcome: ReloadOutcome::Failed,
             diagnostics: vec![],
             drawn: String::new(),
             reason: Some(format!("the reload did not finish: {error}")),
         })
     }
 
-    async fn take_up_businesses(self: Arc<Self>) -> Result<(), StoreError> {
+    async fn refresh_businesses(self: Arc<Self>) -> Result<(), StoreError> {
         let this = self.clone();
-        match self.tasks.spawn(async move { this.take_up_now().await }).await {
+        match self.tasks.spawn(async move { this.refresh_businesses_now().await }).await {
             Ok(result) => result,
             Err(error) => Err(StoreError::Unknown(format!("the swap did not finish: {error}"))),
         }
@@ -545,7 +546,7 @@ fn kept(diagnostics: Vec<Diagnostic>, shown: &str, text: &str) -> Reloaded {
         })
         .collect();
     let drawn = diagnostics::render(&diagnostics, shown, text, false);
-    Reloaded { came: ReloadOutcome::Kept, diagnostics, drawn, reason: Some(each.join("; ")) }
+    Reloaded { outcome: ReloadOutcome::Kept, diagnostics, drawn, reason: Some(each.join("; ")) }
 }
 
 /// Businesses created by the API survive a reload; a config in which one of them would lose its limit is rejected.

@@ -141,7 +141,7 @@ impl Destinations {
     ///
     /// # Errors
     /// The table cannot be read.
-    pub async fn take_up_do_not_call(&self) -> store::Result<()> {
+    pub async fn refresh_do_not_call(&self) -> store::Result<()> {
         let Lists { known, reading } = &*self.lists;
         let _one_at_a_time = reading.lock().await;
         loop {

@@ -68,7 +68,7 @@ impl Inbound {
         if let Some(known) = store.resolve(&arrival.aliases).await? {
             return self.known(&known, &arrival).boxed().await;
         }
-        if let Some(order) = self.order_of(&arrival).boxed().await? {
+        if let Some(order) = self.create_of(&arrival).boxed().await? {
             return self.known(&order, &arrival).boxed().await;
         }
         if let Some(what) = self.doubt(&arrival).await {
@@ -147,7 +147,7 @@ impl Inbound {
         if let Some(known) = self.context.lifecycle.store.resolve(&arrival.aliases).await? {
             return Ok(known);
         }
-        if let Some(order) = self.order_of(&arrival).boxed().await? {
+        if let Some(order) = self.create_of(&arrival).boxed().await? {
             self.known(&order, &arrival).boxed().await?;
             return Ok(order);
         }
@@ -190,11 +190,11 @@ impl Inbound {
     /// The create of ours that this call belongs to, where its response is still outstanding: an event may overtake the response,
     /// and not every event has the direction. The provider is queried only while such a create is outstanding, and never for a
     /// call that waits for our reply.
-    async fn order_of(&self, arrival: &Arrival) -> Result<Option<CallId>> {
+    async fn create_of(&self, arrival: &Arrival) -> Result<Option<CallId>> {
         let account = &arrival.account;
         let Some(lookup) = account.provider.lookup.as_ref().filter(|_| !arrival.refusable) else { return Ok(None) };
         let Some(alias) = arrival.aliases.iter().find(|a| a.kind == lookup.needs) else { return Ok(None) };
-        let orders = self.context.lifecycle.store.unanswered_orders(&account.name, &lookup.needs).await?;
+        let orders = self.context.lifecycle.store.unanswered_creates(&account.name, &lookup.needs).await?;
         if orders.iter().all(|order| self.context.group_of(order).is_some()) {
             return Ok(None);
         }

@@ -53,7 +53,7 @@ impl Capacity {
     }
 
     /// Takes up what the store says; first tells it what it does not know yet.
-    pub(super) async fn hear_bypass(&self, stored: Option<Bypass>) {
+    pub(super) async fn apply_stored_bypass(&self, stored: Option<Bypass>) {
         let state = &self.0.bypass;
         if state.is_unshared.load(Ordering::Relaxed) {
             let latest = state.latest.load_full().map(|bypass| (*bypass).clone());

@@ -66,7 +66,7 @@ pub(super) struct Known {
 impl Capacity {
     /// This process, with its shared state.
     pub(super) fn myself(&self) -> Replica {
-        let policy = Declared::of(&self.0.policy.load());
+        let policy = Declared::from_policy(&self.0.policy.load());
         let (seen, (_, policy_since_ms)) = {
             let mut known = lock(&self.0.known);
             if known.policy.0 != policy.hash {

@@ -114,11 +114,11 @@ impl Model {
     }
 
     /// The first limit that is short.
-    fn short(&self, order: &AdmissionRequest) -> Option<Shortfall> {
-        order.bindings.iter().enumerate().find_map(|(binding, limit)| match limit.bound {
+    fn short(&self, request: &AdmissionRequest) -> Option<Shortfall> {
+        request.bindings.iter().enumerate().find_map(|(binding, limit)| match limit.bound {
             Bound::Concurrent(allowed) => {
                 let current = self.slots(&limit.key);
-                let lacking = (current + order.slots.at_least).checked_sub(allowed).filter(|lacking| *lacking > 0)?;
+                let lacking = (current + request.slots.at_least).checked_sub(allowed).filter(|lacking| *lacking > 0)?;
                 let singles = self.under(&limit.key).into_iter().filter(|held| held.slots == 1);
                 let mut oldest: Vec<_> = singles.map(|held| held.since_ms).collect();
                 oldest.sort_unstable();
@@ -158,21 +158,21 @@ impl Model {
     }
 
     /// One slot after the other, while all limits have a free one.
-    fn granted(&self, order: &AdmissionRequest) -> u32 {
+    fn granted(&self, request: &AdmissionRequest) -> u32 {
         let has_room = |n: u32| {
-            order.bindings.iter().all(|limit| match limit.bound {
+            request.bindings.iter().all(|limit| match limit.bound {
                 Bound::Concurrent(allowed) => self.slots(&limit.key) + n <= allowed,
                 Bound::Rate(_) => true,
             })
         };
-        (1..=order.slots.wanted).take_while(|n| order.mode == Mode::Observe || has_room(*n)).last().unwrap_or(0)
+        (1..=request.slots.wanted).take_while(|n| request.mode == Mode::Observe || has_room(*n)).last().unwrap_or(0)
     }
 
     /// A request, with one id perhaps, at a replica. Repeated, it does not return what would have rejected it.
     fn admit(
         &mut self,
         at: usize,
-        order: &AdmissionRequest,
+        request: &AdmissionRequest,
         facts: &Facts,
         alias: Option<usize>,
         is_again: bool,
@@ -192,51 +192,51 @@ impl Model {
                 if let Some(known) = known {
                     return Answer::Known(known);
                 }
-                (order.slots.wanted, None)
+                (request.slots.wanted, None)
             }
             OnOutage::Database => {
                 // In one transaction with the record the ids are checked first; a limiter knows no ids.
                 if let (GateMode::Database, Some(known)) = (self.mode, &known) {
                     return Answer::Known(known.clone());
                 }
-                let short = self.short(order);
-                if let (Mode::Enforce, Some(short)) = (order.mode, &short) {
-                    return Answer::Refused(self.told(at, order, short));
+                let short = self.short(request);
+                if let (Mode::Enforce, Some(short)) = (request.mode, &short) {
+                    return Answer::Refused(self.told(at, request, short));
                 }
-                let granted = self.granted(order);
-                self.take_tokens(order);
+                let granted = self.granted(request);
+                self.take_tokens(request);
                 if let Some(known) = known {
                     return Answer::Known(known);
                 }
-                (granted, short.filter(|_| !is_again).map(|short| self.told(at, order, &short)))
+                (granted, short.filter(|_| !is_again).map(|short| self.told(at, request, &short)))
             }
         };
         let news = match owner {
             Some(Owner::News(event)) => Some(event),
             _ => None,
         };
-        self.open(order.call.clone(), facts, keys(&order.bindings), slots, false, alias);
+        self.open(request.call.clone(), facts, keys(&request.bindings), slots, false, alias);
         self.sent.push((self.now, facts.clone()));
         Answer::Admitted(slots, would, news)
     }
 
     /// The limiter admitted it, and its process died before the record was written.
-    fn orphan(&mut self, order: &AdmissionRequest) {
-        if order.mode == Mode::Enforce && self.short(order).is_some() {
+    fn orphan(&mut self, request: &AdmissionRequest) {
+        if request.mode == Mode::Enforce && self.short(request).is_some() {
             return;
         }
-        let (slots, keys) = (self.granted(order), keys(&order.bindings));
-        self.take_tokens(order);
-        let held = LeaseRow { call: order.call.clone(), keys, slots, since_ms: self.now, over_limit: false };
+        let (slots, keys) = (self.granted(request), keys(&request.bindings));
+        self.take_tokens(request);
+        let held = LeaseRow { call: request.call.clone(), keys, slots, since_ms: self.now, over_limit: false };
         self.ghosts.push(Ghost { held, is_ended: false });
     }
 
-    fn told(&self, at: usize, order: &AdmissionRequest, short: &Shortfall) -> LimitExceeded {
-        self.replicas[at].1.full(&order.bindings, short, self.now).unwrap()
+    fn told(&self, at: usize, request: &AdmissionRequest, short: &Shortfall) -> LimitExceeded {
+        self.replicas[at].1.full(&request.bindings, short, self.now).unwrap()
     }
 
-    fn take_tokens(&mut self, order: &AdmissionRequest) {
-        for limit in &order.bindings {
+    fn take_tokens(&mut self, request: &AdmissionRequest) {
+        for limit in &request.bindings {
             if let Bound::Rate(rate) = limit.bound {
                 self.tokens.push((limit.key.clone(), self.now, rate));
             }

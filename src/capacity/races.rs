@@ -65,8 +65,8 @@ struct Between {
 
 #[async_trait]
 impl Gate for Between {
-    async fn admit(&self, epoch: i64, order: &AdmissionRequest) -> GateResult<Decision> {
-        let decided = self.redis.admit(epoch, order).await;
+    async fn admit(&self, epoch: i64, request: &AdmissionRequest) -> GateResult<Decision> {
+        let decided = self.redis.admit(epoch, request).await;
         self.after_admission.pass().await;
         if self.loses_answer.swap(false, Ordering::Relaxed) {
             return Err(GateError::Away("the answer was lost".to_owned()));
@@ -152,7 +152,7 @@ impl Two {
 
     async fn admit(&self, replica: &Capacity) -> std::result::Result<Admission, AdmissionError> {
         let call = self.new_call();
-        let order = AdmissionRequest {
+        let request = AdmissionRequest {
             call: call.id.clone(),
             bindings: replica.0.policy.load().bindings(&call.facts),
             slots: crate::admission::Slots::ONE,
@@ -160,7 +160,7 @@ impl Two {
             at_ms: call.at_ms,
         };
         let _deciding = replica.deciding().await;
-        replica.admit(order, call).await
+        replica.admit(request, call).await
     }
 
     async fn is_admitted(&self, replica: &Capacity) -> bool {

@@ -108,7 +108,7 @@ impl Live<'_> {
             }
         };
         let (status, body) = (answer.status(), decode(&answer));
-        let words = check.message.as_ref().and_then(|m| said(&body, |message| m.text(message).map(|t| plain(&t))));
+        let words = check.message.as_ref().and_then(|m| read_body(&body, |message| m.text(message).map(|t| plain(&t))));
         let words = words.map(|w| format!(": {w}")).unwrap_or_default();
         if check.denied.contains(&status.as_u16()) {
             let title = format!("account {name}: {} rejects the credentials ({status}){words}", account.provider.name);
@@ -128,8 +128,9 @@ impl Live<'_> {
             self.report.warning("W010", None, title, help);
             return vec![];
         }
-        if said(&body, |message| check.usable.holds(message).then_some(())).is_none() {
-            let state = check.state.as_ref().and_then(|s| said(&body, |message| s.text(message).map(|t| plain(&t))));
+        if read_body(&body, |message| check.usable.holds(message).then_some(())).is_none() {
+            let state =
+                check.state.as_ref().and_then(|s| read_body(&body, |message| s.text(message).map(|t| plain(&t))));
             let (title, help) = match state {
                 Some(state) => {
                     (format!("account {name} is {state} at {}", account.provider.name), "no call can be placed with it")
@@ -323,8 +324,8 @@ impl Live<'_> {
             let items = items_at.list(&body).filter(|_| answer.status().is_success());
             all.extend(items.ok_or_else(|| format!("the provider answers {}", answer.status()))?.iter().cloned());
             let next = match next_page {
-                Some(NextPage::Uri { uri }) => said(&body, |message| uri.text(message).map(|t| t.into_owned())),
-                Some(NextPage::Cursor { cursor, param }) => said(&body, |message| {
+                Some(NextPage::Uri { uri }) => read_body(&body, |message| uri.text(message).map(|t| t.into_owned())),
+                Some(NextPage::Cursor { cursor, param }) => read_body(&body, |message| {
                     let escaped: String = form_urlencoded::byte_serialize(cursor.text(message)?.as_bytes()).collect();
                     Some(format!("{first}&{param}={escaped}"))
                 }),
@@ -455,7 +456,7 @@ impl Live<'_> {
         // A running sidecar over this database also owns the ports, which is fine.
         let mut lines = Vec::new();
         for (name, address) in all {
-            match taken(address) {
+            match occupied(address) {
                 None if address.port() == 0 => {}
                 None => lines.push(format!("listen.{name} {address}: free")),
                 Some((_, Some(owner))) if running.is_some_and(|who| is_the_same(who, &owner)) => {
@@ -474,7 +475,7 @@ impl Live<'_> {
 }
 
 /// Why an address cannot be bound, and its owner.
-fn taken(address: SocketAddr) -> Option<(String, Option<String>)> {
+fn occupied(address: SocketAddr) -> Option<(String, Option<String>)> {
     let error = TcpListener::bind(address).err()?;
     let owner = match error.kind() {
         std::io::ErrorKind::AddrInUse => port_owner(address).map(|owner| owner.to_string()),
@@ -519,7 +520,7 @@ fn decode(answer: &Response<Bytes>) -> Document {
 }
 
 /// Reads a value of an answer's body.
-fn said<T>(body: &Document, read: impl FnOnce(&Message<'_>) -> Option<T>) -> Option<T> {
+fn read_body<T>(body: &Document, read: impl FnOnce(&Message<'_>) -> Option<T>) -> Option<T> {
     let (path, headers) = (BTreeMap::new(), HeaderMap::new());
     read(&Message { body, query: &[], path: &path, headers: &headers })
 }

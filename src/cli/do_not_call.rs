@@ -78,13 +78,16 @@ impl DoNotCall {
                 let Some((all, new)) = self.put(numbers.clone(), reason.as_deref()).await? else {
                     return Ok(ExitCode::FAILURE);
                 };
-                self.said(&json!({"put": all, "new": new}), &format!("{all} on {}, {new} of them new", self.list()));
+                self.print_result(
+                    &json!({"put": all, "new": new}),
+                    &format!("{all} on {}, {new} of them new", self.list()),
+                );
             }
             Act::Remove { numbers, reason } => {
                 let body = json!({"numbers": numbers, "reason": reason});
                 let Some(answer) = self.change(Method::DELETE, body).await? else { return Ok(ExitCode::FAILURE) };
                 let gone = answer["deleted"].as_u64().unwrap_or(0);
-                self.said(&answer, &format!("{gone} of {} taken off {}", numbers.len(), self.list()));
+                self.print_result(&answer, &format!("{gone} of {} taken off {}", numbers.len(), self.list()));
             }
             Act::Import { file, reason } => {
                 let numbers = read(file).with_context(|| format!("{}; nothing was put", file.display()))?;
@@ -95,7 +98,10 @@ impl DoNotCall {
                     };
                     (all, new) = (all + put, new + added);
                 }
-                self.said(&json!({"put": all, "new": new}), &format!("{all} on {}, {new} of them new", self.list()));
+                self.print_result(
+                    &json!({"put": all, "new": new}),
+                    &format!("{all} on {}, {new} of them new", self.list()),
+                );
             }
             Act::List => self.print().await?,
             Act::Check { number } => {
@@ -106,17 +112,17 @@ impl DoNotCall {
                 let lists: Vec<&str> =
                     found["lists"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
                 let shown = found["number"].as_str().unwrap_or_default();
-                let said = match lists.as_slice() {
+                let print_result = match lists.as_slice() {
                     [] => format!("{shown} is on no list"),
                     lists => format!("{shown} is not called: {}", lists.join(", ")),
                 };
-                self.said(&found, &said);
+                self.print_result(&found, &print_result);
             }
         }
         Ok(ExitCode::SUCCESS)
     }
 
-    fn said(&self, json: &Value, text: &str) {
+    fn print_result(&self, json: &Value, text: &str) {
         println!("{}", if self.json { json.to_string() } else { text.to_owned() });
     }
 

@@ -70,6 +70,6 @@ fn parse(text: String, path: &Path, shown: &str, flags: &[(&str, String)]) -> Co
     // Names and values that are not UTF-8 cannot be keys.
     let all =
         std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    loaded.warn_of_strangers(all);
+    loaded.warn_of_unknown_variables(all);
     ConfigText { loaded, text, shown: shown.to_owned() }
 }

@@ -141,7 +141,7 @@ mod tests {
             (format!("name = \"a\"\n{query}\nbearer = {{ env = \"SECRET\" }}"), "has either"),
             ("name = \"a\"\nurl = \"ftp://x\"".to_owned(), "must start with"),
             ("name = \"a\"\nurl = \"/x\"\nsecret = { env = \"DB\" }".to_owned(), "whsec_"),
-            ("name = \"a\"\nurl = \"/x\"\n[[lead_sources]]\nname = \"a\"\nurl = \"/y\"".to_owned(), "two sources"),
+            ("name = \"a\"\nurl = \"/x\"\n[[lead_sources]]\nname = \"a\"\nurl = \"/y\"".to_owned(), "two lead sources"),
             ("name = \"a\"\ndatabase_url = { env = \"DB\" }\nquery = \"SELECT {{lead.x}}\"".to_owned(), "alone"),
         ] {
             let told = found(&bad);

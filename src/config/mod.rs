@@ -221,7 +221,7 @@ impl Loaded {
     }
 
     /// Warns of variables that look like ringfence's but that no key reads, mostly misspelt ones.
-    pub fn warn_of_strangers(&mut self, environment: impl Iterator<Item = (String, String)>) {
+    pub fn warn_of_unknown_variables(&mut self, environment: impl Iterator<Item = (String, String)>) {
         let mut known: Vec<&str> = self.variables.iter().map(String::as_str).collect();
         known.extend(OTHER_VARIABLES);
         let mut strangers: Vec<Diagnostic> = environment

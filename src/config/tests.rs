@@ -410,7 +410,7 @@ fn variables_that_no_key_reads_are_told_of() {
     let strangers = |names: &[(&str, &str)]| -> Vec<(String, Option<String>)> {
         let mut loaded = read(ACCOUNT);
         let before = loaded.diagnostics.len();
-        loaded.warn_of_strangers(names.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        loaded.warn_of_unknown_variables(names.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
         let added = loaded.diagnostics.split_off(before);
         assert!(added.iter().all(|d| d.code == "W007" && d.severity == Severity::Warning), "{added:?}");
         added.into_iter().map(|d| (d.title, d.help)).collect()

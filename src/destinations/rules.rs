@@ -91,7 +91,7 @@ impl Rules {
     }
 
     /// Whether the rules can only be passed by a number.
-    fn need_a_number(&self) -> bool {
+    fn require_number(&self) -> bool {
         !(self.allowed_prefixes.is_empty() && self.allowed_types.is_empty())
     }
 }
@@ -222,7 +222,7 @@ impl Settings {
     }
 
     /// Whether these rules, and those of plan and business, allow everything.
-    fn asks_nothing(&self, more: &[&Rules]) -> bool {
+    fn allow_everything(&self, more: &[&Rules]) -> bool {
         self.validate == Validate::Off
             && self.only.is_none()
             && self.file.is_empty()
@@ -242,7 +242,7 @@ impl Settings {
         lists: &DoNotCall,
         when: When<'_>,
     ) -> Result<(), Blocked> {
-        if self.asks_nothing(more) && when.open.is_none() && lists.is_empty() && lists.is_readable() {
+        if self.allow_everything(more) && when.open.is_none() && lists.is_empty() && lists.is_readable() {
             return Ok(());
         }
         let rules = || [&self.rules].into_iter().chain(more.iter().copied());
@@ -252,7 +252,7 @@ impl Settings {
             Destination::Address(..) => true,
             // Lists and hours work on numbers, so as soon as there are any rules, what may be a number must be a valid one.
             Destination::Bad { may_be_number } => {
-                self.validate == Validate::Off && !may_be_number && !rules().any(Rules::need_a_number)
+                self.validate == Validate::Off && !may_be_number && !rules().any(Rules::require_number)
             }
         };
         if !checked {

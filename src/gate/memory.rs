@@ -68,19 +68,19 @@ impl MemoryGate {
 
 #[async_trait]
 impl Gate for MemoryGate {
-    async fn admit(&self, epoch: i64, order: &AdmissionRequest) -> Result<Decision> {
+    async fn admit(&self, epoch: i64, request: &AdmissionRequest) -> Result<Decision> {
         let mut state = self.state(epoch)?;
-        if let Some(held) = state.holders.get(&order.call) {
+        if let Some(held) = state.holders.get(&request.call) {
             return Ok(Decision::Admitted { slots: held.slots, would: None });
         }
-        let (decision, taken) = decide(order, &*state, order.at_ms);
+        let (decision, taken) = decide(request, &*state, request.at_ms);
         if let Decision::Admitted { slots, .. } = decision {
-            state.take(taken, order.at_ms);
+            state.take(taken, request.at_ms);
             state.hold(LeaseRow {
-                call: order.call.clone(),
-                keys: keys(&order.bindings),
+                call: request.call.clone(),
+                keys: keys(&request.bindings),
                 slots,
-                since_ms: order.at_ms,
+                since_ms: request.at_ms,
                 over_limit: false,
             });
         }
@@ -93,7 +93,7 @@ impl Gate for MemoryGate {
     }
 
     async fn release(&self, epoch: i64, call: &CallId) -> Result<bool> {
-        Ok(self.state(epoch)?.let_go(call))
+        Ok(self.state(epoch)?.remove_lease(call))
     }
 
     async fn forbid(&self, epoch: i64, call: &CallId) -> Result<()> {
@@ -131,7 +131,7 @@ impl Gate for MemoryGate {
 
 impl State {
     fn hold(&mut self, held: LeaseRow) {
-        self.let_go(&held.call);
+        self.remove_lease(&held.call);
         let slots = u64::from(held.slots);
         for key in &held.keys {
             let set = self.sets.entry(key.clone()).or_default();
@@ -145,7 +145,7 @@ impl State {
     }
 
     /// Takes a call out of every set.
-    fn let_go(&mut self, call: &CallId) -> bool {
+    fn remove_lease(&mut self, call: &CallId) -> bool {
         let Some(held) = self.holders.remove(call) else { return false };
         let place = (held.since_ms, held.call);
         for key in &held.keys {
@@ -192,8 +192,8 @@ mod tests {
         at_ms: UnixMs,
     ) -> (CallId, Decision) {
         let call = CallId::new();
-        let order = AdmissionRequest { call: call.clone(), bindings: bindings.to_vec(), slots, mode, at_ms };
-        let decision = gate.admit(0, &order).await.unwrap();
+        let request = AdmissionRequest { call: call.clone(), bindings: bindings.to_vec(), slots, mode, at_ms };
+        let decision = gate.admit(0, &request).await.unwrap();
         (call, decision)
     }
 
@@ -231,9 +231,10 @@ mod tests {
         let gate = MemoryGate::new();
         let bindings = vec![concurrent("g", 2)];
         let call = CallId::new();
-        let order = AdmissionRequest { call: call.clone(), bindings, slots: Slots::ONE, mode: Mode::Enforce, at_ms: 0 };
+        let request =
+            AdmissionRequest { call: call.clone(), bindings, slots: Slots::ONE, mode: Mode::Enforce, at_ms: 0 };
         for _ in 0..3 {
-            assert_eq!(gate.admit(0, &order).await.unwrap(), ONE);
+            assert_eq!(gate.admit(0, &request).await.unwrap(), ONE);
         }
         assert_eq!(gate.counts(0).await.unwrap().calls, 1);
         assert!(gate.release(0, &call).await.unwrap());
@@ -314,16 +315,16 @@ mod tests {
         let log = RateLog::default().with_one(Rate { count: 1, window_ms: 1000 }, 8_500);
         gate.rebuild(1, std::slice::from_ref(&held), &[("cps".to_owned(), log)]).await.unwrap();
         assert_eq!(gate.held(1).await.unwrap(), [held]);
-        let order = |bindings: &[Binding]| AdmissionRequest {
+        let request = |bindings: &[Binding]| AdmissionRequest {
             call: CallId::new(),
             bindings: bindings.to_vec(),
             slots: Slots::ONE,
             mode: Mode::Enforce,
             at_ms: 8_900,
         };
-        assert_eq!(gate.admit(0, &order(&limited)).await, Err(GateError::Epoch(1)));
+        assert_eq!(gate.admit(0, &request(&limited)).await, Err(GateError::Epoch(1)));
         assert_eq!(gate.rebuild(0, &[], &[]).await, Err(GateError::Epoch(1)));
-        assert_eq!(short(gate.admit(1, &order(&limited)).await.unwrap()).token_in_ms, Some(651));
-        assert_eq!(short(gate.admit(1, &order(&[concurrent("new", 2)])).await.unwrap()).current, 2);
+        assert_eq!(short(gate.admit(1, &request(&limited)).await.unwrap()).token_in_ms, Some(651));
+        assert_eq!(short(gate.admit(1, &request(&[concurrent("new", 2)])).await.unwrap()).current, 2);
     }
 }

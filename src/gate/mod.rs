@@ -60,7 +60,7 @@ pub trait Channel: Send + Sync + 'static {
 #[async_trait]
 pub trait Gate: Send + Sync + 'static {
     /// Admits or rejects a call.
-    async fn admit(&self, epoch: i64, order: &AdmissionRequest) -> Result<Decision>;
+    async fn admit(&self, epoch: i64, request: &AdmissionRequest) -> Result<Decision>;
 
     /// Counts a call that exists already, over limits if necessary, in place of what it held.
     async fn adopt(&self, epoch: i64, held: &LeaseRow) -> Result<()>;

@@ -61,7 +61,7 @@ impl SendBy {
 }
 
 impl Outgoing {
-    pub(super) fn whole(bytes: Bytes) -> Self {
+    pub(super) fn complete(bytes: Bytes) -> Self {
         Outgoing::Whole(Full::new(bytes))
     }
 
@@ -265,20 +265,20 @@ impl Gathered {
     }
 
     /// The complete body. Each piece is freed as soon as it is copied. Errors are those of [`Gathered::push`].
-    pub(super) fn whole(mut self) -> Result<Bytes, TryReserveError> {
+    pub(super) fn complete(mut self) -> Result<Bytes, TryReserveError> {
         if let Some(only) = self.only {
             return Ok(only);
         }
         if self.pieces.len() <= 1 {
             return Ok(self.pieces.pop().unwrap_or_default().into());
         }
-        let mut whole = Vec::new();
+        let mut complete = Vec::new();
         ask_for_spare()?;
-        whole.try_reserve(self.len)?;
+        complete.try_reserve(self.len)?;
         for piece in self.pieces {
-            whole.extend_from_slice(&piece);
+            complete.extend_from_slice(&piece);
         }
-        Ok(whole.into())
+        Ok(complete.into())
     }
 }
 
@@ -316,7 +316,7 @@ mod tests {
 
     #[test]
     fn what_is_gathered_is_what_came() {
-        assert!(Gathered::default().whole().unwrap().is_empty());
+        assert!(Gathered::default().complete().unwrap().is_empty());
         for chunks in [1, 2, 3, 200] {
             let (mut body, mut all) = (Gathered::default(), Vec::new());
             for nth in 0..chunks {
@@ -325,7 +325,7 @@ mod tests {
                 body.push(chunk.into()).unwrap();
                 assert_eq!(body.len(), all.len());
             }
-            assert_eq!(body.whole().unwrap(), all, "{chunks}");
+            assert_eq!(body.complete().unwrap(), all, "{chunks}");
         }
     }
 }

@@ -27,7 +27,7 @@ use super::edge::{EdgeSettings, Shared};
 use super::exchange::{ConnectionFacts, Exchange, Link, Progress};
 use super::local::Peer;
 use super::refusal::{Refusal, judge};
-use super::reply::{Reply, Told};
+use super::reply::{DeliverySignal, Reply};
 use super::transport::Transport;
 use super::turns::Turns;
 use super::wire::{Phase, Wire, WireIo};
@@ -149,9 +149,9 @@ impl Future for Answering {
     }
 }
 
-fn refused(refusal: Refusal, told: Option<Told>) -> Answering {
+fn refused(refusal: Refusal, told: Option<DeliverySignal>) -> Answering {
     tracing::debug!(status = refusal.status, why = refusal.why, "request refused");
-    let answer = refusal.answer().map(|body| Reply::whole(body, Arc::<Progress>::default(), told));
+    let answer = refusal.answer().map(|body| Reply::complete(body, Arc::<Progress>::default(), told));
     Answering::Now(Some(Box::new(answer)))
 }
 
@@ -161,7 +161,7 @@ impl Connection {
         if self.shared.in_flight.len() >= self.shared.settings.max_in_flight {
             let told = match link {
                 Link::Http1(_) => None,
-                Link::Http2(end) => Told::of_stream(self.shared.settings.write_timeout, end),
+                Link::Http2(end) => DeliverySignal::of_stream(self.shared.settings.write_timeout, end),
             };
             return Err(refused(Refusal::BUSY, told));
         }
@@ -499,7 +499,7 @@ impl Service<Request<Incoming>> for Http2 {
             let shared = self.connection.shared.clone();
             let stall = shared.settings.write_timeout;
             tokio::spawn(async move { linger(&shared, discard(body)).await });
-            return refused(refusal, Told::of_stream(stall, end));
+            return refused(refusal, DeliverySignal::of_stream(stall, end));
         }
         let begun = self.connection.begin(Request::from_parts(head, body), Link::Http2(end));
         let (Begun { mut exchange, busy }, answering) = match begun {

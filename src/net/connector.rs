@@ -111,7 +111,7 @@ pub(super) struct Patient<T> {
 }
 
 impl<T> Patient<T> {
-    fn heard<V>(&mut self, write: Poll<io::Result<V>>, instead: V) -> Poll<io::Result<V>> {
+    fn unless_refused<V>(&mut self, write: Poll<io::Result<V>>, instead: V) -> Poll<io::Result<V>> {
         use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
         match write {
             Poll::Ready(Err(error)) if matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset) => {
@@ -136,7 +136,7 @@ impl<T: Write + Unpin> Write for Patient<T> {
             return Poll::Ready(Ok(buf.len()));
         }
         let write = Pin::new(&mut this.inner).poll_write(cx, buf);
-        this.heard(write, buf.len())
+        this.unless_refused(write, buf.len())
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -145,7 +145,7 @@ impl<T: Write + Unpin> Write for Patient<T> {
             return Poll::Ready(Ok(()));
         }
         let flush = Pin::new(&mut this.inner).poll_flush(cx);
-        this.heard(flush, ())
+        this.unless_refused(flush, ())
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -167,7 +167,7 @@ impl<T: Write + Unpin> Write for Patient<T> {
             return Poll::Ready(Ok(all));
         }
         let write = Pin::new(&mut this.inner).poll_write_vectored(cx, bufs);
-        this.heard(write, all)
+        this.unless_refused(write, all)
     }
 }
 

@@ -41,7 +41,7 @@ struct State {
     seated: usize,
     of_peer: HashMap<PeerKey, usize>,
     /// Idle connections, ordered by a counter of when they became idle.
-    idle: BTreeMap<u64, Arc<Chair>>,
+    idle: BTreeMap<u64, Arc<SeatEntry>>,
     turn: u64,
     pressure: Pressure,
 }
@@ -56,7 +56,7 @@ struct Pressure {
 
 /// A connection as others see it.
 #[derive(Debug)]
-struct Chair {
+struct SeatEntry {
     /// `None`: the peer has no limit.
     peer: Option<PeerKey>,
     left: Notify,
@@ -66,7 +66,7 @@ struct Chair {
 #[derive(Debug)]
 pub(super) struct Seat {
     crowd: Arc<Crowd>,
-    chair: Arc<Chair>,
+    chair: Arc<SeatEntry>,
     /// Locked only while a field is read or written.
     place: Mutex<Place>,
 }
@@ -106,7 +106,7 @@ impl Crowd {
         if !found {
             state.pressure.refused += 1;
         }
-        state.say(self.listener, self.seats_max, self.seats_max_of_peer);
+        state.log_pressure(self.listener, self.seats_max, self.seats_max_of_peer);
         if !found {
             return None;
         }
@@ -114,14 +114,14 @@ impl Crowd {
         if let Some(peer) = peer {
             *state.of_peer.entry(peer).or_default() += 1;
         }
-        let chair = Arc::new(Chair { peer, left: Notify::new() });
+        let chair = Arc::new(SeatEntry { peer, left: Notify::new() });
         let place = Place { idle_since: Some(state.wait(chair.clone())), busy: 0 };
         Some(Arc::new(Seat { crowd: self.clone(), chair, place: Mutex::new(place) }))
     }
 }
 
 impl State {
-    fn wait(&mut self, chair: Arc<Chair>) -> u64 {
+    fn wait(&mut self, chair: Arc<SeatEntry>) -> u64 {
         self.turn += 1;
         self.idle.insert(self.turn, chair);
         self.turn
@@ -140,7 +140,7 @@ impl State {
     }
 
     /// Evicts the connection that was idle for longest among those that `fits` accepts; its place is free at once.
-    fn close_oldest(&mut self, fits: impl Fn(&Chair) -> bool) -> bool {
+    fn close_oldest(&mut self, fits: impl Fn(&SeatEntry) -> bool) -> bool {
         let oldest = self.idle.iter().find(|(_, chair)| fits(chair)).map(|(since, _)| *since);
         let Some(chair) = oldest.and_then(|since| self.idle.remove(&since)) else { return false };
         self.leave(chair.peer);
@@ -149,7 +149,7 @@ impl State {
         true
     }
 
-    fn say(&mut self, listener: SocketAddr, connections_max: usize, of_peer_max: usize) {
+    fn log_pressure(&mut self, listener: SocketAddr, connections_max: usize, of_peer_max: usize) {
         let pressure = &mut self.pressure;
         let (closed_idle, refused) = (pressure.closed_idle, pressure.refused);
         if closed_idle + refused == 0 || pressure.said_at.is_some_and(|at| at.elapsed() < SAY_EVERY) {

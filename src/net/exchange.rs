@@ -23,7 +23,7 @@ use super::crowd::PeerKey;
 use super::edge::{EdgeSettings, Shared};
 use super::headers::{Hop, client_address, drop_fields, forwarded, has};
 use super::local::Peer;
-use super::reply::{Reply, Told, response_head};
+use super::reply::{DeliverySignal, Reply, response_head};
 use super::room::Taken;
 use super::wire::Wire;
 use crate::clock::ticks_ms;
@@ -95,7 +95,7 @@ impl Progress {
 
     /// Returns when there was no progress for as long as `limit` then says; checks at least every `tick`. On HTTP/1 it uses the
     /// connection's timer.
-    pub(super) async fn stands_still(&self, wire: Option<&Wire>, tick: Duration, limit: impl Fn() -> Option<Duration>) {
+    pub(super) async fn stalled(&self, wire: Option<&Wire>, tick: Duration, limit: impl Fn() -> Option<Duration>) {
         let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         // The next check.
         let next = || {
@@ -315,7 +315,7 @@ impl Exchange {
                 room.grow(chunk.len()).await.map_err(|_| BodyError::NoRoom)?;
                 body.push(chunk).map_err(|_| BodyError::NoRoom)?;
             }
-            body.whole().map_err(|_| BodyError::NoRoom)
+            body.complete().map_err(|_| BodyError::NoRoom)
         };
         // A body that has arrived with the head needs no timer.
         let read = tokio::time::timeout(deadline, read).await;
@@ -374,7 +374,7 @@ impl Exchange {
         let (mut head, body) = response.into_parts();
         response_head(&mut head, Some(body.len() as u64));
         let body = if bodiless { Bytes::new() } else { body };
-        let delivered = self.give(head, |told, progress| Reply::whole(body, progress, Some(told)));
+        let delivered = self.give(head, |told, progress| Reply::complete(body, progress, Some(told)));
         if self.delivered(delivered).await {
             self.progress.torn.clear();
         } else {
@@ -401,7 +401,7 @@ impl Exchange {
         };
         tokio::select! {
             biased;
-            whole = self.delivered(delivered) => if whole { self.progress.torn.clear() },
+            complete = self.delivered(delivered) => if complete { self.progress.torn.clear() },
             () = client_gone => self.cut(),
         }
         self.in_flight = None;
@@ -411,7 +411,7 @@ impl Exchange {
     pub(super) fn give(
         &mut self,
         mut head: http::response::Parts,
-        reply: impl FnOnce(Told, Arc<Progress>) -> Reply,
+        reply: impl FnOnce(DeliverySignal, Arc<Progress>) -> Reply,
     ) -> oneshot::Receiver<()> {
         self.progress.answered.set();
         self.progress.torn.set();
@@ -419,7 +419,7 @@ impl Exchange {
         let wire = self.wire().cloned();
         self.persist(&mut head);
         let (sender, delivered) = oneshot::channel();
-        let reply = reply(Told { sender, wire }, self.progress.clone());
+        let reply = reply(DeliverySignal { sender, wire }, self.progress.clone());
         if let Some(to) = self.reply.take() {
             let _ = to.send(Response::from_parts(head, reply));
         }
@@ -450,7 +450,7 @@ impl Exchange {
         tokio::select! {
             biased;
             delivered = delivered => delivered.is_ok(),
-            () = self.progress.stands_still(None, stall, || self.progress.is_clients_turn().then_some(stall)) => {
+            () = self.progress.stalled(None, stall, || self.progress.is_clients_turn().then_some(stall)) => {
                 stream.cancel();
                 false
             }
@@ -567,13 +567,13 @@ impl Exchange {
     }
 
     /// Whether a body of known length has arrived completely with what hyper has read.
-    pub(super) fn has_all_come(&self, at_most: usize) -> bool {
+    pub(super) fn has_arrived(&self, at_most: usize) -> bool {
         let is_short = self.declared_length().is_some_and(|length| length <= at_most as u64);
         is_short && self.wire().is_some_and(|wire| !wire.is_mid_body())
     }
 
     /// Takes such a body: only hyper's next poll is awaited.
-    pub(super) async fn take_come(&mut self) -> Option<Bytes> {
+    pub(super) async fn take_arrived(&mut self) -> Option<Bytes> {
         self.progress.body_begun.set();
         let body = self.incoming.take()?.collect().await.ok();
         match body {
@@ -613,7 +613,7 @@ impl Exchange {
         self.progress.answered.set();
         head.headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
         head.headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-        let body = Reply::whole(Bytes::new(), self.progress.clone(), None);
+        let body = Reply::complete(Bytes::new(), self.progress.clone(), None);
         reply.send(Response::from_parts(head, body)).ok()?;
         Some((upgrade, token))
     }
@@ -654,8 +654,8 @@ impl Drop for Exchange {
         self.persist(&mut head);
         let told = match &self.link {
             Link::Http1(_) => None,
-            Link::Http2(end) => Told::of_stream(self.connection.shared.settings.write_timeout, end.clone()),
+            Link::Http2(end) => DeliverySignal::of_stream(self.connection.shared.settings.write_timeout, end.clone()),
         };
-        let _ = reply.send(Response::from_parts(head, Reply::whole(body, self.progress.clone(), told)));
+        let _ = reply.send(Response::from_parts(head, Reply::complete(body, self.progress.clone(), told)));
     }
 }

@@ -41,7 +41,7 @@ impl Upstream {
     /// # Errors
     /// [`UpstreamError`]; any status is an answer.
     pub async fn follow(&self, request: Request<Bytes>) -> Result<Response<Following>, UpstreamError> {
-        let answer = self.relay(&mut Some(request.map(Outgoing::whole))).await?;
+        let answer = self.relay(&mut Some(request.map(Outgoing::complete))).await?;
         Ok(answer.map(|body| Following(body.map_err(|error| error.to_string()).boxed_unsync())))
     }
 }
@@ -56,6 +56,6 @@ pub async fn follow_local(socket: &Path, mut request: Request<Bytes>) -> Result<
     let stream = UnixStream::connect(socket).await.map_err(|error| UpstreamError::Connect(error.to_string()))?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
     tokio::spawn(connection);
-    let answer = sender.send_request(request.map(Outgoing::whole)).await.map_err(broken)?;
+    let answer = sender.send_request(request.map(Outgoing::complete)).await.map_err(broken)?;
     Ok(answer.map(|body| Following(body.map_err(|error| error.to_string()).boxed_unsync())))
 }

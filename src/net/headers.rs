@@ -32,7 +32,7 @@ static HOP_BY_HOP: [HeaderName; 9] = [
 /// `Host`, `Content-Length` and the like cannot be smuggled away by naming them in `Connection`: framing and routing fields
 /// are never dropped on a sender's word (the attack is old: <https://nathandavison.com/blog/abusing-http-hop-by-hop-request-headers>).
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    let hop = HopByHop::of(headers);
+    let hop = HopByHop::from_headers(headers);
     drop_fields(headers, |name| hop.has(name));
 }
 
@@ -40,7 +40,7 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
 pub(super) struct HopByHop(Vec<HeaderName>);
 
 impl HopByHop {
-    pub(super) fn of(headers: &HeaderMap) -> Self {
+    pub(super) fn from_headers(headers: &HeaderMap) -> Self {
         let named = list(headers, header::CONNECTION)
             // The usual elements of `Connection` are in the fixed list anyway.
             .filter(|name| !["keep-alive", "te", "upgrade"].iter().any(|one| one.eq_ignore_ascii_case(name)))
@@ -57,24 +57,24 @@ impl HopByHop {
 }
 
 /// Removes fields and keeps the order of the others, which removing them one by one from the map would not.
-pub(super) fn drop_fields(headers: &mut HeaderMap, goes: impl Fn(&HeaderName) -> bool) {
-    if headers.keys().any(&goes) {
-        *headers = without(headers, goes);
+pub(super) fn drop_fields(headers: &mut HeaderMap, is_dropped: impl Fn(&HeaderName) -> bool) {
+    if headers.keys().any(&is_dropped) {
+        *headers = without(headers, is_dropped);
     }
 }
 
 /// The other fields, in their order.
-pub(super) fn without(headers: &HeaderMap, goes: impl Fn(&HeaderName) -> bool) -> HeaderMap {
+pub(super) fn without(headers: &HeaderMap, is_dropped: impl Fn(&HeaderName) -> bool) -> HeaderMap {
     let mut kept = HeaderMap::with_capacity(headers.len());
     let mut last: Option<(&HeaderName, bool)> = None;
     for (name, value) in headers {
         // Lines of one field are adjacent.
-        let goes = match last {
-            Some((before, goes)) if std::ptr::eq(before, name) => goes,
-            _ => goes(name),
+        let is_dropped = match last {
+            Some((before, is_dropped)) if std::ptr::eq(before, name) => is_dropped,
+            _ => is_dropped(name),
         };
-        last = Some((name, goes));
-        if !goes {
+        last = Some((name, is_dropped));
+        if !is_dropped {
             kept.append(name.clone(), value.clone());
         }
     }

@@ -156,7 +156,7 @@ pub async fn fetch_local(
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
         tokio::spawn(connection);
-        let (head, body) = sender.send_request(request.map(Outgoing::whole)).await.map_err(broken)?.into_parts();
+        let (head, body) = sender.send_request(request.map(Outgoing::complete)).await.map_err(broken)?.into_parts();
         match collect(body, answer_limit).await {
             Ok(body) => Ok(Response::from_parts(head, body)),
             Err(Unread::TooLarge) => Err(UpstreamError::TooLarge { limit: answer_limit }),

@@ -15,7 +15,7 @@ pub struct Mount {
 
 /// An answer would redirect its client past this proxy to the upstream.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Past(pub(super) String);
+pub(super) struct RedirectPast(pub(super) String);
 
 impl Mount {
     /// Rewrites `Location` so that a client that follows it stays behind the mount. A redirect to another host is kept if the client
@@ -23,9 +23,14 @@ impl Mount {
     ///
     /// # Errors
     /// The host, if it belongs to the upstream and cannot be reached by this mount, or if a client would send its request there.
-    pub(super) fn keep(&self, method: &Method, status: StatusCode, headers: &mut HeaderMap) -> Result<(), Past> {
+    pub(super) fn keep(
+        &self,
+        method: &Method,
+        status: StatusCode,
+        headers: &mut HeaderMap,
+    ) -> Result<(), RedirectPast> {
         let Some(location) = headers.get(LOCATION) else { return Ok(()) };
-        let past = |host: &str| Past(host.to_owned());
+        let past = |host: &str| RedirectPast(host.to_owned());
         let text = location.to_str().map_err(|_| past("an unreadable address"))?.trim();
         // Relative references end their first segment with one of these; a client resolves them against the request (RFC 3986 §5.2).
         let is_relative =
@@ -83,7 +88,7 @@ impl Mount {
 mod tests {
     use super::*;
 
-    fn kept(base: &str, at: &str, method: Method, status: u16, location: &str) -> Result<String, Past> {
+    fn kept(base: &str, at: &str, method: Method, status: u16, location: &str) -> Result<String, RedirectPast> {
         let mount = Mount { base: base.parse().unwrap(), at: at.to_owned() };
         let mut headers = HeaderMap::new();
         headers.insert(LOCATION, HeaderValue::from_str(location).unwrap());

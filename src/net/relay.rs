@@ -134,14 +134,14 @@ pub async fn relay_tapped(
         return Box::pin(tunnel::relay_upgrade(exchange, upstream, head, target.mount.as_ref())).await;
     }
     let (body, rest) = match exchange.body_read() {
-        Some(body) => (Outgoing::whole(body), Rest::Over),
+        Some(body) => (Outgoing::complete(body), Rest::Over),
         // A part was read and is lost: the rest must not look like the whole body.
         None if exchange.progress().body_begun.is_set() => return Err(RelayError::BodyBroken),
-        None if exchange.body_is_done() => (Outgoing::whole(Bytes::new()), Rest::Over),
+        None if exchange.body_is_done() => (Outgoing::complete(Bytes::new()), Rest::Over),
         // A body that has arrived already is sent at once.
-        None if exchange.has_all_come(AT_ONCE_BYTES_MAX) => {
-            let body = exchange.take_come().await.ok_or(RelayError::BodyBroken)?;
-            (Outgoing::whole(body), Rest::Over)
+        None if exchange.has_arrived(AT_ONCE_BYTES_MAX) => {
+            let body = exchange.take_arrived().await.ok_or(RelayError::BodyBroken)?;
+            (Outgoing::complete(body), Rest::Over)
         }
         None => passing(exchange)?,
     };
@@ -165,7 +165,7 @@ pub async fn relay_with_body(
     }
     let mut head = outgoing_head(exchange, &target)?;
     *head.extensions_mut() = exchange.take_extensions();
-    let mut request = Some(head.map(|()| Outgoing::whole(body)));
+    let mut request = Some(head.map(|()| Outgoing::complete(body)));
     stream(exchange, upstream, &mut request, Rest::Over, target.mount.as_ref(), None).await
 }
 
@@ -197,9 +197,10 @@ fn outgoing_head(exchange: &Exchange, target: &RelayTarget) -> Result<Request<()
     let takes_trailers = headers.contains_key(header::TE)
         && has(headers, header::TE, "trailers")
         && (has(headers, header::CONNECTION, "te") || exchange.version() == Version::HTTP_2);
-    let hop = HopByHop::of(headers);
-    let goes = |name: &HeaderName| *name == header::EXPECT || hop.has(name) || target.remove_headers.contains(name);
-    let mut headers = if headers.keys().any(goes) { without(headers, goes) } else { headers.clone() };
+    let hop = HopByHop::from_headers(headers);
+    let is_dropped =
+        |name: &HeaderName| *name == header::EXPECT || hop.has(name) || target.remove_headers.contains(name);
+    let mut headers = if headers.keys().any(is_dropped) { without(headers, is_dropped) } else { headers.clone() };
     join_cookies(&mut headers);
     if target.mount.is_none() {
         forwarded(&mut headers, exchange.hop());
@@ -248,12 +249,12 @@ mod tests {
 
     #[test]
     fn paths_are_put_behind_the_base() {
-        for (base, path, whole) in [
+        for (base, path, complete) in [
             ("https://api.example", "/v1/x?y=%20", "https://api.example/v1/x?y=%20"),
             ("https://api.example/", "/v1", "https://api.example/v1"),
             ("http://api.example:81/base/", "/v1", "http://api.example:81/base/v1"),
         ] {
-            assert_eq!(join(&Uri::from_static(base), path).unwrap().to_string(), whole);
+            assert_eq!(join(&Uri::from_static(base), path).unwrap().to_string(), complete);
         }
         assert!(join(&Uri::from_static("http://a"), "@evil/").is_err());
     }

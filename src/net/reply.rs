@@ -26,7 +26,7 @@ pub(super) struct Reply {
     /// Whether the end is hidden: hyper removes the length of an answer without a body, but 304 may have one (RFC 9110 §8.6).
     hides_end: bool,
     progress: Arc<Progress>,
-    told: Option<Told>,
+    told: Option<DeliverySignal>,
 }
 
 enum Kind {
@@ -44,13 +44,13 @@ struct Streamed {
 }
 
 /// Reports that an answer was written completely; dropped otherwise.
-pub(super) struct Told {
+pub(super) struct DeliverySignal {
     pub(super) sender: oneshot::Sender<()>,
     /// HTTP/1: the connection, which knows when the last byte was sent. HTTP/2: `None`; it is reported once h2 has taken all.
     pub(super) wire: Option<Arc<Wire>>,
 }
 
-impl Told {
+impl DeliverySignal {
     /// For an HTTP/2 answer that nobody waits for: a client that opens no window for it loses the stream.
     pub(super) fn of_stream(stall: Duration, end: CancellationToken) -> Option<Self> {
         let (sender, delivered) = oneshot::channel();
@@ -61,7 +61,7 @@ impl Told {
                 end.cancel();
             }
         });
-        Some(Told { sender, wire: None })
+        Some(DeliverySignal { sender, wire: None })
     }
 }
 
@@ -71,11 +71,11 @@ impl Told {
 pub(super) struct Cut(String);
 
 impl Reply {
-    pub(super) fn whole(bytes: Bytes, progress: Arc<Progress>, told: Option<Told>) -> Self {
+    pub(super) fn complete(bytes: Bytes, progress: Arc<Progress>, told: Option<DeliverySignal>) -> Self {
         Reply { kind: Kind::Whole(bytes), hides_end: false, progress, told }
     }
 
-    pub(super) fn streamed(body: Answer, tap: Option<Tap>, progress: Arc<Progress>, told: Told) -> Self {
+    pub(super) fn streamed(body: Answer, tap: Option<Tap>, progress: Arc<Progress>, told: DeliverySignal) -> Self {
         Reply {
             kind: Kind::Streamed(Box::new(Streamed { body, tap, why: None })),
             hides_end: false,
@@ -84,12 +84,12 @@ impl Reply {
         }
     }
 
-    pub(super) fn live(pieces: mpsc::Receiver<Bytes>, progress: Arc<Progress>, told: Told) -> Self {
+    pub(super) fn live(pieces: mpsc::Receiver<Bytes>, progress: Arc<Progress>, told: DeliverySignal) -> Self {
         Reply { kind: Kind::Live(pieces), hides_end: false, progress, told: Some(told) }
     }
 
     /// No body, for an answer whose head describes a body that is not sent.
-    pub(super) fn none(progress: Arc<Progress>, told: Option<Told>) -> Self {
+    pub(super) fn none(progress: Arc<Progress>, told: Option<DeliverySignal>) -> Self {
         Reply { kind: Kind::Whole(Bytes::new()), hides_end: true, progress, told }
     }
 
@@ -189,7 +189,7 @@ impl Drop for Reply {
 /// removes; sets the framing for `length` bytes, if known. 1xx and 204 have no length (RFC 9110 §8.6); for 304 (and HEAD, where the
 /// caller passes it) it is the length of what was not sent.
 pub(super) fn response_head(parts: &mut http::response::Parts, length: Option<u64>) {
-    let hop = HopByHop::of(&parts.headers);
+    let hop = HopByHop::from_headers(&parts.headers);
     drop_fields(&mut parts.headers, |name| hop.has(name) && *name != header::CONNECTION);
     parts.version = Version::HTTP_11;
     if parts.status.is_informational() || parts.status == StatusCode::NO_CONTENT {

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 
 use super::body::{Left, Never, Outgoing};
 use super::exchange::{Exchange, Progress};
-use super::redirect::{Mount, Past};
+use super::redirect::{Mount, RedirectPast};
 use super::relay::{RelayError, Relayed};
 use super::reply::{Reply, interim, response_head};
 use super::tap::Tap;
@@ -70,7 +70,7 @@ pub(super) async fn stream(
                 response => response?,
             },
             error = client => return Err(error),
-            () = progress.stands_still(wire.as_deref(), pause.min(patience), || Some(limit())) => {
+            () = progress.stalled(wire.as_deref(), pause.min(patience), || Some(limit())) => {
                 return Err(if progress.waits_for_client.is_set() {
                     RelayError::BodyTooSlow
                 } else {
@@ -98,7 +98,7 @@ fn pass_interim_answers(exchange: &Exchange, request: &mut Request<Outgoing>) {
 fn keep_behind<B>(mount: Option<&Mount>, method: &Method, response: &mut Response<B>) -> Result<(), RelayError> {
     let Some(mount) = mount else { return Ok(()) };
     let status = response.status();
-    mount.keep(method, status, response.headers_mut()).map_err(|Past(host)| RelayError::LeadsPast(host))
+    mount.keep(method, status, response.headers_mut()).map_err(|RedirectPast(host)| RelayError::LeadsPast(host))
 }
 
 /// Passes on the answer to a request without a body, while watching the client.
@@ -164,7 +164,7 @@ async fn answer(exchange: &mut Exchange, response: Response<Answer>, mut rest: R
         if status == StatusCode::NOT_MODIFIED && told.wire.is_some() {
             Reply::none(progress, Some(told))
         } else if ended {
-            Reply::whole(Bytes::new(), progress, Some(told))
+            Reply::complete(Bytes::new(), progress, Some(told))
         } else {
             Reply::streamed(body, tap, progress, told)
         }
@@ -177,7 +177,7 @@ async fn answer(exchange: &mut Exchange, response: Response<Answer>, mut rest: R
         tokio::select! {
             biased;
             _ = drained(&mut rest, &progress) => {}
-            () = progress.stands_still(wire.as_deref(), pause, limit) => rest = Rest::Over,
+            () = progress.stalled(wire.as_deref(), pause, limit) => rest = Rest::Over,
         }
         match &wire {
             Some(wire) => wire.gone().await,

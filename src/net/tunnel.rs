@@ -44,7 +44,7 @@ pub(super) async fn relay_upgrade(
     let upgrade = HeaderValue::from_static("Upgrade");
     request.headers_mut().insert(header::UPGRADE, websocket);
     request.headers_mut().insert(header::CONNECTION, upgrade);
-    let mut request = Some(request.map(|()| Outgoing::whole(Bytes::new())));
+    let mut request = Some(request.map(|()| Outgoing::complete(Bytes::new())));
 
     // Early bytes of the client are kept for the tunnel.
     let limit = upstream.answer_timeout().min(HANDSHAKE);

@@ -176,7 +176,7 @@ impl Upstream {
             return Outcome::NotSent(UpstreamError::Late);
         }
         let request = request.map(|body| Outgoing::due(body, by.clone()));
-        match self.whole(Lane::Creates, request, answer_limit, self.0.create_timeout, "create.head").await {
+        match self.send_and_collect(Lane::Creates, request, answer_limit, self.0.create_timeout, "create.head").await {
             Ok(answer) => Outcome::Answered(answer),
             // Whatever else failed: without its body the request was incomplete.
             Err(_) if by.is_missed() => Outcome::NotSent(UpstreamError::Late),
@@ -196,7 +196,7 @@ impl Upstream {
         answer_limit: usize,
         timeout: Duration,
     ) -> Result<Response<Bytes>, UpstreamError> {
-        self.whole(Lane::General, request.map(Outgoing::whole), answer_limit, timeout, "fetch.head").await
+        self.send_and_collect(Lane::General, request.map(Outgoing::complete), answer_limit, timeout, "fetch.head").await
     }
 
     /// The rules for addresses that tenants choose.
@@ -220,7 +220,8 @@ impl Upstream {
             return Err(UpstreamError::Forbidden(BadCallback::unusable(why)));
         }
         request.headers_mut().insert(CALLBACK_MARK, HeaderValue::from_static("1"));
-        self.whole(Lane::Callbacks, request.map(Outgoing::whole), answer_limit, timeout, "fetch.head").await
+        self.send_and_collect(Lane::Callbacks, request.map(Outgoing::complete), answer_limit, timeout, "fetch.head")
+            .await
     }
 
     /// As [`Upstream::fetch`], with a body of `length` bytes that is streamed from a file. A shorter file is an
@@ -236,7 +237,7 @@ impl Upstream {
         timeout: Duration,
     ) -> Result<Response<Bytes>, UpstreamError> {
         let request = request.map(|()| Outgoing::file(file, length));
-        self.whole(Lane::General, request, answer_limit, timeout, "fetch.head").await
+        self.send_and_collect(Lane::General, request, answer_limit, timeout, "fetch.head").await
     }
 
     /// Sends a relayed request and returns the head of its answer. Without a timeout: the relay has its own.
@@ -252,7 +253,7 @@ impl Upstream {
         self.0.answer_timeout
     }
 
-    async fn whole(
+    async fn send_and_collect(
         &self,
         lane: Lane,
         request: Request<Outgoing>,

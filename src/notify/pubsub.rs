@@ -71,21 +71,21 @@ impl Message {
 /// Exchanges notifications with other replicas, until `stop`.
 pub fn carry(hub: Hub, channel: Arc<dyn Channel>, stop: CancellationToken) -> impl Future<Output = ()> + Send {
     // Subscribed now, not only once the future runs.
-    let (bells, me) = (hub.listen(), Ulid::new().to_string());
+    let (notifications, me) = (hub.listen(), Ulid::new().to_string());
     async move {
         tokio::select! {
             () = stop.cancelled() => {}
-            () = tell(&hub, bells, &*channel, &me) => {}
+            () = publish_all(&hub, notifications, &*channel, &me) => {}
             () = subscribe(&hub, &*channel, &me) => {}
         }
     }
 }
 
 /// Publishes; ends with the hub.
-async fn tell(hub: &Hub, mut bells: broadcast::Receiver<Notification>, channel: &dyn Channel, me: &str) {
+async fn publish_all(hub: &Hub, mut notifications: broadcast::Receiver<Notification>, channel: &dyn Channel, me: &str) {
     loop {
         let mut words = vec![];
-        match tokio::time::timeout(WORD_EVERY, bells.recv()).await {
+        match tokio::time::timeout(WORD_EVERY, notifications.recv()).await {
             Ok(Err(RecvError::Closed)) => return,
             // The store has what was missed.
             Ok(Err(RecvError::Lagged(_))) => continue,
@@ -101,7 +101,7 @@ async fn tell(hub: &Hub, mut bells: broadcast::Receiver<Notification>, channel: 
                         *is_over |= bell.news == News::Ended;
                     }
                     if rung.len() < TOLD_AT_ONCE {
-                        next = bells.try_recv().ok();
+                        next = notifications.try_recv().ok();
                     }
                 }
                 for (call, (is_partial, is_over)) in rung {
@@ -134,7 +134,7 @@ async fn subscribe(hub: &Hub, channel: &dyn Channel, me: &str) {
                 if std::mem::take(&mut is_first) {
                     info!("subscribed to other replicas");
                 }
-                heard(&hub, &me, word);
+                receive(&hub, &me, word);
             }))
             .await;
         // Logged once, not at every attempt.
@@ -146,18 +146,18 @@ async fn subscribe(hub: &Hub, channel: &dyn Channel, me: &str) {
     }
 }
 
-fn heard(hub: &Hub, me: &str, word: &str) {
+fn receive(hub: &Hub, me: &str, word: &str) {
     let Ok(word) = serde_json::from_str::<Message>(word) else {
         return debug!("ignoring a message of an unknown format version");
     };
     let Some(call) = word.call.as_deref().and_then(CallId::parse).filter(|_| word.from != me) else { return };
     match word.partial {
-        None if word.is_over => hub.end_of_another(&call),
-        None => hub.ring_of_another(&call, word.is_quiet),
+        None if word.is_over => hub.ended_at_replica(&call),
+        None => hub.notify_from_replica(&call, word.is_quiet),
         Some(half) => {
             let speaker = if half.is_agent { Speaker::Agent } else { Speaker::User };
             let partial = Partial { speaker, text: half.text.into(), source_sequence: half.source_sequence };
-            hub.murmur_of_another(&call, partial);
+            hub.set_partial_from_replica(&call, partial);
         }
     }
 }
@@ -206,8 +206,8 @@ mod tests {
         a.set_partial(&other, partial("good mor"));
         b.notify(&other);
         tokio::time::sleep(WORD_EVERY * 5).await;
-        let shown = |bells: &mut broadcast::Receiver<Notification>| {
-            let all = std::iter::from_fn(|| bells.try_recv().ok());
+        let shown = |notifications: &mut broadcast::Receiver<Notification>| {
+            let all = std::iter::from_fn(|| notifications.try_recv().ok());
             let mut all: Vec<String> =
                 all.map(|bell| format!("{} {} {:?}", bell.is_ours, bell.call, bell.news)).collect();
             all.sort();
@@ -233,14 +233,14 @@ mod tests {
     #[test]
     fn words_of_others_are_read_with_care() {
         let hub = Hub::default();
-        let mut bells = hub.listen();
+        let mut notifications = hub.listen();
         let call = CallId::new();
         let own = format!(r#"{{"from":"me","call":"{call}"}}"#);
         for word in ["", "{}", "[]", r#"{"from":"x"}"#, r#"{"from":"x","call":"../c"}"#, &own] {
-            heard(&hub, "me", word);
+            receive(&hub, "me", word);
         }
-        assert!(bells.try_recv().is_err());
-        heard(&hub, "me", &format!(r#"{{"from":"x","call":"{call}","more":1}}"#));
-        assert_eq!(bells.try_recv(), Ok(Notification { call, news: News::Record, is_ours: false }));
+        assert!(notifications.try_recv().is_err());
+        receive(&hub, "me", &format!(r#"{{"from":"x","call":"{call}","more":1}}"#));
+        assert_eq!(notifications.try_recv(), Ok(Notification { call, news: News::Record, is_ours: false }));
     }
 }

@@ -22,12 +22,12 @@ impl Contradictions {
 impl Policy {
     /// Returns why a request contradicts itself: header or path hold a malformed id, or different ids, or an id that its agent,
     /// number or API key does not belong to. `None` if it does not, or if no rules are configured.
-    pub fn contradiction(&self, marks: &RequestAttributes<'_>) -> Option<String> {
+    pub fn contradiction(&self, attributes: &RequestAttributes<'_>) -> Option<String> {
         if self.rules.is_empty() {
             return None;
         }
         let mut named: Option<(&str, &str)> = None;
-        for (what, id) in [("X-Business-Id", marks.header), ("the path", marks.path)] {
+        for (what, id) in [("X-Business-Id", attributes.header), ("the path", attributes.path)] {
             let Some(id) = id else { continue };
             if let Err(error) = BusinessId::parse(id) {
                 return Some(format!("{what} names no business: {error}"));
@@ -39,9 +39,12 @@ impl Policy {
         }
         let (what, id) = named?;
         let owners = [
-            marks.agent.and_then(|agent| Some((format!("agent {agent}"), self.by_agent.get(agent)?))),
-            marks.number.and_then(|number| Some(("its number".to_owned(), self.owner_of_number(number)?))),
-            marks.api_key_sha256.as_ref().and_then(|key| Some(("its API key".to_owned(), self.by_api_key.get(key)?))),
+            attributes.agent.and_then(|agent| Some((format!("agent {agent}"), self.by_agent.get(agent)?))),
+            attributes.number.and_then(|number| Some(("its number".to_owned(), self.owner_of_number(number)?))),
+            attributes
+                .api_key_sha256
+                .as_ref()
+                .and_then(|key| Some(("its API key".to_owned(), self.by_api_key.get(key)?))),
         ];
         let (thing, owner) = owners.into_iter().flatten().find(|(_, owner)| owner.as_str() != id)?;
         Some(format!("{what} names {id}, but {thing} belongs to {owner}"))

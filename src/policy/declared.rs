@@ -33,7 +33,7 @@ pub(super) fn hash(settings: &Settings) -> String {
 
 impl Declared {
     /// The limits of a policy.
-    pub fn of(policy: &Policy) -> Self {
+    pub fn from_policy(policy: &Policy) -> Self {
         let mut declared = Self { hash: policy.hash().to_owned(), ..Self::default() };
         for (name, plan) in &policy.settings.plans {
             let bounds = plan.concurrent.map(Bound::Concurrent).into_iter().chain(plan.rate.map(Bound::Rate));

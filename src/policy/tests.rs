@@ -100,8 +100,8 @@ fn who_is_named_must_be_who_it_belongs_to() {
         phone_numbers: vec!["+1".to_owned()],
         ..business("acme", "PRO")
     };
-    let of = |businesses: Vec<Business>, marks: RequestAttributes<'_>| {
-        Policy::new(Settings { businesses, ..settings() }, &[]).contradiction(&marks)
+    let of = |businesses: Vec<Business>, attributes: RequestAttributes<'_>| {
+        Policy::new(Settings { businesses, ..settings() }, &[]).contradiction(&attributes)
     };
     let both = || vec![acme.clone(), business("birch", "PRO")];
     let named = |header, path| RequestAttributes { header, path, ..RequestAttributes::default() };
@@ -114,7 +114,7 @@ fn who_is_named_must_be_who_it_belongs_to() {
     ] {
         assert_eq!(of(both(), fits.clone()), None, "{fits:?}");
     }
-    for (marks, told) in [
+    for (attributes, told) in [
         (named(Some("acme"), Some("birch")), "the path"),
         (RequestAttributes { agent: Some("agent_1"), ..named(Some("birch"), None) }, "agent agent_1"),
         (RequestAttributes { agent: Some("agent_1"), ..named(None, Some("birch")) }, "agent agent_1"),
@@ -125,8 +125,8 @@ fn who_is_named_must_be_who_it_belongs_to() {
         (named(Some(""), None), "X-Business-Id"),
         (named(None, Some("*")), "the path"),
     ] {
-        let why = of(both(), marks.clone());
-        assert!(why.as_ref().is_some_and(|why| why.contains(told)), "{marks:?}: {why:?}");
+        let why = of(both(), attributes.clone());
+        assert!(why.as_ref().is_some_and(|why| why.contains(told)), "{attributes:?}: {why:?}");
     }
     // An id that is none becomes no label, also while no business is known.
     assert!(of(vec![], named(Some("*"), Some("x"))).is_some_and(|why| why.contains("X-Business-Id")));
@@ -162,8 +162,8 @@ fn rules_are_tried_in_order_and_strangers_are_refused_where_that_is_written() {
     let acme = Business { agent_ids: vec!["agent_1".to_owned()], ..business("acme", "PRO") };
     let businesses = vec![acme, business("birch", "PAYG")];
     let policy = Policy::new(Settings { businesses, unknown: Unknown::Reject, ..settings() }, &[]);
-    let by = |marks: RequestAttributes<'_>| {
-        let found = policy.identify(&marks);
+    let by = |attributes: RequestAttributes<'_>| {
+        let found = policy.identify(&attributes);
         (found.business.to_string(), found.stranger.map(|e| e.to_string()))
     };
     let header = RequestAttributes { header: Some("birch"), agent: Some("agent_1"), ..RequestAttributes::default() };

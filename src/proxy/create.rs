@@ -198,7 +198,7 @@ fn identify(
         Ok(header) => (header, None),
         Err(why) => (None, Some(why.to_owned())),
     };
-    let marks = RequestAttributes {
+    let attributes = RequestAttributes {
         header,
         path: business,
         agent: read.agent.as_deref(),
@@ -207,7 +207,7 @@ fn identify(
         api_key_sha256: api_key.map(|key| sha256_hex(key.as_bytes())),
     };
     let mut contradiction = twofold;
-    if let Some(why) = policy.contradiction(&marks) {
+    if let Some(why) = policy.contradiction(&attributes) {
         match policy.settings().contradictions {
             Contradictions::Refuse => contradiction = contradiction.or(Some(why)),
             Contradictions::Log => {
@@ -215,7 +215,7 @@ fn identify(
             }
         }
     }
-    let found = policy.identify(&marks);
+    let found = policy.identify(&attributes);
     let stranger = contradiction.map(UnknownBusiness).or(found.stranger);
     let facts = Facts {
         plan: policy.plan_of(&found.business),

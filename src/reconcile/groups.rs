@@ -23,7 +23,7 @@ impl Sweeper {
     }
 
     /// The open batch of ours that made this call.
-    pub(super) async fn order_of(&self, found: &Found) -> Option<CallRecord> {
+    pub(super) async fn batch_of(&self, found: &Found) -> Option<CallRecord> {
         let store = &self.calls.lifecycle.store;
         let order = store.resolve(&found.member_of).await.ok()??;
         let record = store.call(&order).await.ok()??;

@@ -161,7 +161,7 @@ impl Sweeper {
     /// Whether the call's replica died between its record and its response: it is unknown whether the request was sent.
     async fn orphaned(&self, call: &CallRecord) -> bool {
         let is_reserved = call.phase == Phase::Reserved && call.origin == Origin::Order && !call.unsettled;
-        if !is_reserved || !self.calls.lifecycle.capacity.is_of_the_dead(call) {
+        if !is_reserved || !self.calls.lifecycle.capacity.is_orphaned(call) {
             return false;
         }
         let change = Change { unsettled: Some(true), ..self.calls.lifecycle.change(&call.id, Source::Order) };

@@ -90,7 +90,7 @@ impl Sweeper {
             return false;
         };
         found.aliases.iter().any(|a| a.kind == OWN_ID_KIND)
-            || self.order_of(&found).await.is_some()
+            || self.batch_of(&found).await.is_some()
             || matches!(self.calls.lifecycle.store.resolve(&found.aliases).await, Ok(Some(_)))
     }
 
@@ -121,7 +121,7 @@ impl Sweeper {
         };
         let listed_live = Event::Reached(Phase::Live);
         let Event::Reached(phase) = found.event.or(one.event).unwrap_or(listed_live) else { return Ok(()) };
-        if let Some(order) = self.order_of(&found).await {
+        if let Some(order) = self.batch_of(&found).await {
             return self.meet_member(one, &order, found, since_ms);
         }
         if !found.phone {

@@ -129,7 +129,7 @@ mod tests {
         hub.ended(&calls[1]);
         hub.notify(&calls[0]);
         hub.ended(&calls[2]);
-        hub.end_of_another(&calls[0]);
+        hub.ended_at_replica(&calls[0]);
         let heard = ends(&mut bells).await;
         assert_eq!(heard, Ends { here: calls[1..].to_vec(), elsewhere: true, missed: false });
         hub.notify(&calls[0]);
@@ -152,7 +152,7 @@ mod tests {
         bells.rest(&handed_on, Duration::from_secs(7200));
         hub.ended(&call);
         assert_eq!(bells.next(Hears::Alone).await, Round::Look);
-        hub.end_of_another(&call);
+        hub.ended_at_replica(&call);
         let (began, next) = (Instant::now(), bells.next(Hears::AmongOthers).await);
         assert_eq!((next, began.elapsed().as_millis() / 100), (Round::Look, 0), "it is looked after the other");
         bells.rest(&Round::Look, Duration::from_secs(3600));

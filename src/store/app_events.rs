@@ -13,7 +13,7 @@ use crate::provider::description::PostCall;
 
 /// An event for the outbox.
 #[derive(Debug)]
-pub(super) struct Told {
+pub(super) struct AppEvent {
     /// Its id, and that of its delivery. The app recognises repetitions by it.
     pub(super) id: String,
     /// Its call.
@@ -27,10 +27,10 @@ pub(super) struct Told {
 /// The prefix of ids of ringfence's own events.
 pub(super) const EVENT: &str = "evt_";
 
-fn told(kind: &str, call: Option<&CallId>, at_ms: UnixMs, data: &Value) -> Told {
+fn event(kind: &str, call: Option<&CallId>, at_ms: UnixMs, data: &Value) -> AppEvent {
     let id = format!("{EVENT}{}", Ulid::new().to_string().to_lowercase());
     let body = json!({"type": kind, "timestamp": rfc3339(at_ms), "data": data}).to_string();
-    Told { id, call: call.map(ToString::to_string), at_ms, body }
+    AppEvent { id, call: call.map(ToString::to_string), at_ms, body }
 }
 
 /// The fields of every event of a call.
@@ -58,7 +58,7 @@ fn of_record(record: &CallRecord) -> Value {
 
 /// The events of a recorded call: its admission, and that it is live if it is. A call that counts over a limit was not admitted,
 /// nor one that does not count yet.
-pub(super) fn opened(call: &NewCall, slots: u32, admitted_at: UnixMs) -> Vec<Told> {
+pub(super) fn opened(call: &NewCall, slots: u32, admitted_at: UnixMs) -> Vec<AppEvent> {
     if !call.tell {
         return vec![];
     }
@@ -69,21 +69,21 @@ pub(super) fn opened(call: &NewCall, slots: u32, admitted_at: UnixMs) -> Vec<Tol
     data["answeredAt"] = json!(is_live.then(|| rfc3339(call.at_ms)));
     let is_admitted = !call.over_limit && call.origin != Origin::Unconfirmed;
     let kinds = [("call.admitted", is_admitted), ("call.live", is_live)];
-    kinds.iter().filter(|(_, so)| *so).map(|(kind, _)| told(kind, Some(&call.id), call.at_ms, &data)).collect()
+    kinds.iter().filter(|(_, so)| *so).map(|(kind, _)| event(kind, Some(&call.id), call.at_ms, &data)).collect()
 }
 
 /// The event of a step of a call.
-pub(super) fn stepped(record: &CallRecord, step: Step, at_ms: UnixMs) -> Option<Told> {
+pub(super) fn stepped(record: &CallRecord, step: Step, at_ms: UnixMs) -> Option<AppEvent> {
     let kind = match step {
         Step::Move(Phase::Live) => "call.live",
         Step::End(..) => "call.ended",
         _ => return None,
     };
-    Some(told(kind, Some(&record.id), at_ms, &of_record(record)))
+    Some(event(kind, Some(&record.id), at_ms, &of_record(record)))
 }
 
 /// The event of a rejection; none in observe mode.
-pub(super) fn refused(refusal: &RefusalRecord) -> Option<Told> {
+pub(super) fn refused(refusal: &RefusalRecord) -> Option<AppEvent> {
     if !refusal.tell || refusal.observed {
         return None;
     }
@@ -92,26 +92,26 @@ pub(super) fn refused(refusal: &RefusalRecord) -> Option<Told> {
         "direction": refusal.direction, "reason": refusal.code, "limitName": refusal.limit_name,
         "current": refusal.current, "limit": refusal.limit,
     });
-    let one = told("call.refused", None, refusal.at, &data);
+    let one = event("call.refused", None, refusal.at, &data);
     // Named by the rejection's id, so that it is found with it.
-    Some(Told { id: format!("{EVENT}{}", refusal.id), ..one })
+    Some(AppEvent { id: format!("{EVENT}{}", refusal.id), ..one })
 }
 
 /// The event of a step of a bulk run: `run.running`, `run.paused`, `run.done`, …
-pub(super) fn run(run: &Run, at_ms: UnixMs) -> Told {
+pub(super) fn run(run: &Run, at_ms: UnixMs) -> AppEvent {
     let data = json!({
         "runId": run.id, "businessId": run.business, "account": run.account, "name": run.name, "state": run.state,
         "reason": run.reason, "leads": run.total, "createdAt": rfc3339(run.created_at),
         "finishedAt": run.finished_at.map(rfc3339),
     });
-    told(&format!("run.{}", run.state.as_str()), None, at_ms, &data)
+    event(&format!("run.{}", run.state.as_str()), None, at_ms, &data)
 }
 
 /// The event of a complete post-call record.
-pub(super) fn recorded(record: &CallRecord, found: &PostCall, at_ms: UnixMs) -> Told {
+pub(super) fn recorded(record: &CallRecord, found: &PostCall, at_ms: UnixMs) -> AppEvent {
     let mut data = of_record(record);
     data["record"] = json!(found);
-    told("call.recorded", Some(&record.id), at_ms, &data)
+    event("call.recorded", Some(&record.id), at_ms, &data)
 }
 
 /// Outcomes without a post-call record: nothing was called, or nothing was answered.

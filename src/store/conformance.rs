@@ -727,21 +727,21 @@ pub(super) async fn an_order_is_found_at_another_replica_and_taken_by_one(fresh:
     for call in [&second, &first, &new_call(&[])] {
         a.open(call.clone(), None).await.unwrap();
     }
-    let find = async || b.find_orders("print", 1000).await.unwrap();
+    let find = async || b.find_in_flight("print", 1000).await.unwrap();
     let found = find().await;
     assert_eq!(found.iter().map(|o| &o.id).collect::<Vec<_>>(), [&first.id, &second.id], "the oldest first");
     assert!(found[0].silent_ms.is_some_and(|ms| ms < 60_000) && found[0].replica.as_ref() == Some(&one.id));
     assert_eq!((found[1].silent_ms, found[1].replica.as_deref(), found[1].phase), (None, None, Phase::Reserved));
-    assert_eq!(b.find_orders("print", 1001).await.unwrap(), found[1..]);
+    assert_eq!(b.find_in_flight("print", 1001).await.unwrap(), found[1..]);
     a.undelivered(&first.id, &two.id).await.unwrap();
     assert!(!find().await[0].undelivered, "only who answers for it says so");
     a.undelivered(&first.id, &one.id).await.unwrap();
-    assert!(!b.take_order(&found[0], &two.id, false).await.unwrap(), "it was seen otherwise");
+    assert!(!b.take_in_flight(&found[0], &two.id, false).await.unwrap(), "it was seen otherwise");
     let found = find().await;
     assert!(found[0].undelivered);
     // Both take it, and of a dead one's.
-    for (order, is_dead) in [(&found[0], false), (&found[1], true)] {
-        let (at_a, at_b) = tokio::join!(a.take_order(order, "01c", is_dead), b.take_order(order, &two.id, is_dead));
+    for (row, is_dead) in [(&found[0], false), (&found[1], true)] {
+        let (at_a, at_b) = tokio::join!(a.take_in_flight(row, "01c", is_dead), b.take_in_flight(row, &two.id, is_dead));
         assert!(at_a.unwrap() ^ at_b.unwrap());
     }
     let taken = find().await;
@@ -760,7 +760,7 @@ pub(super) async fn an_order_is_found_at_another_replica_and_taken_by_one(fresh:
     b.apply(told(taker)).await.unwrap();
     a.apply(change(&second.id, Event::Reached(Phase::Live))).await.unwrap();
     assert_eq!((find().await[1].undelivered, find().await[1].unsettled), (true, false));
-    assert_eq!(a.find_orders("another", 0).await.unwrap(), []);
+    assert_eq!(a.find_in_flight("another", 0).await.unwrap(), []);
 }
 
 pub(super) async fn a_delivery_that_failed_holds_nothing_back(fresh: &impl Fresh) {

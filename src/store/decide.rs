@@ -5,7 +5,7 @@ use crate::call::{Direction, Event, Outcome, Phase, Step, next, stronger};
 
 /// Applies a change to a record, together with news that waited under the change's ids.
 pub(super) fn decide(record: &mut CallRecord, change: &Change, news: Option<Event>) -> (Step, bool) {
-    let ends = |event: Event| change.by.as_ref().is_some_and(|by| by.ends_a_part(&record.facts, event));
+    let ends = |event: Event| change.by.as_ref().is_some_and(|by| by.ends_leg_only(&record.facts, event));
     let ended_a_part = record.phase != Phase::Ended && change.event.is_some_and(ends);
     let event = match (change.event.filter(|_| !ended_a_part), news) {
         (Some(a), Some(b)) => Some(stronger(a, b)),

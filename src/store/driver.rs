@@ -192,13 +192,13 @@ pub(super) trait Backend: Send + Sync + 'static {
     }
 
     /// See [`super::Store::admit`].
-    async fn decide(&self, call: NewCall, order: AdmissionRequest, epoch: i64) -> Result<AdmitOutcome>;
+    async fn decide(&self, call: NewCall, request: AdmissionRequest, epoch: i64) -> Result<AdmitOutcome>;
 
     /// See [`super::Transcripts::say`].
     async fn put_utterance(&self, call: &CallId, said: NewUtterance) -> Result<Option<UtteranceRef>>;
 
     /// See [`super::Transcripts::hear`].
-    async fn take_speech(&self, speech: UtteranceIngest) -> Result<IngestOutcome>;
+    async fn ingest_utterance(&self, speech: UtteranceIngest) -> Result<IngestOutcome>;
 
     /// See [`super::Transcripts::listen`].
     async fn ring(&self, ring: Ring) {

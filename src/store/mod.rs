@@ -54,7 +54,7 @@ pub use journal::Journal;
 pub use listing::ListFilter;
 pub use membership::{BEAT_EVERY_MS, Fleet, LIVE_MS, Living, OwnershipMode, Replica};
 pub use operator::{AuditRecord, Desk, Inbox, InboxEvent, Outbox, OutboxDelivery, Purged};
-pub use records::{HookAsked, HookCame, Put, PutPostCall, Records, StoredPostCall};
+pub use records::{Put, PutPostCall, Records, StoredPostCall, WebhookHealth, WebhookHealthQuery};
 pub use retention::{Cursor, EndedCall, Retention, RetentionCutoffs, record_kept, text_kept};
 pub use runs::Runs;
 pub use schedules::Schedules;
@@ -84,7 +84,7 @@ pub enum StoreError {
 }
 
 /// Equal requests that are considered for deduplication: an app that sends more of them within an hour wants a call for each.
-pub const ORDERS_MAX: u32 = 200;
+pub const IN_FLIGHT_MAX: u32 = 200;
 
 /// How long a claimed delivery is reserved, in milliseconds: longer than sending it may take. If its process dies, it is due
 /// again afterwards.
@@ -263,7 +263,7 @@ pub struct EpochBump {
 
 /// A recorded create request, as deduplication at another replica sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OrderRecord {
+pub struct InFlightRow {
     /// Its call.
     pub id: CallId,
     /// Its call's phase.
@@ -537,7 +537,7 @@ pub trait Store:
     /// Decides about a call and records it, in one transaction, if the pool's mode is `database` and its epoch this one. Its
     /// slots and keys are those that are granted, whatever `call` has. Known ids take precedence over full limits. For a call
     /// that is open already it returns `New`, with its slots; for one that has ended, `Known`.
-    async fn admit(&self, call: NewCall, order: AdmissionRequest, epoch: i64) -> Result<AdmitOutcome>;
+    async fn admit(&self, call: NewCall, request: AdmissionRequest, epoch: i64) -> Result<AdmitOutcome>;
 
     /// Counts a call of [`Origin::Unconfirmed`] from now on, under these keys: its origin becomes [`Origin::Foreign`]. With an
     /// epoch only while the pool has that one.
@@ -563,12 +563,12 @@ pub trait Store:
     /// The leases of all open calls that count.
     async fn leases(&self) -> Result<Vec<LeaseRow>>;
 
-    /// Requests with a fingerprint that were admitted since, oldest first; at most the latest [`ORDERS_MAX`].
-    async fn find_orders(&self, fingerprint: &str, since_ms: UnixMs) -> Result<Vec<OrderRecord>>;
+    /// Requests with a fingerprint that were admitted since, oldest first; at most the latest [`IN_FLIGHT_MAX`].
+    async fn find_in_flight(&self, fingerprint: &str, since_ms: UnixMs) -> Result<Vec<InFlightRow>>;
 
     /// Takes ownership of a request that was found in this state. For a dead replica's request the outcome becomes unknown,
     /// unless a response is recorded. `false`: another replica was faster.
-    async fn take_order(&self, order: &OrderRecord, me: &str, is_dead: bool) -> Result<bool>;
+    async fn take_in_flight(&self, row: &InFlightRow, me: &str, is_dead: bool) -> Result<bool>;
 
     /// Records that a request's client disconnected before the response, if this replica still owns it.
     async fn undelivered(&self, call: &CallId, me: &str) -> Result<()>;
@@ -598,7 +598,7 @@ pub trait Store:
     async fn open_calls(&self) -> Result<Vec<CallRecord>>;
 
     /// Open outbound calls of an account without an id of a kind: their response is outstanding.
-    async fn unanswered_orders(&self, account: &AccountName, kind: &str) -> Result<Vec<CallRecord>>;
+    async fn unanswered_creates(&self, account: &AccountName, kind: &str) -> Result<Vec<CallRecord>>;
 
     /// The latest calls, ended ones included. One that cannot be read is left out.
     async fn latest_calls(&self, limit: u32) -> Result<Vec<CallRecord>> {

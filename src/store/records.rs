@@ -61,7 +61,7 @@ pub(super) const LATEST: u32 = 2_000;
 
 /// A query of a webhook's health.
 #[derive(Debug, Clone)]
-pub struct HookAsked {
+pub struct WebhookHealthQuery {
     /// Its account.
     pub account: String,
     /// Its events that bring records, as named in the inbox.
@@ -76,14 +76,14 @@ pub struct HookAsked {
 
 /// The result of that query.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct HookCame {
+pub struct WebhookHealth {
     /// When it last arrived for one of these calls.
     pub last_at: Option<UnixMs>,
     /// The number of latest calls in a row without it.
     pub missed_in_a_row: u32,
 }
 
-impl HookCame {
+impl WebhookHealth {
     /// `came`: for the latest calls, last one first, when it arrived.
     pub(super) fn new(came: &[Option<UnixMs>]) -> Self {
         let missed = came.iter().take_while(|came| came.is_none()).count();
@@ -117,7 +117,7 @@ pub trait Records: Send + Sync {
     async fn missed_post_call(&self, call: &CallId, why: &str, due_at: Option<UnixMs>) -> Result<()>;
 
     /// The health of a webhook, by the answered and ended calls of its account.
-    async fn hook_came(&self, asked: HookAsked) -> Result<HookCame>;
+    async fn webhook_health(&self, asked: WebhookHealthQuery) -> Result<WebhookHealth>;
 
     /// Defers a webhook until the call with this id is known.
     async fn defer_until_known(&self, event_id: &str, alias: &Alias) -> Result<()>;

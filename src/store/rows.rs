@@ -4,7 +4,7 @@ use super::driver::{Fault, Sql, damaged};
 use super::row::Row;
 use super::usage::OpenRow;
 use super::{
-    AuditRecord, Bypass, CallRecord, CreateAnswer, Delivery, EndedCall, InboxEvent, Living, NewEvent, OrderRecord,
+    AuditRecord, Bypass, CallRecord, CreateAnswer, Delivery, EndedCall, InFlightRow, InboxEvent, Living, NewEvent,
     OutboxDelivery, RefusalRecord, Replica, StoredPostCall, Utterance, UtterancePosition, Waiting,
 };
 use crate::admission::{GateState, LeaseRow};
@@ -308,8 +308,8 @@ pub(super) fn open_row(row: &Row) -> Sql<OpenRow> {
     })
 }
 
-pub(super) fn order(row: &Row) -> Sql<OrderRecord> {
-    Ok(OrderRecord {
+pub(super) fn in_flight_row(row: &Row) -> Sql<InFlightRow> {
+    Ok(InFlightRow {
         id: call_id(row.str("id")?)?,
         phase: row.word("phase")?,
         outcome: row.optional_word("outcome")?,

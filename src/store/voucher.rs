@@ -93,7 +93,7 @@ impl Voucher {
     }
 
     /// Whether the reported end is that of a leg only: the carrier brought the call, and still has it.
-    pub fn ends_a_part(&self, facts: &Facts, event: Event) -> bool {
+    pub fn ends_leg_only(&self, facts: &Facts, event: Event) -> bool {
         let brought = facts.carrier.as_ref().is_some_and(|carrier| !self.accounts.contains(carrier))
             && self.brought_by.contains(&facts.operation);
         // Placed at their carrier itself, which can be queried: only its connection has ended.
@@ -122,12 +122,12 @@ pub(super) fn remember(mut waiting: Vec<Early>, event: Event, by: Option<&Vouche
 }
 
 /// The waiting news that may be applied to a call.
-pub(super) fn heed(waiting: &[Early], facts: &Facts, known: &[Alias]) -> Option<Event> {
+pub(super) fn applicable_news(waiting: &[Early], facts: &Facts, known: &[Alias]) -> Option<Event> {
     let about = |early: &&Early| {
         early
             .by
             .as_ref()
-            .is_none_or(|by| by.contradicts(facts, known, &[]).is_none() && !by.ends_a_part(facts, early.event))
+            .is_none_or(|by| by.contradicts(facts, known, &[]).is_none() && !by.ends_leg_only(facts, early.event))
     };
     waiting.iter().filter(about).map(|early| early.event).reduce(stronger)
 }
@@ -240,14 +240,14 @@ mod tests {
     fn a_conversation_that_ends_is_no_end_of_a_call_that_its_carrier_brought() {
         let end = Event::Ended(Outcome::Completed, EndProof::Webhook);
         let brought = facts("el", "elevenlabs", Some("tw"), "incoming_call");
-        assert!(elevenlabs("el", Some("tw")).ends_a_part(&brought, end));
-        assert!(!elevenlabs("el", Some("tw")).ends_a_part(&brought, Event::Reached(Phase::Live)));
+        assert!(elevenlabs("el", Some("tw")).ends_leg_only(&brought, end));
+        assert!(!elevenlabs("el", Some("tw")).ends_leg_only(&brought, Event::Reached(Phase::Live)));
         assert!(
             !elevenlabs("el", Some("tw"))
-                .ends_a_part(&facts("el", "elevenlabs", Some("tw"), "conversation_started"), end)
+                .ends_leg_only(&facts("el", "elevenlabs", Some("tw"), "conversation_started"), end)
         );
         let carrier = Voucher { accounts: vec![name("tw")], ..elevenlabs("el", None) };
-        assert!(!carrier.ends_a_part(&brought, end), "the carrier's word is the end");
+        assert!(!carrier.ends_leg_only(&brought, end), "the carrier's word is the end");
     }
 
     #[test]
@@ -255,10 +255,10 @@ mod tests {
         let end = Event::Ended(Outcome::Completed, EndProof::Webhook);
         let of = facts("el", "elevenlabs", None, "conversation_started");
         let waiting = remember(vec![], end, Some(&elevenlabs("el2", None)));
-        assert_eq!(heed(&waiting, &of, &[]), None);
+        assert_eq!(applicable_news(&waiting, &of, &[]), None);
         let waiting = remember(waiting, Event::Reached(Phase::Ringing), Some(&elevenlabs("el", None)));
         let waiting = remember(waiting, Event::Reached(Phase::Live), Some(&elevenlabs("el", None)));
-        assert_eq!((waiting.len(), heed(&waiting, &of, &[])), (2, Some(Event::Reached(Phase::Live))));
+        assert_eq!((waiting.len(), applicable_news(&waiting, &of, &[])), (2, Some(Event::Reached(Phase::Live))));
         let many = (0..99).fold(vec![], |all, n| remember(all, end, Some(&elevenlabs(&format!("el{n}"), None))));
         assert_eq!(many.len(), EARLY_MAX);
     }

@@ -19,7 +19,7 @@ const LISTED: i64 = 100;
 
 impl Client {
     /// The answer at `/calls` and below it, except for the transcript; `None`: nothing is served at this path.
-    pub(super) async fn calls_as_before(
+    pub(super) async fn legacy_calls(
         &self,
         exchange: &Exchange,
         segments: &[&str],

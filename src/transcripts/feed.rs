@@ -39,7 +39,7 @@ const LISTEN_AGAIN: Duration = Duration::from_secs(5);
 
 /// How to learn of changes by other processes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Others {
+pub enum RemoteChanges {
     /// There are no other processes.
     None,
     /// By the database server's notifications, if it supports them, and by polling.
@@ -74,14 +74,14 @@ pub(super) struct Wake {
     due: Mutex<HashSet<CallId>>,
     /// New calls of the businesses that it follows.
     found: Mutex<HashSet<CallId>>,
-    rung: Notify,
+    notified: Notify,
 }
 
 /// A followed call.
 pub(super) struct Channel {
     call: CallId,
     /// Notifications after which the database must be read.
-    bells: AtomicU64,
+    notifications: AtomicU64,
     /// Utterances from notifications that nobody has read yet.
     said: Mutex<Vec<Arc<Utterance>>>,
     followers: Mutex<HashMap<u64, Arc<Wake>>>,
@@ -141,17 +141,17 @@ impl Drop for Following {
 impl Wake {
     fn wake(&self, call: &CallId) {
         lock(&self.due).insert(call.clone());
-        self.rung.notify_one();
+        self.notified.notify_one();
     }
 
     fn find(&self, call: &CallId) {
         lock(&self.found).insert(call.clone());
-        self.rung.notify_one();
+        self.notified.notify_one();
     }
 
     /// Waits until a call has news. Cancel-safe.
-    pub(super) async fn rung(&self) {
-        self.rung.notified().await;
+    pub(super) async fn notified(&self) {
+        self.notified.notified().await;
     }
 
     /// Takes the calls with news, and the new calls of followed businesses.
@@ -167,13 +167,13 @@ impl Channel {
 
     fn tell(&self, news: &notify::News) {
         match news {
-            notify::News::Record | notify::News::Ended => drop(self.bells.fetch_add(1, Ordering::Release)),
+            notify::News::Record | notify::News::Ended => drop(self.notifications.fetch_add(1, Ordering::Release)),
             notify::News::Said(said) => {
                 let mut all = lock(&self.said);
                 // Nobody reads them; the next reader goes to the database.
                 if all.len() >= KEPT_MAX {
                     all.clear();
-                    self.bells.fetch_add(1, Ordering::Release);
+                    self.notifications.fetch_add(1, Ordering::Release);
                 } else {
                     all.push(said.clone());
                 }
@@ -205,10 +205,10 @@ impl Feed {
     }
 
     /// Passes notifications on until stopped.
-    pub fn run(self, others: Others, stop: CancellationToken) -> impl Future<Output = ()> + Send {
+    pub fn run(self, others: RemoteChanges, stop: CancellationToken) -> impl Future<Output = ()> + Send {
         // Subscribed now, not when the future is first polled.
-        let mut bells = self.0.hub.listen();
-        let heard = self.clone().hear_others(others);
+        let mut notifications = self.0.hub.listen();
+        let heard = self.clone().receive_remote(others);
         async move {
             let mut heard = std::pin::pin!(heard);
             let mut looks = tokio::time::interval(POLL_INTERVAL);
@@ -217,7 +217,7 @@ impl Feed {
                 tokio::select! {
                     () = stop.cancelled() => return,
                     () = &mut heard => {}
-                    bell = bells.recv() => match bell {
+                    bell = notifications.recv() => match bell {
                         Ok(bell) => {
                             let channel = lock(&self.0.channels).get(&bell.call).and_then(Weak::upgrade);
                             if let Some(channel) = channel {
@@ -228,7 +228,7 @@ impl Feed {
                         Err(RecvError::Closed) => return,
                     },
                     _ = looks.tick() => {
-                        if others != Others::None {
+                        if others != RemoteChanges::None {
                             self.look_at_calls().await;
                         }
                         self.look_at_businesses().await;
@@ -239,11 +239,11 @@ impl Feed {
     }
 
     /// Passes on notifications of other replicas, where they can be received. Never ends.
-    async fn hear_others(self, others: Others) {
-        if others == Others::Heard {
+    async fn receive_remote(self, others: RemoteChanges) {
+        if others == RemoteChanges::Heard {
             loop {
                 let hub = self.0.hub.clone();
-                self.0.store.listen(Box::new(move |call| hub.ring_of_another(call, false))).await;
+                self.0.store.listen(Box::new(move |call| hub.notify_from_replica(call, false))).await;
                 tokio::time::sleep(LISTEN_AGAIN).await;
             }
         }
@@ -317,7 +317,7 @@ impl Feed {
             Arc::new(Channel {
                 call: call.clone(),
                 // Forces a first read.
-                bells: AtomicU64::new(1),
+                notifications: AtomicU64::new(1),
                 said: Mutex::default(),
                 followers: Mutex::default(),
                 kept: tokio::sync::Mutex::default(),
@@ -367,15 +367,15 @@ impl Feed {
 
     /// The same, but always read from the database: a client knows more than was read.
     pub(super) async fn newest(&self, channel: &Channel, after: i64) -> Result<Option<News>> {
-        channel.bells.fetch_add(1, Ordering::Release);
+        channel.notifications.fetch_add(1, Ordering::Release);
         self.news(channel, after).await
     }
 
     /// Applies the utterances of notifications, and reads the rest from the database. One follower does it for all.
     async fn refresh(&self, channel: &Channel, kept: &mut Kept) -> Result<()> {
-        let bell = channel.bells.load(Ordering::Acquire);
+        let bell = channel.notifications.load(Ordering::Acquire);
         let said = std::mem::take(&mut *lock(&channel.said));
-        kept.is_behind |= kept.bell != bell || !self.takes(kept, said);
+        kept.is_behind |= kept.bell != bell || !self.append(kept, said);
         if !kept.is_behind {
             return Ok(());
         }
@@ -407,7 +407,7 @@ impl Feed {
     }
 
     /// Appends the utterances of notifications; `false` if one is missing in between.
-    fn takes(&self, kept: &mut Kept, mut said: Vec<Arc<Utterance>>) -> bool {
+    fn append(&self, kept: &mut Kept, mut said: Vec<Arc<Utterance>>) -> bool {
         said.sort_by_key(|utterance| utterance.sequence);
         for utterance in said {
             let Some(record) = kept.record.clone().filter(|_| utterance.sequence <= kept.last + 1) else {

@@ -32,7 +32,7 @@ use crate::provider::sign::sha256_hex;
 use crate::reply::{for_browsers, json_answer, problem, respond};
 use crate::store::{self, CallRecord, StoreError};
 use crate::token::{BadToken, Keys, Principal, bearer};
-pub use feed::{Feed, Others};
+pub use feed::{Feed, RemoteChanges};
 
 use socket::Connection;
 
@@ -180,7 +180,7 @@ impl Handler for Client {
                 Method::OPTIONS,
                 ["calls", ..] | ["conversations", _, "fetch"] | ["driver_data", "conversations", _, "fetch"],
             ) => ("preflight", Some(respond(StatusCode::NO_CONTENT, Default::default(), Bytes::new()))),
-            _ => match self.calls_as_before(exchange, &segments).boxed().await {
+            _ => match self.legacy_calls(exchange, &segments).boxed().await {
                 Some((kind, answer)) => (kind, Some(answer)),
                 None => {
                     let message = "nothing is served at this path and method";

@@ -70,7 +70,7 @@ struct Followed {
     /// The number of the last utterance sent.
     sent: i64,
     /// The version of the last partial utterance sent.
-    murmured: u64,
+    partial_version: u64,
     /// Whether `call_status` was sent.
     is_over: bool,
     /// When to look at it without a notification: `call_completed` is due, or the database did not answer.
@@ -105,7 +105,7 @@ impl Drop for Connection {
 type Going = Result<(), CloseReason>;
 
 /// Limits the time of a send; a client that takes nothing is slow.
-async fn taken(slow: Duration, sent: impl Future<Output = Result<(), Error>>) -> Going {
+async fn within(slow: Duration, sent: impl Future<Output = Result<(), Error>>) -> Going {
     match tokio::time::timeout(slow, sent).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) => Err(CloseReason::Left),
@@ -193,7 +193,7 @@ impl Connection {
                         Some(Err(_)) => return Err(CloseReason::Broken),
                     }
                 }
-                () = wake.rung() => self.tell().boxed().await?,
+                () = wake.notified() => self.send_news().boxed().await?,
                 Ok(()) = newest.changed() => {
                     let Ok(visitor) = self.client.authenticate(&self.token) else { return Err(CloseReason::Revoked) };
                     self.see_as(visitor).boxed().await;
@@ -222,11 +222,11 @@ impl Connection {
 
     /// Queues a message for the next flush.
     async fn hand_over(&mut self, message: Message) -> Going {
-        taken(self.client.settings.slow, self.socket.feed(message)).await
+        within(self.client.settings.slow, self.socket.feed(message)).await
     }
 
     async fn flush(&mut self) -> Going {
-        taken(self.client.settings.slow, self.socket.flush()).await
+        within(self.client.settings.slow, self.socket.flush()).await
     }
 
     async fn send(&mut self, message: &Value) -> Going {
@@ -240,7 +240,7 @@ impl Connection {
     }
 
     /// Sends the news of the calls that were notified.
-    async fn tell(&mut self) -> Going {
+    async fn send_news(&mut self) -> Going {
         let (due, found) = self.wake.take();
         for call in due {
             if self.calls.contains_key(&call) {
@@ -249,7 +249,7 @@ impl Connection {
         }
         for call in found {
             if !self.calls.contains_key(&call) && !self.done.contains(&call) {
-                self.take_up(&call).await?;
+                self.follow_from_start(&call).await?;
             }
         }
         Ok(())
@@ -301,8 +301,10 @@ impl Connection {
         let Some(followed) = self.calls.get_mut(&record.id) else { return Ok(()) };
         if record.phase != Phase::Ended {
             followed.look_at = None;
-            if let Some((number, partial)) = self.client.lifecycle.hub.partial_since(&record.id, followed.murmured) {
-                followed.murmured = number;
+            if let Some((number, partial)) =
+                self.client.lifecycle.hub.partial_since(&record.id, followed.partial_version)
+            {
+                followed.partial_version = number;
                 let label = self.client.feed.user_label();
                 let message = message::partial(record, &partial, label);
                 self.send(&message).await?;
@@ -320,7 +322,7 @@ impl Connection {
             self.send(&message::call_completed(record, told)).await?;
             self.calls.remove(&record.id);
             if !self.businesses.is_empty() {
-                self.is_done(&record.id);
+                self.mark_done(&record.id);
             }
         } else if let Some(followed) = self.calls.get_mut(&record.id) {
             followed.look_at = complete_at;
@@ -329,7 +331,7 @@ impl Connection {
     }
 
     /// Marks a call as sent to its end, so that it is not followed again with its business.
-    fn is_done(&mut self, call: &CallId) {
+    fn mark_done(&mut self, call: &CallId) {
         self.done.insert(call.clone());
         // Ids are ordered by time; older calls are never announced again.
         while self.done.len() > 4 * LATEST_MAX as usize {
@@ -405,7 +407,7 @@ impl Connection {
             None => Followed {
                 following: self.client.feed.follow(call, self.number, &self.wake),
                 sent: i64::MAX,
-                murmured: 0,
+                partial_version: 0,
                 is_over: false,
                 look_at: None,
             },
@@ -451,7 +453,7 @@ impl Connection {
         match self.client.find(identifier, &self.visitor).await {
             Ok(Some(record)) => {
                 if self.calls.remove(&record.id).is_some() && !self.businesses.is_empty() {
-                    self.is_done(&record.id);
+                    self.mark_done(&record.id);
                 }
                 self.send(&message::unsubscribed(identifier)).await
             }
@@ -478,7 +480,7 @@ impl Connection {
     }
 
     /// Follows a call of a followed business, from its beginning.
-    async fn take_up(&mut self, call: &CallId) -> Going {
+    async fn follow_from_start(&mut self, call: &CallId) -> Going {
         if self.calls.len() >= FOLLOWED_MAX {
             return Ok(());
         }

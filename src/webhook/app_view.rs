@@ -78,7 +78,7 @@ mod tests {
     use super::*;
     use crate::webhook::settings::tests::settings;
 
-    fn came(fields: &[(&'static str, &str)]) -> HeaderMap {
+    fn received(fields: &[(&'static str, &str)]) -> HeaderMap {
         fields.iter().map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap())).collect()
     }
 
@@ -112,7 +112,7 @@ mod tests {
                 app_host: AppHost::parse(host).unwrap(),
                 ..settings()
             };
-            assert_eq!(settings.app_url(&came(headers), "/v?x=1"), url, "{app_public:?} {public:?} {host}");
+            assert_eq!(settings.app_url(&received(headers), "/v?x=1"), url, "{app_public:?} {public:?} {host}");
         }
     }
 

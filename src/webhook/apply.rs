@@ -21,85 +21,85 @@ const MOMENT: (Duration, u32) = (Duration::from_millis(250), 4);
 impl Webhooks {
     /// Applies a webhook to its call, and stores its post-call record, if it has one. If the call is unknown, a stored webhook
     /// waits for it.
-    pub(super) async fn apply_all(&self, taken: &ParsedWebhook<'_>, event_id: &str) -> Result<WebhookOutcome> {
-        let mut came = self.apply(taken, event_id).await?;
-        if taken.is_exact() && came.is_deferred() {
-            came = self.apply_in_a_moment(taken, event_id, came).await?;
+    pub(super) async fn apply_all(&self, parsed: &ParsedWebhook<'_>, event_id: &str) -> Result<WebhookOutcome> {
+        let mut outcome = self.apply(parsed, event_id).await?;
+        if parsed.is_exact() && outcome.is_deferred() {
+            outcome = self.apply_in_a_moment(parsed, event_id, outcome).await?;
         }
-        let Some((found, complete)) = taken.record() else { return Ok(came) };
-        match (&came.record, taken.main_alias()) {
+        let Some((found, complete)) = parsed.record() else { return Ok(outcome) };
+        match (&outcome.record, parsed.main_alias()) {
             (Some(record), _) => {
-                self.calls.post_call.told(record, &taken.from.account, found, complete).await?;
+                self.calls.post_call.store_reported(record, &parsed.from.account, found, complete).await?;
             }
-            (None, Some(alias)) if came.is_deferred() => {
+            (None, Some(alias)) if outcome.is_deferred() => {
                 self.calls.lifecycle.store.defer_until_known(event_id, alias).await?;
             }
             _ => {}
         }
-        Ok(came)
+        Ok(outcome)
     }
 
     /// The call's id may be recorded a moment later.
     async fn apply_in_a_moment(
         &self,
-        taken: &ParsedWebhook<'_>,
+        parsed: &ParsedWebhook<'_>,
         event_id: &str,
-        mut came: WebhookOutcome,
+        mut outcome: WebhookOutcome,
     ) -> Result<WebhookOutcome> {
         let store = &self.calls.lifecycle.store;
         for _ in 0..MOMENT.1 {
             tokio::time::sleep(MOMENT.0).await;
-            if store.resolve(&taken.aliases).await?.is_some() {
-                came = self.apply(taken, event_id).await?;
+            if store.resolve(&parsed.aliases).await?.is_some() {
+                outcome = self.apply(parsed, event_id).await?;
                 break;
             }
         }
-        Ok(came)
+        Ok(outcome)
     }
 
     /// Translates the event into a transition of a call. An event of an unknown outbound call never admits or ends a call: it is
     /// stored under its ids.
-    pub(super) async fn apply(&self, taken: &ParsedWebhook<'_>, event_id: &str) -> Result<WebhookOutcome> {
-        if taken.raw.is_unreadable() && taken.aliases.is_empty() {
+    pub(super) async fn apply(&self, parsed: &ParsedWebhook<'_>, event_id: &str) -> Result<WebhookOutcome> {
+        if parsed.raw.is_unreadable() && parsed.aliases.is_empty() {
             // It may have reported an end: the provider's own list has that too.
-            self.calls.sweep_requests.request(&taken.from.account.name);
+            self.calls.sweep_requests.request(&parsed.from.account.name);
             return Ok(WebhookOutcome::new(Disposition::Unreadable));
         }
-        if let Some(heard) = &taken.heard {
-            return self.ingest(taken, heard, event_id).boxed().await;
+        if let Some(utterance) = &parsed.utterance {
+            return self.ingest(parsed, utterance, event_id).boxed().await;
         }
-        let Some(news) = taken.news else { return Ok(WebhookOutcome::new(Disposition::Ignored)) };
+        let Some(news) = parsed.news else { return Ok(WebhookOutcome::new(Disposition::Ignored)) };
         let (own, outside): (Vec<Alias>, Vec<Alias>) =
-            taken.aliases.iter().cloned().partition(|a| a.kind == OWN_ID_KIND);
+            parsed.aliases.iter().cloned().partition(|a| a.kind == OWN_ID_KIND);
         // The provider returned our own id: it is exact, and proves that the call exists.
         if let Some(call) = own.first().and_then(|a| CallId::parse(&a.id)) {
             let change = Change {
                 event: Some(news),
                 bind: outside.clone(),
-                by: Some(taken.by.clone()),
+                by: Some(parsed.by.clone()),
                 ..self.calls.lifecycle.change(&call, Source::Webhook)
             };
             if let Some(applied) = self.calls.lifecycle.apply(change).await? {
-                return Ok(self.came_of(taken, applied));
+                return Ok(self.outcome_of(parsed, applied));
             }
         }
-        let admits = taken.event.is_some_and(|e| e.admits) && taken.direction == Direction::Inbound;
+        let admits = parsed.event.is_some_and(|e| e.admits) && parsed.direction == Direction::Inbound;
         if let (true, Event::Reached(phase)) = (admits, news) {
             if outside.is_empty() {
                 return Ok(WebhookOutcome::new(Disposition::MissingId));
             }
-            return self.arrived(taken, outside, phase).await;
+            return self.arrived(parsed, outside, phase).await;
         }
-        Ok(match self.calls.lifecycle.news(outside, news, taken.by.clone(), Source::Webhook).await? {
-            Some(applied) => self.came_of(taken, applied),
+        Ok(match self.calls.lifecycle.news(outside, news, parsed.by.clone(), Source::Webhook).await? {
+            Some(applied) => self.outcome_of(parsed, applied),
             None => WebhookOutcome::new(Disposition::Deferred),
         })
     }
 
     /// The outcome of applying it. A contradiction is reported; the end of a leg makes its carrier be queried.
-    pub(super) fn came_of(&self, taken: &ParsedWebhook<'_>, applied: ApplyOutcome) -> WebhookOutcome {
+    pub(super) fn outcome_of(&self, parsed: &ParsedWebhook<'_>, applied: ApplyOutcome) -> WebhookOutcome {
         if let Some(what) = applied.contradiction {
-            self.report(taken, Some(&applied.record.id), what);
+            self.report(parsed, Some(&applied.record.id), what);
             if what == Contradiction::OtherCall {
                 self.calls.sweep_requests.request(&applied.record.facts.account);
             }
@@ -111,30 +111,30 @@ impl Webhooks {
         WebhookOutcome::applied(applied)
     }
 
-    async fn arrived(&self, taken: &ParsedWebhook<'_>, aliases: Vec<Alias>, phase: Phase) -> Result<WebhookOutcome> {
-        let webhook = taken.from.webhook();
-        let mut facts = webhook.facts.read(&taken.message, taken.direction);
+    async fn arrived(&self, parsed: &ParsedWebhook<'_>, aliases: Vec<Alias>, phase: Phase) -> Result<WebhookOutcome> {
+        let webhook = parsed.from.webhook();
+        let mut facts = webhook.facts.read(&parsed.message, parsed.direction);
         let front = self.settings.inbound_mode == InboundMode::Front && webhook.reply == Some(Reply::Twiml);
         if front && facts.agent.is_none() {
             facts.agent = self.agent_of(facts.own_number.as_deref());
         }
         let arrival = Arrival {
-            account: taken.from.account.clone(),
-            operation: taken.event.map_or_else(String::new, |e| e.name.clone()),
-            direction: taken.direction,
+            account: parsed.from.account.clone(),
+            operation: parsed.event.map_or_else(String::new, |e| e.name.clone()),
+            direction: parsed.direction,
             facts,
             aliases,
             phase,
             refusable: webhook.reply == Some(Reply::Twiml),
             origin: Origin::Webhook,
-            by: Some(taken.by.clone()),
+            by: Some(parsed.by.clone()),
         };
         Ok(match self.calls.inbound.arrive(arrival).await? {
             ArrivalOutcome::Admitted(call) => {
                 WebhookOutcome { call: Some(call), ..WebhookOutcome::new(Disposition::Admitted) }
             }
             ArrivalOutcome::Contradicted(what) => {
-                self.report(taken, None, what);
+                self.report(parsed, None, what);
                 WebhookOutcome::new(Disposition::Contradicted(what))
             }
             ArrivalOutcome::Refused(call, full) => WebhookOutcome {
@@ -146,29 +146,36 @@ impl Webhooks {
     }
 
     /// Records the outcome of a notification and the delivery to the app, and deletes the transcript where it must not be kept.
-    pub(super) async fn settle(&self, taken: &ParsedWebhook<'_>, event_id: &str, came: &WebhookOutcome) -> Result<()> {
-        self.note_settled(taken, event_id, came).await?;
-        let may_say = || taken.raw.is_unreadable() && taken.from.webhook().events.iter().any(|event| event.said);
-        let said = taken.event.is_some_and(|event| event.said) || may_say();
-        let waits = came.is_deferred() && taken.event.is_some_and(|event| event.record.is_some());
-        if said && !waits && self.calls.post_call.forgets_bodies(came.call.as_ref()).await? {
+    pub(super) async fn settle(
+        &self,
+        parsed: &ParsedWebhook<'_>,
+        event_id: &str,
+        outcome: &WebhookOutcome,
+    ) -> Result<()> {
+        self.note_settled(parsed, event_id, outcome).await?;
+        let may_say = || parsed.raw.is_unreadable() && parsed.from.webhook().events.iter().any(|event| event.said);
+        let said = parsed.event.is_some_and(|event| event.said) || may_say();
+        let waits = outcome.is_deferred() && parsed.event.is_some_and(|event| event.record.is_some());
+        if said && !waits && self.calls.post_call.forgets_bodies(outcome.call.as_ref()).await? {
             self.calls.lifecycle.store.forget_body(event_id).await?;
         }
-        if self.is_for_spool(taken) {
+        if self.is_for_spool(parsed) {
             spool::release(&self.spool, &self.calls, event_id).await;
         }
         Ok(())
     }
 
-    async fn note_settled(&self, taken: &ParsedWebhook<'_>, event_id: &str, came: &WebhookOutcome) -> Result<()> {
+    async fn note_settled(&self, parsed: &ParsedWebhook<'_>, event_id: &str, outcome: &WebhookOutcome) -> Result<()> {
         let (store, at_ms) = (&self.calls.lifecycle.store, self.calls.lifecycle.clock.now_ms());
         // The app trusts what is delivered, so a contradicted webhook is not.
-        let delivery = match came.is_contradicted() {
+        let delivery = match outcome.is_contradicted() {
             true => None,
-            false => self.delivery(taken, came.call.as_ref(), event_id).await?,
+            false => self.delivery(parsed, outcome.call.as_ref(), event_id).await?,
         };
         let something = delivery.is_some();
-        if store.settle(event_id, came.call.as_ref(), came.disposition.as_str(), delivery, at_ms).await? && something {
+        if store.settle(event_id, outcome.call.as_ref(), outcome.disposition.as_str(), delivery, at_ms).await?
+            && something
+        {
             self.deliver.notify_one();
         }
         Ok(())

@@ -76,10 +76,10 @@ impl Webhooks {
     }
 
     /// Logs and counts that a webhook was not applied to the call that it points to.
-    pub(super) fn report(&self, taken: &ParsedWebhook<'_>, call: Option<&CallId>, what: Contradiction) {
-        let (account, subaccount) = (&taken.from.account.name, taken.by.subaccount.as_deref());
+    pub(super) fn report(&self, parsed: &ParsedWebhook<'_>, call: Option<&CallId>, what: Contradiction) {
+        let (account, subaccount) = (&parsed.from.account.name, parsed.by.subaccount.as_deref());
         let call = call.map(CallId::as_str);
-        warn!(%account, subaccount, event = taken.event_id, call, why = what.why(), "failed to apply a webhook");
+        warn!(%account, subaccount, event = parsed.event_id, call, why = what.why(), "failed to apply a webhook");
     }
 
     /// The voucher of a webhook that was authenticated before. If it names a subaccount, the subaccount vouches for it, though

@@ -60,7 +60,7 @@ pub(super) struct To<'a> {
 
 /// Composes a notification for the app: the body and the provider's headers unchanged, a URL-bound signature made anew.
 pub(super) fn compose(event_id: &str, to: To<'_>, signed: &Resign<'_>, spool: Option<&str>) -> Delivery {
-    let Signed { headers, body, form, .. } = signed.came;
+    let Signed { headers, body, form, .. } = signed.received;
     let To { route, url, signed_url, method, front } = to;
     let id = format!("dl_{}", Ulid::new().to_string().to_lowercase());
     let mut url = without_fragment(url).to_owned();
@@ -86,7 +86,7 @@ pub(super) fn compose(event_id: &str, to: To<'_>, signed: &Resign<'_>, spool: Op
         kept.remove(CONTENT_TYPE);
     }
     // A spooled body is signed as it is stored.
-    let whole = if spool.is_some() { signed.came.body } else { &body };
+    let whole = if spool.is_some() { signed.received.body } else { &body };
     for (name, value) in front.into_iter().chain(signed.headers(method, &signed_url, whole, form)) {
         kept.insert(name, value);
     }
@@ -262,7 +262,7 @@ pub async fn run(newest: impl Fn() -> Calls, spool: Spool, wake: Arc<Notify>, st
         let now_ms = calls.lifecycle.clock.now_ms();
         let room = AT_ONCE.saturating_sub(u32::try_from(under_way.len()).unwrap_or(AT_ONCE));
         if room > 0 {
-            let taken = calls
+            let claimed = calls
                 .lifecycle
                 .store
                 .take_deliveries(now_ms, room, spool.name(), calls.settings.strict_order)
@@ -271,7 +271,7 @@ pub async fn run(newest: impl Fn() -> Calls, spool: Spool, wake: Arc<Notify>, st
                     warn!(%error, "failed to read the outbox");
                     vec![]
                 });
-            for delivery in taken {
+            for delivery in claimed {
                 let (calls, spool) = (calls.clone(), spool.clone());
                 under_way.spawn(async move { one(&calls, &spool, &delivery).await });
             }

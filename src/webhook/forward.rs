@@ -29,14 +29,14 @@ impl Webhooks {
     pub(super) async fn reply(
         &self,
         exchange: &mut Exchange,
-        taken: &ParsedWebhook<'_>,
+        parsed: &ParsedWebhook<'_>,
         call: Option<&CallId>,
     ) -> Result<Option<Response<Bytes>>> {
-        let webhook = taken.from.webhook();
-        let incoming = taken.event.is_some_and(|e| e.admits) && taken.direction == Direction::Inbound;
+        let webhook = parsed.from.webhook();
+        let incoming = parsed.event.is_some_and(|e| e.admits) && parsed.direction == Direction::Inbound;
         let front = incoming && webhook.reply == Some(Reply::Twiml) && self.settings.inbound_mode == InboundMode::Front;
         if let (true, Some(call)) = (front, call) {
-            return Ok(Some(self.front(call, taken).await));
+            return Ok(Some(self.front(call, parsed).await));
         }
         if self.settings.forward_url.is_none() {
             if webhook.answer.is_some() {
@@ -49,7 +49,7 @@ impl Webhooks {
             let message = "No app answers this webhook: set app.forward_url, or [inbound] mode = \"front\".";
             return Ok(Some(problem(StatusCode::BAD_GATEWAY, "NO_APP", message)));
         }
-        let (target, body) = (self.app_target(taken), taken.raw.body.clone());
+        let (target, body) = (self.app_target(parsed), parsed.raw.body.clone());
         let within = self.settings.app_timeout;
         let asked = ask_with_body(exchange, &self.calls.upstream, target, body, ANSWER_BYTES_MAX, within).await;
         let failed = match &asked {
@@ -70,7 +70,7 @@ impl Webhooks {
             && answer.status().is_client_error()
             && webhook.reply == Some(Reply::Twiml)
         {
-            self.app_refused(taken, call.filter(|_| incoming), answer.status());
+            self.app_refused(parsed, call.filter(|_| incoming), answer.status());
         }
         // Without a configured fallback the provider gets the error: its own fallback takes the call, and the carrier reports its
         // end.
@@ -85,8 +85,8 @@ impl Webhooks {
         }))
     }
 
-    async fn front(&self, call: &CallId, taken: &ParsedWebhook<'_>) -> Response<Bytes> {
-        let number = taken.from.webhook().facts.read(&taken.message, taken.direction).own_number;
+    async fn front(&self, call: &CallId, parsed: &ParsedWebhook<'_>) -> Response<Bytes> {
+        let number = parsed.from.webhook().facts.read(&parsed.message, parsed.direction).own_number;
         let connected = match self.agent_of(number.as_deref()) {
             Some(agent) => self.calls.inbound.front(call, &agent).await,
             None => {
@@ -111,14 +111,14 @@ impl Webhooks {
     // === to the app ===
 
     /// The request to the app: same path, same bytes; a URL-bound signature is made anew for the app's URL.
-    fn app_target(&self, taken: &ParsedWebhook<'_>) -> RelayTarget {
+    fn app_target(&self, parsed: &ParsedWebhook<'_>) -> RelayTarget {
         let base = self.settings.forward_url.clone().unwrap_or_default();
-        let path_and_query = taken.raw.path_and_query.clone();
-        let raw = taken.raw;
+        let path_and_query = parsed.raw.path_and_query.clone();
+        let raw = parsed.raw;
         let url = self.settings.app_url(&raw.headers, &path_and_query);
-        let came_to = self.signed(raw).url();
+        let received_url = self.signed(raw).url();
         let mut set_headers = self.settings.front_headers(&url);
-        set_headers.extend(taken.resign(&came_to).headers(&raw.method, &url, &raw.body, raw.form()));
+        set_headers.extend(parsed.resign(&received_url).headers(&raw.method, &url, &raw.body, raw.form()));
         RelayTarget {
             base,
             path_and_query,
@@ -132,11 +132,11 @@ impl Webhooks {
     /// The delivery of a notification to the app, if any.
     pub(super) async fn delivery(
         &self,
-        taken: &ParsedWebhook<'_>,
+        parsed: &ParsedWebhook<'_>,
         call: Option<&CallId>,
         event_id: &str,
     ) -> Result<Option<Delivery>> {
-        let (from, raw) = (taken.from, taken.raw);
+        let (from, raw) = (parsed.from, parsed.raw);
         let form = raw.form();
         let taken_over = from.webhook().callback.is_some() && from.captures.contains_key(OWN_ID_KIND);
         let (url, signed_url, method, route) = if taken_over {
@@ -157,8 +157,8 @@ impl Webhooks {
             let Some((url, signed_url)) = self.app_urls(raw, &raw.path_and_query) else { return Ok(None) };
             (url, signed_url, raw.method.clone(), Route::App)
         };
-        let came_to = self.signed(raw).url();
-        let spool = self.is_for_spool(taken).then(|| self.spool.name());
+        let received_url = self.signed(raw).url();
+        let spool = self.is_for_spool(parsed).then(|| self.spool.name());
         let to = deliver::To {
             route,
             url: &url,
@@ -166,7 +166,7 @@ impl Webhooks {
             method: &method,
             front: self.settings.front_headers(&signed_url),
         };
-        Ok(Some(deliver::compose(event_id, to, &taken.resign(&came_to), spool)))
+        Ok(Some(deliver::compose(event_id, to, &parsed.resign(&received_url), spool)))
     }
 
     /// The app's internal URL of a path, and the URL that the app knows it by; `None` without an app.

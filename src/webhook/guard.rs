@@ -19,7 +19,7 @@ static TOO_MANY: Noise = Noise::new();
 
 impl Webhooks {
     /// The answer to a request that is not let in.
-    pub(super) fn turned_away(&self, exchange: &Exchange) -> Option<Response<Bytes>> {
+    pub(super) fn rejection(&self, exchange: &Exchange) -> Option<Response<Bytes>> {
         let settings = &self.settings;
         if settings.allow_from.is_none() && settings.rate_per_address.is_none() {
             return None;

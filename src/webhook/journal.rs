@@ -29,10 +29,10 @@ const LEFT_MAX: usize = 4096;
 
 impl Webhooks {
     /// Whether it can be answered before its outcome is known.
-    fn can_wait(taken: &ParsedWebhook<'_>) -> bool {
-        let webhook = taken.from.webhook();
+    fn can_wait(parsed: &ParsedWebhook<'_>) -> bool {
+        let webhook = parsed.from.webhook();
         // The response to an utterance has its position in the store.
-        let says = taken.heard.is_some() && webhook.answer.as_ref().is_some_and(|answer| answer.body.is_some());
+        let says = parsed.utterance.is_some() && webhook.answer.as_ref().is_some_and(|answer| answer.body.is_some());
         webhook.reply.is_none() && !says
     }
 
@@ -42,34 +42,34 @@ impl Webhooks {
     /// The store's error, for a webhook whose response depends on its outcome.
     pub(super) async fn journal_fallback(
         &self,
-        taken: &ParsedWebhook<'_>,
+        parsed: &ParsedWebhook<'_>,
         row: NewEvent,
         error: StoreError,
     ) -> Result<Response<Bytes>> {
         let id = row.id.clone();
         // The body is unowned if the webhook was not stored. If that is unknown, the next sweep of the spool decides.
         let body_is_nobodys = row.spool.is_some() && !matches!(error, StoreError::Unknown(_));
-        if !Self::can_wait(taken) {
+        if !Self::can_wait(parsed) {
             if body_is_nobodys {
                 self.spool.forget(&id).await;
             }
             return Err(error);
         }
         let was_empty = self.journal.waiting() == 0;
-        let webhook = taken.from.webhook();
+        let webhook = parsed.from.webhook();
         if let Err(why) = self.journal.put(row, self.settings.spool_bytes_max).await {
             warn!(event = id, webhook = webhook.name, %error, %why, "failed to store a webhook in the database and in the journal; provider asked to resend");
             if body_is_nobodys {
                 self.spool.forget(&id).await;
             }
-            self.note(taken, "failed");
+            self.note(parsed, "failed");
             return Ok(not_recorded());
         }
         failpoint::hit("journal.kept").await;
         if was_empty {
             warn!(%error, "database unavailable; webhooks kept in the journal");
         }
-        self.note(taken, "journaled");
+        self.note(parsed, "journaled");
         Ok(fixed_answer(webhook, None))
     }
 
@@ -79,14 +79,14 @@ impl Webhooks {
     /// The store's error, for a webhook whose response depends on its outcome.
     pub(super) fn defer(
         &self,
-        taken: &ParsedWebhook<'_>,
+        parsed: &ParsedWebhook<'_>,
         event_id: &str,
         error: StoreError,
     ) -> Result<Response<Bytes>> {
-        if !Self::can_wait(taken) {
+        if !Self::can_wait(parsed) {
             return Err(error);
         }
-        let webhook = taken.from.webhook();
+        let webhook = parsed.from.webhook();
         warn!(event = event_id, webhook = webhook.name, %error, "webhook stored; applying it is retried");
         {
             let mut left = self.left();
@@ -95,7 +95,7 @@ impl Webhooks {
                 left.push(event_id.to_owned());
             }
         }
-        self.note(taken, "waiting");
+        self.note(parsed, "waiting");
         Ok(fixed_answer(webhook, None))
     }
 
@@ -120,23 +120,23 @@ impl Webhooks {
         }
     }
 
-    fn note(&self, taken: &ParsedWebhook<'_>, outcome: &str) {
-        let event = taken.event_name();
+    fn note(&self, parsed: &ParsedWebhook<'_>, outcome: &str) {
+        let event = parsed.event_name();
         let metrics = &self.calls.lifecycle.metrics;
-        metrics.webhook(taken.from.account.name.as_str(), event, outcome);
+        metrics.webhook(parsed.from.account.name.as_str(), event, outcome);
         metrics.journaled(self.journal.waiting());
     }
 
     /// Moves journaled webhooks to the database, and applies them. `refused`: for each webhook the rounds in which an available
     /// database rejected it. The database may be out of space, or locked: nothing is given up, but such webhooks are retried less
     /// often.
-    async fn take_up(&self, refused: &mut HashMap<String, u32>) {
+    async fn drain_journal(&self, refused: &mut HashMap<String, u32>) {
         let ids = match self.journal.list().await {
             Ok(ids) => ids,
             Err(error) => return warn!(%error, "failed to read the webhook journal"),
         };
         refused.retain(|id, _| ids.binary_search(id).is_ok());
-        let mut taken = 0;
+        let mut moved = 0;
         for id in ids {
             if let Some(rounds) = refused.get_mut(&id).filter(|rounds| **rounds >= FAST_RETRIES) {
                 *rounds += 1;
@@ -144,8 +144,8 @@ impl Webhooks {
                     continue;
                 }
             }
-            let Err(why) = self.take_up_one(&id).boxed().await else {
-                taken += 1;
+            let Err(why) = self.drain_one(&id).boxed().await else {
+                moved += 1;
                 continue;
             };
             debug!(event = id, why, "failed to move a webhook from the journal to the database");
@@ -161,12 +161,12 @@ impl Webhooks {
             }
         }
         self.calls.lifecycle.metrics.journaled(self.journal.waiting());
-        if taken > 0 {
-            info!(taken, waiting = self.journal.waiting(), "journal emptied into the database");
+        if moved > 0 {
+            info!(moved, waiting = self.journal.waiting(), "journal emptied into the database");
         }
     }
 
-    async fn take_up_one(&self, id: &str) -> std::result::Result<(), String> {
+    async fn drain_one(&self, id: &str) -> std::result::Result<(), String> {
         let event = match self.journal.read(id).await {
             Ok(event) => event,
             // Another process of this machine was faster.
@@ -178,7 +178,7 @@ impl Webhooks {
             }
             Err(error) => return Err(error.to_string()),
         };
-        let received = self.take_in(event.clone()).await.map_err(|error| error.to_string())?;
+        let received = self.persist_event(event.clone()).await.map_err(|error| error.to_string())?;
         failpoint::hit("journal.received").await;
         self.journal.forget(id).await;
         if let ReceiveOutcome::Before { id: known, outcome: Some(_) } = &received {
@@ -207,7 +207,7 @@ pub async fn journal_loop(inbox: impl Fn() -> Webhooks, stop: CancellationToken)
         let inbox = inbox();
         let round = async {
             if inbox.journal.waiting() > 0 {
-                Box::pin(inbox.take_up(&mut refused)).await;
+                Box::pin(inbox.drain_journal(&mut refused)).await;
             }
             Box::pin(inbox.apply_left()).await;
             tokio::time::sleep(TAKE_UP_EVERY).await;

@@ -59,7 +59,7 @@ impl Handler for Webhooks {
         if exchange.path() == "/health" {
             return exchange.respond(json_answer(StatusCode::OK, &json!({"status": "ok"}))).await;
         }
-        if let Some(answer) = self.turned_away(exchange) {
+        if let Some(answer) = self.rejection(exchange) {
             let status = self.answer(exchange, answer).await;
             return self.calls.lifecycle.metrics.request("webhooks", "refused", status);
         }
@@ -67,12 +67,12 @@ impl Handler for Webhooks {
             Found::Nothing => ("passed", self.pass(exchange).await),
             Found::Ambiguous => {
                 let message = "This path can be read as a webhook's and as another: write it without escapes.";
-                ("refused", self.odd(exchange, "AMBIGUOUS_PATH", message).await)
+                ("refused", self.reject_path(exchange, "AMBIGUOUS_PATH", message).await)
             }
             // Providers POST webhooks. A socket at a webhook path would reach the app unchecked.
             Found::Webhooks(_) if exchange.is_upgrade() => {
                 let message = "No upgrade is expected at the path of a webhook.";
-                ("refused", self.odd(exchange, "UPGRADE_NOT_EXPECTED", message).await)
+                ("refused", self.reject_path(exchange, "UPGRADE_NOT_EXPECTED", message).await)
             }
             Found::Webhooks(found) => ("webhook", self.take(exchange, &found).await),
         };
@@ -82,7 +82,7 @@ impl Handler for Webhooks {
 
 impl Webhooks {
     /// Rejects a request at a webhook path that is not a webhook.
-    async fn odd(&self, exchange: &mut Exchange, code: &'static str, message: &str) -> u16 {
+    async fn reject_path(&self, exchange: &mut Exchange, code: &'static str, message: &str) -> u16 {
         let path: String = exchange.path().chars().take(LOGGED_PATH_MAX).collect();
         warn!(path, code, "webhook request denied");
         self.answer(exchange, problem(StatusCode::BAD_REQUEST, code, message)).await

@@ -25,7 +25,7 @@ pub(super) struct ParsedWebhook<'a> {
     /// The news of the call.
     pub(super) news: Option<Event>,
     /// The utterance in it; or why that cannot be parsed.
-    pub(super) heard: Option<std::result::Result<UtteranceDraft, String>>,
+    pub(super) utterance: Option<std::result::Result<UtteranceDraft, String>>,
     /// The id of its row in the inbox.
     pub(super) event_id: String,
 }
@@ -37,7 +37,7 @@ impl ParsedWebhook<'_> {
     }
 
     /// Whether an app sent it, and not the provider: a token does not prove a call.
-    pub(super) fn is_hearsay(&self) -> bool {
+    pub(super) fn is_from_app(&self) -> bool {
         !self.from.webhook().signature.is_over_message()
     }
 
@@ -94,7 +94,7 @@ pub(super) fn parse<'a>(
         aliases,
         direction: webhook.direction.as_ref().and_then(|d| d.read(&message)).unwrap_or(Direction::Outbound),
         news: event.and_then(|e| e.state.as_ref()).and_then(|s| s.read(&message, EndProof::Webhook)),
-        heard: event.and_then(|e| e.utterance.as_ref()).map(|rules| rules.read(&message)),
+        utterance: event.and_then(|e| e.utterance.as_ref()).map(|rules| rules.read(&message)),
         event_id,
     }
 }

@@ -70,8 +70,8 @@ impl Webhooks {
         if let Some((from, keys)) = self.passing_signer(&raw, &signatures).boxed().await {
             let signature = &from.webhook().signature;
             let signed = self.signed(&raw);
-            let came_to = signed.url();
-            let resign = Resign { signature, keys: &keys, came: signed.request(&came_to) };
+            let received_url = signed.url();
+            let resign = Resign { signature, keys: &keys, received: signed.request(&received_url) };
             target.set_headers.extend(resign.headers(&raw.method, &app_url, &raw.body, raw.form()));
             self.unlisted(from, raw).boxed().await;
         }

@@ -14,11 +14,11 @@ const KEY_BYTES_MAX: usize = 512;
 
 impl Webhooks {
     /// Its inbox row, without a body that is too large for it.
-    pub(super) fn inbox_row(&self, taken: &ParsedWebhook<'_>) -> NewEvent {
-        let raw = taken.raw;
-        let account = &taken.from.account;
-        let webhook = taken.from.webhook();
-        let parts: Vec<Cow<'_, str>> = webhook.dedupe.iter().filter_map(|s| s.text(&taken.message)).collect();
+    pub(super) fn inbox_row(&self, parsed: &ParsedWebhook<'_>) -> NewEvent {
+        let raw = parsed.raw;
+        let account = &parsed.from.account;
+        let webhook = parsed.from.webhook();
+        let parts: Vec<Cow<'_, str>> = webhook.dedupe.iter().filter_map(|s| s.text(&parsed.message)).collect();
         let complete = !parts.is_empty() && parts.len() == webhook.dedupe.len();
         // Postgres allows no NUL in a text, and no long text in an index.
         let of = |key: String| {
@@ -27,15 +27,15 @@ impl Webhooks {
         };
         // A notification without a distinguishing id: equal bytes are the same event.
         let same_bytes = || {
-            let tells = taken.news.is_some() || taken.heard.is_some() || raw.is_unread();
+            let tells = parsed.news.is_some() || parsed.utterance.is_some() || raw.is_unread();
             let notifies = webhook.reply.is_none() && tells && !raw.body.is_empty();
             notifies.then(|| of(format!("sha256|{}|{}", raw.path_and_query, sha256_hex(&raw.body))))
         };
         NewEvent {
-            id: taken.event_id.clone(),
+            id: parsed.event_id.clone(),
             account: account.name.to_string(),
             webhook: webhook.name.clone(),
-            event: taken.event_name().to_owned(),
+            event: parsed.event_name().to_owned(),
             dedupe_key: if complete { Some(of(parts.join("|"))) } else { same_bytes() },
             received_at: self.calls.lifecycle.clock.now_ms(),
             method: raw.method.clone(),
@@ -47,12 +47,12 @@ impl Webhooks {
     }
 
     /// Whether its body is too large for the database. A webhook that waits for a reply is not needed after it.
-    pub(super) fn is_for_spool(&self, taken: &ParsedWebhook<'_>) -> bool {
-        taken.raw.body.len() > KEPT_BYTES_MAX && taken.from.webhook().reply.is_none()
+    pub(super) fn is_for_spool(&self, parsed: &ParsedWebhook<'_>) -> bool {
+        parsed.raw.body.len() > KEPT_BYTES_MAX && parsed.from.webhook().reply.is_none()
     }
 
     /// Stores a webhook in the inbox; its body may be in the spool already.
-    pub(super) async fn take_in(&self, row: NewEvent) -> Result<ReceiveOutcome> {
+    pub(super) async fn persist_event(&self, row: NewEvent) -> Result<ReceiveOutcome> {
         let store = &self.calls.lifecycle.store;
         let (new, spool) = (row.id.clone(), row.spool.clone());
         let received = store.receive(row).await;

@@ -73,13 +73,13 @@ impl Webhooks {
         let Some(from) = found.iter().find(|c| c.account.name.as_str() == event.account) else {
             return store.mark_matched(&event.id, None, Disposition::Unusable.as_str()).await;
         };
-        let taken = parse(&raw, from, Keys::default(), self.voucher_again(from, &raw), event.id.clone());
-        let came = self.apply(&taken, &event.id).await?;
-        let Some(record) = came.record else {
+        let parsed = parse(&raw, from, Keys::default(), self.voucher_again(from, &raw), event.id.clone());
+        let outcome = self.apply(&parsed, &event.id).await?;
+        let Some(record) = outcome.record else {
             return store.mark_matched(&event.id, None, Disposition::Unusable.as_str()).await;
         };
-        if let Some((found, complete)) = taken.record() {
-            self.calls.post_call.told(&record, &taken.from.account, found, complete).await?;
+        if let Some((found, complete)) = parsed.record() {
+            self.calls.post_call.store_reported(&record, &parsed.from.account, found, complete).await?;
         }
         store.mark_matched(&event.id, Some(&record.id), Disposition::Applied.as_str()).await?;
         if self.calls.post_call.forgets_bodies(Some(&record.id)).await? {

@@ -62,7 +62,7 @@ impl Webhooks {
         if parsed.is_exact() && parsed.is_unusable() {
             return Some(self.keep_unusable(exchange, &parsed).await);
         }
-        if let Some(answer) = self.unheard(&parsed).await {
+        if let Some(answer) = self.reject_or_partial(&parsed).await {
             return Some(answer);
         }
         let response = match self.process(exchange, &parsed).await {
@@ -202,8 +202,8 @@ impl Webhooks {
             }
         }
         let (spool, received_at) = (row.spool.clone(), row.received_at);
-        let received = match self.said_alone(parsed) {
-            Some(heard) => match self.take_said(parsed, heard, row).boxed().await {
+        let received = match self.standalone_utterance(parsed) {
+            Some(utterance) => match self.ingest_with_webhook(parsed, utterance, row).boxed().await {
                 Ok(IngestOutcome::Whole(_, said) | IngestOutcome::Before(_, said)) => {
                     self.count(parsed, Disposition::Recorded.as_str());
                     failpoint::hit("webhook.settled").await;
@@ -212,7 +212,7 @@ impl Webhooks {
                 Ok(IngestOutcome::Inbox(received)) => Ok(received),
                 Err(error) => Err(error),
             },
-            None => self.take_in(row).await,
+            None => self.persist_event(row).await,
         };
         let received = match received {
             Ok(received) => received,
@@ -228,7 +228,7 @@ impl Webhooks {
             ReceiveOutcome::Before { id, outcome } => {
                 // Its unknown call may be known by now; the position of its utterance is looked up by storing it again.
                 let is_deferred = outcome.as_deref() == Some(Disposition::Deferred.as_str());
-                let may_be_known = (parsed.is_exact() && is_deferred) || parsed.heard.is_some();
+                let may_be_known = (parsed.is_exact() && is_deferred) || parsed.utterance.is_some();
                 if outcome.is_some() && webhook.reply.is_none() && !may_be_known {
                     self.count(parsed, "duplicate");
                     return Ok(Persisted::Done(fixed_answer(webhook, None)));
@@ -256,7 +256,7 @@ impl Webhooks {
             store.mark_matched(event_id, Some(call), applied.disposition.as_str()).await?;
         }
         failpoint::hit("webhook.settled").await;
-        if applied.is_contradicted() && parsed.heard.is_some() {
+        if applied.is_contradicted() && parsed.utterance.is_some() {
             return Ok(not_yours());
         }
         Ok(match parsed.is_exact() && applied.is_deferred() {

@@ -9,11 +9,11 @@ use crate::ids::CallId;
 
 impl Webhooks {
     /// Logs the app's rejection, and checks whether the provider dropped the call: then its slot is free.
-    pub(super) fn app_refused(&self, taken: &ParsedWebhook<'_>, call: Option<&CallId>, status: StatusCode) {
-        let (account, path) = (&taken.from.account.name, taken.raw.path());
-        let event = taken.event_name();
+    pub(super) fn app_refused(&self, parsed: &ParsedWebhook<'_>, call: Option<&CallId>, status: StatusCode) {
+        let (account, path) = (&parsed.from.account.name, parsed.raw.path());
+        let event = parsed.event_name();
         self.calls.lifecycle.metrics.webhook(account.as_str(), event, "app_refused");
-        let url = self.settings.app_url(&taken.raw.headers, path);
+        let url = self.settings.app_url(&parsed.raw.headers, path);
         let (status, cause) = (status.as_u16(), cause(status));
         warn!(%account, path, status, url, cause, "app refused a voice webhook; the caller hears an error");
         if let Some(call) = call {

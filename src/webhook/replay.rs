@@ -184,10 +184,10 @@ impl Webhooks {
         match found.iter().find(|c| c.account.name.as_str() == event.account) {
             Some(from) if from.webhook().reply.is_none() => {
                 let keys = self.keys_again(from, &raw).boxed().await;
-                let taken = parse(&raw, from, keys, self.voucher_again(from, &raw), event.id.clone());
-                let came = self.apply_all(&taken, &event.id).boxed().await?;
+                let parsed = parse(&raw, from, keys, self.voucher_again(from, &raw), event.id.clone());
+                let outcome = self.apply_all(&parsed, &event.id).boxed().await?;
                 failpoint::hit("replay.applied").await;
-                self.settle(&taken, &event.id, &came).await?;
+                self.settle(&parsed, &event.id, &outcome).await?;
                 failpoint::hit("replay.settled").await;
             }
             _ => drop(

@@ -10,7 +10,7 @@ pub(super) struct Resign<'a> {
     pub(super) signature: &'a Signature,
     pub(super) keys: &'a Keys,
     /// The request as received.
-    pub(super) came: Request<'a>,
+    pub(super) received: Request<'a>,
 }
 
 impl Resign<'_> {
@@ -22,21 +22,21 @@ impl Resign<'_> {
         body: &[u8],
         form: Option<&[(String, String)]>,
     ) -> Vec<(HeaderName, HeaderValue)> {
-        let goes = Request { method, url, headers: self.came.headers, body, form };
-        self.signature.resign(self.keys, &self.came, &goes)
+        let forwarded = Request { method, url, headers: self.received.headers, body, form };
+        self.signature.resign(self.keys, &self.received, &forwarded)
     }
 }
 
 impl ParsedWebhook<'_> {
-    /// `came_to` is the URL that the provider called.
-    pub(super) fn resign<'s>(&'s self, came_to: &'s str) -> Resign<'s> {
+    /// `received_url` is the URL that the provider called.
+    pub(super) fn resign<'s>(&'s self, received_url: &'s str) -> Resign<'s> {
         let raw = self.raw;
         Resign {
             signature: &self.from.webhook().signature,
             keys: &self.keys,
-            came: Request {
+            received: Request {
                 method: &raw.method,
-                url: came_to,
+                url: received_url,
                 headers: &raw.headers,
                 body: &raw.body,
                 form: raw.form(),

@@ -25,14 +25,14 @@ impl Webhooks {
             if one.webhook().signature != from.webhook().signature {
                 continue;
             }
-            let taken = parse(&raw, &one, Keys::default(), self.voucher_again(&one, &raw), String::new());
-            if one.webhook().is_foreign(&taken.message) {
+            let parsed = parse(&raw, &one, Keys::default(), self.voucher_again(&one, &raw), String::new());
+            if one.webhook().is_foreign(&parsed.message) {
                 continue;
             }
-            let (Some(event), Some(news)) = (taken.event, taken.news) else { continue };
+            let (Some(event), Some(news)) = (parsed.event, parsed.news) else { continue };
             let count = |outcome| self.calls.lifecycle.metrics.webhook(account.name.as_str(), &event.name, outcome);
             match news {
-                Event::Reached(_) if event.admits && taken.direction == Direction::Inbound => {
+                Event::Reached(_) if event.admits && parsed.direction == Direction::Inbound => {
                     count("unlisted_path");
                     warn!(
                         account = %account.name, path, key = "inbound.voice_paths",
@@ -40,12 +40,12 @@ impl Webhooks {
                     );
                     return;
                 }
-                Event::Ended(..) if !one.webhook().is_doubled(&taken.message) => {
-                    let mut aliases = taken.aliases.clone();
+                Event::Ended(..) if !one.webhook().is_doubled(&parsed.message) => {
+                    let mut aliases = parsed.aliases.clone();
                     aliases.retain(|alias| alias.kind != OWN_ID_KIND);
                     let applied = match self.calls.lifecycle.store.resolve(&aliases).await {
                         Ok(Some(_)) => {
-                            self.calls.lifecycle.news(aliases, news, taken.by.clone(), Source::Webhook).await
+                            self.calls.lifecycle.news(aliases, news, parsed.by.clone(), Source::Webhook).await
                         }
                         other => other.map(|_| None),
                     };
@@ -54,7 +54,7 @@ impl Webhooks {
                         Ok(Some(applied)) => {
                             count("unlisted_path");
                             debug!(call = %applied.record.id, "end of the call received at an app path");
-                            self.came_of(&taken, applied);
+                            self.outcome_of(&parsed, applied);
                         }
                         Err(error) => {
                             warn!(account = %account.name, path, %error, "failed to record the end of a call")

@@ -73,7 +73,13 @@ impl PostCallRecords {
     ///
     /// # Errors
     /// The store failed.
-    pub async fn told(&self, record: &CallRecord, by: &Account, found: PostCall, complete: bool) -> Result<()> {
+    pub async fn store_reported(
+        &self,
+        record: &CallRecord,
+        by: &Account,
+        found: PostCall,
+        complete: bool,
+    ) -> Result<()> {
         if self.record_account(record).is_some_and(|account| account.name != by.name) {
             return Ok(());
         }

@@ -15,7 +15,7 @@ use crate::clock::{UnixMs, rfc3339};
 use crate::ids::AccountName;
 use crate::provider::account::Account;
 use crate::provider::description::Webhook;
-use crate::store::{HookAsked, Result};
+use crate::store::{Result, WebhookHealthQuery};
 
 /// How often the health is checked.
 const POLL_INTERVAL: Duration = Duration::from_secs(10);
@@ -30,7 +30,7 @@ const LOOK_BACK_MS: i64 = 7 * 24 * 3_600_000;
 /// The health of a webhook that brings records.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct HookSeen {
+pub struct WatchedWebhook {
     /// Its name in the description.
     pub webhook: String,
     /// When it last arrived, for one of the latest calls of a week.
@@ -50,22 +50,22 @@ impl PostCallRecords {
     ///
     /// # Errors
     /// The store failed.
-    pub async fn hooks_seen(&self, account: &Account) -> Result<Vec<HookSeen>> {
+    pub async fn watched_webhooks(&self, account: &Account) -> Result<Vec<WatchedWebhook>> {
         let now_ms = self.context.lifecycle.clock.now_ms();
         let watched = account.provider.webhooks.iter().filter_map(|hook| Some((hook, hook.watched.as_ref()?)));
         let mut all = vec![];
         for (hook, look_at) in watched {
-            let asked = HookAsked {
+            let asked = WebhookHealthQuery {
                 account: account.name.to_string(),
                 events: events_of(hook),
                 since_ms: now_ms - LOOK_BACK_MS,
                 until_ms: self.over_before_ms(),
                 calls: CALLS,
             };
-            let came = self.context.lifecycle.store.hook_came(asked).await?;
+            let came = self.context.lifecycle.store.webhook_health(asked).await?;
             // Without a public URL no webhook is expected, unless one arrived.
             let expected = self.context.settings.app.public_url.is_some() || came.last_at.is_some();
-            all.push(HookSeen {
+            all.push(WatchedWebhook {
                 webhook: hook.name.clone(),
                 last_came_at: came.last_at.map(rfc3339),
                 missed_in_a_row: came.missed_in_a_row,
@@ -100,7 +100,7 @@ pub async fn watch_hooks(newest: impl Fn() -> Arc<PostCallRecords>, leads: impl 
         for account in context.accounts.values() {
             let seen = tokio::select! {
                 () = stop.cancelled() => return,
-                seen = Box::pin(post_call.hooks_seen(account)) => seen,
+                seen = Box::pin(post_call.watched_webhooks(account)) => seen,
             };
             match seen {
                 Ok(seen) => {
@@ -122,7 +122,7 @@ pub async fn watch_hooks(newest: impl Fn() -> Arc<PostCallRecords>, leads: impl 
 fn tell(
     context: &Context,
     account: &Arc<Account>,
-    hook: &HookSeen,
+    hook: &WatchedWebhook,
     leads: bool,
     late: &mut BTreeSet<(AccountName, String)>,
 ) {

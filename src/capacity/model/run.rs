@@ -239,31 +239,32 @@ impl Run<'_> {
         let alias = alias.filter(|_| how == How::Plain);
         let (capacity, facts, call) = (self.capacity(at), facts(who), CallId::new());
         let bindings = self.model.replicas[at].0.bindings(&facts);
-        let order = AdmissionRequest { call: call.clone(), bindings, slots, mode, at_ms: self.model.now };
+        let request = AdmissionRequest { call: call.clone(), bindings, slots, mode, at_ms: self.model.now };
         let mut new = self.new_call(&call, who, alias);
         let mut is_again = how == How::Again;
         if how != How::Plain {
             let epoch = self.world.stores[at].gate_state().await.unwrap().epoch;
             match capacity.gate_of(self.model.mode) {
                 Some(gate) => {
-                    let _: Decision = gate.admit(epoch, &order).await.unwrap();
+                    let _: Decision = gate.admit(epoch, &request).await.unwrap();
                 }
                 // There the answer and the record are one.
                 None if how == How::Orphaned => return,
                 None if self.world.home == GateMode::Redis => is_again = false,
                 None => {
-                    new.keys = keys(&order.bindings);
-                    let _: AdmitOutcome = self.world.stores[at].admit(new.clone(), order.clone(), epoch).await.unwrap();
+                    new.keys = keys(&request.bindings);
+                    let _: AdmitOutcome =
+                        self.world.stores[at].admit(new.clone(), request.clone(), epoch).await.unwrap();
                 }
             }
         }
         if how == How::Orphaned {
-            self.model.orphan(&order);
+            self.model.orphan(&request);
             return;
         }
-        let expected = self.model.admit(at, &order, &facts, alias, is_again);
+        let expected = self.model.admit(at, &request, &facts, alias, is_again);
         let deciding = capacity.deciding().await;
-        let answer = match capacity.admit(order.clone(), new).await {
+        let answer = match capacity.admit(request.clone(), new).await {
             Ok(Admission::Admitted(lease, would, news)) => {
                 assert_eq!(*lease.call(), call, "{said}");
                 Answer::Admitted(lease.slots(), would, news)
@@ -282,7 +283,7 @@ impl Run<'_> {
         };
         self.calls.push(call.clone());
         if mode == Mode::Enforce && !self.is_open(at, who) {
-            for limit in &order.bindings {
+            for limit in &request.bindings {
                 if let Bound::Concurrent(allowed) = limit.bound {
                     let held = self.model.slots(&limit.key);
                     assert!(held <= allowed, "{said}: {held} under {}, which allows {allowed}", limit.key);

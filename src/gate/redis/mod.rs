@@ -81,8 +81,8 @@ impl std::fmt::Debug for RedisGate {
 
 #[async_trait]
 impl Gate for RedisGate {
-    async fn admit(&self, epoch: i64, order: &AdmissionRequest) -> Result<Decision> {
-        RedisGate::admit(self, epoch, order).await
+    async fn admit(&self, epoch: i64, request: &AdmissionRequest) -> Result<Decision> {
+        RedisGate::admit(self, epoch, request).await
     }
 
     async fn adopt(&self, epoch: i64, held: &LeaseRow) -> Result<()> {
@@ -145,23 +145,23 @@ impl RedisGate {
     ///
     /// # Errors
     /// [`GateError`]; after [`GateError::Away`] a lease may have been taken nevertheless.
-    pub async fn admit(&self, epoch: i64, order: &AdmissionRequest) -> Result<Decision> {
+    pub async fn admit(&self, epoch: i64, request: &AdmissionRequest) -> Result<Decision> {
         self.shared.decisions.fetch_add(1, Ordering::Relaxed);
         let mut keys = self.shared.keys.of_epoch(epoch);
-        keys.push(self.shared.keys.gone(&order.call));
-        let mode = match order.mode {
+        keys.push(self.shared.keys.gone(&request.call));
+        let mode = match request.mode {
             Mode::Enforce => "enforce",
             Mode::Observe => "observe",
         };
         let mut args = vec![
             epoch.to_string(),
-            if self.shared.settings.callers_clock { order.at_ms.to_string() } else { "-".to_owned() },
-            order.call.to_string(),
-            order.slots.wanted.to_string(),
-            order.slots.at_least.to_string(),
+            if self.shared.settings.callers_clock { request.at_ms.to_string() } else { "-".to_owned() },
+            request.call.to_string(),
+            request.slots.wanted.to_string(),
+            request.slots.at_least.to_string(),
             mode.to_owned(),
         ];
-        for binding in &order.bindings {
+        for binding in &request.bindings {
             let key = escape(&binding.key);
             args.extend(match binding.bound {
                 Bound::Concurrent(allowed) => {
@@ -208,7 +208,7 @@ impl RedisGate {
     /// # Errors
     /// [`GateError`]; may be repeated.
     pub async fn release(&self, epoch: i64, call: &CallId) -> Result<bool> {
-        self.let_go(epoch, call, false).await
+        self.remove_lease(epoch, call, false).await
     }
 
     /// Ends the lease of an admission whose answer was lost, and rejects that admission for a minute, should it arrive late.
@@ -216,10 +216,10 @@ impl RedisGate {
     /// # Errors
     /// [`GateError`]; may be repeated.
     pub async fn forbid(&self, epoch: i64, call: &CallId) -> Result<()> {
-        self.let_go(epoch, call, true).await.map(drop)
+        self.remove_lease(epoch, call, true).await.map(drop)
     }
 
-    async fn let_go(&self, epoch: i64, call: &CallId, forbid: bool) -> Result<bool> {
+    async fn remove_lease(&self, epoch: i64, call: &CallId, forbid: bool) -> Result<bool> {
         let mut keys = self.shared.keys.of_epoch(epoch);
         if forbid {
             keys.push(self.shared.keys.gone(call));

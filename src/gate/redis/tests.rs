@@ -53,7 +53,7 @@ fn rate(key: &str, count: u32, window_ms: i64) -> Binding {
     Binding { limit: key.into(), scope: Scope::Account, key: key.to_owned(), bound }
 }
 
-fn order(bindings: &[Binding]) -> AdmissionRequest {
+fn request(bindings: &[Binding]) -> AdmissionRequest {
     let bindings = bindings.to_vec();
     AdmissionRequest { call: CallId::new(), bindings, slots: Slots::ONE, mode: Mode::Enforce, at_ms: 0 }
 }
@@ -85,11 +85,11 @@ async fn leases(gate: &RedisGate, epoch: i64) -> Vec<LeaseRow> {
 async fn a_call_takes_its_places_once_and_gives_them_back_once() {
     let (_server, gate) = fresh().await;
     let bindings = [concurrent("a|b", 2), concurrent("a", 1), rate("cps", 100, 1000)];
-    let first = order(&bindings);
+    let first = request(&bindings);
     for _ in 0..2 {
         assert_eq!(gate.admit(1, &first).await, admitted(1));
     }
-    let Ok(Decision::Refused(short)) = gate.admit(1, &order(&bindings)).await else { panic!() };
+    let Ok(Decision::Refused(short)) = gate.admit(1, &request(&bindings)).await else { panic!() };
     let only = leases(&gate, 1).await.pop().unwrap();
     assert_eq!((short.binding, short.current, short.lacking), (1, 1, 1));
     assert_eq!(short.oldest, [only.since_ms]);
@@ -112,10 +112,10 @@ async fn decisions_go_by_the_servers_clock() {
     };
     let before = servers_ms().await;
     // The caller's clock stands in 1970, and says nothing.
-    assert_eq!(gate.admit(1, &order(&[concurrent("g", 9), rate("day", 1, 86_400_000)])).await, admitted(1));
+    assert_eq!(gate.admit(1, &request(&[concurrent("g", 9), rate("day", 1, 86_400_000)])).await, admitted(1));
     let since = leases(&gate, 1).await[0].since_ms;
     assert!((before..=servers_ms().await).contains(&since), "{since}");
-    let Ok(Decision::Refused(short)) = gate.admit(1, &order(&[rate("day", 1, 86_400_000)])).await else { panic!() };
+    let Ok(Decision::Refused(short)) = gate.admit(1, &request(&[rate("day", 1, 86_400_000)])).await else { panic!() };
     let token_at = servers_ms().await + short.token_in_ms.unwrap();
     assert!((since + 86_400_101..=servers_ms().await + 86_400_101).contains(&token_at), "{token_at}");
 }
@@ -126,7 +126,7 @@ async fn a_create_of_the_far_future_counts_no_more() {
     let (_server, gate) = fresh().await;
     let log = RateLog::default().with_one(Rate { count: 1, window_ms: 1000 }, i64::MAX / 4096);
     gate.rebuild(2, &[], &[("cps".to_owned(), log)]).await.unwrap();
-    assert_eq!(gate.admit(2, &order(&[rate("cps", 1, 1000)])).await, admitted(1));
+    assert_eq!(gate.admit(2, &request(&[rate("cps", 1, 1000)])).await, admitted(1));
 }
 
 #[tokio::test]
@@ -146,11 +146,11 @@ async fn adopting_goes_over_limits_and_replaces() {
 #[tokio::test]
 async fn a_forbidden_call_is_not_admitted_late() {
     let (_server, gate) = fresh().await;
-    let (taken, late) = (order(&[concurrent("g", 9)]), order(&[concurrent("g", 9)]));
+    let (taken, late) = (request(&[concurrent("g", 9)]), request(&[concurrent("g", 9)]));
     assert_eq!(gate.admit(1, &taken).await, admitted(1));
-    for order in [&taken, &late] {
-        gate.forbid(1, &order.call).await.unwrap();
-        assert!(is_away(gate.admit(1, order).await));
+    for request in [&taken, &late] {
+        gate.forbid(1, &request.call).await.unwrap();
+        assert!(is_away(gate.admit(1, request).await));
     }
     assert_eq!(gate.counts(1).await, Ok(Counts::default()));
 }
@@ -158,7 +158,7 @@ async fn a_forbidden_call_is_not_admitted_late() {
 #[tokio::test]
 async fn epochs_go_upward_and_take_the_one_before_with_them() {
     let (server, gate) = fresh().await;
-    let one = order(&[concurrent("g", 9)]);
+    let one = request(&[concurrent("g", 9)]);
     assert_eq!(gate.admit(1, &one).await, admitted(1));
     assert!(is_unfilled(gate.admit(2, &one).await), "2 was not filled yet");
     let open = [held(&["g"], 1, 3), held(&["g", "x"], 2, 4)];
@@ -170,7 +170,7 @@ async fn epochs_go_upward_and_take_the_one_before_with_them() {
     assert_eq!(gate.release(1, &one.call).await, Err(GateError::Epoch(2)));
     assert_eq!(gate.rebuild(1, &[], &[]).await, Err(GateError::Epoch(2)));
     assert_eq!(gate.counts(2).await, Ok(Counts::of(&open)));
-    let Ok(Decision::Refused(short)) = gate.admit(2, &order(&[rate("c|ps", 1, 1000)])).await else { panic!() };
+    let Ok(Decision::Refused(short)) = gate.admit(2, &request(&[rate("c|ps", 1, 1000)])).await else { panic!() };
     assert!(short.token_in_ms.is_some(), "{short:?}");
     // Filled once more for the same epoch, as by somebody whose answer was lost: what came since stays.
     assert_eq!(gate.admit(2, &one).await, admitted(1));
@@ -189,10 +189,10 @@ async fn pools_know_nothing_of_each_other() {
     let (server, gate) = fresh().await;
     let other = up(pool(&server.url(), "other")).await;
     let bindings = [concurrent("g", 1)];
-    assert_eq!(gate.admit(1, &order(&bindings)).await, admitted(1));
-    assert!(is_unfilled(other.admit(1, &order(&bindings)).await));
+    assert_eq!(gate.admit(1, &request(&bindings)).await, admitted(1));
+    assert!(is_unfilled(other.admit(1, &request(&bindings)).await));
     other.rebuild(1, &[], &[]).await.unwrap();
-    assert_eq!(other.admit(1, &order(&bindings)).await, admitted(1));
+    assert_eq!(other.admit(1, &request(&bindings)).await, admitted(1));
     assert!(RedisGate::new(pool(&server.url(), "a}b")).is_err());
 }
 
@@ -206,7 +206,7 @@ async fn a_new_database_finds_nothing_of_another_ones_and_clears_what_nobody_use
         named
     };
     let bindings = [concurrent("g", 1)];
-    assert_eq!(gate.admit(1, &order(&bindings)).await, admitted(1));
+    assert_eq!(gate.admit(1, &request(&bindings)).await, admitted(1));
     gate.rebuild(7, &gate.held(1).await.unwrap(), &[]).await.unwrap();
     let listens = {
         let gate = Arc::new(up(of("living")).await);
@@ -218,7 +218,7 @@ async fn a_new_database_finds_nothing_of_another_ones_and_clears_what_nobody_use
     until("it listens", async || server.say::<(String, i64)>(&["PUBSUB", "NUMSUB", channel]).await.1 == 1).await;
     let anew = up(of("anew")).await;
     anew.rebuild(1, &[], &[]).await.unwrap();
-    assert_eq!(anew.admit(1, &order(&bindings)).await, admitted(1), "the other's lease and epoch are the other's");
+    assert_eq!(anew.admit(1, &request(&bindings)).await, admitted(1), "the other's lease and epoch are the other's");
     let mut names: Vec<String> = server.say(&["KEYS", "*"]).await;
     names.retain(|name| !name.contains(":probe:"));
     assert!(!names.iter().any(|name| name.contains(":none:")), "{names:?}");
@@ -226,7 +226,7 @@ async fn a_new_database_finds_nothing_of_another_ones_and_clears_what_nobody_use
     // Should its replicas come back, they fill it anew.
     assert!(is_unfilled(gate.counts(7).await));
     gate.rebuild(8, &[], &[]).await.unwrap();
-    assert_eq!(gate.admit(8, &order(&bindings)).await, admitted(1));
+    assert_eq!(gate.admit(8, &request(&bindings)).await, admitted(1));
     listens.1.abort();
 }
 
@@ -238,14 +238,14 @@ async fn many_at_once_through_several_gates_never_exceed_a_limit() {
     for i in 0..200 {
         let gate = Arc::clone(&gates[i % 2]);
         asked.spawn(async move {
-            let order = order(&[concurrent("wide", 40), concurrent("g", 17)]);
-            let said = gate.admit(1, &order).await.unwrap();
+            let request = request(&[concurrent("wide", 40), concurrent("g", 17)]);
+            let said = gate.admit(1, &request).await.unwrap();
             // Every third gives its place back, as a call that ends.
             let ended = i % 3 == 0 && matches!(said, Decision::Admitted { .. });
-            assert!(!ended || gate.release(1, &order.call).await.unwrap());
+            assert!(!ended || gate.release(1, &request.call).await.unwrap());
             let counts = gate.counts(1).await.unwrap();
             assert!(counts.calls <= 17 && counts.by_key.values().all(|slots| *slots == counts.calls), "{counts:?}");
-            (order, said, ended)
+            (request, said, ended)
         });
     }
     let asked = asked.join_all().await;
@@ -275,8 +275,8 @@ async fn fifty_thousand_leases_are_filled_read_and_counted() {
     assert!(leases(&gate, 2).await == open);
     let since = std::time::Instant::now();
     for _ in 0..200 {
-        let order = order(&[concurrent("business:7", 999), concurrent("global", 60_000), rate("cps", 9_999, 1000)]);
-        assert_eq!(gate.admit(2, &order).await, admitted(1));
+        let request = request(&[concurrent("business:7", 999), concurrent("global", 60_000), rate("cps", 9_999, 1000)]);
+        assert_eq!(gate.admit(2, &request).await, admitted(1));
     }
     println!("a decision beside them took {:?}, of 200 in a row", since.elapsed() / 200);
 }

@@ -435,22 +435,27 @@ impl MessageSignature {
     }
 
     /// The headers re-signed for another URL, method and form; timestamps and nonces stay.
-    pub(super) fn resign(&self, keys: &Keys, came: &Request<'_>, goes: &Request<'_>) -> Vec<(HeaderName, HeaderValue)> {
-        let current = || Some((self.candidates(keys, came).ok()?.into_iter().next()?, Base::default()));
-        let fitting = self.fit(keys, came).ok().map(|(key, base, _)| (key, base));
+    pub(super) fn resign(
+        &self,
+        keys: &Keys,
+        received: &Request<'_>,
+        forwarded: &Request<'_>,
+    ) -> Vec<(HeaderName, HeaderValue)> {
+        let current = || Some((self.candidates(keys, received).ok()?.into_iter().next()?, Base::default()));
+        let fitting = self.fit(keys, received).ok().map(|(key, base, _)| (key, base));
         let Some(((algorithm, key), fitted)) = fitting.or_else(current) else { return vec![] };
-        let mut url = without_fragment(goes.url).to_owned();
+        let mut url = without_fragment(forwarded.url).to_owned();
         // A handshake signed as wss:// is also checked as wss:// by the app.
         if fitted.url.starts_with("ws") {
             url = url.replacen("http", "ws", 1);
         }
-        let as_it_came = Request { headers: came.headers, url: &url, ..*goes };
+        let as_it_came = Request { headers: received.headers, url: &url, ..*forwarded };
         let Ok((values, _)) = self.values(&as_it_came) else { return vec![] };
         let mut bases = plivo_v3_bases(&as_it_came, &url);
         let plivo_v3 = bases.swap_remove(fitted.nth.min(bases.len() - 1));
         let base = Base { url: url.clone(), plivo_v3, nth: 0 };
         let message = self.message.fill(&values, &base);
-        let shown = self.signature.iter().filter(|shown| came.headers.contains_key(&shown.header));
+        let shown = self.signature.iter().filter(|shown| received.headers.contains_key(&shown.header));
         let signed = shown.filter_map(|shown| {
             let tag = self.algorithm_of(algorithm, shown).sign(&key, &message)?;
             let text = format!("{}{}", shown.prefix, self.encoding.encode(tag.as_ref()));

@@ -174,9 +174,14 @@ impl Signature {
 
     /// The headers of a request that is passed on under another URL, if its signature covers the URL: re-signed as by the provider, with the
     /// key that matches the original, else with the current one. Only headers that the request has.
-    pub fn resign(&self, keys: &Keys, came: &Request<'_>, goes: &Request<'_>) -> Vec<(HeaderName, HeaderValue)> {
+    pub fn resign(
+        &self,
+        keys: &Keys,
+        received: &Request<'_>,
+        forwarded: &Request<'_>,
+    ) -> Vec<(HeaderName, HeaderValue)> {
         match &self.scheme {
-            Scheme::Message(message) if self.is_over_url() => message.resign(keys, came, goes),
+            Scheme::Message(message) if self.is_over_url() => message.resign(keys, received, forwarded),
             _ => vec![],
         }
     }

@@ -63,17 +63,17 @@ impl<'a> Renewal<'a> {
     pub fn finish(self) -> Vec<(HeaderName, HeaderValue)> {
         let (Some(signature), Some(headers)) = (self.signature, self.headers) else { return self.ready };
         let (ends, mut fits, mut anew) = (&self.ends, None, Vec::new());
-        for Try { key, shown, messages: [mut came, mut goes] } in self.tries {
-            came.update(&ends[0]);
-            goes.update(&ends[1]);
-            let came = came.sign();
+        for Try { key, shown, messages: [mut received, mut forwarded] } in self.tries {
+            received.update(&ends[0]);
+            forwarded.update(&ends[1]);
+            let received = received.sign();
             let texts = shown.texts(headers);
             let holds =
-                || texts.iter().filter_map(|t| signature.encoding.decode(t)).any(|one| equal(&one, came.as_ref()));
+                || texts.iter().filter_map(|t| signature.encoding.decode(t)).any(|one| equal(&one, received.as_ref()));
             if fits.is_none() && holds() {
                 fits = Some(key);
             }
-            anew.push((key, shown, signature.encoding.encode(goes.sign().as_ref())));
+            anew.push((key, shown, signature.encoding.encode(forwarded.sign().as_ref())));
         }
         let Some(fits) = fits else { return vec![] };
         let anew: Vec<(&Shown, String)> =
@@ -92,10 +92,10 @@ impl MessageSignature {
         }
         let request = Request { method: "", url: "", headers, body: b"", form: None };
         let stamps = [before.to_owned(), stamp.write(before, now_secs)];
-        let (came, _) = self.values(&request).ok()?;
-        let (start, end) = self.message.around_body(&came)?;
-        let goes = super::template::Values { timestamp: &stamps[1], ..came };
-        let (start_anew, end_anew) = self.message.around_body(&goes)?;
+        let (received, _) = self.values(&request).ok()?;
+        let (start, end) = self.message.around_body(&received)?;
+        let forwarded = super::template::Values { timestamp: &stamps[1], ..received };
+        let (start_anew, end_anew) = self.message.around_body(&forwarded)?;
         let mut tries = Vec::new();
         for (key, (algorithm, secret)) in self.candidates(keys, &request).ok()?.into_iter().enumerate() {
             for shown in self.signature.iter().filter(|shown| headers.contains_key(&shown.header)) {

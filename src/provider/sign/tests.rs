@@ -170,8 +170,11 @@ fn signatures_over_the_url_are_made_anew() {
     let post = twilio(URL, None);
     let anew = |shown: &[(&str, &str)], came_to: &str, url: &str| {
         let headers = headers(shown);
-        let came = Request { method: "POST", url: came_to, headers: &headers, body: b"", form: Some(&form) };
-        signature.resign(&post.keys, &came, &Request { url, ..came }).pop().map(|(_, v)| v.to_str().unwrap().to_owned())
+        let received = Request { method: "POST", url: came_to, headers: &headers, body: b"", form: Some(&form) };
+        signature
+            .resign(&post.keys, &received, &Request { url, ..received })
+            .pop()
+            .map(|(_, v)| v.to_str().unwrap().to_owned())
     };
     let classic = [("x-twilio-signature", "JzTe4PCREktiRe0AF2r2u/MfpIM=")];
     // Signed with the port, and passed on to a URL with a fragment.
@@ -243,14 +246,14 @@ fn plivo_vectors_pass_and_are_made_anew() {
         );
         // For the same URL it comes out as it was.
         let shown = headers(&[("x-plivo-signature-v3", &several), nonce]);
-        let came = Request { method, url: &url, headers: &shown, body: b"", form: post.form.as_deref() };
-        let anew = post.signature.resign(&post.keys, &came, &came);
+        let received = Request { method, url: &url, headers: &shown, body: b"", form: post.form.as_deref() };
+        let anew = post.signature.resign(&post.keys, &received, &received);
         assert_eq!(
             anew,
             [(HeaderName::from_static("x-plivo-signature-v3"), HeaderValue::try_from(signature).unwrap())]
         );
-        let other = Request { url: "https://app.example.test/x", ..came };
-        assert_ne!(post.signature.resign(&post.keys, &came, &other), anew);
+        let other = Request { url: "https://app.example.test/x", ..received };
+        assert_ne!(post.signature.resign(&post.keys, &received, &other), anew);
     }
     let json = Post { url: hangup, ..Post::of("plivo", keys(&[TOKEN])) };
     let shown = [
@@ -285,8 +288,8 @@ fn signalwire_vectors_pass_and_are_made_anew() {
     assert_eq!(swml.check(&[sha1], b"{}", NOW), MISMATCH);
     assert_eq!(swml.check(&[(sha256.0, sha1.1)], body, NOW), MISMATCH, "each header has its algorithm");
     let shown = headers(&[sha1, sha256]);
-    let came = Request { method: "POST", url: swml.url, headers: &shown, body, form: None };
-    let anew = swml.signature.resign(&swml.keys, &came, &came);
+    let received = Request { method: "POST", url: swml.url, headers: &shown, body, form: None };
+    let anew = swml.signature.resign(&swml.keys, &received, &received);
     let anew: Vec<(&str, &str)> = anew.iter().map(|(n, v)| (n.as_str(), v.to_str().unwrap())).collect();
     assert_eq!(anew, [sha1, sha256]);
 }
@@ -570,25 +573,25 @@ fn what_is_delivered_late_is_signed_anew_for_the_present_time() {
         ("livekit", named(&[("APIkey1", LIVEKIT_SECRET)]), LIVEKIT_BODY, vec![("authorization", LIVEKIT)]),
     ];
     for (name, keys, body, shown) in table {
-        let came = headers(&shown);
+        let received = headers(&shown);
         let anew = |keys: &Keys, now: i64, body: &[u8]| {
             let signature = preset(name);
-            let mut renewal = signature.renewal(keys, &came, now)?;
+            let mut renewal = signature.renewal(keys, &received, now)?;
             body.chunks(7).for_each(|piece| renewal.update(piece));
             Some(renewal.finish())
         };
-        let mut goes = came.clone();
+        let mut forwarded = received.clone();
         for (header, value) in anew(&keys, later, body).unwrap() {
-            goes.insert(header, value);
+            forwarded.insert(header, value);
         }
         let check = |headers: &HeaderMap, now| {
             preset(name).verify(&keys, &Request { method: "POST", url: URL, headers, body, form: None }, now)
         };
-        assert!(matches!(check(&came, later), Err(BadSignature::Stale { .. })), "{name}: it was too old");
-        assert_eq!(check(&goes, later), HOLDS, "{name}");
+        assert!(matches!(check(&received, later), Err(BadSignature::Stale { .. })), "{name}: it was too old");
+        assert_eq!(check(&forwarded, later), HOLDS, "{name}");
         for (header, value) in &shown {
-            let kept = goes.get(format!("x-ringfence-original-{header}"));
-            assert!(kept.is_none() == (goes[*header] == *value), "{name}: what changed is kept");
+            let kept = forwarded.get(format!("x-ringfence-original-{header}"));
+            assert!(kept.is_none() == (forwarded[*header] == *value), "{name}: what changed is kept");
             assert!(kept.is_none_or(|kept| kept == value), "{name}");
         }
         // Sent at once it stays; what nobody vouches for is never signed.

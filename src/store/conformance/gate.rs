@@ -29,7 +29,7 @@ pub(in crate::store) fn policy(concurrent: u32, rate: Option<Rate>) -> Arc<Polic
     Arc::new(Policy::new(settings, &[]))
 }
 
-pub(in crate::store) fn order(call: &NewCall, policy: &Policy) -> AdmissionRequest {
+pub(in crate::store) fn request(call: &NewCall, policy: &Policy) -> AdmissionRequest {
     AdmissionRequest {
         call: call.id.clone(),
         bindings: policy.bindings(&call.facts),
@@ -40,7 +40,7 @@ pub(in crate::store) fn order(call: &NewCall, policy: &Policy) -> AdmissionReque
 }
 
 async fn admit(store: &Arc<dyn Store>, call: &NewCall, policy: &Policy, epoch: i64) -> AdmitOutcome {
-    store.admit(call.clone(), order(call, policy), epoch).await.unwrap()
+    store.admit(call.clone(), request(call, policy), epoch).await.unwrap()
 }
 
 fn new(slots: u32) -> AdmitOutcome {
@@ -151,7 +151,7 @@ pub(in crate::store) async fn a_full_limit_refuses_until_a_call_has_ended(fresh:
     assert_eq!(admit(&store, &refused, &policy, 2).await, AdmitOutcome::Refused(short.clone()));
     assert_eq!(store.resolve(&refused.aliases).await.unwrap(), None, "a refusal leaves no trace");
     assert_eq!(store.open_calls().await.unwrap().len(), 3);
-    let observed = AdmissionRequest { mode: Mode::Observe, ..order(&refused, &policy) };
+    let observed = AdmissionRequest { mode: Mode::Observe, ..request(&refused, &policy) };
     let would = AdmitOutcome::New { slots: 1, would: Some(short), news: None };
     assert_eq!(store.admit(refused.clone(), observed, 2).await.unwrap(), would);
     for call in [&over_limit, &refused] {
@@ -167,8 +167,8 @@ pub(in crate::store) async fn an_order_for_many_gets_what_is_free_and_holds_it(f
     let store = deciding(fresh, &policy).await;
     let many = |slots| {
         let call = new_call(&[]);
-        let order = AdmissionRequest { slots, ..order(&call, &policy) };
-        store.admit(call, order, 2)
+        let request = AdmissionRequest { slots, ..request(&call, &policy) };
+        store.admit(call, request, 2)
     };
     assert_eq!(many(Slots::up_to(7)).await.unwrap(), new(7));
     let AdmitOutcome::Refused(short) = many(Slots::exactly(4)).await.unwrap() else { panic!("4 of 3") };

@@ -196,7 +196,7 @@ pub(in crate::store) async fn own_events_do_not_wait_for_webhooks(fresh: &impl F
 
 pub(in crate::store) async fn a_webhook_that_stays_away_is_noticed(fresh: &impl Fresh) {
     let store = fresh.open().await;
-    let asked = |until_ms| HookAsked {
+    let asked = |until_ms| WebhookHealthQuery {
         account: "twilio".to_owned(),
         events: vec!["post_call".to_owned()],
         since_ms: 100,
@@ -204,7 +204,7 @@ pub(in crate::store) async fn a_webhook_that_stays_away_is_noticed(fresh: &impl 
         calls: 3,
     };
     let seen = async |until_ms| {
-        let came = store.hook_came(asked(until_ms)).await.unwrap();
+        let came = store.webhook_health(asked(until_ms)).await.unwrap();
         (came.last_at, came.missed_in_a_row)
     };
     assert_eq!(seen(9_999).await, (None, 0), "there was no call that it could have come for");

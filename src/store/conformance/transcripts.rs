@@ -307,7 +307,7 @@ pub(in crate::store) async fn calls_of_a_business_and_orders_without_an_answer_a
 
     let ids = async |account: &str, kind: &str| {
         let account = AccountName::parse(account).unwrap();
-        let orders = store.unanswered_orders(&account, kind).await.unwrap();
+        let orders = store.unanswered_creates(&account, kind).await.unwrap();
         orders.into_iter().map(|order| (order.id, order.aliases.len())).collect::<BTreeSet<_>>()
     };
     assert_eq!(ids("twilio", "call_sid").await, BTreeSet::from([(waits.clone(), 1)]));

@@ -27,7 +27,7 @@ use crate::policy::{Binding, Bound};
 #[derive(Debug)]
 pub(super) struct Ask {
     pub(super) call: NewCall,
-    pub(super) order: AdmissionRequest,
+    pub(super) request: AdmissionRequest,
     pub(super) epoch: i64,
 }
 
@@ -111,10 +111,10 @@ pub(super) async fn admit(
 async fn read(c: &mut PgConnection, asks: &[&Ask]) -> Sql<Round> {
     let aliases: Vec<Alias> = asks.iter().flat_map(|ask| ask.call.aliases.iter().cloned()).collect();
     lock_ids(c, &aliases).await?;
-    let bindings = || asks.iter().flat_map(|ask| &ask.order.bindings);
+    let bindings = || asks.iter().flat_map(|ask| &ask.request.bindings);
     let of_rates = bindings().filter(|b| matches!(b.bound, Bound::Rate(_)));
     let rates: BTreeSet<&str> = of_rates.map(|b| b.key.as_str()).collect();
-    let counts: BTreeSet<String> = asks.iter().flat_map(|ask| keys(&ask.order.bindings)).collect();
+    let counts: BTreeSet<String> = asks.iter().flat_map(|ask| keys(&ask.request.bindings)).collect();
     let rows = query(
         "SELECT 'now' AS what, NULL AS name, NULL AS id, (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS number
          UNION ALL SELECT 'held', k, NULL, least(sum(slots), 4294967295)::bigint FROM calls, unnest(keys) AS k
@@ -157,7 +157,7 @@ async fn read(c: &mut PgConnection, asks: &[&Ask]) -> Sql<Round> {
 
 impl Round {
     async fn answer(&mut self, c: &mut PgConnection, ask: &Ask, callers_clock: bool) -> Sql<Answer> {
-        let (call, order) = (&ask.call, &ask.order);
+        let (call, request) = (&ask.call, &ask.request);
         match self.recorded.get(&call.id) {
             Some(Some(slots)) => return Ok(Answer::Again(*slots)),
             Some(None) => return Ok(Answer::Known(call.id.clone())),
@@ -175,15 +175,15 @@ impl Round {
             },
         };
         if callers_clock {
-            self.counted.now_ms = order.at_ms;
+            self.counted.now_ms = request.at_ms;
         }
         let at_ms = self.counted.now_ms;
-        let (decision, taken) = decide(order, &self.counted, at_ms);
+        let (decision, taken) = decide(request, &self.counted, at_ms);
         let (slots, would) = match decision {
             Decision::Refused(short) => return Ok(Answer::Refused(short)),
             Decision::Admitted { slots, would } => (slots, would),
         };
-        self.counted.grant(&keys(&order.bindings), slots, &taken);
+        self.counted.grant(&keys(&request.bindings), slots, &taken);
         self.rates.extend(taken);
         self.recorded.insert(call.id.clone(), Some(slots));
         self.claimed.extend(call.aliases.iter().map(|alias| (alias.clone(), call.id.clone())));
@@ -200,7 +200,7 @@ async fn name_oldest(c: &mut PgConnection, asks: &[Arc<Ask>], answers: &mut [Ans
             Answer::Granted(Granted { would: Some(short), .. }) => short,
             _ => return None,
         };
-        let binding = ask.order.bindings.get(short.binding)?;
+        let binding = ask.request.bindings.get(short.binding)?;
         matches!(binding.bound, Bound::Concurrent(_)).then_some((binding, short))
     }
     let mut shorts: Vec<_> =
@@ -285,7 +285,7 @@ impl<'a> NewRow<'a> {
             answered_at: (call.phase == Phase::Live).then_some(call.at_ms),
             callback: call.callback.as_ref().map(to_json).transpose()?,
             fingerprint: call.fingerprint.as_deref(),
-            keys: keys(&ask.order.bindings),
+            keys: keys(&ask.request.bindings),
             replica: call.replica.as_deref(),
         })
     }

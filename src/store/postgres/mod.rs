@@ -382,8 +382,8 @@ impl Backend for PostgresStore {
         self.callers_clock.then_some(now_ms)
     }
 
-    async fn decide(&self, call: NewCall, order: AdmissionRequest, epoch: i64) -> Result<AdmitOutcome> {
-        self.decisions.run(Ask { call, order, epoch }).await
+    async fn decide(&self, call: NewCall, request: AdmissionRequest, epoch: i64) -> Result<AdmitOutcome> {
+        self.decisions.run(Ask { call, request, epoch }).await
     }
 
     async fn put_utterance(&self, call: &CallId, said: NewUtterance) -> Result<Option<UtteranceRef>> {
@@ -395,7 +395,7 @@ impl Backend for PostgresStore {
         put.await
     }
 
-    async fn take_speech(&self, speech: UtteranceIngest) -> Result<IngestOutcome> {
+    async fn ingest_utterance(&self, speech: UtteranceIngest) -> Result<IngestOutcome> {
         self.speeches.run(speech).await
     }
 

@@ -595,8 +595,8 @@ async fn who_comes_while_a_move_is_under_way_is_told_the_new_epoch() {
     });
     let admitting = tokio::spawn({
         let store = store.clone();
-        let order = conformance::order(&admits, &conformance::policy(1, None));
-        async move { store.admit(admits, order, 2).await.unwrap() }
+        let request = conformance::request(&admits, &conformance::policy(1, None));
+        async move { store.admit(admits, request, 2).await.unwrap() }
     });
     while fence.number(WAITING).await < 2 {
         tokio::task::yield_now().await;
@@ -620,8 +620,8 @@ async fn decisions_go_by_the_servers_clock() {
     // A replica whose clock is years behind, and one that is years ahead.
     let ask = |at_ms| {
         let call = NewCall { at_ms, ..new_call(&[]) };
-        let order = conformance::order(&call, &policy);
-        store.admit(call, order, 2)
+        let request = conformance::request(&call, &policy);
+        store.admit(call, request, 2)
     };
     assert_eq!(ask(1000).await.unwrap(), AdmitOutcome::New { slots: 1, would: None, news: None });
     let AdmitOutcome::Refused(short) = ask(i64::MAX / 2000).await.unwrap() else { panic!("a second token") };
@@ -643,8 +643,8 @@ async fn of_decisions_that_meet_one_that_fails_stands_alone_and_none_is_dropped(
     let mut holding = store.db.begin_unbound().await.unwrap();
     sqlx::query("SELECT 1 FROM gate_state FOR UPDATE").execute(&mut *holding).await.unwrap();
     let ask = |call: NewCall| {
-        let (store, order) = (store.clone(), conformance::order(&call, &policy));
-        tokio::spawn(async move { store.admit(call, order, 2).await })
+        let (store, request) = (store.clone(), conformance::request(&call, &policy));
+        tokio::spawn(async move { store.admit(call, request, 2).await })
     };
     let first = ask(new_call(&[]));
     while fence.number(WAITING).await == 0 {

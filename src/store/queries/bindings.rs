@@ -2,7 +2,7 @@
 
 use super::super::driver::{Driver, Sql, binds};
 use super::super::rows::call_id;
-use super::super::voucher::{Early, heed, remember};
+use super::super::voucher::{Early, applicable_news, remember};
 use super::super::{KEY_KIND, NewCall, Voucher};
 use super::to_json;
 use crate::call::{Event, Outcome, stronger};
@@ -54,7 +54,9 @@ pub(super) async fn bind_all(
                 conflicts.push((alias.clone(), other));
                 continue;
             }
-            Holder::News(waiting) => news = news.into_iter().chain(heed(&waiting, facts, known)).reduce(stronger),
+            Holder::News(waiting) => {
+                news = news.into_iter().chain(applicable_news(&waiting, facts, known)).reduce(stronger)
+            }
             Holder::Nobody => {}
         }
         let sql = "INSERT INTO call_aliases (kind, id, call_id, early, seen_at) VALUES ($1, $2, $3, NULL, $4)

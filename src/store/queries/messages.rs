@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::super::app_events::{self, Told};
+use super::super::app_events::{self, AppEvent};
 use super::super::driver::{Driver, Sql, binds};
 use super::super::row::Row;
 use super::super::rows::delivery;
@@ -78,7 +78,7 @@ pub(in crate::store) async fn settle(
 }
 
 /// Adds ringfence's own events to the outbox, in the transaction of their fact.
-pub(in crate::store) async fn tell(c: &mut dyn Driver, all: &[Told]) -> Sql<()> {
+pub(in crate::store) async fn tell(c: &mut dyn Driver, all: &[AppEvent]) -> Sql<()> {
     let sql = "INSERT INTO deliveries (id, event_id, url, method, headers, body, due_at, call_id, own, noted_at) VALUES {rows}";
     let rows = all.iter().map(|told| {
         let id = told.id.as_str();

@@ -7,7 +7,9 @@ use super::super::app_events::{self, WITHOUT_RECORD};
 use super::super::driver::{Backend, Driver, Sql, binds};
 use super::super::records::LATEST;
 use super::super::rows::{call_id, post_call, waiting};
-use super::super::{HookAsked, HookCame, Put, PutPostCall, Reach, Records, Result, StoredPostCall, Waiting};
+use super::super::{
+    Put, PutPostCall, Reach, Records, Result, StoredPostCall, Waiting, WebhookHealth, WebhookHealthQuery,
+};
 use super::messages::tell;
 use super::{calls, to_json};
 use crate::call::Outcome;
@@ -120,7 +122,7 @@ impl<B: Backend> Records for B {
         self.run(sql, binds![call.to_string(), why.to_owned(), due_at].into()).await.map(drop)
     }
 
-    async fn hook_came(&self, asked: HookAsked) -> Result<HookCame> {
+    async fn webhook_health(&self, asked: WebhookHealthQuery) -> Result<WebhookHealth> {
         let sql = "SELECT (SELECT max(e.received_at) FROM webhook_events e WHERE e.call_id = c.id AND e.account = $3
                  AND e.event = ANY($4)) AS came
              FROM (SELECT id, account, outcome, ended_at FROM calls /*+ INDEXED BY calls_ended */ WHERE phase = 'ended'
@@ -128,7 +130,7 @@ impl<B: Backend> Records for B {
              WHERE c.account = $3 AND c.outcome = $5 ORDER BY c.ended_at DESC LIMIT $6";
         let completed = Outcome::Completed.as_str();
         let asked = binds![asked.since_ms, asked.until_ms, asked.account, asked.events, completed, asked.calls, LATEST];
-        Ok(HookCame::new(&self.select(sql, asked.into(), |row| row.optional_number("came")).await?))
+        Ok(WebhookHealth::new(&self.select(sql, asked.into(), |row| row.optional_number("came")).await?))
     }
 
     async fn defer_until_known(&self, event_id: &str, alias: &Alias) -> Result<()> {

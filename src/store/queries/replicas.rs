@@ -2,8 +2,8 @@
 
 use super::super::driver::{Backend, Driver, Sql, binds, damaged};
 use super::super::membership::{FORGOTTEN_MS, LIVE_MS};
-use super::super::rows::{living, order};
-use super::super::{Fleet, ORDERS_MAX, OrderRecord, Replica, Result};
+use super::super::rows::{in_flight_row, living};
+use super::super::{Fleet, IN_FLIGHT_MAX, InFlightRow, Replica, Result};
 use crate::clock::UnixMs;
 
 /// Records a heartbeat, deletes replicas that are long gone, and returns the live ones, by the store's time.
@@ -29,20 +29,25 @@ pub(super) async fn heartbeat(c: &mut dyn Driver, me: &Replica) -> Sql<Fleet> {
     Ok(Fleet { businesses_version: businesses, do_not_call_change: do_not_call, bypass, ..Fleet::new(me, live) })
 }
 
-pub(super) async fn find_orders(store: &impl Backend, fingerprint: &str, since_ms: UnixMs) -> Result<Vec<OrderRecord>> {
+pub(super) async fn find_in_flight(
+    store: &impl Backend,
+    fingerprint: &str,
+    since_ms: UnixMs,
+) -> Result<Vec<InFlightRow>> {
     let sql =
         "SELECT c.id, c.phase, c.outcome, c.unsettled, c.undelivered, c.replica, c.admitted_at, c.phase_at, c.ended_at,
              (extract(epoch FROM clock_timestamp()) * 1000)::bigint - r.beat_at AS silent_ms
          FROM calls c LEFT JOIN replicas r ON r.id = c.replica
          WHERE c.fingerprint = $1 AND c.admitted_at >= $2 ORDER BY c.admitted_at DESC, c.id DESC LIMIT $3";
-    let mut found = store.select(sql, binds![fingerprint.to_owned(), since_ms, ORDERS_MAX].into(), order).await?;
+    let mut found =
+        store.select(sql, binds![fingerprint.to_owned(), since_ms, IN_FLIGHT_MAX].into(), in_flight_row).await?;
     found.reverse();
     Ok(found)
 }
 
-pub(super) async fn take_order(store: &impl Backend, order: &OrderRecord, me: &str, is_dead: bool) -> Result<bool> {
+pub(super) async fn take_in_flight(store: &impl Backend, row: &InFlightRow, me: &str, is_dead: bool) -> Result<bool> {
     let sql = "UPDATE calls SET replica = $2, undelivered = false, unsettled = unsettled OR ($5 AND phase = 'reserved')
          WHERE id = $1 AND replica IS NOT DISTINCT FROM $3 AND undelivered = $4";
-    let taken = binds![order.id.to_string(), me.to_owned(), order.replica.clone(), order.undelivered, is_dead];
+    let taken = binds![row.id.to_string(), me.to_owned(), row.replica.clone(), row.undelivered, is_dead];
     Ok(store.run(sql, taken.into()).await? == 1)
 }

@@ -9,7 +9,7 @@ use super::super::driver::{Backend, binds};
 use super::super::rows::{admitted, business, create_answer, readable, record, refusal, waiting};
 use super::super::{
     AdmitOutcome, ApplyOutcome, CallRecord, Change, Confirmed, CreateAnswer, Cursor, Delivery, EpochBump, Fleet,
-    InsertOutcome, ListFilter, NewCall, NewEvent, OrderRecord, Reach, ReceiveOutcome, RefusalRecord, Replica, Result,
+    InFlightRow, InsertOutcome, ListFilter, NewCall, NewEvent, Reach, ReceiveOutcome, RefusalRecord, Replica, Result,
     Store, Voucher, Waiting,
 };
 use super::calls::calls;
@@ -31,8 +31,8 @@ impl<B: Backend> Store for B {
         Ok(opened.unwrap_or_else(InsertOutcome::Outdated))
     }
 
-    async fn admit(&self, call: NewCall, order: AdmissionRequest, epoch: i64) -> Result<AdmitOutcome> {
-        self.decide(call, order, epoch).await
+    async fn admit(&self, call: NewCall, request: AdmissionRequest, epoch: i64) -> Result<AdmitOutcome> {
+        self.decide(call, request, epoch).await
     }
 
     async fn confirm(&self, call: &CallId, keys: Vec<String>, epoch: Option<i64>) -> Result<Confirmed> {
@@ -66,12 +66,12 @@ impl<B: Backend> Store for B {
         gate::leases(self).await
     }
 
-    async fn find_orders(&self, fingerprint: &str, since_ms: UnixMs) -> Result<Vec<OrderRecord>> {
-        replicas::find_orders(self, fingerprint, since_ms).await
+    async fn find_in_flight(&self, fingerprint: &str, since_ms: UnixMs) -> Result<Vec<InFlightRow>> {
+        replicas::find_in_flight(self, fingerprint, since_ms).await
     }
 
-    async fn take_order(&self, order: &OrderRecord, me: &str, is_dead: bool) -> Result<bool> {
-        replicas::take_order(self, order, me, is_dead).await
+    async fn take_in_flight(&self, row: &InFlightRow, me: &str, is_dead: bool) -> Result<bool> {
+        replicas::take_in_flight(self, row, me, is_dead).await
     }
 
     async fn undelivered(&self, call: &CallId, me: &str) -> Result<()> {
@@ -115,7 +115,7 @@ impl<B: Backend> Store for B {
         self.select(sql, vec![], record).await
     }
 
-    async fn unanswered_orders(&self, account: &AccountName, kind: &str) -> Result<Vec<CallRecord>> {
+    async fn unanswered_creates(&self, account: &AccountName, kind: &str) -> Result<Vec<CallRecord>> {
         let sql = calls!(
             "/*+ INDEXED BY calls_open */
              WHERE c.phase <> 'ended' AND c.account = $1 AND c.origin = 'order' AND c.direction = 'outbound'

@@ -17,7 +17,7 @@ impl<B: Backend> Transcripts for B {
     }
 
     async fn ingest(&self, speech: UtteranceIngest) -> Result<IngestOutcome> {
-        self.take_speech(speech).await
+        self.ingest_utterance(speech).await
     }
 
     async fn utterances(&self, call: &CallId, after: i64, limit: u32) -> Result<Vec<Utterance>> {

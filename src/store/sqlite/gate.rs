@@ -12,7 +12,7 @@ use crate::policy::Bound;
 pub(super) async fn admit(
     c: &mut dyn Driver,
     call: &NewCall,
-    order: &AdmissionRequest,
+    request: &AdmissionRequest,
     epoch: i64,
 ) -> Sql<AdmitOutcome> {
     let now = gate::state(c).await?;
@@ -30,30 +30,30 @@ pub(super) async fn admit(
         Claim::Known(known) => return Ok(AdmitOutcome::Known(known)),
         Claim::Free(freed) => freed,
     };
-    let (decision, taken) = decide(order, &count(c, order).await?, order.at_ms);
+    let (decision, taken) = decide(request, &count(c, request).await?, request.at_ms);
     let (slots, would) = match decision {
-        Decision::Refused(short) => return oldest(c, order, short).await.map(AdmitOutcome::Refused),
+        Decision::Refused(short) => return oldest(c, request, short).await.map(AdmitOutcome::Refused),
         Decision::Admitted { slots, would } => (slots, would),
     };
     let would = match would {
-        Some(short) => Some(oldest(c, order, short).await?),
+        Some(short) => Some(oldest(c, request, short).await?),
         None => None,
     };
-    let call = NewCall { slots, keys: keys(&order.bindings), ..call.clone() };
-    let news = calls::write(c, &call, &freed, order.at_ms).await?;
+    let call = NewCall { slots, keys: keys(&request.bindings), ..call.clone() };
+    let news = calls::write(c, &call, &freed, request.at_ms).await?;
     gate::write_rates(c, &taken).await?;
     Ok(AdmitOutcome::New { slots, would, news })
 }
 
 /// Reads the usage of a request's limits.
-async fn count(c: &mut dyn Driver, order: &AdmissionRequest) -> Sql<Counted> {
-    let mut counted = Counted { now_ms: order.at_ms, ..Counted::default() };
+async fn count(c: &mut dyn Driver, request: &AdmissionRequest) -> Sql<Counted> {
+    let mut counted = Counted { now_ms: request.at_ms, ..Counted::default() };
     let sql = "SELECT k.value AS key, min(sum(c.slots), 4294967295) AS slots FROM calls c INDEXED BY calls_open, json_each(c.keys) k
          WHERE c.phase <> 'ended' AND k.value = ANY($1) GROUP BY k.value";
-    for row in c.fetch(sql, &binds![keys(&order.bindings)]).await? {
+    for row in c.fetch(sql, &binds![keys(&request.bindings)]).await? {
         counted.held.insert(row.text("key")?, row.count("slots")?);
     }
-    for rate in order.bindings.iter().filter(|b| matches!(b.bound, Bound::Rate(_))) {
+    for rate in request.bindings.iter().filter(|b| matches!(b.bound, Bound::Rate(_))) {
         let rows = c.fetch("SELECT log FROM gate_rates WHERE key = $1", &binds![&rate.key]).await?;
         if let Some(row) = rows.first() {
             counted.rates.insert(rate.key.clone(), row.word("log")?);
@@ -63,8 +63,8 @@ async fn count(c: &mut dyn Driver, order: &AdmissionRequest) -> Sql<Counted> {
 }
 
 /// Adds a short limit's oldest holders.
-async fn oldest(c: &mut dyn Driver, order: &AdmissionRequest, mut short: Shortfall) -> Sql<Shortfall> {
-    let Some(binding) = order.bindings.get(short.binding).filter(|b| matches!(b.bound, Bound::Concurrent(_))) else {
+async fn oldest(c: &mut dyn Driver, request: &AdmissionRequest, mut short: Shortfall) -> Sql<Shortfall> {
+    let Some(binding) = request.bindings.get(short.binding).filter(|b| matches!(b.bound, Bound::Concurrent(_))) else {
         return Ok(short);
     };
     let sql = "SELECT c.admitted_at FROM calls c INDEXED BY calls_open WHERE c.phase <> 'ended' AND c.slots = 1

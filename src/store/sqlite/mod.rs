@@ -261,15 +261,15 @@ impl Backend for SqliteStore {
         Ok(!any.is_empty())
     }
 
-    async fn decide(&self, call: NewCall, order: AdmissionRequest, epoch: i64) -> Result<AdmitOutcome> {
-        self.write((call, order), move |c, (call, order)| gate::admit(c, call, order, epoch).boxed()).await
+    async fn decide(&self, call: NewCall, request: AdmissionRequest, epoch: i64) -> Result<AdmitOutcome> {
+        self.write((call, request), move |c, (call, request)| gate::admit(c, call, request, epoch).boxed()).await
     }
 
     async fn put_utterance(&self, call: &CallId, said: NewUtterance) -> Result<Option<UtteranceRef>> {
         self.write((call.clone(), said), |c, (call, said)| utterances::say(c, call, said).boxed()).await
     }
 
-    async fn take_speech(&self, speech: UtteranceIngest) -> Result<IngestOutcome> {
+    async fn ingest_utterance(&self, speech: UtteranceIngest) -> Result<IngestOutcome> {
         self.write(speech, |c, speech| utterances::ingest(c, speech).boxed()).await
     }
 

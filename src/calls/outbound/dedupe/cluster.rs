@@ -22,7 +22,7 @@ use super::state::{IdempotencyState, state_of};
 use crate::call::Phase;
 use crate::calls::context::Context;
 use crate::clock::UnixMs;
-use crate::store::{LIVE_MS, OrderRecord, StoreError};
+use crate::store::{InFlightRow, LIVE_MS, StoreError};
 
 /// Requests older than this are not retried, in milliseconds.
 const LOOKED_BACK_MS: i64 = 3_600_000;
@@ -41,35 +41,34 @@ enum Choice<'a> {
     /// A new request.
     Own,
     /// A duplicate of this one, whose process is dead.
-    OfDead(&'a OrderRecord),
+    OfDead(&'a InFlightRow),
     /// A duplicate of this one.
-    Earlier(&'a OrderRecord),
+    Earlier(&'a InFlightRow),
     /// Undecided: another process may be dead, or may not have noticed that its client disconnected.
     Wait,
 }
 
 /// `waited_ms`: milliseconds since the request arrived.
-fn choose<'a>(orders: &'a [OrderRecord], me: &str, now_ms: UnixMs, waited_ms: i64) -> Choice<'a> {
+fn choose<'a>(orders: &'a [InFlightRow], me: &str, now_ms: UnixMs, waited_ms: i64) -> Choice<'a> {
     let mut choice = Choice::Own;
-    for order in orders {
-        let over =
-            state_of(order.phase, order.outcome, order.ended_at, order.unsettled, now_ms) == IdempotencyState::Over;
-        if over || order.replica.as_deref() == Some(me) {
+    for row in orders {
+        let over = state_of(row.phase, row.outcome, row.ended_at, row.unsettled, now_ms) == IdempotencyState::Over;
+        if over || row.replica.as_deref() == Some(me) {
             continue;
         }
-        let under_way = order.phase == Phase::Reserved;
-        let Some(silent_ms) = order.silent_ms.filter(|ms| *ms <= LIVE_MS) else {
-            let unsure = order.admitted_at + UNCONFIRMED_WINDOW_MS >= now_ms;
-            if order.unsettled || order.undelivered || under_way || unsure {
-                return Choice::OfDead(order);
+        let under_way = row.phase == Phase::Reserved;
+        let Some(silent_ms) = row.silent_ms.filter(|ms| *ms <= LIVE_MS) else {
+            let unsure = row.admitted_at + UNCONFIRMED_WINDOW_MS >= now_ms;
+            if row.unsettled || row.undelivered || under_way || unsure {
+                return Choice::OfDead(row);
             }
             continue;
         };
-        if order.unsettled || order.undelivered {
-            return Choice::Earlier(order);
+        if row.unsettled || row.undelivered {
+            return Choice::Earlier(row);
         }
         let heard_since_it_came = waited_ms >= NOTICED_MS && silent_ms < waited_ms;
-        let heard_since_its_answer = !under_way && now_ms - order.phase_at > silent_ms + CLOCKS_MS;
+        let heard_since_its_answer = !under_way && now_ms - row.phase_at > silent_ms + CLOCKS_MS;
         if !heard_since_it_came && !heard_since_its_answer {
             choice = Choice::Wait;
         }
@@ -110,7 +109,7 @@ impl Cluster {
         loop {
             let now_ms = self.context.lifecycle.clock.now_ms();
             let store = &self.context.lifecycle.store;
-            let rows = store.find_orders(fingerprint.as_str(), now_ms - LOOKED_BACK_MS).await?;
+            let rows = store.find_in_flight(fingerprint.as_str(), now_ms - LOOKED_BACK_MS).await?;
             let waited_ms = i64::try_from(came.elapsed().as_millis()).unwrap_or(i64::MAX);
             let (row, is_dead) = match choose(&rows, &me, now_ms, waited_ms) {
                 Choice::Own => return Ok(ClusterLookup::New(claim)),
@@ -124,10 +123,10 @@ impl Cluster {
                 }
             };
             // Another duplicate may have been faster; then the store has changed.
-            if store.take_order(row, &me, is_dead).await? {
+            if store.take_in_flight(row, &me, is_dead).await? {
                 let is_unknown = row.unsettled || row.phase == Phase::Reserved;
                 let progress = if is_unknown { Progress::Unknown } else { Progress::Created(None) };
-                return Ok(ClusterLookup::Duplicate(claim.become_earlier(&row.id, progress)));
+                return Ok(ClusterLookup::Duplicate(claim.merge_into(&row.id, progress)));
             }
         }
     }
@@ -138,11 +137,11 @@ impl Cluster {
         let Some((Some(call), _)) = earlier.look() else { return true };
         let store = &self.context.lifecycle.store;
         let since_ms = self.context.lifecycle.clock.now_ms() - LOOKED_BACK_MS;
-        let Ok(rows) = store.find_orders(fingerprint.as_str(), since_ms).await else { return true };
+        let Ok(rows) = store.find_in_flight(fingerprint.as_str(), since_ms).await else { return true };
         // A request that joined another request's call is not found under its own fingerprint.
         let Some(row) = rows.iter().find(|row| row.id == call) else { return true };
         let mine = row.replica.as_deref() == Some(&*me);
-        mine && (!row.undelivered || store.take_order(row, &me, false).await.unwrap_or(true))
+        mine && (!row.undelivered || store.take_in_flight(row, &me, false).await.unwrap_or(true))
     }
 
     /// Records that a request's client disconnected without its response, as soon as it does.
@@ -175,8 +174,8 @@ mod tests {
 
     const NOW: UnixMs = 1_000_000;
 
-    fn order(replica: &str, silent_ms: Option<i64>) -> OrderRecord {
-        OrderRecord {
+    fn row(replica: &str, silent_ms: Option<i64>) -> InFlightRow {
+        InFlightRow {
             id: CallId::new(),
             phase: Phase::Live,
             outcome: None,
@@ -190,38 +189,38 @@ mod tests {
         }
     }
 
-    fn chosen(order: &OrderRecord, waited_ms: i64) -> Choice<'_> {
-        choose(std::slice::from_ref(order), "me", NOW, waited_ms)
+    fn chosen(row: &InFlightRow, waited_ms: i64) -> Choice<'_> {
+        choose(std::slice::from_ref(row), "me", NOW, waited_ms)
     }
 
     #[test]
     fn a_request_of_a_living_replica_is_the_earlier_one_only_if_it_says_so() {
-        let told = order("a", Some(500));
+        let told = row("a", Some(500));
         assert_eq!(chosen(&told, 0), Choice::Own);
         for one in [
-            OrderRecord { unsettled: true, ..told.clone() },
-            OrderRecord { undelivered: true, ..told.clone() },
-            OrderRecord { undelivered: true, phase: Phase::Reserved, ..told.clone() },
+            InFlightRow { unsettled: true, ..told.clone() },
+            InFlightRow { undelivered: true, ..told.clone() },
+            InFlightRow { undelivered: true, phase: Phase::Reserved, ..told.clone() },
         ] {
             assert_eq!(chosen(&one, 0), Choice::Earlier(&one));
         }
-        let over = OrderRecord { phase: Phase::Ended, outcome: Some(Outcome::NotCreated), undelivered: true, ..told };
+        let over = InFlightRow { phase: Phase::Ended, outcome: Some(Outcome::NotCreated), undelivered: true, ..told };
         assert_eq!(chosen(&over, 0), Choice::Own);
-        let mine = OrderRecord { unsettled: true, ..order("me", Some(0)) };
+        let mine = InFlightRow { unsettled: true, ..row("me", Some(0)) };
         assert_eq!(chosen(&mine, 0), Choice::Own, "this process remembers its own");
     }
 
     #[test]
     fn a_dead_replicas_request_is_the_earlier_one_while_it_may_not_have_been_told() {
         for silent_ms in [None, Some(LIVE_MS + 1)] {
-            let recent = order("a", silent_ms);
+            let recent = row("a", silent_ms);
             assert_eq!(chosen(&recent, 0), Choice::OfDead(&recent));
-            let old = OrderRecord { admitted_at: NOW - UNCONFIRMED_WINDOW_MS - 1, ..recent };
+            let old = InFlightRow { admitted_at: NOW - UNCONFIRMED_WINDOW_MS - 1, ..recent };
             assert_eq!(chosen(&old, 0), Choice::Own);
             for one in [
-                OrderRecord { phase: Phase::Reserved, ..old.clone() },
-                OrderRecord { unsettled: true, ..old.clone() },
-                OrderRecord { undelivered: true, ..old.clone() },
+                InFlightRow { phase: Phase::Reserved, ..old.clone() },
+                InFlightRow { unsettled: true, ..old.clone() },
+                InFlightRow { undelivered: true, ..old.clone() },
             ] {
                 assert_eq!(chosen(&one, 0), Choice::OfDead(&one));
             }
@@ -230,16 +229,16 @@ mod tests {
 
     #[test]
     fn a_replica_that_may_have_died_a_moment_ago_is_waited_for() {
-        let under_way = |silent_ms| OrderRecord { phase: Phase::Reserved, ..order("a", Some(silent_ms)) };
+        let under_way = |silent_ms| InFlightRow { phase: Phase::Reserved, ..row("a", Some(silent_ms)) };
         assert_eq!(chosen(&under_way(1_900), 0), Choice::Wait);
         assert_eq!(chosen(&under_way(100), 150), Choice::Wait, "it may not have noticed yet");
         assert_eq!(chosen(&under_way(100), 300), Choice::Own, "it was heard since");
         assert_eq!(chosen(&under_way(5_000), 3_500), Choice::Wait);
         assert!(matches!(chosen(&under_way(6_100), 4_500), Choice::OfDead(_)));
-        let answered = |ago_ms, silent_ms| OrderRecord { phase_at: NOW - ago_ms, ..order("a", Some(silent_ms)) };
+        let answered = |ago_ms, silent_ms| InFlightRow { phase_at: NOW - ago_ms, ..row("a", Some(silent_ms)) };
         assert_eq!(chosen(&answered(1_500, 1_900), 0), Choice::Wait);
         assert_eq!(chosen(&answered(4_000, 1_900), 0), Choice::Own, "it was heard since its answer");
-        let (waits, joins) = (answered(1_500, 1_900), OrderRecord { undelivered: true, ..answered(1_000, 100) });
+        let (waits, joins) = (answered(1_500, 1_900), InFlightRow { undelivered: true, ..answered(1_000, 100) });
         let both = [waits, joins.clone()];
         assert_eq!(choose(&both, "me", NOW, 0), Choice::Earlier(&joins));
     }

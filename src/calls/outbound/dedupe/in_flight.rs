@@ -290,7 +290,7 @@ impl Claim {
     }
 
     /// Merges it into an earlier request of another replica, with its call and progress.
-    pub(super) fn become_earlier(mut self, call: &CallId, progress: Progress) -> InFlightRef {
+    pub(super) fn merge_into(mut self, call: &CallId, progress: Progress) -> InFlightRef {
         self.is_settled = true;
         self.request.change(|o| (o.call, o.progress) = (Some(call.clone()), progress));
         self.request.clone()
@@ -377,7 +377,7 @@ impl Table {
 }
 
 impl InFlight {
-    fn may_come_again(&self) -> bool {
+    fn may_be_retried(&self) -> bool {
         !self.delivered && !self.is_stale()
     }
 
@@ -436,9 +436,9 @@ impl InFlightRequests {
         let same = all.by_fingerprint.get_mut(fingerprint).map(Vec::as_mut_slice).unwrap_or_default();
         // Each client takes one abandoned request; one with an unknown outcome answers all duplicates.
         let earlier = if look == Look::Second {
-            same.iter().position(|o| o.client.has_hung_up() && o.may_come_again())
+            same.iter().position(|o| o.client.has_hung_up() && o.may_be_retried())
         } else {
-            let left = same.iter().position(|o| o.client.has_left() && o.may_come_again());
+            let left = same.iter().position(|o| o.client.has_left() && o.may_be_retried());
             left.or_else(|| same.iter().position(|o| matches!(o.progress, Progress::Unknown)))
         };
         if let Some(request) = earlier.and_then(|at| same.get_mut(at)) {

@@ -88,7 +88,7 @@ async fn rights_that_lack_for_it_are_told_and_keep_no_decision() {
         assert!(said.to_string().contains("NOPERM") && !said.to_string().contains("hunter2"), "{said}");
     }
     gate.rebuild(1, &[], &[]).await.unwrap();
-    assert_eq!(gate.admit(1, &order(&[concurrent("g", 1)])).await, admitted(1));
+    assert_eq!(gate.admit(1, &request(&[concurrent("g", 1)])).await, admitted(1));
     server.say::<()>(&["ACL", "DELUSER", "ringfence"]).await;
     server.say::<()>(&grant.split_whitespace().collect::<Vec<_>>()).await;
     until_up(&gate).await;

@@ -5,7 +5,7 @@ use super::*;
 
 /// The next two decisions after a loss: none before a rebuild, and one after it.
 async fn has_to_be_filled(gate: &RedisGate, epoch: i64) {
-    let call = order(&[concurrent("g", 1)]);
+    let call = request(&[concurrent("g", 1)]);
     until("the server answers", async || !is_away(gate.admit(epoch, &call).await)).await;
     let said = gate.admit(epoch, &call).await;
     assert!(is_unfilled(said.clone()), "{said:?}");
@@ -17,9 +17,9 @@ async fn has_to_be_filled(gate: &RedisGate, epoch: i64) {
 async fn what_was_flushed_is_noticed() {
     let (server, gate) = fresh().await;
     let bindings = [concurrent("g", 3), rate("cps", 9, 1000)];
-    assert_eq!(gate.admit(1, &order(&bindings)).await, admitted(1));
+    assert_eq!(gate.admit(1, &request(&bindings)).await, admitted(1));
     server.say::<()>(&["SCRIPT", "FLUSH"]).await;
-    assert_eq!(gate.admit(1, &order(&bindings)).await, admitted(1));
+    assert_eq!(gate.admit(1, &request(&bindings)).await, admitted(1));
     server.say::<()>(&["FLUSHALL"]).await;
     has_to_be_filled(&gate, 1).await;
     for (epoch, part) in [(2, "leases"), (3, "rates")] {
@@ -52,14 +52,14 @@ async fn a_replica_that_lagged_is_not_taken_for_its_master() {
     let said = master.say::<i64>(&["WAIT", "1", "5000"]).await;
     assert_eq!(said, 1);
     replica.say::<()>(&["REPLICAOF", "127.0.0.1", "1"]).await;
-    assert_eq!(gate.admit(2, &order(&bindings)).await, admitted(1), "the replica does not see it");
+    assert_eq!(gate.admit(2, &request(&bindings)).await, admitted(1), "the replica does not see it");
     replica.say::<()>(&["REPLICAOF", "NO", "ONE"]).await;
     let promoted = up(settings(&replica.url())).await;
-    assert!(is_unfilled(promoted.admit(2, &order(&bindings)).await));
+    assert!(is_unfilled(promoted.admit(2, &request(&bindings)).await));
     // The other way round: the old master takes over the gap, and is promoted again without a rebuild between.
     master.say::<()>(&["REPLICAOF", "127.0.0.1", &replica.port.to_string()]).await;
     until("the old master follows", async || master.info("master_link_status").await == "up").await;
-    assert!(is_away(gate.admit(2, &order(&bindings)).await) || is_unfilled(gate.admit(2, &order(&bindings)).await));
+    assert!(is_away(gate.admit(2, &request(&bindings)).await) || is_unfilled(gate.admit(2, &request(&bindings)).await));
     master.say::<()>(&["REPLICAOF", "NO", "ONE"]).await;
     until_up(&gate).await;
     has_to_be_filled(&gate, 2).await;
@@ -94,7 +94,7 @@ async fn a_stalled_server_is_waited_for_three_times_and_then_not() {
     let gate = up(settings).await;
     gate.rebuild(1, &[], &[]).await.unwrap();
     server.stop();
-    let late = order(&[concurrent("g", 9)]);
+    let late = request(&[concurrent("g", 9)]);
     until("it is given up", async || {
         assert!(is_away(tokio::time::timeout(LID, gate.admit(1, &late)).await.unwrap()));
         !gate.health().up
@@ -114,7 +114,7 @@ async fn a_stalled_server_is_waited_for_three_times_and_then_not() {
     gate.forbid(1, &late.call).await.unwrap();
     assert_eq!(gate.counts(1).await, Ok(Counts::default()));
     for _ in 0..20 {
-        assert_eq!(gate.admit(1, &order(&[concurrent("g", 99)])).await, admitted(1), "it does not flap");
+        assert_eq!(gate.admit(1, &request(&[concurrent("g", 99)])).await, admitted(1), "it does not flap");
     }
 }
 
@@ -136,12 +136,12 @@ async fn a_server_that_comes_late_is_found() {
 async fn a_full_server_is_away_until_it_has_room() {
     let (server, gate) = fresh().await;
     server.say::<()>(&["CONFIG", "SET", "maxmemory", "1"]).await;
-    assert!(is_away(gate.admit(1, &order(&[concurrent("g", 1)])).await));
+    assert!(is_away(gate.admit(1, &request(&[concurrent("g", 1)])).await));
     let health = gate.health();
     assert!(!health.up && health.last_error.unwrap().contains("OOM"));
     server.say::<()>(&["CONFIG", "SET", "maxmemory", "0"]).await;
     until_up(&gate).await;
-    assert_eq!(gate.admit(1, &order(&[concurrent("g", 1)])).await, admitted(1), "nothing was lost");
+    assert_eq!(gate.admit(1, &request(&[concurrent("g", 1)])).await, admitted(1), "nothing was lost");
 }
 
 #[tokio::test]
@@ -179,7 +179,7 @@ async fn the_least_rights_are_enough_and_less_are_told() {
     let gate = up(settings(&url)).await;
     assert_eq!(gate.inspect().await, Ok(vec![]));
     gate.rebuild(1, &[held(&["g"], 2, 0)], &[("r".to_owned(), RateLog::default())]).await.unwrap();
-    let one = order(&[concurrent("g", 9), rate("r", 9, 1000)]);
+    let one = request(&[concurrent("g", 9), rate("r", 9, 1000)]);
     assert_eq!(gate.admit(1, &one).await, admitted(1));
     gate.adopt(1, &held(&["g"], 1, 0)).await.unwrap();
     gate.forbid(1, &one.call).await.unwrap();

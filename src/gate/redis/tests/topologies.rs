@@ -41,7 +41,7 @@ async fn tls_takes_the_authority_that_is_named_and_no_other() {
     };
     let gate = up(to("localhost", &ca)).await;
     gate.rebuild(1, &[], &[]).await.unwrap();
-    assert_eq!(gate.admit(1, &order(&[concurrent("g", 1)])).await, admitted(1));
+    assert_eq!(gate.admit(1, &request(&[concurrent("g", 1)])).await, admitted(1));
     for (settings, why) in [
         (to("localhost", &other.0.join("ca.pem")), "certificate"),
         (to("127.0.0.1", &ca), "certificate"),
@@ -61,7 +61,7 @@ async fn a_unix_socket_and_a_database_of_its_own_will_do() {
     let _server = Server::start(&["--unixsocket", &socket]).await;
     let gate = up(settings(&format!("unix://{socket}?db=3"))).await;
     gate.rebuild(1, &[], &[]).await.unwrap();
-    assert_eq!(gate.admit(1, &order(&[concurrent("g", 1)])).await, admitted(1));
+    assert_eq!(gate.admit(1, &request(&[concurrent("g", 1)])).await, admitted(1));
 }
 
 /// A sentinel among three that watch a master.
@@ -85,7 +85,7 @@ async fn the_sentinels_master_is_followed() {
     let hosts = [&a, &b, &c].map(|sentinel| format!("127.0.0.1:{}", sentinel.port)).join(",");
     let gate = up(settings(&format!("redis+sentinel://{hosts}/gate"))).await;
     gate.rebuild(1, &[], &[]).await.unwrap();
-    assert_eq!(gate.admit(1, &order(&[concurrent("g", 2)])).await, admitted(1));
+    assert_eq!(gate.admit(1, &request(&[concurrent("g", 2)])).await, admitted(1));
     for one in [&a, &b, &c] {
         until("the sentinels know each other", async || {
             let master: Vec<String> = one.say(&["SENTINEL", "MASTER", "gate"]).await;
@@ -96,12 +96,12 @@ async fn the_sentinels_master_is_followed() {
     }
     master.kill();
     until("the replica was promoted and found", async || {
-        is_unfilled(gate.admit(1, &order(&[concurrent("g", 2)])).await)
+        is_unfilled(gate.admit(1, &request(&[concurrent("g", 2)])).await)
     })
     .await;
     assert_eq!(replica.info("role").await, "master");
     gate.rebuild(2, &[], &[]).await.unwrap();
-    assert_eq!(gate.admit(2, &order(&[concurrent("g", 2)])).await, admitted(1));
+    assert_eq!(gate.admit(2, &request(&[concurrent("g", 2)])).await, admitted(1));
     let nobody = RedisGate::new(settings(&format!("redis+sentinel://{hosts}/other"))).unwrap();
     until("it was looked for", async || nobody.health().last_error.is_some()).await;
     assert!(nobody.health().last_error.unwrap().contains("knows no master"));
@@ -131,7 +131,7 @@ async fn a_cluster_is_followed_to_the_node_that_has_the_pool() {
     let url = format!("redis+cluster://127.0.0.1:{},127.0.0.1:{}", nodes[0].port, nodes[1].port);
     let gate = up(settings(&url)).await;
     gate.rebuild(1, &[], &[]).await.unwrap();
-    let one = order(&[concurrent("g", 2)]);
+    let one = request(&[concurrent("g", 2)]);
     assert_eq!(gate.admit(1, &one).await, admitted(1));
     assert_eq!(gate.inspect().await, Ok(vec![]));
     // Every pool finds its own node.
