@@ -3,9 +3,6 @@
 //! A call only moves forward. [`next`] is total: every pair of phase and event has a result, so events may arrive late, twice or
 //! out of order, and an ended call stays ended.
 
-use std::fmt;
-use std::str::FromStr;
-
 use serde::{Deserialize, Serialize};
 
 /// A text that is not one of the known words.
@@ -13,33 +10,35 @@ use serde::{Deserialize, Serialize};
 #[error("unknown word {0:?}")]
 pub struct UnknownWord(pub String);
 
+/// Defines an enum whose variants have names in config, the database, metrics and answers.
 macro_rules! words {
-    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-        pub enum $name { $($(#[$vdoc])* #[serde(rename = $word)] $variant),+ }
+    ($(#[$meta:meta])* $name:ident { $($(#[$vmeta:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+        pub enum $name { $($(#[$vmeta])* #[serde(rename = $word)] $variant),+ }
 
         impl $name {
-            /// Every value, in order.
+            /// All values, in order.
             pub const ALL: &'static [Self] = &[$(Self::$variant),+];
-            /// The word in config, the database, metrics and answers.
+            /// The name in config, the database, metrics and answers.
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $word),+ }
             }
         }
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.pad(self.as_str())
             }
         }
-        impl FromStr for $name {
-            type Err = UnknownWord;
-            fn from_str(word: &str) -> Result<Self, UnknownWord> {
-                match word { $($word => Ok(Self::$variant),)+ _ => Err(UnknownWord(word.to_owned())) }
+        impl std::str::FromStr for $name {
+            type Err = $crate::call::UnknownWord;
+            fn from_str(word: &str) -> std::result::Result<Self, $crate::call::UnknownWord> {
+                match word { $($word => Ok(Self::$variant),)+ _ => Err($crate::call::UnknownWord(word.to_owned())) }
             }
         }
     };
 }
+pub(crate) use words;
 
 words!(
     /// Which side placed the call.

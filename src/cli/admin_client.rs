@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
-use clap::Args;
+use clap::{Args, Subcommand};
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use http::{HeaderMap, Method, Request, StatusCode};
 use serde_json::Value;
@@ -32,6 +32,25 @@ pub(super) struct Console {
     /// A token for listen.admin; not needed over its Unix socket
     #[arg(long, env = "RINGFENCE_TOKEN", hide_env_values = true, value_name = "TOKEN", global = true)]
     token: Option<String>,
+}
+
+// Arguments of a command with subcommands about a running sidecar. Not a doc comment: clap would show it as help.
+#[derive(Debug, Args)]
+pub(super) struct AdminCommand<A: Subcommand> {
+    #[command(flatten)]
+    pub(super) console: Console,
+    /// Print JSON
+    #[arg(long, global = true)]
+    pub(super) json: bool,
+    #[command(subcommand)]
+    pub(super) act: A,
+}
+
+/// A path with the query parameters that have a value.
+pub(super) fn query(path: &str, pairs: &[(&str, Option<&str>)]) -> String {
+    let mut query = form_urlencoded::Serializer::new(String::new());
+    query.extend_pairs(pairs.iter().filter_map(|(name, value)| Some((name, (*value)?))));
+    format!("{path}?{}", query.finish())
 }
 
 /// The address of a sidecar's `listen.admin`.

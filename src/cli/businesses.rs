@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Subcommand, ValueEnum};
 use http::Method;
 use serde_json::{Map, Value, json};
 
 use super::Outcome;
-use super::admin_client::{Console, path_of, refused};
+use super::admin_client::{AdminCommand, path_of, refused};
 use super::text::{field, list, table};
 
 /// CSV columns with lists, separated by semicolons.
@@ -35,25 +35,16 @@ const COLUMNS: [&str; 10] = [
 /// Maximum bad rows printed.
 const BAD_ROWS: usize = 50;
 
-#[derive(Debug, Args)]
-pub(super) struct Businesses {
-    #[command(flatten)]
-    console: Console,
-    /// Print JSON
-    #[arg(long, global = true)]
-    json: bool,
-    #[command(subcommand)]
-    act: Act,
-}
+pub(super) type Businesses = AdminCommand<Act>;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
+pub(super) enum Format {
     Csv,
     Json,
 }
 
 #[derive(Debug, Subcommand)]
-enum Act {
+pub(super) enum Act {
     /// List all businesses, with their open calls
     List {
         /// Only those whose id, agents or numbers contain this text

@@ -2,27 +2,18 @@
 
 use std::process::ExitCode;
 
-use clap::{Args, Subcommand};
+use clap::Subcommand;
 use http::Method;
 use serde_json::{Value, json};
 
 use super::Outcome;
-use super::admin_client::Console;
+use super::admin_client::AdminCommand;
 use super::text::{field, read_span, span};
 
-#[derive(Debug, Args)]
-pub(super) struct Bypass {
-    #[command(flatten)]
-    console: Console,
-    /// Print JSON
-    #[arg(long, global = true)]
-    json: bool,
-    #[command(subcommand)]
-    act: Act,
-}
+pub(super) type Bypass = AdminCommand<Act>;
 
 #[derive(Debug, Subcommand)]
-enum Act {
+pub(super) enum Act {
     /// Let all creates and inbound calls through, counted and recorded, for a limited time
     On {
         /// How long, as in 90s, 15m, 2h; at most a day

@@ -7,24 +7,15 @@ use http::Method;
 use serde_json::{Value, json};
 
 use super::Outcome;
-use super::admin_client::{Console, path_of};
+use super::admin_client::{AdminCommand, path_of};
 use super::text::{WIDTH, cut, field, list, read_span, span, table, time};
 use super::watch::watch;
 
-#[derive(Debug, Args)]
-pub(super) struct Calls {
-    #[command(flatten)]
-    console: Console,
-    /// Print JSON
-    #[arg(long, global = true)]
-    json: bool,
-    #[command(subcommand)]
-    act: Act,
-}
+pub(super) type Calls = AdminCommand<Act>;
 
 /// The filters and the format of the list.
 #[derive(Debug, Args)]
-struct List {
+pub(super) struct List {
     /// Include ended calls, the latest first
     #[arg(long)]
     all: bool,
@@ -77,7 +68,7 @@ impl List {
 }
 
 #[derive(Debug, Subcommand)]
-enum Act {
+pub(super) enum Act {
     /// List open calls
     List(List),
     /// Show one call, by its ringfence id, call SID or conversation id

@@ -2,27 +2,18 @@
 
 use std::process::ExitCode;
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Subcommand, ValueEnum};
 use http::Method;
 use serde_json::Value;
 
 use super::Outcome;
-use super::admin_client::{Console, path_of};
+use super::admin_client::{AdminCommand, path_of};
 use super::text::{list, read_span, time};
 
-#[derive(Debug, Args)]
-pub(super) struct Events {
-    #[command(flatten)]
-    console: Console,
-    /// Print JSON
-    #[arg(long, global = true)]
-    json: bool,
-    #[command(subcommand)]
-    act: Act,
-}
+pub(super) type Events = AdminCommand<Act>;
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum State {
+pub(super) enum State {
     All,
     Unsettled,
     Parked,
@@ -39,7 +30,7 @@ impl State {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Failed {
+pub(super) enum Failed {
     #[value(name = "failed")]
     Any,
     Parked,
@@ -47,7 +38,7 @@ enum Failed {
 }
 
 #[derive(Debug, Subcommand)]
-enum Act {
+pub(super) enum Act {
     /// List webhooks, the latest first, and deliveries that are outstanding
     List {
         /// Only webhooks in this state

@@ -7,7 +7,7 @@ use http::Method;
 use serde_json::Value;
 
 use super::Outcome;
-use super::admin_client::Console;
+use super::admin_client::{Console, query};
 use super::text::{WIDTH, cut, field, list, span, table, wrap};
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -46,32 +46,24 @@ pub(super) struct Explain {
     json: bool,
 }
 
-/// The request's path and query.
-pub(super) fn query(pairs: &[(&str, Option<&str>)]) -> String {
-    let mut query = form_urlencoded::Serializer::new(String::new());
-    for (name, value) in pairs {
-        if let Some(value) = value {
-            query.append_pair(name, value);
-        }
-    }
-    format!("/api/explain?{}", query.finish())
-}
-
 impl Explain {
     pub(super) async fn run(self) -> Outcome {
         let direction = match self.direction {
             Way::Outbound => None,
             Way::Inbound => Some("inbound"),
         };
-        let asked = query(&[
-            ("id", self.id.as_deref()),
-            ("business", self.business.as_deref()),
-            ("account", self.account.as_deref()),
-            ("to", self.to.as_deref()),
-            ("direction", direction),
-            ("agent", self.agent.as_deref()),
-            ("number", self.number.as_deref()),
-        ]);
+        let asked = query(
+            "/api/explain",
+            &[
+                ("id", self.id.as_deref()),
+                ("business", self.business.as_deref()),
+                ("account", self.account.as_deref()),
+                ("to", self.to.as_deref()),
+                ("direction", direction),
+                ("agent", self.agent.as_deref()),
+                ("number", self.number.as_deref()),
+            ],
+        );
         let answer = self.console.ask(Method::GET, &asked, None).await?;
         match self.json {
             true => println!("{answer}"),

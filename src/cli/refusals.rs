@@ -2,29 +2,20 @@
 
 use std::process::ExitCode;
 
-use clap::{Args, Subcommand};
+use clap::Subcommand;
 use http::Method;
 use serde_json::Value;
 
 use super::Outcome;
-use super::admin_client::{Console, path_of};
+use super::admin_client::{AdminCommand, path_of, query};
 use super::explain;
 use super::text::{field, list, read_span, span, table, time};
 use super::watch::watch;
 
-#[derive(Debug, Args)]
-pub(super) struct Refusals {
-    #[command(flatten)]
-    console: Console,
-    /// Print JSON
-    #[arg(long, global = true)]
-    json: bool,
-    #[command(subcommand)]
-    act: Act,
-}
+pub(super) type Refusals = AdminCommand<Act>;
 
 #[derive(Debug, Subcommand)]
-enum Act {
+pub(super) enum Act {
     /// List the latest refusals
     List {
         /// Only refusals of this business
@@ -54,17 +45,10 @@ impl Refusals {
     pub(super) async fn run(self) -> Outcome {
         match &self.act {
             Act::List { business, account, since, limit, watch: again } => {
-                let mut query = form_urlencoded::Serializer::new(String::new());
-                query.append_pair("limit", &limit.to_string());
-                for (name, value) in [("business", business), ("account", account)] {
-                    if let Some(value) = value {
-                        query.append_pair(name, value);
-                    }
-                }
-                if let Some(secs) = since {
-                    query.append_pair("since_secs", &secs.to_string());
-                }
-                let path = format!("/api/refusals?{}", query.finish());
+                let (limit, since) = (limit.to_string(), since.map(|secs| secs.to_string()));
+                let (business, account) = (business.as_deref(), account.as_deref());
+                let pairs = [("limit", Some(&*limit)), ("business", business), ("account", account)];
+                let path = query("/api/refusals", &[&pairs[..], &[("since_secs", since.as_deref())]].concat());
                 watch(*again, self.json, async || {
                     let listed = self.console.ask(Method::GET, &path, None).await?;
                     Ok(if self.json { format!("{listed}\n") } else { written(&listed) })
@@ -76,7 +60,7 @@ impl Refusals {
                 println!("{shown}");
             }
             Act::Show { id } => {
-                let asked = explain::query(&[("id", Some(id))]);
+                let asked = query("/api/explain", &[("id", Some(id))]);
                 let answer = self.console.ask(Method::GET, &asked, None).await?;
                 print!("{}", explain::written(&answer));
             }

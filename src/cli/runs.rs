@@ -6,12 +6,12 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Subcommand, ValueEnum};
 use http::Method;
 use serde_json::{Value, json};
 
 use super::Outcome;
-use super::admin_client::{Console, path_of, refused};
+use super::admin_client::{AdminCommand, path_of, query, refused};
 
 /// The interval of progress updates.
 const ASK_EVERY: Duration = Duration::from_secs(1);
@@ -22,19 +22,10 @@ const MISTAKES: usize = 50;
 /// Characters of the progress bar.
 const BAR: u64 = 30;
 
-#[derive(Debug, Args)]
-pub(super) struct Runs {
-    #[command(flatten)]
-    console: Console,
-    /// Print JSON
-    #[arg(long, global = true)]
-    json: bool,
-    #[command(subcommand)]
-    act: Act,
-}
+pub(super) type Runs = AdminCommand<Act>;
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Format {
+pub(super) enum Format {
     Csv,
     Ndjson,
 }
@@ -49,7 +40,7 @@ impl Format {
 }
 
 #[derive(Debug, Subcommand)]
-enum Act {
+pub(super) enum Act {
     /// Create a run from a description (JSON), and start it with a list of leads
     Create {
         /// The description of the run: docs/runs.md
@@ -136,12 +127,9 @@ impl Runs {
                 }
             }
             Act::List { business, limit } => {
-                let mut query = form_urlencoded::Serializer::new(String::new());
-                query.append_pair("limit", &limit.to_string());
-                if let Some(business) = business {
-                    query.append_pair("business", business);
-                }
-                let listed = self.console.ask(Method::GET, &format!("/api/runs?{}", query.finish()), None).await?;
+                let limit = limit.to_string();
+                let path = query("/api/runs", &[("limit", Some(&limit)), ("business", business.as_deref())]);
+                let listed = self.console.ask(Method::GET, &path, None).await?;
                 print!("{}", if self.json { format!("{listed}\n") } else { table(&listed) });
             }
             Act::Show { id, watch: true } => return self.watch(&of(id)).await,

@@ -4,26 +4,17 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Args, Subcommand};
+use clap::Subcommand;
 use http::Method;
 use serde_json::Value;
 
 use super::Outcome;
-use super::admin_client::{Console, path_of};
+use super::admin_client::{AdminCommand, path_of, query};
 
-#[derive(Debug, Args)]
-pub(super) struct Schedules {
-    #[command(flatten)]
-    console: Console,
-    /// Print JSON
-    #[arg(long, global = true)]
-    json: bool,
-    #[command(subcommand)]
-    act: Act,
-}
+pub(super) type Schedules = AdminCommand<Act>;
 
 #[derive(Debug, Subcommand)]
-enum Act {
+pub(super) enum Act {
     /// Create a schedule from a description (JSON); - is standard input
     Create {
         /// The description of the schedule: docs/runs.md
@@ -77,12 +68,8 @@ impl Schedules {
                 (Method::POST, "/api/schedules".to_owned(), Some(body))
             }
             Act::List { business } => {
-                let mut query = form_urlencoded::Serializer::new(String::new());
-                query.append_pair("limit", "1000");
-                if let Some(business) = business {
-                    query.append_pair("business", business);
-                }
-                (Method::GET, format!("/api/schedules?{}", query.finish()), None)
+                let pairs = [("limit", Some("1000")), ("business", business.as_deref())];
+                (Method::GET, query("/api/schedules", &pairs), None)
             }
             Act::Show { id } => (Method::GET, of(id), None),
             Act::Pause { id } => (Method::POST, format!("{}/pause", of(id)), None),

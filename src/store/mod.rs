@@ -430,38 +430,19 @@ pub enum ReceiveOutcome {
     },
 }
 
-/// How a delivery is routed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Route {
-    /// To the app's configured address.
-    #[default]
-    App,
-    /// To a URL that an app chose, over the network.
-    Callback,
-    /// To such a URL of the app itself: it goes to the app's configured address.
-    Forwarded,
-}
-
-impl Route {
-    /// The word in the database.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::App => "app",
-            Self::Callback => "callback",
-            Self::Forwarded => "forwarded",
-        }
+crate::call::words!(
+    /// The route of a delivery.
+    #[derive(Default)]
+    Route {
+        /// To the app's configured address.
+        #[default]
+        App = "app",
+        /// To a URL that an app chose, over the network.
+        Callback = "callback",
+        /// To a URL that an app chose, which is its own: it goes to the app's configured address.
+        Forwarded = "forwarded",
     }
-}
-
-impl std::str::FromStr for Route {
-    type Err = crate::call::UnknownWord;
-
-    fn from_str(word: &str) -> std::result::Result<Self, Self::Err> {
-        let all = [Self::App, Self::Callback, Self::Forwarded];
-        all.into_iter().find(|one| one.as_str() == word).ok_or_else(|| crate::call::UnknownWord(word.to_owned()))
-    }
-}
+);
 
 /// A notification for the app.
 #[derive(Debug, Clone, PartialEq, Eq)]

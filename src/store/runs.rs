@@ -10,33 +10,12 @@ use async_trait::async_trait;
 use serde::Serialize;
 
 use super::Result;
-use crate::call::{EndProof, Outcome, UnknownWord};
+use crate::call::{EndProof, Outcome, words};
 use crate::clock::UnixMs;
 use crate::ids::{Alias, CallId};
 
 /// The alias kind that binds a call to the try of a job.
 pub const JOB_KIND: &str = "run_job";
-
-macro_rules! words {
-    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-        pub enum $name { $($(#[$vdoc])* #[serde(rename = $word)] $variant),+ }
-
-        impl $name {
-            /// The word in records and answers.
-            pub const fn as_str(self) -> &'static str {
-                match self { $(Self::$variant => $word),+ }
-            }
-        }
-        impl std::str::FromStr for $name {
-            type Err = UnknownWord;
-            fn from_str(word: &str) -> std::result::Result<Self, UnknownWord> {
-                match word { $($word => Ok(Self::$variant),)+ _ => Err(UnknownWord(word.to_owned())) }
-            }
-        }
-    };
-}
 
 words!(
     /// Where a run stands.

@@ -1,41 +1,20 @@
 //! Recurring runs: what fires, when, and how it went.
 
 use async_trait::async_trait;
-use serde::Serialize;
 
 use super::Result;
+use crate::call::words;
 use crate::clock::UnixMs;
 
-/// Whether a schedule fires.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ScheduleState {
-    /// At its times.
-    Active,
-    /// Not until it is resumed.
-    Paused,
-}
-
-impl ScheduleState {
-    /// The word in records and answers.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Active => "active",
-            Self::Paused => "paused",
-        }
+words!(
+    /// Whether a schedule fires.
+    ScheduleState {
+        /// It fires at its times.
+        Active = "active",
+        /// It does not fire until it is resumed.
+        Paused = "paused",
     }
-}
-
-impl std::str::FromStr for ScheduleState {
-    type Err = crate::call::UnknownWord;
-
-    fn from_str(word: &str) -> std::result::Result<Self, Self::Err> {
-        [Self::Active, Self::Paused]
-            .into_iter()
-            .find(|state| state.as_str() == word)
-            .ok_or_else(|| crate::call::UnknownWord(word.to_owned()))
-    }
-}
+);
 
 /// A schedule.
 #[derive(Debug, Clone, PartialEq, Eq)]

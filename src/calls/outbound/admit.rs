@@ -17,7 +17,7 @@ use super::job::{JobPlaced, JobTerms, reserve};
 use super::joining::{Joining, Joins};
 use super::not_sent::NotSent;
 use super::observe::WOULD_REFUSE;
-use super::prepare::{Slots, prepare};
+use super::prepare::{SlotGrant, prepare};
 use super::request::CreateRequest;
 use crate::admission::{AdmissionRequest, LimitExceeded};
 use crate::call::{EndProof, Origin, Outcome as End, Phase, Source};
@@ -53,7 +53,7 @@ pub(super) struct Admitted {
 /// Facts of the admission that the response reports.
 #[derive(Debug, Clone)]
 pub(super) struct Marks {
-    slots: Slots,
+    slots: SlotGrant,
     would_reject: Option<Arc<str>>,
 }
 
@@ -182,7 +182,7 @@ impl Admitter {
         joining: Joining,
         lease: Lease,
     ) -> Result<AdmitOutcome, NotSent> {
-        let slots = Slots::all(lease.slots());
+        let slots = SlotGrant::all(lease.slots());
         let prepared = prepare(&self.context, request, lease.call(), slots)?;
         info!(call = %lease.call(), operation = request.operation.name, "create joined an open call");
         failpoint::hit("create.joined").await;
@@ -208,7 +208,7 @@ impl Admitter {
         let lifecycle = &self.context.lifecycle;
         let call = CallId::new();
         let wanted = asked.slots.wanted;
-        let mut prepared = prepare(&self.context, request, &call, Slots::all(wanted))?;
+        let mut prepared = prepare(&self.context, request, &call, SlotGrant::all(wanted))?;
         let deciding = lifecycle.capacity.deciding().await;
         let policy = lifecycle.policy.load_full();
         if !policy.has_account(&request.facts.account) {
@@ -242,7 +242,7 @@ impl Admitter {
         claim.recorded(&call);
         drop(deciding);
         failpoint::hit("create.recorded").await;
-        let slots = Slots { granted: lease.slots(), wanted };
+        let slots = SlotGrant { granted: lease.slots(), wanted };
         if slots.is_cut() {
             match prepare(&self.context, request, &call, slots) {
                 Ok(cut) => prepared = cut,
@@ -277,7 +277,7 @@ impl Admitter {
     pub(super) async fn admit_job(&self, request: &CreateRequest, terms: JobTerms) -> Result<Admitted, JobPlaced> {
         let lifecycle = &self.context.lifecycle;
         let call = CallId::new();
-        let slots = Slots::all(1);
+        let slots = SlotGrant::all(1);
         let mut prepared = prepare(&self.context, request, &call, slots)
             .map_err(|rejection| JobPlaced::Rejected(rejection.message))?;
         let deciding = lifecycle.capacity.deciding().await;
@@ -350,7 +350,7 @@ impl Admitter {
         &self,
         request: &CreateRequest,
         call: &CallId,
-        slots: Slots,
+        slots: SlotGrant,
         would_reject: Option<&LimitExceeded>,
     ) {
         let facts = &request.facts;
@@ -363,7 +363,7 @@ impl Admitter {
             plan = facts.plan,
             account = %facts.account,
             to = facts.other_number.as_deref().map(mask_number),
-            slots = (slots != Slots::all(1)).then(|| format!("{} of {}", slots.granted, slots.wanted)),
+            slots = (slots != SlotGrant::all(1)).then(|| format!("{} of {}", slots.granted, slots.wanted)),
             would_refuse = would_reject.map(|full| full.limit.as_ref()),
             "admitted"
         );
@@ -400,7 +400,7 @@ impl Admitter {
             send_by: since_boot() + self.context.settings.send_within,
             claim: None,
             joining: None,
-            marks: Marks { slots: Slots::all(0), would_reject: None },
+            marks: Marks { slots: SlotGrant::all(0), would_reject: None },
         })
     }
 }

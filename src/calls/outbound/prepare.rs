@@ -26,14 +26,14 @@ pub(super) struct Prepared {
     pub(super) events_will_come: bool,
 }
 
-/// Granted and wanted slots of a request.
+/// The slots granted to a request, of those that it wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Slots {
+pub(super) struct SlotGrant {
     pub(super) granted: u32,
     pub(super) wanted: u32,
 }
 
-impl Slots {
+impl SlotGrant {
     /// All wanted slots are granted.
     pub(super) fn all(n: u32) -> Self {
         Self { granted: n, wanted: n }
@@ -53,7 +53,7 @@ pub(super) fn prepare(
     context: &Context,
     request: &CreateRequest,
     call: &CallId,
-    slots: Slots,
+    slots: SlotGrant,
 ) -> Result<Prepared, Rejection> {
     let rejected = |message: String| Rejection::new(RejectionCode::InvalidRequest, message);
     let mut prepared = Prepared { request: request.to_send(), callback: None, events_will_come: false };
