@@ -21,6 +21,7 @@
 //!     net          HTTP server (hyper) and client (hyper, pingora's pool); no other module depends on an HTTP engine
 //! L4  gate         the limiter back ends: admit or reject, over all limits, in one atomic step
 //!     store        durable state: calls, inbox, outbox, rejections, businesses, runs, schedules
+//!     traces       span trees of creates, webhooks and deliveries, sent to a collector; the only caller of opentelemetry
 //! L5  capacity     which limiter decides at present, and under which epoch: memory, Redis or the database
 //!     reply        rejections and errors as response bytes, in the provider's own shape
 //!     notify       notifications between tasks and replicas that a call has changed
@@ -81,5 +82,6 @@ pub mod runs;
 pub mod schedule;
 pub mod store;
 pub mod token;
+pub mod traces;
 pub mod transcripts;
 pub mod webhook;

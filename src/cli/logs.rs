@@ -10,26 +10,29 @@ use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{EnvFilter, reload};
+use tracing_subscriber::{EnvFilter, Layer as _, reload};
 
 use crate::config::LogSettings;
+use crate::traces::{SpanLayer, TARGET};
 
-/// Starts logging to stderr; returns a function that changes the filter. A second call does nothing.
-pub(super) fn start(settings: &LogSettings) -> Box<dyn Fn(&str) + Send + Sync> {
+/// Starts logging to stderr, and `traces`; returns a function that changes the filter of the log. A second call does nothing.
+pub(super) fn start(settings: &LogSettings, traces: Option<SpanLayer>) -> Box<dyn Fn(&str) + Send + Sync> {
     // pingora's pool and h2 log client hang-ups at high levels, which do not concern operators.
     let quiet = "pingora_pool=error,h2=error,hyper=error,sqlx=error";
-    let filter_of =
-        move |words: &str| EnvFilter::try_new(format!("{words},{quiet}")).unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter_of = move |words: &str| {
+        let all = format!("{words},{quiet},{TARGET}=off");
+        EnvFilter::try_new(all).unwrap_or_else(|_| EnvFilter::new(format!("info,{TARGET}=off")))
+    };
     let (filter, handle) = reload::Layer::new(filter_of(&settings.filter));
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
-    let registry = tracing_subscriber::registry().with(filter);
+    let registry = tracing_subscriber::registry().with(traces);
     // Fails if logging was started before (tests, the demo).
     let _ = if settings.json {
-        registry.with(lines.json().flatten_event(true)).try_init()
+        registry.with(lines.json().flatten_event(true).with_filter(filter)).try_init()
     } else if std::io::stderr().is_terminal() {
-        registry.with(lines.event_format(Aligned)).try_init()
+        registry.with(lines.event_format(Aligned).with_filter(filter)).try_init()
     } else {
-        registry.with(lines.with_ansi(false)).try_init()
+        registry.with(lines.with_ansi(false).with_filter(filter)).try_init()
     };
     Box::new(move |words| {
         // Fails only if logging was never started.

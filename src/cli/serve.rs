@@ -12,8 +12,9 @@ use crate::admin::reload::ReloadTrigger;
 use crate::app::service_manager::ServiceManager;
 use crate::app::{App, ConfigSource};
 use crate::clock::Clock;
-use crate::config::File;
-use crate::net::cores;
+use crate::config::{Config, File};
+use crate::net::{Upstream, UpstreamSettings, cores, install_crypto_provider};
+use crate::traces::{self, Exporter, SpanLayer};
 
 #[derive(Debug, Args)]
 pub(super) struct Serve {
@@ -61,7 +62,8 @@ impl Serve {
         let config_file = File::new(self.file.config.clone(), flags);
         let inputs = config_file.inputs(&read.loaded);
         let Some(config) = read.loaded.config else { return Err(Failure::Config) };
-        let set_log_filter = logs::start(&config.log);
+        let (layer, exporter) = trace(&config)?.unzip();
+        let set_log_filter = logs::start(&config.log, layer);
         cores::start()?;
         // Registered before anything is accepted: an early signal must drain, or reload, too.
         let mut stop = tokio::spawn(stop_signal());
@@ -111,8 +113,21 @@ impl Serve {
             manager.stopping();
         }
         app.drain().await;
+        if let Some(exporter) = exporter {
+            exporter.stop().await;
+        }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// What sends traces, if the config names a collector.
+fn trace(config: &Config) -> anyhow::Result<Option<(SpanLayer, Exporter)>> {
+    let Some(settings) = &config.traces else { return Ok(None) };
+    install_crypto_provider();
+    let upstream =
+        Upstream::new(UpstreamSettings { extra_ca: config.extra_ca.clone(), ..UpstreamSettings::default() })?;
+    let started = traces::start(settings, upstream);
+    started.map(Some).map_err(|why| anyhow::anyhow!("failed to start traces: {why}"))
 }
 
 /// Reads the file; without one, if the concurrency is given, builds the config from the environment.

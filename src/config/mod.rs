@@ -18,6 +18,7 @@ mod policy;
 mod records;
 mod restart;
 mod table;
+mod telemetry;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -47,6 +48,7 @@ use crate::reply::SDK_RETRY_AFTER_MAX_SECS;
 use crate::runs;
 use crate::store::postgres::{self, Pooler};
 use crate::token::Keys;
+use crate::traces;
 use crate::transcripts;
 use crate::webhook::{self, InboundMode};
 use diagnostics::{Diagnostic, Report, Severity};
@@ -104,6 +106,8 @@ pub struct Config {
     pub strict: Strict,
     /// Logging.
     pub log: LogSettings,
+    /// Where traces go, if anywhere.
+    pub traces: Option<traces::Settings>,
     /// A PEM file with additional trusted roots.
     pub extra_ca: Option<PathBuf>,
     /// The rules for callback URLs that tenants choose.
@@ -387,6 +391,7 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
     refusal.finish();
 
     let log = log(root);
+    let traces = telemetry::traces(root);
     let spool_dir = records.spool_dir.map_or_else(|| store.default_spool(), |dir| folder.join(dir));
     let (gate, redis, on_outage) = gate(root, folder);
     let admin = root.table("admin");
@@ -500,6 +505,7 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
         cron_secret,
         strict,
         log,
+        traces,
         extra_ca,
         callbacks: records.callbacks,
         runs,

@@ -51,6 +51,7 @@ pub fn needs_restart(old: &Config, new: &Config, text: &str) -> Vec<Diagnostic> 
         ("transcripts.user_label", old.client.user_label != new.client.user_label),
         ("upstream.ca_file", old.extra_ca != new.extra_ca),
         ("log.format", old.log.json != new.log.json),
+        ("telemetry.otlp", old.traces != new.traces),
     ];
     let (parsed, _) = DeTable::parse_recoverable(text);
     let report = Report::default();

@@ -658,3 +658,30 @@ fn mistakes_in_destinations_are_told_with_their_codes() {
     assert_eq!(codes("do_not_call_file = \"good.txt\"\nquiet_hours = [\"daily 21:00-08:00\"]"), Vec::<&str>::new());
     std::fs::remove_dir_all(folder).unwrap();
 }
+
+#[test]
+fn traces_go_where_the_config_or_the_fields_variables_say() {
+    let endpoint = |text: &str, set: &[(&str, &str)]| {
+        let lookup = |name: &str| {
+            let own = set.iter().find(|(one, _)| *one == name).map(|(_, value)| (*value).to_owned());
+            own.or_else(|| env(name))
+        };
+        let loaded = load(&format!("{ACCOUNT}{text}"), Path::new("/nowhere"), &lookup);
+        let codes = codes(&loaded).join(" ");
+        loaded.config.map(|config| config.traces.map(|traces| traces.endpoint.to_string())).ok_or(codes)
+    };
+    let (all, alone) = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT");
+    let own = "[telemetry.otlp]\nendpoint = \"http://c:4318/\"\n";
+    let to = |url: &str| Ok(Some(url.to_owned()));
+    assert_eq!(endpoint("", &[]), Ok(None));
+    assert_eq!(endpoint(own, &[]), to("http://c:4318/v1/traces"));
+    assert_eq!(endpoint(own, &[(all, "http://other:4318")]), to("http://c:4318/v1/traces"));
+    assert_eq!(endpoint("", &[(all, "https://c/otlp")]), to("https://c/otlp/v1/traces"));
+    assert_eq!(endpoint("", &[(alone, "https://c/own/path"), (all, "https://other")]), to("https://c/own/path"));
+    assert_eq!(endpoint("", &[(all, " ")]), Ok(None));
+    let variable = "RINGFENCE_TELEMETRY_OTLP_ENDPOINT";
+    assert_eq!(endpoint("", &[(variable, "http://c/v1/traces")]), to("http://c/v1/traces"));
+    assert_eq!(endpoint("", &[(all, "collector:4318")]), Err("E003".to_owned()));
+    assert_eq!(endpoint("[telemetry.otlp]\nendpoint = \"collector\"\n", &[]), Err("E003".to_owned()));
+    assert_eq!(endpoint("[telemetry.otlp]\nendpont = \"http://c\"\n", &[]), Err("E014".to_owned()));
+}

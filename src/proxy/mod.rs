@@ -8,12 +8,15 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use http::StatusCode;
+use tracing::{Instrument as _, Span};
 
 use crate::calls::Calls;
 use crate::calls::rejection::hung_up;
 use crate::net::{Exchange, Handler, HostRule, Mount, RelayTarget};
+use crate::provider::account::Account;
 use crate::provider::path::percent_decode;
 use crate::reply::{Rejection, RejectionCode, json_answer, problem};
+use crate::traces;
 pub use create::{CREATE_BYTES_MAX, CREATE_MANY_BYTES_MAX};
 use create::{Parsed, parse};
 use relay::{relay, relay_rejected};
@@ -85,25 +88,27 @@ impl Proxy {
         if exchange.is_upgrade() || !may_create(&to.account.provider, exchange.method(), &to.path) {
             return (Kind::Relay, relay(calls, exchange, &to.account, target).await);
         }
+        let tree = traces::create(to.account.name.as_str(), exchange.headers());
         // Boxed, so that requests that pass through do not need the memory of a create.
-        Box::pin(self.create(exchange, to, target)).await
+        Box::pin(self.create(exchange, to, target)).instrument(tree).await
     }
 
     /// Parses a possible create, and places it.
     async fn create(&self, exchange: &mut Exchange, to: Destination, target: RelayTarget) -> (Kind, u16) {
         let calls = &self.calls;
-        let request = match parse(calls, exchange, &to, &target).await {
+        let request = match parse(calls, exchange, &to, &target).instrument(traces::step("parse")).await {
             Ok(Parsed::Create(request)) => *request,
             Ok(Parsed::Other) => return (Kind::Relay, relay(calls, exchange, &to.account, target).await),
             Err(rejected) => {
                 let response = calls.rejections.respond(rejected.rejection.clone(), &rejected.of(&to.account));
-                return (Kind::Create, respond(exchange, response).await);
+                return (Kind::Create, respond(exchange, response, &to.account).await);
             }
         };
+        traces::note_facts(&request.facts);
         if exchange.is_client_gone().await {
             // The client may already have retried on another connection and been told that nothing was dialled.
             let response = calls.rejections.respond(hung_up(), &request.rejected());
-            return (Kind::Create, respond(exchange, response).await);
+            return (Kind::Create, respond(exchange, response, &to.account).await);
         }
         let (client, answer) = calls.outbound.place(request);
         let mut answer = std::pin::pin!(answer);
@@ -117,7 +122,7 @@ impl Proxy {
             }
             response = &mut answer => (response, false),
         };
-        let status = respond(exchange, response).await;
+        let status = respond(exchange, response, &to.account).await;
         if exchange.is_delivered() && !gone {
             let unheard = client.delivered();
             exchange.if_reset(move || unheard.lost());
@@ -126,8 +131,12 @@ impl Proxy {
     }
 }
 
-async fn respond(exchange: &mut Exchange, response: http::Response<bytes::Bytes>) -> u16 {
+async fn respond(exchange: &mut Exchange, response: http::Response<bytes::Bytes>, account: &Account) -> u16 {
     let status = response.status().as_u16();
+    traces::note_status(&Span::current(), status);
+    if let Some(rejection) = response.extensions().get::<Rejection>() {
+        traces::note("ringfence.code", rejection.code.as_str(&account.provider.refusal));
+    }
     exchange.respond(response).await;
     status
 }

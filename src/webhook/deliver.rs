@@ -10,7 +10,7 @@ use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{Instrument as _, Span, warn};
 use ulid::Ulid;
 
 use super::app_view::REPLACED;
@@ -27,6 +27,7 @@ use crate::provider::account::join;
 use crate::provider::path::percent_decode;
 use crate::provider::sign::{Request as Signed, sign_standard, standard_key, without_fragment};
 use crate::store::{Delivery, Route, Spool, StoreError};
+use crate::traces;
 
 /// Pauses between attempts, in seconds. After the last attempt the delivery is given up and stays in the store with its error.
 pub const BACKOFF_SECS: [i64; 8] = [1, 5, 15, 60, 300, 900, 3600, 3 * 3600];
@@ -82,6 +83,8 @@ pub(super) fn compose(event_id: &str, to: To<'_>, signed: &Resign<'_>, spool: Op
     for gone in REPLACED.iter().chain(&[HOST, CONTENT_LENGTH]) {
         kept.remove(gone);
     }
+    // It is delivered later, and its tree is to go on with this one.
+    traces::put_on(&Span::current(), &mut kept);
     if body.is_empty() && spool.is_none() {
         kept.remove(CONTENT_TYPE);
     }
@@ -200,6 +203,8 @@ async fn send(calls: &Calls, delivery: &Delivery, spool: &Spool) -> Result<(), M
     if is_forwarded && let Ok(asked) = HeaderValue::try_from(delivery.url.as_str()) {
         request.headers_mut().insert(ASKED_URL, asked);
     }
+    let span = traces::delivery(&delivery.event_id, delivery.attempts + 1, request.headers());
+    traces::put_on(&span, request.headers_mut());
     let answer = match &delivery.spool {
         None if delivery.route != Route::App && !is_forwarded => {
             let rules = upstream.callback_rules();
@@ -208,23 +213,30 @@ async fn send(calls: &Calls, delivery: &Delivery, spool: &Spool) -> Result<(), M
                 request.headers_mut().entry(AUTHORIZATION).or_insert(authorization);
             }
             let request = request.map(|()| Bytes::from(delivery.body.clone()));
-            upstream.fetch_callback(request, ANSWER_BYTES_MAX, TIMEOUT).await
+            upstream.fetch_callback(request, ANSWER_BYTES_MAX, TIMEOUT).instrument(span.clone()).await
         }
         Some(_) if delivery.route == Route::Callback => {
             return Err(Missed::never("its body is too large for a callback"));
         }
         None => {
             let request = request.map(|()| Bytes::from(delivery.body.clone()));
-            upstream.fetch(request, ANSWER_BYTES_MAX, TIMEOUT).await
+            upstream.fetch(request, ANSWER_BYTES_MAX, TIMEOUT).instrument(span.clone()).await
         }
         Some(_) => match spool.open(&delivery.event_id).await {
-            Ok(file) => upstream.fetch_file(request, file, ANSWER_BYTES_MAX, LARGE_TIMEOUT).await,
+            Ok(file) => {
+                let sending = upstream.fetch_file(request, file, ANSWER_BYTES_MAX, LARGE_TIMEOUT);
+                sending.instrument(span.clone()).await
+            }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 return Err(Missed::never(BODY_GONE));
             }
             Err(error) => return Err(format!("its body cannot be read: {error}").into()),
         },
     };
+    match &answer {
+        Ok(response) => traces::note_status(&span, response.status().as_u16()),
+        Err(_) => traces::failed(&span, "no_answer"),
+    }
     match answer {
         Ok(response) if response.status().is_success() => Ok(()),
         Ok(response) => {

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use http::{Response, StatusCode};
-use tracing::warn;
+use tracing::{Instrument as _, warn};
 
 use super::answers::fixed_answer;
 use super::app_view::REPLACED;
@@ -18,6 +18,7 @@ use crate::provider::account::join;
 use crate::provider::description::{OWN_ID_KIND, Reply};
 use crate::reply::{problem, twiml, when_full_twiml};
 use crate::store::{Delivery, Result, Route};
+use crate::traces;
 
 /// The largest response of the app to a webhook, in bytes.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
@@ -49,9 +50,16 @@ impl Webhooks {
             let message = "No app answers this webhook: set app.forward_url, or [inbound] mode = \"front\".";
             return Ok(Some(problem(StatusCode::BAD_GATEWAY, "NO_APP", message)));
         }
-        let (target, body) = (self.app_target(parsed), parsed.raw.body.clone());
+        let (mut target, body) = (self.app_target(parsed), parsed.raw.body.clone());
         let within = self.settings.app_timeout;
-        let asked = ask_with_body(exchange, &self.calls.upstream, target, body, ANSWER_BYTES_MAX, within).await;
+        let span = traces::request("ask the app");
+        target.set_headers.extend(traces::context(&span));
+        let asking = ask_with_body(exchange, &self.calls.upstream, target, body, ANSWER_BYTES_MAX, within);
+        let asked = asking.instrument(span.clone()).await;
+        match &asked {
+            Ok(answer) => traces::note_status(&span, answer.status().as_u16()),
+            Err(_) => traces::failed(&span, "no_answer"),
+        }
         let failed = match &asked {
             Ok(answer) if answer.status().is_server_error() => Some(format!("status {}", answer.status().as_u16())),
             Ok(_) => None,

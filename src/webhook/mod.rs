@@ -37,10 +37,11 @@ use async_trait::async_trait;
 use futures_util::FutureExt as _;
 use http::StatusCode;
 use serde_json::json;
-use tracing::warn;
+use tracing::{Instrument as _, warn};
 
 use crate::net::{Exchange, Handler};
 use crate::reply::{json_answer, problem};
+use crate::traces;
 pub use context::Webhooks;
 pub use journal::journal_loop;
 use noise::LOGGED_PATH_MAX;
@@ -90,9 +91,14 @@ impl Webhooks {
 
     async fn take(&self, exchange: &mut Exchange, found: &[Candidate]) -> u16 {
         let is_exact = found.iter().any(|one| one.is_exact_at(exchange.path()));
-        match self.receive(exchange, found).boxed().await {
+        let (account, webhook) =
+            found.first().map_or(("", ""), |one| (one.account.name.as_str(), one.webhook().name.as_str()));
+        let tree = traces::webhook(account, webhook, exchange.headers());
+        let status = match self.receive(exchange, found).boxed().instrument(tree.clone()).await {
             Some(answer) => self.answer(exchange, if is_exact { exact::shaped(answer) } else { answer }).await,
             None => 200,
-        }
+        };
+        traces::note_status(&tree, status);
+        status
     }
 }

@@ -11,7 +11,7 @@
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use http::{Response, StatusCode};
-use tracing::{debug, warn};
+use tracing::{Instrument as _, debug, warn};
 use ulid::Ulid;
 
 use super::answers::{body_missing, fixed_answer, not_recorded, not_yours};
@@ -28,6 +28,7 @@ use crate::provider::select::Flaw;
 use crate::provider::sign::Keys;
 use crate::reply::{problem, twiml, when_full_twiml};
 use crate::store::{IngestOutcome, NewEvent, ReceiveOutcome, Result, SpoolError, Voucher};
+use crate::traces;
 
 /// The signer of a webhook, its keys and voucher.
 type Signer<'c> = (&'c Candidate, Keys, Voucher);
@@ -47,15 +48,17 @@ enum Persisted {
 impl Webhooks {
     /// Handles a webhook and returns the response. `None`: it has been written already (the app's, relayed).
     pub(super) async fn receive(&self, exchange: &mut Exchange, found: &[Candidate]) -> Option<Response<Bytes>> {
-        let (raw, (from, keys, by)) = match self.authenticate(exchange, found).boxed().await {
-            Ok(authenticated) => authenticated,
-            Err(answer) => return Some(answer),
-        };
+        let (raw, (from, keys, by)) =
+            match self.authenticate(exchange, found).boxed().instrument(traces::step("authenticate")).await {
+                Ok(authenticated) => authenticated,
+                Err(answer) => return Some(answer),
+            };
         // An authenticated webhook is acknowledged even if it cannot be parsed: it is stored, and delivered to the app.
         let raw = raw.decoded();
         self.note_flaw(&raw, from);
         let event_id = format!("ev_{}", Ulid::new().to_string().to_lowercase());
-        let parsed = parse(&raw, from, keys, by, event_id);
+        let parsed = traces::step("parse").in_scope(|| parse(&raw, from, keys, by, event_id));
+        traces::note("ringfence.event", parsed.event_name());
         if let Some(answer) = self.contradictory(&parsed) {
             return Some(answer);
         }
@@ -87,20 +90,31 @@ impl Webhooks {
     /// Persist → apply → reply or deliver. `None`: the answer has been written already.
     async fn process(&self, exchange: &mut Exchange, parsed: &ParsedWebhook<'_>) -> Result<Option<Response<Bytes>>> {
         failpoint::hit("webhook.read").await;
-        let (event_id, is_settled) = match self.persist(parsed).boxed().await? {
+        let (event_id, is_settled) = match self.persist(parsed).boxed().instrument(traces::step("persist")).await? {
             Persisted::Inbox { event_id, is_settled } => (event_id, is_settled),
             Persisted::Done(answer) => return Ok(Some(answer)),
         };
-        let applied = self.apply_all(parsed, &event_id).boxed().await;
+        traces::note("ringfence.event_id", &event_id);
+        let applied = self.apply_all(parsed, &event_id).boxed().instrument(traces::step("apply")).await;
         failpoint::hit("webhook.applied").await;
         let applied = match applied {
             Ok(applied) => applied,
             Err(error) => return self.defer(parsed, &event_id, error).map(Some),
         };
         self.count(parsed, applied.disposition.as_str());
+        traces::note("ringfence.outcome", applied.disposition.as_str());
+        if let Some(call) = &applied.call {
+            traces::note("ringfence.call", call.as_str());
+        }
         match parsed.from.webhook().reply {
-            None => self.deliver_and_answer(parsed, &event_id, is_settled, applied).await.map(Some),
-            Some(reply) => self.answer_with_reply(exchange, parsed, &event_id, reply, applied).await,
+            None => {
+                let delivering = self.deliver_and_answer(parsed, &event_id, is_settled, applied);
+                delivering.instrument(traces::step("settle")).await.map(Some)
+            }
+            Some(reply) => {
+                let replying = self.answer_with_reply(exchange, parsed, &event_id, reply, applied);
+                replying.instrument(traces::step("reply")).await
+            }
         }
     }
 

@@ -116,6 +116,7 @@ fn engines_are_known_in_one_place() {
         assert!(!(code.contains("pingora_pool::")) || module == "net", "{place}");
         assert!(!code.contains("hyper_util::") || module == "net", "{place}");
         assert!(!code.contains("sqlx::") || module == "store", "{place}");
+        assert!(!code.contains("opentelemetry::") || module == "traces", "{place}");
     }
 }
 

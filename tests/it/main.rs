@@ -71,6 +71,7 @@ mod spool;
 mod start;
 mod store_faults;
 mod support;
+mod traces;
 mod transcripts;
 mod transcripts_beyond;
 mod transcripts_many;

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures_util::FutureExt as _;
 use http::{HeaderValue, Request, Response};
 use tokio::time::Instant;
-use tracing::{info, warn};
+use tracing::{Instrument as _, info, warn};
 
 use super::batch::{self, Sizing, SlotRequest};
 use super::dedupe::in_flight::Claim;
@@ -34,6 +34,7 @@ use crate::policy::Mode;
 use crate::provider::select::Message;
 use crate::reply::{Rejection, RejectionCode};
 use crate::store::Change;
+use crate::traces;
 
 /// Response header: the concurrent calls that a batch was granted, and how many it asked for (`3/10`).
 const SLOTS_HEADER: &str = "x-ringfence-slots";
@@ -87,10 +88,14 @@ impl Admitted {
     }
 
     /// Sends the request. Nothing else sends a create, and each is sent once.
-    pub(super) async fn send(self, context: &Context, account: &str) -> Sent {
+    pub(super) async fn send(mut self, context: &Context, account: &str) -> Sent {
         failpoint::hit("create.sending").await;
         let started = Instant::now();
-        let outcome = context.upstream.create(self.request, ANSWER_BYTES_MAX, self.send_by).await;
+        let span = traces::request("send");
+        traces::put_on(&span, self.request.headers_mut());
+        let sending = context.upstream.create(self.request, ANSWER_BYTES_MAX, self.send_by);
+        let outcome = sending.instrument(span.clone()).await;
+        traces::note_outcome(&span, &outcome);
         let took = started.elapsed();
         context.lifecycle.metrics.upstream_seconds(account, took.as_secs_f64());
         failpoint::hit("create.answered").await;

@@ -30,7 +30,7 @@ use bytes::Bytes;
 use futures_util::FutureExt as _;
 use http::Response;
 use tokio::time::Instant;
-use tracing::warn;
+use tracing::{Instrument as _, warn};
 
 use super::context::Context;
 use super::destination::Destinations;
@@ -42,6 +42,7 @@ use crate::lifecycle::finish;
 use crate::net::Outcome;
 use crate::reply::{Rejection, RejectionCode};
 use crate::store::CallRecord;
+use crate::traces;
 use admit::{AdmitOutcome, Admitted, Admitter};
 use dedupe::fingerprint::key;
 use dedupe::in_flight::{ClientHandle, ClientState, InFlightRequests, SendOutcome};
@@ -104,7 +105,7 @@ impl Outbound {
         let handle = self.in_flight.client(request.fingerprint());
         let (client, request) = (handle.client(), Arc::new(request));
         let (this, of) = (self.clone(), request.clone());
-        let work = async move { this.respond(&of, &client).await };
+        let work = async move { this.respond(&of, &client).await }.in_current_span();
         let (this, work) = (self.clone(), finish(self.context.tasks.track_future(work)));
         let answer = async move {
             work.await.unwrap_or_else(|error| {
@@ -148,14 +149,28 @@ impl Outbound {
         let mut identity = self.identify(request)?;
         let until = Instant::now() + self.context.settings.create_timeout;
         loop {
-            let claim = match self.dedupe.claim(request, client, &mut identity, until).boxed().await? {
+            let claim = match self
+                .dedupe
+                .claim(request, client, &mut identity, until)
+                .boxed()
+                .instrument(traces::step("deduplicate"))
+                .await?
+            {
                 Claimed::Duplicate(answer) => return Ok(answer),
                 Claimed::New(claim) => claim,
             };
-            if let Some(rejection) = self.destinations.rejection(request).boxed().await {
+            if let Some(rejection) =
+                self.destinations.rejection(request).boxed().instrument(traces::step("destination")).await
+            {
                 return Err(rejection.into());
             }
-            match self.admitter.admit(request, claim, identity.key.clone()).boxed().await? {
+            match self
+                .admitter
+                .admit(request, claim, identity.key.clone())
+                .boxed()
+                .instrument(traces::step("admit"))
+                .await?
+            {
                 AdmitOutcome::Admitted(admitted) => return Ok(self.send_and_settle(*admitted, request).boxed().await),
                 // It is now a duplicate of the faster request, or joins its call.
                 AdmitOutcome::Overtaken => {}
@@ -189,16 +204,17 @@ impl Outbound {
     /// Sends, and settles by the provider's response, whenever it comes. The app is answered at its time-out.
     async fn send_and_settle(self: &Arc<Self>, admitted: Admitted, request: &Arc<CreateRequest>) -> Response<Bytes> {
         let (call, marks) = (admitted.call().clone(), admitted.marks());
+        traces::note("ringfence.call", call.as_str());
         let in_flight = admitted.claim().map(|claim| claim.request().clone());
         let (this, of) = (self.clone(), request.clone());
         let settling = async move {
             let sent = admitted.send(&this.context, of.account.name.as_str()).await;
             let took = sent.took;
-            let response = this.settlement.settle(sent, &of).boxed().await;
+            let response = this.settlement.settle(sent, &of).boxed().instrument(traces::step("settle")).await;
             this.context.lifecycle.metrics.added_to_sent(of.read_at.elapsed().saturating_sub(took));
             response
         };
-        let mut settling = finish(self.context.tasks.track_future(settling));
+        let mut settling = finish(self.context.tasks.track_future(settling.in_current_span()));
         let create_timeout = self.context.settings.create_timeout;
         let mut response = match tokio::time::timeout(create_timeout, &mut settling).await {
             Ok(Ok(response)) => response,
@@ -233,7 +249,7 @@ impl Outbound {
         let (this, of) = (self.clone(), request.clone());
         let sending = async move { admitted.send(&this.context, of.account.name.as_str()).await.outcome }.boxed();
         // A client that disconnects, or is answered at its time-out, does not cancel the create.
-        let sending = finish(self.context.tasks.track_future(sending));
+        let sending = finish(self.context.tasks.track_future(sending.in_current_span()));
         let sent = tokio::time::timeout(self.context.settings.create_timeout, sending).await;
         self.context.sweep_requests.request(&request.account.name);
         let why = match sent {
@@ -257,18 +273,26 @@ impl Outbound {
     /// a rejection is reported to the dialler alone: no rejection record, none of the app's metrics. It must be awaited to its
     /// end.
     pub async fn place_job(&self, request: Arc<CreateRequest>, terms: JobTerms) -> JobPlaced {
+        let tree = traces::job(request.account.name.as_str());
+        self.run_job(request, terms).instrument(tree).await
+    }
+
+    async fn run_job(&self, request: Arc<CreateRequest>, terms: JobTerms) -> JobPlaced {
+        traces::note_facts(&request.facts);
         if let Err(bad) = callback::check_callbacks(&self.context, &request) {
             return JobPlaced::Rejected(format!("the callback URL is not one that is called: {bad}"));
         }
-        let admitted = match self.admitter.admit_job(&request, terms).boxed().await {
+        let admitted = match self.admitter.admit_job(&request, terms).boxed().instrument(traces::step("admit")).await {
             Ok(admitted) => admitted,
             Err(placed) => return placed,
         };
         let call = admitted.call().clone();
+        traces::note("ringfence.call", call.as_str());
         failpoint::hit("run.sending").await;
         let sent = admitted.send(&self.context, request.account.name.as_str()).boxed().await;
         failpoint::hit("run.answered").await;
-        let (outcome, response) = self.settlement.settle_with_outcome(sent, &request).boxed().await;
+        let settling = self.settlement.settle_with_outcome(sent, &request).boxed();
+        let (outcome, response) = settling.instrument(traces::step("settle")).await;
         match (outcome, response.extensions().get::<Rejection>()) {
             (SendOutcome::Created | SendOutcome::Unknown, _) => JobPlaced::Called(call),
             (SendOutcome::NotCreated, Some(rejection)) if rejection.code == RejectionCode::ProviderLimit => {

@@ -1,0 +1,150 @@
+//! Traces: a span tree for each create, webhook and delivery, for whoever collects them by OTLP (`export`).
+//!
+//! The phases of `calls/outbound` and `webhook/receive` are the steps of a tree. Where a request shows a `traceparent`
+//! (<https://www.w3.org/TR/trace-context/>) its tree goes on with that trace, and what is sent to providers and to the app
+//! shows ours. Without a collector no span is made, and these headers pass as they came.
+//!
+//! No attribute has a secret, a whole telephone number, a path or a body.
+
+mod export;
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use opentelemetry::propagation::TextMapPropagator as _;
+use opentelemetry_http::{HeaderExtractor, HeaderInjector};
+use opentelemetry_sdk::propagation::TraceContextPropagator;
+use tracing::{Span, field, info_span};
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+
+use crate::ids::mask_number;
+use crate::net::Outcome;
+use crate::policy::Facts;
+pub use export::{Exporter, Settings, SpanLayer, start};
+
+/// The target of every span of a trace, and of nothing else: logs leave it out, and the exporter takes nothing but it.
+pub const TARGET: &str = "ringfence_trace";
+
+/// The tree of a create.
+pub fn create(account: &str, headers: &HeaderMap) -> Span {
+    let span = info_span!(
+        target: TARGET, "create", otel.kind = "server", otel.status_code = field::Empty, ringfence.account = account,
+        ringfence.business = field::Empty, ringfence.plan = field::Empty, ringfence.operation = field::Empty,
+        ringfence.to = field::Empty, ringfence.call = field::Empty, ringfence.code = field::Empty,
+        http.response.status_code = field::Empty,
+    );
+    follow(span, headers)
+}
+
+/// The tree of a job of a bulk run.
+pub fn job(account: &str) -> Span {
+    info_span!(
+        target: TARGET, "job", otel.kind = "internal", otel.status_code = field::Empty, ringfence.account = account,
+        ringfence.business = field::Empty, ringfence.plan = field::Empty, ringfence.operation = field::Empty,
+        ringfence.to = field::Empty, ringfence.call = field::Empty,
+    )
+}
+
+/// The tree of a webhook.
+pub fn webhook(account: &str, webhook: &str, headers: &HeaderMap) -> Span {
+    let span = info_span!(
+        target: TARGET, "webhook", otel.kind = "server", otel.status_code = field::Empty, ringfence.account = account,
+        ringfence.webhook = webhook, ringfence.event = field::Empty, ringfence.event_id = field::Empty,
+        ringfence.call = field::Empty, ringfence.outcome = field::Empty, http.response.status_code = field::Empty,
+    );
+    follow(span, headers)
+}
+
+/// The tree of an attempt to deliver a webhook to the app; it goes on with the webhook's trace, which the stored headers show.
+pub fn delivery(event_id: &str, attempt: u32, headers: &HeaderMap) -> Span {
+    let span = info_span!(
+        target: TARGET, "delivery", otel.kind = "client", otel.status_code = field::Empty, ringfence.event_id = event_id,
+        ringfence.attempt = attempt, error.type = field::Empty, http.response.status_code = field::Empty,
+    );
+    follow(span, headers)
+}
+
+/// A step of the current tree.
+pub fn step(name: &'static str) -> Span {
+    info_span!(target: TARGET, "step", otel.name = name)
+}
+
+/// A step of the current tree that waits for somebody else.
+pub fn request(name: &'static str) -> Span {
+    info_span!(
+        target: TARGET, "request", otel.name = name, otel.kind = "client", otel.status_code = field::Empty,
+        error.type = field::Empty, http.response.status_code = field::Empty,
+    )
+}
+
+/// Writes a text into a field of the current tree's root.
+pub fn note(name: &'static str, value: &str) {
+    Span::current().record(name, value);
+}
+
+/// Writes what a create is about into the current tree's root.
+pub fn note_facts(facts: &Facts) {
+    let span = Span::current();
+    if span.is_disabled() {
+        return;
+    }
+    span.record("ringfence.business", facts.business.as_str());
+    span.record("ringfence.plan", facts.plan.as_str());
+    span.record("ringfence.operation", facts.operation.as_str());
+    if let Some(to) = &facts.other_number {
+        span.record("ringfence.to", field::display(mask_number(to)));
+    }
+}
+
+/// Writes a status into a span; one of 500 and more is an error.
+pub fn note_status(span: &Span, status: u16) {
+    span.record("http.response.status_code", status);
+    if status >= 500 {
+        span.record("otel.status_code", "ERROR");
+    }
+}
+
+/// Writes the outcome of a sent create into its span.
+pub fn note_outcome(span: &Span, outcome: &Outcome) {
+    let why = match outcome {
+        Outcome::Answered(answer) => return note_status(span, answer.status().as_u16()),
+        Outcome::NotSent(_) => "not_sent",
+        Outcome::Unknown(_) => "unknown",
+    };
+    failed(span, why);
+}
+
+/// Writes into a span that there was no answer.
+pub fn failed(span: &Span, why: &'static str) {
+    span.record("otel.status_code", "ERROR");
+    span.record("error.type", why);
+}
+
+/// Puts a span's context into the headers of a request, in place of another's. Without a collector they stay as they are.
+pub fn put_on(span: &Span, headers: &mut HeaderMap) {
+    for (name, value) in context(span) {
+        headers.insert(name, value);
+    }
+}
+
+/// A span's context as headers; none without a collector.
+pub fn context(span: &Span) -> Vec<(HeaderName, HeaderValue)> {
+    if span.is_disabled() {
+        return vec![];
+    }
+    let mut headers = HeaderMap::new();
+    TraceContextPropagator::new().inject_context(&span.context(), &mut HeaderInjector(&mut headers));
+    headers
+        .into_iter()
+        .filter_map(|(name, value)| Some((name?, value)))
+        .filter(|(_, value)| !value.is_empty())
+        .collect()
+}
+
+/// Lets a new tree go on with the trace that headers show.
+fn follow(span: Span, headers: &HeaderMap) -> Span {
+    if !span.is_disabled() && headers.contains_key("traceparent") {
+        let parent = TraceContextPropagator::new().extract(&HeaderExtractor(headers));
+        // It fails only where no exporter runs, or the span has been entered.
+        let _ = span.set_parent(parent);
+    }
+    span
+}
