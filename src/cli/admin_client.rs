@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::ConfigFile;
 use crate::config::{self, AdminAddress};
-use crate::net::{Following, Upstream, UpstreamError, UpstreamSettings, fetch_local, follow_local};
+use crate::net::{Following, OwnListener, Upstream, UpstreamError, UpstreamSettings, fetch_local, follow_local};
 
 /// The maximum answer, in bytes, and its timeout.
 const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -32,6 +32,12 @@ pub(super) struct Console {
     /// A token for listen.admin; not needed over its Unix socket
     #[arg(long, env = "RINGFENCE_TOKEN", hide_env_values = true, value_name = "TOKEN", global = true)]
     token: Option<String>,
+    /// A certificate to show where listen.admin asks for one (listen.tls_client_ca), PEM
+    #[arg(long, env = "RINGFENCE_ADMIN_CERT", value_name = "FILE", global = true, requires = "admin_key")]
+    admin_cert: Option<PathBuf>,
+    /// Its key, PEM
+    #[arg(long, env = "RINGFENCE_ADMIN_KEY", value_name = "FILE", global = true, requires = "admin_cert")]
+    admin_key: Option<PathBuf>,
 }
 
 // Arguments of a command with subcommands about a running sidecar. Not a doc comment: clap would show it as help.
@@ -87,7 +93,8 @@ impl Place {
         if tcp.ip().is_unspecified() {
             tcp.set_ip(if tcp.is_ipv4() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { IpAddr::V6(Ipv6Addr::LOCALHOST) });
         }
-        Self::Url(format!("http://{tcp}"))
+        let scheme = if address.tls_cert.is_some() { "https" } else { "http" };
+        Self::Url(format!("{scheme}://{tcp}"))
     }
 }
 
@@ -103,11 +110,6 @@ impl Place {
     }
 }
 
-fn upstream() -> anyhow::Result<Upstream> {
-    crate::net::install_crypto_provider();
-    Ok(Upstream::new(UpstreamSettings::default())?)
-}
-
 impl Console {
     /// The path of the config that names the sidecar.
     pub(super) fn config(&self) -> &Path {
@@ -115,9 +117,26 @@ impl Console {
     }
 
     fn place(&self) -> anyhow::Result<Place> {
-        if let Some(named) = &self.admin {
-            return Ok(Place::named(named));
+        match &self.admin {
+            Some(named) => Ok(Place::named(named)),
+            None => Ok(Place::configured(&self.configured()?)),
         }
+    }
+
+    /// A client that trusts the certificate that the config names, and shows the one that was given.
+    fn upstream(&self) -> anyhow::Result<Upstream> {
+        crate::net::install_crypto_provider();
+        let cert = match (self.configured(), &self.admin) {
+            // Another machine's sidecar may have a certificate that others vouch for.
+            (Ok(address), Some(_)) => address.tls_cert.filter(|path| std::fs::File::open(path).is_ok()),
+            (Err(_), Some(_)) => None,
+            (address, None) => address?.tls_cert,
+        };
+        let own = OwnListener { cert, client: self.admin_cert.clone().zip(self.admin_key.clone()) };
+        Ok(Upstream::new(UpstreamSettings { own: Some(own), ..UpstreamSettings::default() })?)
+    }
+
+    fn configured(&self) -> anyhow::Result<AdminAddress> {
         let path = &self.file.config;
         let text = match std::fs::read_to_string(path) {
             Ok(text) => text,
@@ -129,9 +148,7 @@ impl Console {
         };
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
         let address = config::admin_address(&text, folder, &|name| std::env::var(name).ok());
-        let address = address
-            .ok_or_else(|| anyhow::anyhow!("listen.admin of {} cannot be read: ringfence check", path.display()))?;
-        Ok(Place::configured(&address))
+        address.ok_or_else(|| anyhow::anyhow!("listen.admin of {} cannot be read: ringfence check", path.display()))
     }
 
     /// Sends a request; returns status and answer. An error means that nobody answers.
@@ -172,7 +189,7 @@ impl Console {
         request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
         let answer = match &place {
             Place::Socket(socket) => fetch_local(socket, request, ANSWER_BYTES_MAX, ANSWER_WITHIN).await,
-            Place::Url(_) => upstream()?.fetch(request, ANSWER_BYTES_MAX, ANSWER_WITHIN).await,
+            Place::Url(_) => self.upstream()?.fetch(request, ANSWER_BYTES_MAX, ANSWER_WITHIN).await,
         };
         let (head, answer) = answer.map_err(|error| place.silent(&error))?.into_parts();
         Ok((head.status, head.headers, answer))
@@ -185,7 +202,7 @@ impl Console {
         let answer = async {
             match &place {
                 Place::Socket(socket) => Ok(follow_local(socket, request).await),
-                Place::Url(_) => Ok(upstream()?.follow(request).await),
+                Place::Url(_) => Ok(self.upstream()?.follow(request).await),
             }
         };
         let answer: anyhow::Result<_> = tokio::time::timeout(ANSWER_WITHIN, answer).await?;
@@ -242,8 +259,13 @@ mod tests {
         ] {
             assert_eq!(Place::named(text), wanted, "{text}");
         }
-        let of =
-            |tcp: &str| Place::configured(&AdminAddress { tcp: tcp.parse().unwrap(), socket: "/nowhere/x".into() });
+        let at = |tcp: &str, tls: Option<&str>| AdminAddress {
+            tcp: tcp.parse().unwrap(),
+            socket: "/nowhere/x".into(),
+            tls_cert: tls.map(PathBuf::from),
+        };
+        let of = |tcp: &str| Place::configured(&at(tcp, None));
+        assert_eq!(Place::configured(&at("0.0.0.0:9901", Some("cert.pem"))), url("https://127.0.0.1:9901"));
         assert_eq!(of("0.0.0.0:9901"), url("http://127.0.0.1:9901"));
         assert_eq!(of("[::]:9901"), url("http://[::1]:9901"));
         assert_eq!(of("10.0.0.5:9901"), url("http://10.0.0.5:9901"));

@@ -252,7 +252,14 @@ impl Loaded {
 }
 
 /// Variables of the command line and of scripts.
-const OTHER_VARIABLES: &[&str] = &["RINGFENCE_CONFIG", "RINGFENCE_ADMIN_URL", "RINGFENCE_TOKEN", "RINGFENCE_BIN"];
+const OTHER_VARIABLES: &[&str] = &[
+    "RINGFENCE_CONFIG",
+    "RINGFENCE_ADMIN_URL",
+    "RINGFENCE_ADMIN_CERT",
+    "RINGFENCE_ADMIN_KEY",
+    "RINGFENCE_TOKEN",
+    "RINGFENCE_BIN",
+];
 
 /// Whether a variable is a fault for tests (`RINGFENCE_FAIL…`), or set by Kubernetes for a Service named ringfence:
 /// `RINGFENCE_SERVICE_HOST`, `RINGFENCE_PORT=tcp://…`, `RINGFENCE_PORT_8080_TCP_ADDR`.
@@ -271,6 +278,8 @@ pub struct AdminAddress {
     pub tcp: SocketAddr,
     /// The Unix socket.
     pub socket: PathBuf,
+    /// Its certificate, if it speaks TLS.
+    pub tls_cert: Option<PathBuf>,
 }
 
 /// Reads only the address of `listen.admin`: an operator's shell lacks the secrets that the rest of the config names.
@@ -295,7 +304,8 @@ pub fn admin_address(text: &str, folder: &std::path::Path, env: Env<'_>) -> Opti
         _ if in_postgres => folder.join(POSTGRES_SOCKET),
         socket => socket.path,
     };
-    Some(AdminAddress { tcp: listen.admin, socket })
+    let tls = listen.tls.filter(|tls| tls.listeners.contains(&ListenerName::Admin));
+    Some(AdminAddress { tcp: listen.admin, socket, tls_cert: tls.map(|tls| tls.cert) })
 }
 
 /// Reads a config. Relative paths start at `folder`.

@@ -17,6 +17,7 @@ use rustls::{ClientConfig, RootCertStore};
 use tower_service::Service;
 
 use super::callback::Guarded;
+use super::own::{OwnListener, client_config};
 use super::tls::install_crypto_provider;
 
 /// A connector whose time limit covers TLS too: that of [`HttpConnector`] ends with the TCP handshake.
@@ -26,8 +27,9 @@ pub(super) struct Connector<T = HttpConnector> {
     limit: Duration,
 }
 
-/// The TLS client configuration: the public roots and those of `extra_ca`. The error is a sentence for operators.
-pub(super) fn trust(extra_ca: Option<&Path>) -> Result<ClientConfig, String> {
+/// The TLS client configuration: the public roots, those of `extra_ca`, and one of our own listeners. The error is a sentence for
+/// operators.
+pub(super) fn trust(extra_ca: Option<&Path>, own: Option<&OwnListener>) -> Result<ClientConfig, String> {
     install_crypto_provider();
     let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
     if let Some(path) = extra_ca {
@@ -41,7 +43,10 @@ pub(super) fn trust(extra_ca: Option<&Path>) -> Result<ClientConfig, String> {
             roots.add(one).map_err(|error| unusable(&error))?;
         }
     }
-    Ok(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())
+    match own {
+        Some(own) => client_config(roots, own),
+        None => Ok(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth()),
+    }
 }
 
 impl Connector {

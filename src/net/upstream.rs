@@ -24,6 +24,7 @@ use super::body::{Outgoing, SendBy, Unread, collect};
 use super::callback::{BadCallback, CALLBACK_MARK, CallbackRules, Guarded};
 use super::connector::{Connector, Patient, trust};
 use super::headers::says_length;
+use super::own::OwnListener;
 use super::pool::{Connection, Lane, Pool, To};
 use crate::failpoint;
 
@@ -52,6 +53,8 @@ pub struct UpstreamSettings {
     pub title_case_headers: bool,
     /// A PEM file with additional trusted roots.
     pub extra_ca: Option<PathBuf>,
+    /// One of our own listeners, for commands that ask it. Default: none.
+    pub own: Option<OwnListener>,
     /// The rules for addresses that tenants choose. Default: public ones only.
     pub callbacks: CallbackRules,
 }
@@ -67,6 +70,7 @@ impl Default for UpstreamSettings {
             answer_timeout: Duration::from_secs(600),
             title_case_headers: false,
             extra_ca: None,
+            own: None,
             callbacks: CallbackRules::default(),
         }
     }
@@ -145,7 +149,7 @@ impl Upstream {
     /// # Errors
     /// [`UpstreamError::Settings`]: the CA file is unusable.
     pub fn new(settings: UpstreamSettings) -> Result<Self, UpstreamError> {
-        let trust = trust(settings.extra_ca.as_deref()).map_err(UpstreamError::Settings)?;
+        let trust = trust(settings.extra_ca.as_deref(), settings.own.as_ref()).map_err(UpstreamError::Settings)?;
         let callback_rules = Arc::new(settings.callbacks);
         let guarded = Connector::guarded(Guarded::new(callback_rules.clone()), settings.connect_timeout, trust.clone());
         let mut http1 = http1::Builder::new();

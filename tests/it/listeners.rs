@@ -257,3 +257,48 @@ async fn without_a_service_manager_nobody_is_told() {
     let serve = Serve::start(&dir.0, &["env".to_owned(), "NOTIFY_SOCKET=/nowhere/notify".to_owned()], "").await;
     assert!(serve.is_ready());
 }
+
+/// A certificate that nobody signed, for another name: what `openssl req -x509` makes unless told more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_trusts_the_certificate_of_its_config_and_shows_its_own() {
+    bounded(async {
+        let dir = Dir::new("commands");
+        certificates(&dir).await;
+        let at = |name: &str| dir.0.join(name).to_str().unwrap().to_owned();
+        let (pem, key) = (at("own.pem"), at("own.key"));
+        let words = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=ops.example.com"];
+        let (made, said) = run("openssl", &[&words[..], &["-keyout", &key, "-out", &pem]].concat()).await;
+        assert!(made, "{said}");
+        for clients in [String::new(), format!("tls_client_ca = \"{}\"\n", at("ca.pem"))] {
+            let tls = format!("tls_cert = \"{pem}\"\ntls_key = \"{key}\"\ntls_listeners = [\"admin\"]\n{clients}");
+            let replace = vec![("[timeouts]".to_owned(), format!("{tls}[timeouts]"))];
+            let stage = Stage::start(Setup { replace, ..Setup::default() }).await;
+            let admin = stage.app().admin().to_string();
+            // The operator's own copy of the config; the sidecar's socket is another machine's.
+            let config = |name: &str, cert: &str| {
+                let file = at(name);
+                let head = format!("[listen]\nadmin = \"{admin}\"\nadmin_socket = \"{}\"\n", at("none.sock"));
+                std::fs::write(&file, head + &tls.replace(&pem, cert)).unwrap();
+                file
+            };
+            let (right, wrong) = (config("right.toml", &pem), config("wrong.toml", &at("server.pem")));
+            let ask = |words: &[&str]| {
+                let words = [&["health"], words].concat();
+                tokio::task::block_in_place(|| crate::cli::run(&words))
+            };
+            let (cert, key) = (at("client.pem"), at("client.key"));
+            let shown = ["--admin-cert", &cert, "--admin-key", &key];
+            let url = format!("https://{admin}");
+            for named in [&["--config", &right][..], &["--config", &right, "--admin", &url]] {
+                let (code, out, err) = ask(&[named, &shown[..]].concat());
+                assert_eq!(code, Some(0), "{out}{err}");
+                let (code, out, err) = ask(named);
+                assert_eq!(code == Some(0), clients.is_empty(), "{out}{err}");
+            }
+            let (code, _, err) = ask(&[&["--config", &wrong][..], &shown].concat());
+            assert!(code == Some(1) && err.contains("certificate"), "{err}");
+            stage.finish().await;
+        }
+    })
+    .await;
+}
