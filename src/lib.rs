@@ -21,6 +21,7 @@
 //!     net          HTTP server (hyper) and client (hyper, pingora's pool); no other module depends on an HTTP engine
 //! L4  gate         the limiter back ends: admit or reject, over all limits, in one atomic step
 //!     store        durable state: calls, inbox, outbox, rejections, businesses, runs, schedules
+//!     reports      panics and logged errors, sent to Sentry; the only caller of its types
 //!     traces       span trees of creates, webhooks and deliveries, sent to a collector; the only caller of opentelemetry
 //! L5  capacity     which limiter decides at present, and under which epoch: memory, Redis or the database
 //!     reply        rejections and errors as response bytes, in the provider's own shape
@@ -78,6 +79,7 @@ pub mod provider;
 pub mod proxy;
 pub mod reconcile;
 pub mod reply;
+pub mod reports;
 pub mod runs;
 pub mod schedule;
 pub mod store;

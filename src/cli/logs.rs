@@ -13,10 +13,16 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _, reload};
 
 use crate::config::LogSettings;
+use crate::reports::ErrorLayer;
 use crate::traces::{SpanLayer, TARGET};
 
-/// Starts logging to stderr, and `traces`; returns a function that changes the filter of the log. A second call does nothing.
-pub(super) fn start(settings: &LogSettings, traces: Option<SpanLayer>) -> Box<dyn Fn(&str) + Send + Sync> {
+/// Starts logging to stderr, traces and error reports; returns a function that changes the filter of the log. A second call does
+/// nothing.
+pub(super) fn start(
+    settings: &LogSettings,
+    traces: Option<SpanLayer>,
+    errors: Option<ErrorLayer>,
+) -> Box<dyn Fn(&str) + Send + Sync> {
     // pingora's pool and h2 log client hang-ups at high levels, which do not concern operators.
     let quiet = "pingora_pool=error,h2=error,hyper=error,sqlx=error";
     let filter_of = move |words: &str| {
@@ -25,7 +31,11 @@ pub(super) fn start(settings: &LogSettings, traces: Option<SpanLayer>) -> Box<dy
     };
     let (filter, handle) = reload::Layer::new(filter_of(&settings.filter));
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
-    let registry = tracing_subscriber::registry().with(traces);
+    let telemetry = match (traces, errors) {
+        (Some(traces), Some(errors)) => Some(traces.and_then(errors).boxed()),
+        (one, other) => one.or(other),
+    };
+    let registry = tracing_subscriber::registry().with(telemetry);
     // Fails if logging was started before (tests, the demo).
     let _ = if settings.json {
         registry.with(lines.json().flatten_event(true).with_filter(filter)).try_init()

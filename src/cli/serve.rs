@@ -14,7 +14,7 @@ use crate::app::{App, ConfigSource};
 use crate::clock::Clock;
 use crate::config::{Config, File};
 use crate::net::{Upstream, UpstreamSettings, cores, install_crypto_provider};
-use crate::traces::{self, Exporter, SpanLayer};
+use crate::{reports, traces};
 
 #[derive(Debug, Args)]
 pub(super) struct Serve {
@@ -62,8 +62,12 @@ impl Serve {
         let config_file = File::new(self.file.config.clone(), flags);
         let inputs = config_file.inputs(&read.loaded);
         let Some(config) = read.loaded.config else { return Err(Failure::Config) };
-        let (layer, exporter) = trace(&config)?.unzip();
-        let set_log_filter = logs::start(&config.log, layer);
+        let upstream = telemetry_client(&config)?;
+        let tracing = config.traces.as_ref().map(|to| traces::start(to, upstream.clone())).transpose();
+        let (spans, exporter) = tracing.map_err(|why| anyhow::anyhow!("failed to start traces: {why}"))?.unzip();
+        let reporting = config.reports.as_ref().map(|to| reports::start(to, upstream)).transpose();
+        let (errors, reporter) = reporting.map_err(|why| anyhow::anyhow!("failed to start reports: {why}"))?.unzip();
+        let set_log_filter = logs::start(&config.log, spans, errors);
         cores::start()?;
         // Registered before anything is accepted: an early signal must drain, or reload, too.
         let mut stop = tokio::spawn(stop_signal());
@@ -116,18 +120,17 @@ impl Serve {
         if let Some(exporter) = exporter {
             exporter.stop().await;
         }
+        if let Some(reporter) = reporter {
+            reporter.stop().await;
+        }
         Ok(ExitCode::SUCCESS)
     }
 }
 
-/// What sends traces, if the config names a collector.
-fn trace(config: &Config) -> anyhow::Result<Option<(SpanLayer, Exporter)>> {
-    let Some(settings) = &config.traces else { return Ok(None) };
+/// What traces and error reports are sent with.
+fn telemetry_client(config: &Config) -> anyhow::Result<Upstream> {
     install_crypto_provider();
-    let upstream =
-        Upstream::new(UpstreamSettings { extra_ca: config.extra_ca.clone(), ..UpstreamSettings::default() })?;
-    let started = traces::start(settings, upstream);
-    started.map(Some).map_err(|why| anyhow::anyhow!("failed to start traces: {why}"))
+    Ok(Upstream::new(UpstreamSettings { extra_ca: config.extra_ca.clone(), ..UpstreamSettings::default() })?)
 }
 
 /// Reads the file; without one, if the concurrency is given, builds the config from the environment.

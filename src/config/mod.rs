@@ -45,6 +45,7 @@ use crate::provider::Registry;
 use crate::provider::account::Account;
 use crate::provider::secret::Secret;
 use crate::reply::SDK_RETRY_AFTER_MAX_SECS;
+use crate::reports;
 use crate::runs;
 use crate::store::postgres::{self, Pooler};
 use crate::token::Keys;
@@ -108,6 +109,8 @@ pub struct Config {
     pub log: LogSettings,
     /// Where traces go, if anywhere.
     pub traces: Option<traces::Settings>,
+    /// Where panics and logged errors are reported, if anywhere.
+    pub reports: Option<reports::Settings>,
     /// A PEM file with additional trusted roots.
     pub extra_ca: Option<PathBuf>,
     /// The rules for callback URLs that tenants choose.
@@ -401,7 +404,7 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
     refusal.finish();
 
     let log = log(root);
-    let traces = telemetry::traces(root);
+    let (traces, reports) = telemetry::read(root);
     let spool_dir = records.spool_dir.map_or_else(|| store.default_spool(), |dir| folder.join(dir));
     let (gate, redis, on_outage) = gate(root, folder);
     let admin = root.table("admin");
@@ -516,6 +519,7 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
         strict,
         log,
         traces,
+        reports,
         extra_ca,
         callbacks: records.callbacks,
         runs,

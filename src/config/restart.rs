@@ -52,6 +52,7 @@ pub fn needs_restart(old: &Config, new: &Config, text: &str) -> Vec<Diagnostic> 
         ("upstream.ca_file", old.extra_ca != new.extra_ca),
         ("log.format", old.log.json != new.log.json),
         ("telemetry.otlp", old.traces != new.traces),
+        ("telemetry.sentry", old.reports != new.reports),
     ];
     let (parsed, _) = DeTable::parse_recoverable(text);
     let report = Report::default();

@@ -1,10 +1,10 @@
-//! `[telemetry]`: where traces go.
+//! `[telemetry]`: where traces and error reports go.
 
 use http::Uri;
 
 use super::table::Table;
 use super::url;
-use crate::traces::Settings;
+use crate::{reports, traces};
 
 /// The path of traces at a collector (<https://opentelemetry.io/docs/specs/otlp/#otlphttp-request>).
 const TRACES_PATH: &str = "/v1/traces";
@@ -13,9 +13,29 @@ const TRACES_PATH: &str = "/v1/traces";
 const VARIABLES: [(&str, bool); 2] =
     [("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", true), ("OTEL_EXPORTER_OTLP_ENDPOINT", false)];
 
-/// Reads `[telemetry.otlp]`. Without `endpoint`, OpenTelemetry's own variables count.
-pub(super) fn traces(root: &Table<'_>) -> Option<Settings> {
+/// Reads `[telemetry]`.
+pub(super) fn read(root: &Table<'_>) -> (Option<traces::Settings>, Option<reports::Settings>) {
     let telemetry = root.table("telemetry");
+    let read = (otlp(&telemetry), sentry(&telemetry));
+    telemetry.finish();
+    read
+}
+
+fn sentry(telemetry: &Table<'_>) -> Option<reports::Settings> {
+    let sentry = telemetry.table("sentry");
+    let (dsn, environment) = (sentry.secret("dsn"), sentry.text("environment"));
+    let settings = dsn.and_then(|dsn| {
+        let settings = reports::Settings::new(dsn, environment);
+        let wrong =
+            |why| sentry.report().error("E003", sentry.span("dsn"), format!("`telemetry.sentry.dsn` {why}"), "");
+        settings.map_err(wrong).ok()
+    });
+    sentry.finish();
+    settings
+}
+
+/// Without `endpoint`, OpenTelemetry's own variables count.
+fn otlp(telemetry: &Table<'_>) -> Option<traces::Settings> {
     let otlp = telemetry.table("otlp");
     let asked = VARIABLES.map(|(name, is_whole)| otlp.variable(name).map(|value| (name, value, is_whole)));
     let written = otlp.parsed("endpoint", url);
@@ -31,10 +51,9 @@ pub(super) fn traces(root: &Table<'_>) -> Option<Settings> {
         })
     };
     otlp.finish();
-    telemetry.finish();
     let (base, is_whole) = endpoint?;
     let endpoint = if is_whole { Some(base) } else { with_path(&base) };
-    Some(Settings { endpoint: endpoint? })
+    Some(traces::Settings { endpoint: endpoint? })
 }
 
 /// The address of traces at a collector; one that has their path already stays.

@@ -19,6 +19,9 @@ fn env(name: &str) -> Option<String> {
     if name == "RINGFENCE_EVENTS_SECRET" || name == "LEADS_SECRET" {
         return Some("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".to_owned());
     }
+    if name == "SENTRY_DSN" {
+        return Some("https://key@sentry.example.com/7".to_owned());
+    }
     if name == "REDIS_URL" {
         return Some("rediss://ring:fence@redis.example.com:6379".to_owned());
     }
@@ -516,6 +519,10 @@ fn the_admins_place_is_read_without_the_rest() {
     assert_eq!(of(postgres).socket.to_str(), Some("/etc/rf/ringfence-admin.sock"));
     assert_eq!(of("[listen]\nadmin_socket = \"/run/rf.sock\"\n").socket.to_str(), Some("/run/rf.sock"));
     assert_eq!(of("").tcp.to_string(), "127.0.0.1:9900");
+    let tls =
+        |listeners: &str| of(&format!("[listen]\ntls_cert = \"c.pem\"\ntls_key = \"k.pem\"\n{listeners}")).tls_cert;
+    assert_eq!(tls(""), None, "listen.admin speaks TLS only where it is named");
+    assert_eq!(tls("tls_listeners = [\"admin\"]\n"), Some("/etc/rf/c.pem".into()));
 }
 
 #[test]
@@ -684,4 +691,16 @@ fn traces_go_where_the_config_or_the_fields_variables_say() {
     assert_eq!(endpoint("", &[(all, "collector:4318")]), Err("E003".to_owned()));
     assert_eq!(endpoint("[telemetry.otlp]\nendpoint = \"collector\"\n", &[]), Err("E003".to_owned()));
     assert_eq!(endpoint("[telemetry.otlp]\nendpont = \"http://c\"\n", &[]), Err("E014".to_owned()));
+}
+
+#[test]
+fn error_reports_go_where_the_dsn_says_and_nobody_sees_it() {
+    let of = |text: &str| read(&format!("{ACCOUNT}[telemetry.sentry]\n{text}\n"));
+    assert!(read(ACCOUNT).config.unwrap().reports.is_none());
+    let good = of("dsn = { env = \"SENTRY_DSN\" }").config.unwrap();
+    assert!(good.reports.is_some() && !format!("{:?}", good.reports).contains("key@"));
+    let bad = of("dsn = \"planted\"");
+    assert_eq!(codes(&bad), ["E003"]);
+    assert!(!format!("{:?}", bad.diagnostics).contains("planted"));
+    assert_eq!(codes(&of("dns = \"x\"")), ["E014"]);
 }

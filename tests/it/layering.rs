@@ -117,6 +117,7 @@ fn engines_are_known_in_one_place() {
         assert!(!code.contains("hyper_util::") || module == "net", "{place}");
         assert!(!code.contains("sqlx::") || module == "store", "{place}");
         assert!(!code.contains("opentelemetry::") || module == "traces", "{place}");
+        assert!(!code.contains("sentry_types::") || module == "reports", "{place}");
     }
 }
 

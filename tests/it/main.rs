@@ -58,6 +58,7 @@ mod rejections;
 mod reload;
 mod reminders;
 mod replicas;
+mod reports;
 mod reposts;
 mod run_windows;
 mod runs;

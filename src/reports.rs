@@ -1,0 +1,264 @@
+//! Panics and logged errors, reported to Sentry, GlitchTip, or whatever speaks their protocol
+//! (<https://develop.sentry.dev/sdk/foundations/transport/envelopes/>).
+//!
+//! A report has what the log line has, with less: no path, no peer, no text that stands in quotes in a panic, numbers masked. It waits in
+//! a bounded queue and is dropped where that is full, or where there are many a minute: whoever is told of an error is not told of it a
+//! thousand times.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::panic::PanicHookInfo;
+use std::str::FromStr as _;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderValue, USER_AGENT};
+use http::{Method, Request, Uri};
+use sentry_types::Dsn;
+use sentry_types::protocol::v7::{Envelope, Event, Exception, Level, Values};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tracing::field::{Field, Visit};
+use tracing::{Subscriber, warn};
+use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::layer::Context;
+use tracing_subscriber::{Layer, Registry};
+
+use crate::ids::mask_numbers_in;
+use crate::net::Upstream;
+use crate::provider::secret::Secret;
+
+/// Reports that wait to be sent.
+const QUEUE: usize = 32;
+/// Reports a minute.
+const EACH_MINUTE: u32 = 20;
+/// How long a report may take.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// How long an exit waits for the last reports.
+const FLUSH_WITHIN: Duration = Duration::from_secs(2);
+/// The part of an answer that is read, in bytes.
+const ANSWER_BYTES_MAX: usize = 64 * 1024;
+/// The longest text of a report, in characters.
+const TEXT_CHARS_MAX: usize = 400;
+/// Who reports.
+const AGENT: &str = concat!("ringfence/", env!("CARGO_PKG_VERSION"));
+/// Fields of log lines that a report leaves out: they may hold what a client sent.
+const LEFT_OUT: [&str; 3] = ["path", "peer", "body"];
+
+/// Where reports go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    dsn: Secret,
+    environment: Option<String>,
+}
+
+impl Settings {
+    /// # Errors
+    /// The DSN is none.
+    pub fn new(dsn: Secret, environment: Option<String>) -> Result<Self, String> {
+        // The error may show the DSN.
+        Dsn::from_str(dsn.expose()).map_err(|_| "is no DSN: https://KEY@HOST/PROJECT".to_owned())?;
+        Ok(Self { dsn, environment })
+    }
+}
+
+/// What takes the logged errors of a process.
+pub type ErrorLayer = Box<dyn Layer<Registry> + Send + Sync>;
+
+/// What sends reports.
+pub struct Reporter(JoinHandle<()>, mpsc::Sender<Event<'static>>);
+
+/// Starts to report panics of the process, and errors that its subscriber gives the layer. `upstream` is what reports are sent with.
+///
+/// # Errors
+/// The DSN is none.
+pub fn start(settings: &Settings, upstream: Upstream) -> Result<(ErrorLayer, Reporter), String> {
+    let dsn = Dsn::from_str(settings.dsn.expose()).map_err(|_| "the DSN is none".to_owned())?;
+    let url: Uri = dsn.envelope_api_url().as_str().parse().map_err(|_| "the DSN's address is none".to_owned())?;
+    let mut auth = HeaderValue::try_from(dsn.to_auth(Some(AGENT)).to_string()).map_err(|_| "the DSN is none")?;
+    auth.set_sensitive(true);
+    let (to, mut queue) = mpsc::channel::<Event<'static>>(QUEUE);
+    let environment = settings.environment.clone();
+    let sending = tokio::spawn(async move {
+        let mut is_away = false;
+        while let Some(mut event) = queue.recv().await {
+            event.environment = environment.clone().map(Into::into);
+            let why = send(&upstream, &url, &auth, event).await.err();
+            if let Some(error) = why.as_ref().filter(|_| !is_away) {
+                warn!(error, "failed to send an error report");
+            }
+            is_away = why.is_some();
+        }
+    });
+    let before = std::panic::take_hook();
+    let for_panics = Limited::new(to.clone());
+    std::panic::set_hook(Box::new(move |info| {
+        for_panics.report(of_panic(info));
+        before(info);
+    }));
+    let errors = Limited::new(to.clone()).with_filter(LevelFilter::ERROR);
+    Ok((Box::new(errors), Reporter(sending, to)))
+}
+
+async fn send(upstream: &Upstream, url: &Uri, auth: &HeaderValue, event: Event<'static>) -> Result<(), String> {
+    let mut body = Vec::new();
+    Envelope::from(event).to_writer(&mut body).map_err(|error| error.to_string())?;
+    let mut request = Request::new(Bytes::from(body));
+    *request.method_mut() = Method::POST;
+    *request.uri_mut() = url.clone();
+    request.headers_mut().insert("x-sentry-auth", auth.clone());
+    request.headers_mut().insert(USER_AGENT, HeaderValue::from_static(AGENT));
+    request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/x-sentry-envelope"));
+    let answer = upstream.fetch(request, ANSWER_BYTES_MAX, TIMEOUT).await.map_err(|error| error.to_string())?;
+    if answer.status().is_success() { Ok(()) } else { Err(format!("it answered {}", answer.status().as_u16())) }
+}
+
+impl Reporter {
+    /// Sends what waits, for a while.
+    pub async fn stop(self) {
+        let Self(sending, to) = self;
+        let whole = async {
+            // The layer and the hook keep their senders: it is over when all places are free and the last report is on its way.
+            let _ = to.reserve_many(QUEUE).await;
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        };
+        let _ = tokio::time::timeout(FLUSH_WITHIN, whole).await;
+        sending.abort();
+    }
+}
+
+/// A way into the queue for so many reports a minute.
+struct Limited {
+    to: mpsc::Sender<Event<'static>>,
+    /// Since when, and how many.
+    minute: Mutex<(Instant, u32)>,
+}
+
+impl Limited {
+    fn new(to: mpsc::Sender<Event<'static>>) -> Self {
+        Self { to, minute: Mutex::new((Instant::now(), 0)) }
+    }
+
+    fn report(&self, event: Event<'static>) {
+        let is_too_many = {
+            let mut minute = self.minute.lock().unwrap_or_else(PoisonError::into_inner);
+            if minute.0.elapsed() >= Duration::from_secs(60) {
+                *minute = (Instant::now(), 0);
+            }
+            minute.1 = minute.1.saturating_add(1);
+            minute.1 > EACH_MINUTE
+        };
+        if !is_too_many {
+            // The queue is full, or nobody sends any more.
+            let _ = self.to.try_send(event);
+        }
+    }
+}
+
+/// A report without anything said yet.
+fn event(level: Level) -> Event<'static> {
+    Event { level, platform: "native".into(), release: Some(AGENT.replace('/', "@").into()), ..Event::default() }
+}
+
+fn of_panic(info: &PanicHookInfo<'_>) -> Event<'static> {
+    let said = info.payload();
+    let said = said.downcast_ref::<&str>().copied().or(said.downcast_ref::<String>().map(String::as_str));
+    let exception = Exception {
+        ty: "panic".to_owned(),
+        value: Some(of_program(said.unwrap_or("it says nothing"))),
+        ..Exception::default()
+    };
+    Event {
+        exception: Values { values: vec![exception] },
+        culprit: info.location().map(|place| format!("{}:{}", place.file(), place.line())),
+        ..event(Level::Fatal)
+    }
+}
+
+/// The part of a panic's message that the program wrote: what it quotes may be what a client sent.
+fn of_program(message: &str) -> String {
+    let own = message.split(['\'', '"', '`']).next().unwrap_or_default();
+    short(&mask_numbers_in(own))
+}
+
+fn short(text: &str) -> String {
+    text.chars().take(TEXT_CHARS_MAX).collect()
+}
+
+#[derive(Default)]
+struct Line {
+    message: String,
+    fields: BTreeMap<String, String>,
+}
+
+impl Visit for Line {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        let text = short(&mask_numbers_in(&format!("{value:?}")));
+        match field.name() {
+            "message" => self.message = text,
+            name if LEFT_OUT.contains(&name) => {}
+            name => drop(self.fields.insert(name.to_owned(), text)),
+        }
+    }
+}
+
+impl<S: Subscriber> Layer<S> for Limited {
+    fn on_event(&self, line: &tracing::Event<'_>, _: Context<'_, S>) {
+        let mut said = Line::default();
+        line.record(&mut said);
+        self.report(Event {
+            message: Some(said.message),
+            logger: Some(line.metadata().target().to_owned()),
+            extra: said.fields.into_iter().map(|(name, value)| (name, value.into())).collect(),
+            ..event(Level::Error)
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panics_message_has_nothing_that_it_quotes() {
+        for (message, wanted) in [
+            (
+                "index out of bounds: the len is 3 but the index is 7",
+                "index out of bounds: the len is 3 but the index is 7",
+            ),
+            (
+                "byte index 1 is not a char boundary; it is inside 'é' of `+15551230001`",
+                "byte index 1 is not a char boundary; it is inside ",
+            ),
+            ("no such number: +15551230001", "no such number: +155••••••01"),
+            ("called `Result::unwrap()` on an `Err` value: \"secret\"", "called "),
+        ] {
+            assert_eq!(of_program(message), wanted);
+        }
+        assert_eq!(of_program(&"x".repeat(5000)).chars().count(), TEXT_CHARS_MAX);
+    }
+
+    #[tokio::test]
+    async fn many_reports_a_minute_are_dropped() {
+        let (to, mut queue) = mpsc::channel(2 * EACH_MINUTE as usize);
+        let limited = Limited::new(to);
+        for _ in 0..=EACH_MINUTE {
+            limited.report(event(Level::Error));
+        }
+        drop(limited);
+        let mut sent = 0;
+        while queue.recv().await.is_some() {
+            sent += 1;
+        }
+        assert_eq!(sent, EACH_MINUTE);
+    }
+
+    #[test]
+    fn a_dsn_is_judged_and_not_shown() {
+        let of = |dsn: &str| Settings::new(Secret::new(dsn), None);
+        assert!(of("https://key@glitchtip.example.com/7").is_ok());
+        let bad = of("https://planted@/").unwrap_err();
+        assert!(!bad.contains("planted"), "{bad}");
+    }
+}
