@@ -100,6 +100,8 @@ pub struct SimSettings {
     pub number_voice_url: Option<String>,
     /// The Twilio number's status callback, which reports only the end.
     pub number_status_url: Option<String>,
+    /// Whom Twilio asks where the number's voice webhook cannot be reached: shown, and set, and never asked.
+    pub number_fallback_url: Option<String>,
     /// The Twilio account's number, as it lists it.
     pub number: String,
     /// ElevenLabs has switched its webhook off after failures.
@@ -147,6 +149,7 @@ impl Default for SimSettings {
             delete_hangs_up: false,
             number_voice_url: None,
             number_status_url: None,
+            number_fallback_url: None,
             number: "+15550001101".to_owned(),
             el_hook_disabled: false,
             el_hook_failure: None,

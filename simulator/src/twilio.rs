@@ -76,6 +76,7 @@ fn route(world: &mut World, ask: &Ask<'_>, rest: &[&str], now: Instant) -> Reply
         ("POST", ["Calls.json"]) => create(world, ask, now),
         ("GET", ["Calls.json"]) => list(world, ask),
         ("GET", ["IncomingPhoneNumbers.json"]) => numbers(world),
+        ("POST", ["IncomingPhoneNumbers", file]) if *file == format!("{NUMBER_SID}.json") => set_number(world, ask),
         ("POST", ["Conferences", room, "Participants.json"]) => participant(world, ask, room, now),
         ("POST", ["Flows", flow, "Executions" | "Engagements"]) => execution(world, ask, flow, now),
         ("POST", ["Conferences", room]) => end_conference(world, ask, room.trim_end_matches(".json"), now),
@@ -110,21 +111,44 @@ fn route(world: &mut World, ask: &Ask<'_>, rest: &[&str], now: Instant) -> Reply
     }
 }
 
-/// The account's numbers: one, on a single page.
-fn numbers(world: &World) -> Reply {
-    let settings = &world.settings;
+/// The one number of the account.
+const NUMBER_SID: &str = "PN00000000000000000000000000000001";
+
+fn number(world: &World) -> Value {
+    let (settings, sid) = (&world.settings, NUMBER_SID);
     let base = format!("/2010-04-01/Accounts/{}/IncomingPhoneNumbers", settings.account_sid);
-    let sid = "PN00000000000000000000000000000001";
-    let one = json!({
+    json!({
         "sid": sid, "account_sid": settings.account_sid, "phone_number": settings.number, "friendly_name": "Simulated number",
         "voice_url": settings.number_voice_url.as_deref().unwrap_or_default(), "voice_method": "POST",
         "status_callback": settings.number_status_url.as_deref().unwrap_or_default(), "status_callback_method": "POST",
-        "voice_fallback_url": "", "voice_application_sid": "", "trunk_sid": null, "status": "in-use", "uri": format!("{base}/{sid}.json"),
-    });
+        "voice_fallback_url": settings.number_fallback_url.as_deref().unwrap_or_default(),
+        "voice_application_sid": "", "trunk_sid": null, "status": "in-use", "uri": format!("{base}/{sid}.json"),
+    })
+}
+
+/// An update of the number: an empty text unsets a URL.
+fn set_number(world: &mut World, ask: &Ask<'_>) -> Reply {
+    let form = ask.form();
+    let settings = &mut world.settings;
+    for (param, setting) in [
+        ("VoiceUrl", &mut settings.number_voice_url),
+        ("StatusCallback", &mut settings.number_status_url),
+        ("VoiceFallbackUrl", &mut settings.number_fallback_url),
+    ] {
+        if let Some(url) = form.get(param) {
+            *setting = Some(url.to_owned()).filter(|url| !url.is_empty());
+        }
+    }
+    Reply::json(200, &number(world))
+}
+
+/// The account's numbers: one, on a single page.
+fn numbers(world: &World) -> Reply {
+    let base = format!("/2010-04-01/Accounts/{}/IncomingPhoneNumbers", world.settings.account_sid);
     Reply::json(
         200,
         &json!({
-            "incoming_phone_numbers": [one], "page": 0, "page_size": 50, "start": 0, "end": 0, "uri": format!("{base}.json"),
+            "incoming_phone_numbers": [number(world)], "page": 0, "page_size": 50, "start": 0, "end": 0, "uri": format!("{base}.json"),
             "first_page_uri": format!("{base}.json?Page=0&PageSize=50"), "next_page_uri": null, "previous_page_uri": null,
         }),
     )

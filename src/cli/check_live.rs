@@ -10,7 +10,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt as _};
 use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, DATE, HeaderValue, USER_AGENT};
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, Method, Request, Response};
 use serde_json::Value;
 
 use crate::clock::Clock;
@@ -58,17 +58,7 @@ pub(super) struct Found {
 
 /// Checks all accounts with credentials, the database, the limiter's Redis and the ports.
 pub(super) async fn ask(config: &Config, depth: Depth) -> anyhow::Result<Found> {
-    install_crypto_provider();
-    let settings = UpstreamSettings { extra_ca: config.extra_ca.clone(), ..UpstreamSettings::default() };
-    let live = Live {
-        config,
-        depth,
-        upstream: Upstream::new(settings)?,
-        timeout: config.calls.ask_timeout,
-        report: Report::default(),
-        whys: RefCell::default(),
-        ahead_secs: RefCell::default(),
-    };
+    let live = Live::new(config, depth)?;
     let mut lines = Vec::new();
     for account in config.accounts.values() {
         if let Some(check) = account.provider.check.as_ref().filter(|_| account.can_ask()) {
@@ -93,6 +83,70 @@ struct Live<'a> {
     report: Report,
     whys: RefCell<BTreeMap<String, String>>,
     ahead_secs: RefCell<BTreeMap<String, i64>>,
+}
+
+/// A provider's settings, for whoever changes them.
+pub(super) struct Provider<'a>(Live<'a>);
+
+impl<'a> Provider<'a> {
+    pub(super) fn new(config: &'a Config) -> anyhow::Result<Self> {
+        Ok(Self(Live::new(config, Depth::Doctor)?))
+    }
+
+    /// Where an account's webhooks should come to; `None`: nowhere.
+    pub(super) fn here<'h>(&'h self, account: &'h Account) -> Option<Here<'h>> {
+        self.0.here(account)
+    }
+
+    pub(super) async fn items(&self, account: &Account, hooks: &Hooks) -> Result<Vec<Value>, String> {
+        self.0.list(account, &hooks.path, &hooks.items, hooks.next.as_ref()).await
+    }
+
+    /// Sets parameters of an item.
+    pub(super) async fn change(
+        &self,
+        account: &Account,
+        hooks: &Hooks,
+        id: &str,
+        params: impl Iterator<Item = (&str, &str)>,
+    ) -> Result<(), String> {
+        let template = hooks.change.as_deref().ok_or("its description says not how")?;
+        let path = self.0.path_of_item(account, template, id)?;
+        let body = form_urlencoded::Serializer::new(String::new()).extend_pairs(params).finish();
+        let mut request = self.0.request(account, &path, Bytes::from(body))?;
+        *request.method_mut() = Method::POST;
+        let form = HeaderValue::from_static("application/x-www-form-urlencoded");
+        request.headers_mut().insert(CONTENT_TYPE, form);
+        let answer = self.0.upstream.fetch(request, ANSWER_BYTES_MAX, self.0.timeout).await;
+        let status = answer.map_err(|error| error.to_string())?.status();
+        if status.is_success() { Ok(()) } else { Err(format!("the provider answers {status}")) }
+    }
+}
+
+impl<'a> Live<'a> {
+    fn new(config: &'a Config, depth: Depth) -> anyhow::Result<Self> {
+        install_crypto_provider();
+        let settings = UpstreamSettings { extra_ca: config.extra_ca.clone(), ..UpstreamSettings::default() };
+        Ok(Live {
+            config,
+            depth,
+            upstream: Upstream::new(settings)?,
+            timeout: config.calls.ask_timeout,
+            report: Report::default(),
+            whys: RefCell::default(),
+            ahead_secs: RefCell::default(),
+        })
+    }
+
+    fn here<'h>(&'h self, account: &'h Account) -> Option<Here<'h>> {
+        Some(Here {
+            base: self.config.webhooks.public_url.as_ref()?,
+            webhooks: &account.provider.webhooks,
+            provider: &account.provider.name,
+            extra_paths: &self.config.webhooks.extra_paths,
+            doctor: self.depth == Depth::Doctor,
+        })
+    }
 }
 
 impl Live<'_> {
@@ -144,14 +198,7 @@ impl Live<'_> {
             return vec![];
         }
         let mut lines = vec![format!("account {name}: {} accepts the credentials", account.provider.name)];
-        if let Some(base) = &self.config.webhooks.public_url {
-            let here = Here {
-                base,
-                webhooks: &account.provider.webhooks,
-                provider: &account.provider.name,
-                extra_paths: &self.config.webhooks.extra_paths,
-                doctor: self.depth == Depth::Doctor,
-            };
+        if let Some(here) = self.here(account) {
             for hooks in &check.hooks {
                 lines.extend(self.hooks(account, hooks, here).await);
             }
@@ -241,15 +288,19 @@ impl Live<'_> {
     /// Reads one item.
     async fn each(&self, account: &Account, listed: &Listed, item: &Value) -> Result<Value, String> {
         let Some((each, id)) = listed.each.as_ref().zip(listed.id_of(item)) else { return Ok(item.clone()) };
-        let path = render(each, Target::Url, |name| match name {
-            "item" => Some(Cow::Borrowed(id.as_str())),
-            name => account.value(name),
-        });
-        let answer = self.get_path(account, &path.map_err(|e| e.to_string())?).await?;
+        let answer = self.get_path(account, &self.path_of_item(account, each, &id)?).await?;
         if !answer.status().is_success() {
             return Err(format!("the provider answers {} for {id}", answer.status()));
         }
         serde_json::from_slice(answer.body()).map_err(|_| format!("the provider's answer for {id} is not JSON"))
+    }
+
+    fn path_of_item(&self, account: &Account, template: &str, id: &str) -> Result<String, String> {
+        let path = render(template, Target::Url, |name| match name {
+            "item" => Some(Cow::Borrowed(id)),
+            name => account.value(name),
+        });
+        path.map_err(|error| error.to_string())
     }
 
     fn why(&self, title: &str, why: &str) {
@@ -346,16 +397,21 @@ impl Live<'_> {
         self.get_path(account, &path).await
     }
 
-    async fn get_path(&self, account: &Account, path: &str) -> Result<Response<Bytes>, String> {
+    fn request(&self, account: &Account, path: &str, body: Bytes) -> Result<Request<Bytes>, String> {
         let (name, value) = account.credentials().map_err(|e| e.to_string())?;
-        let mut request = Request::new(Bytes::new());
+        let mut request = Request::new(body);
         *request.uri_mut() = account.url(path).map_err(|e| e.to_string())?;
-        let host = request.uri().host().unwrap_or_default().to_owned();
         let headers = request.headers_mut();
         headers.insert(name, value);
         headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         headers.insert(USER_AGENT, HeaderValue::from_static(concat!("ringfence/", env!("CARGO_PKG_VERSION"))));
+        Ok(request)
+    }
+
+    async fn get_path(&self, account: &Account, path: &str) -> Result<Response<Bytes>, String> {
+        let request = self.request(account, path, Bytes::new())?;
+        let host = request.uri().host().unwrap_or_default().to_owned();
         let answer = self.upstream.fetch(request, ANSWER_BYTES_MAX, self.timeout).await.map_err(|e| e.to_string())?;
         let date = answer.headers().get(DATE).and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
         if let Some(theirs) = date.and_then(|date| date.duration_since(UNIX_EPOCH).ok()) {

@@ -1,5 +1,5 @@
 //! `ringfence doctor`: checks a config live: keys, webhooks, numbers, agents, Redis, Postgres, clock, disk, and the running sidecar.
-//! Reads only. `ringfence check --live` is its short form.
+//! Reads only, but for `--fix` (`mend`). `ringfence check --live` is its short form.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use super::admin_client::Console;
 use super::alarms::{Level, alarms};
 use super::check_live::{self, Depth};
+use super::mend::Mend;
 use super::text::{WIDTH, field, list, wrap};
 use super::{Failure, Outcome, built, file, modes};
 use crate::config::Config;
@@ -42,6 +43,8 @@ pub(super) struct Doctor {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    mend: Mend,
 }
 
 /// A problem, why it matters, and how to fix it.
@@ -106,6 +109,9 @@ impl Doctor {
             read.print("would be rejected, so there were no live checks");
             return Err(Failure::Config);
         };
+        if self.mend.is_wanted() {
+            return self.mend.run(config).await;
+        }
         let mut findings: Vec<Finding> =
             read.loaded.diagnostics.iter().chain(&built::built(config)).map(|one| Finding::of(one, None)).collect();
         let found = check_live::ask(config, Depth::Doctor).await?;

@@ -20,6 +20,7 @@ mod file;
 mod health;
 mod init;
 mod logs;
+mod mend;
 mod migrate;
 mod modes;
 mod purge;
@@ -61,7 +62,7 @@ enum Command {
     Serve(serve::Serve),
     /// Check the config for mistakes
     Check(check::Check),
-    /// Check keys, webhooks, numbers, agents, store and limits live, and suggest fixes. Changes nothing
+    /// Check keys, webhooks, numbers, agents, store and limits live, and suggest fixes. Changes nothing without --fix
     Doctor(doctor::Doctor),
     /// Show the state of a running sidecar on one screen
     Status(status::Status),

@@ -84,6 +84,10 @@ pub struct Hooks {
     /// Whether every item should post to ringfence. By default one is enough.
     #[serde(default)]
     pub every: bool,
+    /// The request that sets parameters of an item, as a form, for `ringfence doctor --fix`: a template over `account.*` and `item`.
+    pub change: Option<String>,
+    /// The URL that the provider uses when an item's URLs are unreachable.
+    pub fallback: Option<Fallback>,
     /// Settings that make the provider ignore an item's URLs.
     #[serde(default)]
     pub instead: Vec<Instead>,
@@ -93,6 +97,16 @@ pub struct Hooks {
     /// States in which an item does not post.
     #[serde(default, rename = "fault")]
     pub faults: Vec<Fault>,
+}
+
+/// A URL that the provider uses when an item's URLs are unreachable.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fallback {
+    /// The URL in the item.
+    pub at: Selector,
+    /// The parameter that sets it.
+    pub param: String,
 }
 
 /// A setting that the provider uses instead of an item's URLs.
@@ -119,6 +133,11 @@ pub struct HookUrl {
     pub path: String,
     /// The consequence if the URL points elsewhere.
     pub without: String,
+    /// The parameter that sets it, for `change`.
+    pub param: Option<String>,
+    /// It may be set where it is empty. Default: only its host is changed.
+    #[serde(default)]
+    pub if_empty: bool,
 }
 
 /// A state in which an item does not post, or not reliably.
@@ -208,12 +227,12 @@ pub struct Here<'a> {
 
 impl Here<'_> {
     /// The URL that an item should have.
-    fn url_of(&self, url: &HookUrl) -> String {
+    pub(super) fn url_of(&self, url: &HookUrl) -> String {
         format!("{}{}", self.base.to_string().trim_end_matches('/'), url.path)
     }
 
     /// The state of a URL that is not the webhook's, and the path of ours that it points to; `None` if it is the webhook's.
-    fn misses(&self, url: &str, webhook: &str) -> Option<(String, Option<String>)> {
+    pub(super) fn misses(&self, url: &str, webhook: &str) -> Option<(String, Option<String>)> {
         if url.trim().is_empty() {
             return Some(("is empty".to_owned(), None));
         }
@@ -340,6 +359,17 @@ impl Hooks {
             Place { name: self.name_of(&message), urls: urls.collect() }
         };
         items.iter().map(place).collect()
+    }
+
+    /// An item's id, and what a person tells it from others by.
+    pub(super) fn told_by(&self, item: &Value) -> Option<(String, String)> {
+        read(item, |message| Some((self.name.text(message)?.into_owned(), self.name_of(message))))
+    }
+
+    /// The parameters that `change` sets.
+    pub fn params(&self) -> Vec<&str> {
+        let urls = self.urls.iter().filter_map(|url| url.param.as_deref());
+        urls.chain(self.fallback.iter().map(|fallback| fallback.param.as_str())).collect()
     }
 
     fn name_of(&self, message: &Message<'_>) -> String {

@@ -3,9 +3,10 @@
 //! The descriptions in `config/providers/` are built in and replaceable from outside. Code knows codecs and signature schemes,
 //! not providers; a new provider of a usual kind needs no Rust. [`description`] is the schema, [`json`] parses bodies leniently,
 //! [`select`] refers to values, [`render`] fills templates, [`sign`] verifies and re-signs, [`account`] joins a description with credentials,
-//! [`check`](mod@check) is for `check --live` and `doctor`, [`nearest`] suggests corrections of misspelt words.
+//! [`check`](mod@check) is for `check --live` and `doctor`, [`change`] for `doctor --fix`, [`nearest`] suggests corrections of misspelt words.
 
 pub mod account;
+pub mod change;
 pub mod check;
 pub mod description;
 pub mod json;

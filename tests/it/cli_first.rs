@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::cli::{Folder, LISTEN, Running, command, run, start, start_command, term};
 use crate::support::postgres;
 
-const KEYS: [(&str, &str); 4] = [
+pub const KEYS: [(&str, &str); 4] = [
     ("ELEVENLABS_API_KEY", "sk_simulated"),
     ("ELEVENLABS_WEBHOOK_SECRET", "wsec_simulated"),
     ("TWILIO_ACCOUNT_SID", "AC00000000000000000000000000000001"),
@@ -20,13 +20,13 @@ const KEYS: [(&str, &str); 4] = [
 ];
 
 /// A command in a folder of its own, with these variables and no other.
-fn within(folder: &Folder, args: &[&str], variables: &[(&str, &str)]) -> Command {
+pub fn within(folder: &Folder, args: &[&str], variables: &[(&str, &str)]) -> Command {
     let mut command = command(args);
     command.current_dir(&folder.0).envs(variables.iter().copied());
     command
 }
 
-fn run_within(folder: &Folder, args: &[&str], variables: &[(&str, &str)]) -> (Option<i32>, String, String) {
+pub fn run_within(folder: &Folder, args: &[&str], variables: &[(&str, &str)]) -> (Option<i32>, String, String) {
     let output = within(folder, args, variables).output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (output.status.code(), text(output.stdout), text(output.stderr))
@@ -389,7 +389,7 @@ fn a_store_that_may_only_be_read_is_refused_at_the_start() {
 
 // === check --live
 
-fn live_config(folder: &Folder, upstream: &str, more: &str) -> String {
+pub fn live_config(folder: &Folder, upstream: &str, more: &str) -> String {
     let text = format!(
         "public_url = \"https://hooks.example.com\"\n{more}\n[accounts.elevenlabs]\nupstream = \"{upstream}\"\n\
          api_key = {{ env = \"ELEVENLABS_API_KEY\" }}\nwebhook_secrets = [{{ env = \"ELEVENLABS_WEBHOOK_SECRET\" }}]\n\
@@ -413,13 +413,13 @@ fn live(
     (code, diagnostics.collect(), lines)
 }
 
-fn simulator() -> (Running, String) {
+pub fn simulator() -> (Running, String) {
     let (running, ready) = start(&["simulate", "--listen", "127.0.0.1:0", "--ready-json"]);
     let url = ready["url"].as_str().unwrap().to_owned();
     (running, url)
 }
 
-fn configure(url: &str, settings: &Value) {
+pub fn configure(url: &str, settings: &Value) {
     let sent = Command::new("curl").args(["-sf", "-d", &settings.to_string(), &format!("{url}/_sim/config")]).output();
     assert!(sent.unwrap().status.success(), "{settings}");
 }

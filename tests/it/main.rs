@@ -17,6 +17,7 @@ mod cli;
 mod cli_check;
 mod cli_do_not_call;
 mod cli_first;
+mod cli_mend;
 mod cli_operate;
 mod crash;
 mod destinations;

@@ -376,6 +376,7 @@ const TABLES: &[(&str, &str, &str)] = &[
     ("Hooks", "Webhooks at the provider", "`[[check.hook]]`"),
     ("Instead", "Used instead", "`[[check.hook.instead]]`"),
     ("HookUrl", "URL", "`[[check.hook.url]]`"),
+    ("Fallback", "Fallback", "`fallback` of a hook"),
     ("Fault", "Fault", "`[[check.hook.fault]]`, `[[check.list.fault]]`"),
     ("Listed", "Settings at the provider", "`[[check.list]]`"),
     ("SharedSecret", "Signature: shared secret", "`signature` with `scheme = \"shared_secret\"`"),

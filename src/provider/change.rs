@@ -1,0 +1,163 @@
+//! What `ringfence doctor --fix` would change at a provider, as far as it is safe: webhooks that come to another host by a path of ours,
+//! status callbacks that are empty, and a fallback where the operator names one. Pure.
+
+use std::collections::BTreeMap;
+
+use http::{HeaderMap, Uri};
+use serde_json::Value;
+
+use super::check::{Here, Hooks};
+use super::select::{Document, Message};
+
+/// What would be changed of one item.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ItemChange {
+    /// The provider's id of it.
+    pub id: String,
+    /// What the item is told from others by.
+    pub name: String,
+    /// Its settings.
+    pub settings: Vec<SettingChange>,
+}
+
+/// A setting with another value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SettingChange {
+    /// The parameter of the request.
+    pub param: String,
+    /// What it is.
+    pub from: String,
+    /// What it is to be.
+    pub to: String,
+}
+
+impl Hooks {
+    /// What would make its items come here. `fallback` is the URL that the provider is to ask while ringfence cannot be reached.
+    pub fn changes(&self, items: &[Value], here: Here<'_>, fallback: Option<&str>) -> Vec<ItemChange> {
+        let change = |item: &Value| {
+            let settings = self.settings(item, here, fallback)?;
+            let (id, name) = self.told_by(item)?;
+            (!settings.is_empty()).then_some(ItemChange { id, name, settings })
+        };
+        items.iter().filter_map(change).collect()
+    }
+
+    /// The values that its parameters have, of the item with this id.
+    pub fn values_of(&self, items: &[Value], id: &str) -> Option<BTreeMap<String, String>> {
+        let item = items.iter().find(|item| self.told_by(item).is_some_and(|(one, _)| one == id))?;
+        let (body, path, headers) = (Document::Json(item.clone()), BTreeMap::new(), HeaderMap::new());
+        let message = Message { body: &body, query: &[], path: &path, headers: &headers };
+        let urls = self.urls.iter().filter_map(|url| Some((url.param.clone()?, &url.at)));
+        let all = urls.chain(self.fallback.iter().map(|fallback| (fallback.param.clone(), &fallback.at)));
+        Some(all.map(|(param, at)| (param, at.text(&message).unwrap_or_default().into_owned())).collect())
+    }
+
+    /// `None`: the provider uses something else than its URLs.
+    fn settings(&self, item: &Value, here: Here<'_>, fallback: Option<&str>) -> Option<Vec<SettingChange>> {
+        let (body, path, headers) = (Document::Json(item.clone()), BTreeMap::new(), HeaderMap::new());
+        let message = Message { body: &body, query: &[], path: &path, headers: &headers };
+        if self.instead.iter().any(|one| one.at.text(&message).is_some_and(|text| !text.is_empty())) {
+            return None;
+        }
+        let mut all = vec![];
+        let mut comes_here = false;
+        for url in &self.urls {
+            let from = url.at.text(&message).unwrap_or_default().into_owned();
+            if here.misses(&from, &url.webhook).is_none() {
+                comes_here = true;
+                continue;
+            }
+            let to = match from.trim().is_empty() {
+                true => url.if_empty.then(|| here.url_of(url)),
+                // Its path says that it was meant for ringfence: it changes house and nothing else.
+                false => rehosted(&from, here.base).filter(|to| here.misses(to, &url.webhook).is_none()),
+            };
+            if let Some((param, to)) = url.param.clone().zip(to) {
+                comes_here = true;
+                all.push(SettingChange { param, from, to });
+            }
+        }
+        if let Some((rule, to)) = self.fallback.as_ref().zip(fallback).filter(|_| comes_here)
+            && rule.at.text(&message).is_none_or(|text| text.trim().is_empty())
+        {
+            all.push(SettingChange { param: rule.param.clone(), from: String::new(), to: to.to_owned() });
+        }
+        Some(all)
+    }
+}
+
+/// The same path and query at another base.
+fn rehosted(url: &str, base: &Uri) -> Option<String> {
+    let uri: Uri = url.trim().parse().ok()?;
+    let rest = uri.path_and_query()?;
+    uri.host()?;
+    Some(format!("{}{rest}", base.to_string().trim_end_matches('/')))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::provider::Registry;
+    use serde_json::json;
+
+    fn changes(item: Value, fallback: Option<&str>) -> Vec<(String, String)> {
+        let registry = Registry::new(&[]).unwrap();
+        let twilio = registry.get("twilio").unwrap();
+        let (base, extra_paths) = ("https://new.example.com".parse().unwrap(), BTreeMap::new());
+        let here = Here {
+            base: &base,
+            webhooks: &twilio.webhooks,
+            provider: "twilio",
+            extra_paths: &extra_paths,
+            doctor: true,
+        };
+        let found = twilio.check.as_ref().unwrap().hooks[0].changes(&[item], here, fallback);
+        found.into_iter().flat_map(|item| item.settings).map(|one| (one.param, one.to)).collect()
+    }
+
+    fn number(voice: &str, status: &str, fallback: &str) -> Value {
+        json!({"sid": "PN1", "phone_number": "+15550001111", "voice_url": voice, "status_callback": status,
+               "voice_fallback_url": fallback, "voice_application_sid": "", "trunk_sid": null})
+    }
+
+    #[test]
+    fn only_what_is_safe_is_changed() {
+        let voice = "https://new.example.com/webhooks/twilio/voice";
+        let status = "https://new.example.com/webhooks/twilio/status";
+        let is = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {
+            pairs.iter().map(|(param, to)| ((*param).to_owned(), (*to).to_owned())).collect()
+        };
+        for (item, fallback, wanted) in [
+            (number(voice, status, "https://app.example.com/busy"), Some("https://f.example.com"), is(&[])),
+            (number(voice, "", "x"), None, is(&[("StatusCallback", status)])),
+            (
+                number("https://old.example.com/webhooks/twilio/voice?x=1", status, "x"),
+                None,
+                is(&[("VoiceUrl", &format!("{voice}?x=1"))]),
+            ),
+            (
+                number(voice, "http://old.example.com:8081/webhooks/twilio/status", "x"),
+                None,
+                is(&[("StatusCallback", status)]),
+            ),
+            // Somebody else's: who answers is not changed, nor who is told.
+            (
+                number("https://demo.twilio.com/welcome", "https://crm.example.com/calls", ""),
+                Some("https://f.example.com"),
+                is(&[]),
+            ),
+            (number("", "", ""), None, is(&[("StatusCallback", status)])),
+            (
+                number(voice, status, ""),
+                Some("https://f.example.com"),
+                is(&[("VoiceFallbackUrl", "https://f.example.com")]),
+            ),
+            (number(voice, status, ""), None, is(&[])),
+        ] {
+            assert_eq!(changes(item.clone(), fallback), wanted, "{item}");
+        }
+        let mut other = number("", "", "");
+        other["voice_application_sid"] = "AP1".into();
+        assert_eq!(changes(other, None), []);
+    }
+}
