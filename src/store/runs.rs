@@ -144,6 +144,23 @@ impl Job {
     }
 }
 
+/// A job of which something was changed lately.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChangedJob {
+    /// Its place in the list.
+    pub seq: i64,
+    /// Where it stands.
+    pub state: JobState,
+    /// How its last call ended.
+    pub outcome: Option<Outcome>,
+    /// Calls that its provider took.
+    pub attempts: u32,
+    /// Its call.
+    pub call: Option<CallId>,
+    /// Why it failed.
+    pub error: Option<String>,
+}
+
 /// A run that may have something to dial.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DueRun {
@@ -308,6 +325,10 @@ pub trait Runs: Send + Sync {
 
     /// How many jobs of a run stand where.
     async fn run_counts(&self, run: &str) -> Result<RunCounts>;
+
+    /// The jobs of a run that were claimed or settled last, the latest first. What is canceled or queued again all at once does
+    /// not count as changed.
+    async fn changed_jobs(&self, run: &str, limit: u32) -> Result<Vec<ChangedJob>>;
 
     /// Runs that are running, the oldest first.
     async fn due_runs(&self) -> Result<Vec<DueRun>>;

@@ -61,6 +61,7 @@ mod replicas;
 mod reposts;
 mod run_windows;
 mod runs;
+mod runs_followed;
 mod runs_killed;
 mod schedules;
 mod security_admin;
