@@ -321,8 +321,11 @@ impl Dialler {
             return fail(calls, &one.run.id, why, now_ms).await.map(|()| None);
         }
         self.plans.insert(one.run.id.clone(), plan.clone());
-        let mut bindings = calls.lifecycle.policy.load().bindings(&plan.facts(calls));
-        let slots = plan.spec.reserve_for_direct.unwrap_or(self.runs.settings.reserve_for_direct);
+        let policy = calls.lifecycle.policy.load();
+        let mut bindings = policy.bindings(&plan.facts(calls));
+        let of_business = || policy.business(&plan.spec.business)?.reserve_for_direct;
+        let slots =
+            plan.spec.reserve_for_direct.or_else(of_business).unwrap_or(self.runs.settings.reserve_for_direct);
         reserve(&mut bindings, slots);
         Ok(Some(Due { one, plan, reserve: slots, bindings }))
     }
