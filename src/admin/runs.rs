@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
 
 use super::auth::Caller;
+use super::listing::visible_businesses;
 use super::operator::Act;
 use super::{Admin, Answer, BODY_BYTES_MAX, Problem, bad, limit_of, not_found, ok};
 use crate::call::Outcome;
@@ -98,9 +99,9 @@ struct RunUpload<'a> {
 
 impl RunUpload<'_> {
     /// Whether more is wanted.
-    async fn take(&mut self, came: UploadPart) -> Result<bool, Problem> {
+    async fn take(&mut self, part: UploadPart) -> Result<bool, Problem> {
         let Admin { calls, runs, .. } = self.admin;
-        match (came, &mut self.loading) {
+        match (part, &mut self.loading) {
             (UploadPart::Head(mut head, more), None) => {
                 if let Some(key) = &self.key {
                     head.entry("idempotency_key").or_insert_with(|| key.as_str().into());
@@ -121,9 +122,7 @@ impl RunUpload<'_> {
             }
             (UploadPart::Rows(rows), Some(loading)) => Ok(loading.take(rows).await.map(|()| true)?),
             // What is no run has no leads either.
-            (UploadPart::Rows(rows), None) => {
-                Err(bad(rows.into_iter().find_map(|row| row.lead.err()).unwrap_or_default()))
-            }
+            (UploadPart::Rows(rows), None) => Err(bad(rows.into_iter().find_map(|row| row.lead.err()).unwrap_or_default())),
             (UploadPart::Head(..), Some(_)) => Ok(true),
         }
     }
@@ -173,12 +172,7 @@ impl Admin {
     }
 
     async fn list_runs(&self, query: &str, who: &Caller) -> Answer {
-        let asked = form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == "business");
-        let businesses = match asked {
-            Some((_, business)) if who.sees(&business) => Some(vec![business.into_owned()]),
-            Some(_) => return Err(not_found("no such business")),
-            None => who.businesses.clone(),
-        };
+        let businesses = visible_businesses(query, who);
         let runs = self.calls.lifecycle.store.latest_runs(businesses, limit_of(query)).await?;
         ok(&json!({"runs": runs.iter().map(|run| shown(run, None)).collect::<Vec<_>>()}))
     }
@@ -227,7 +221,7 @@ impl Admin {
         intake: &mut RunUpload<'_>,
     ) -> Result<(), Problem> {
         let (feed, from) = mpsc::channel(PIECES);
-        let (hand, mut came) = mpsc::channel(WAITING);
+        let (hand, mut parts) = mpsc::channel(WAITING);
         let pieces = Pieces { from, piece: Bytes::new() };
         let reading = tokio::task::spawn_blocking(move || read_all(format, pieces, &hand));
         let feeding = async {
@@ -247,12 +241,12 @@ impl Admin {
         };
         let taking = async {
             let mut taken = Ok(true);
-            while let (Ok(true), Some(one)) = (&taken, came.recv().await) {
+            while let (Ok(true), Some(one)) = (&taken, parts.recv().await) {
                 taken = intake.take(one).await;
             }
             // Else the reader waits for ever.
-            came.close();
-            while came.recv().await.is_some() {}
+            parts.close();
+            while parts.recv().await.is_some() {}
             taken.map(drop)
         };
         let (fed, taken) = tokio::join!(feeding, taking);
@@ -344,7 +338,7 @@ fn retried(outcomes: &Value) -> Result<Vec<Outcome>, Problem> {
 /// Reads a body to its end.
 fn read_all(format: Option<Format>, pieces: Pieces, hand: &mpsc::Sender<UploadPart>) {
     let mut rows = Vec::with_capacity(ROWS);
-    let give = |came: UploadPart| hand.blocking_send(came).map_err(|_| Enough);
+    let give = |part: Part| hand.blocking_send(part).map_err(|_| Enough);
     let mut take = |row: Row| {
         rows.push(row);
         if rows.len() < ROWS { Ok(()) } else { give(UploadPart::Rows(std::mem::take(&mut rows))) }

@@ -12,15 +12,17 @@
 //! 3. Calls of runs are admitted by the limiter that admits all calls. One that finds a limit full costs no attempt, and leaves no
 //!    rejection.
 
-mod bells;
 pub mod decide;
 pub mod dialler;
 pub mod fair;
+mod feedback;
 pub mod leads;
 pub mod load;
+mod placement;
 pub mod recurring;
 mod sift;
 pub mod spec;
+mod wakeups;
 
 use std::sync::Arc;
 
