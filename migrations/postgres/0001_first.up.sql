@@ -294,6 +294,7 @@ CREATE TABLE runs (
     finished_at      BIGINT,
     resume_at        BIGINT,                       -- of one that a breaker paused
     reason           TEXT,                          -- why it is paused or failed
+    retries          BIGINT NOT NULL DEFAULT 0,    -- how often its jobs were queued again by hand
     replica          TEXT                           -- the one that takes its leads in
 );
 CREATE UNIQUE INDEX runs_key ON runs (business, idempotency_key) WHERE idempotency_key IS NOT NULL;

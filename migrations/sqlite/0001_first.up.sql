@@ -278,6 +278,7 @@ CREATE TABLE runs (
     finished_at      INTEGER,
     resume_at        INTEGER,                       -- of one that a breaker paused
     reason           TEXT,                          -- why it is paused or failed
+    retries          INTEGER NOT NULL DEFAULT 0,    -- how often its jobs were queued again by hand
     replica          TEXT                           -- the one that takes its leads in
 ) STRICT;
 CREATE UNIQUE INDEX runs_key ON runs (business, idempotency_key) WHERE idempotency_key IS NOT NULL;

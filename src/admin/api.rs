@@ -500,7 +500,7 @@ pub const SCHEMAS: &[(&str, &str, &str)] = &[
     (
         "Run",
         "A bulk run.",
-        "runId:string, businessId:string, account:string, operation:any, name:string?, state:string, reason:string?, leads:integer, startAt:time, createdAt:time, updatedAt:time, finishedAt:time?, resumeAt:time?, idempotencyKey:string?",
+        "runId:string, businessId:string, account:string, operation:any, name:string?, state:string, reason:string?, leads:integer, startAt:time, createdAt:time, updatedAt:time, finishedAt:time?, resumeAt:time?, idempotencyKey:string?, retries:integer",
     ),
     (
         "RunWithCounts",

@@ -108,6 +108,9 @@ impl RunUpload<'_> {
                 }
                 let spec =
                     serde_json::from_value::<Spec>(Value::Object(head)).map_err(|e| bad(format!("the run: {e}")))?;
+                if spec.batch.is_some() {
+                    return Err(bad("the run: unknown field `batch`"));
+                }
                 if !self.who.sees(spec.business.as_str()) {
                     return Err(not_found("no such business"));
                 }
@@ -282,37 +285,28 @@ impl Admin {
     async fn act_on_run(&self, run: &Run, act: &str, body: &Value, who: &Caller) -> Answer {
         let (store, now_ms) = (&self.calls.lifecycle.store, self.calls.lifecycle.clock.now_ms());
         let reason = body["reason"].as_str();
-        let (what, from, to): (_, &[RunState], _) = match act {
-            "pause" => ("pause run", &[RunState::Running], RunState::Paused),
-            "resume" => ("resume run", &[RunState::Paused], RunState::Running),
-            "cancel" => {
-                let open = &[RunState::Ready, RunState::Running, RunState::Paused];
-                ("cancel run", open, RunState::Canceled)
-            }
-            _ => (
-                "retry run",
-                &[RunState::Running, RunState::Paused, RunState::Done, RunState::Canceled],
-                RunState::Running,
-            ),
+        let (what, to) = match act {
+            "pause" => ("pause run", RunState::Paused),
+            "resume" => ("resume run", RunState::Running),
+            "cancel" => ("cancel run", RunState::Canceled),
+            _ => ("retry run", RunState::Running),
         };
         let outcomes = if act == "retry" { retried(&body["outcomes"])? } else { vec![] };
         let (before, after) = (json!({"state": run.state}), json!({"state": to}));
         self.note(who, Act::new(what, &run.id).because(reason).changes(before, after)).await?;
-        let mut jobs = None;
-        if act == "retry" {
-            if !from.contains(&run.state) {
-                return Err(conflict(run, act));
+        let jobs = match act {
+            "cancel" => Some(self.runs.cancel(&self.calls, &run.id).await?.ok_or_else(|| conflict(run, act))?),
+            "retry" => Some(self.runs.retry(&self.calls, run, outcomes).await?.ok_or_else(|| conflict(run, act))?),
+            _ => {
+                let from = if act == "pause" { RunState::Running } else { RunState::Paused };
+                let paused = (act == "pause").then(|| reason.unwrap_or("an operator paused it").to_owned());
+                let change = RunChange { reason: paused, ..RunChange::of(&run.id, &[from], to, now_ms) };
+                if !store.move_run(change, self.calls.lifecycle.tell).await? {
+                    return Err(conflict(run, act));
+                }
+                None
             }
-            jobs = Some(store.retry_jobs(&run.id, outcomes, now_ms).await?);
-        }
-        let paused = (act == "pause").then(|| reason.unwrap_or("an operator paused it").to_owned());
-        let change = RunChange { reason: paused, ..RunChange::of(&run.id, from, to, now_ms) };
-        if !store.move_run(change, self.calls.lifecycle.tell).await? {
-            return Err(conflict(run, act));
-        }
-        if act == "cancel" {
-            jobs = Some(store.cancel_jobs(&run.id, now_ms).await?);
-        }
+        };
         self.runs.wake.notify_one();
         let run = store.run_of(&run.id).await?.ok_or_else(|| not_found("no run of this id is on record"))?;
         let mut shown = shown(&run, Some(store.run_counts(&run.id).await?));
@@ -338,7 +332,7 @@ fn retried(outcomes: &Value) -> Result<Vec<Outcome>, Problem> {
 /// Reads a body to its end.
 fn read_all(format: Option<Format>, pieces: Pieces, hand: &mpsc::Sender<UploadPart>) {
     let mut rows = Vec::with_capacity(ROWS);
-    let give = |part: Part| hand.blocking_send(part).map_err(|_| Enough);
+    let give = |part: UploadPart| hand.blocking_send(part).map_err(|_| Enough);
     let mut take = |row: Row| {
         rows.push(row);
         if rows.len() < ROWS { Ok(()) } else { give(UploadPart::Rows(std::mem::take(&mut rows))) }
@@ -361,7 +355,7 @@ pub(super) fn shown(run: &Run, counts: Option<RunCounts>) -> Value {
         "runId": run.id, "businessId": run.business, "account": run.account, "operation": spec["operation"], "name": run.name,
         "state": run.state, "reason": run.reason, "leads": run.total, "startAt": rfc3339(run.start_at),
         "createdAt": rfc3339(run.created_at), "updatedAt": rfc3339(run.updated_at), "finishedAt": time(run.finished_at),
-        "resumeAt": time(run.resume_at), "idempotencyKey": run.key,
+        "resumeAt": time(run.resume_at), "idempotencyKey": run.key, "retries": run.retries,
     });
     if let Some(counts) = counts {
         shown["counts"] = serde_json::to_value(counts).unwrap_or_default();

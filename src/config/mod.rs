@@ -409,6 +409,10 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
     let watch = reload.flag("watch").unwrap_or(true);
     reload.finish();
 
+    let batch = root.table("batch");
+    let elevenlabs_batches = batch.word("elevenlabs", &[("proxy", false), ("run", true)]).unwrap_or(false);
+    batch.finish();
+
     let sources = lead_sources::read(root, records.forward_url.is_some());
     let table = root.table("runs");
     let runs = runs::Settings {
@@ -416,6 +420,7 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
         dials: table.flag("dials").unwrap_or(true),
         reserve_for_direct: table.count("reserve_for_direct", 0..=RESERVE_MAX).unwrap_or(0),
         leads_max: table.count("leads_max", 1..=10_000_000).unwrap_or(runs::LEADS_MAX),
+        elevenlabs_batches,
     };
     table.finish();
 

@@ -124,6 +124,7 @@ impl Runs {
             updated_at: now_ms,
             finished_at: None,
             resume_at: None,
+            retries: 0,
             reason: None,
             replica: Some(calls.lifecycle.capacity.replica().to_owned()),
         };

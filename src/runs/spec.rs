@@ -81,6 +81,9 @@ pub struct Spec {
     /// When it is paused for its failures.
     #[serde(default)]
     pub breaker: Breaker,
+    /// What a batch said that it was submitted as, for those who ask for the batch. No app sends it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch: Option<Map<String, Value>>,
 }
 
 /// How often a lead is called.

@@ -9,6 +9,7 @@
 mod acceptance;
 mod app_sees;
 mod attacks;
+mod batch_runs;
 mod callbacks;
 mod canary;
 mod chaos;

@@ -178,7 +178,7 @@ async fn a_business_keeps_slots_free_for_its_direct_calls() {
         let kind = [("content-type", "application/json")];
         stage.send("PUT", &stage.admin(&format!("/api/businesses/{id}")), &kind, business.to_string()).await
     };
-    assert_eq!(put("3", json!({"max_calls": 3, "reserve_for_direct": 1})).await.status, 200);
+    assert_eq!(put("3", json!({"max_calls": 3, "reserve_for_direct": 1})).await.status, 201);
     assert_eq!(put("4", json!({"reserve_for_direct": 1_000_001})).await.status, 422);
     assert_eq!(put("4", json!({"reserve_for_direct": -1})).await.status, 400);
     let numbers = |n: u32| -> Vec<Value> {

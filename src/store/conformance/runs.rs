@@ -21,6 +21,7 @@ fn run(id: &str, key: Option<&str>) -> Run {
         updated_at: 1,
         finished_at: None,
         resume_at: None,
+        retries: 0,
         reason: None,
         replica: Some("me".to_owned()),
     }
@@ -81,6 +82,17 @@ pub(in crate::store) async fn a_run_is_made_once_for_a_key_and_loaded_by_one(fre
     let of = |business: &str| Some(vec![business.to_owned()]);
     assert_eq!(store.latest_runs(of("beta"), 9).await.unwrap()[0].id, "run_3");
     assert_eq!(store.latest_runs(of("gamma"), 9).await.unwrap(), []);
+    let keyed = async |account: &str, key: &str, before: Option<&str>| {
+        let found = store.keyed_runs(account, key, before.map(str::to_owned), 9).await.unwrap();
+        found.into_iter().map(|run| run.id).collect::<Vec<_>>()
+    };
+    assert_eq!(keyed("twilio", "k", None).await, ["run_3", "run_1"], "the latest first");
+    assert_eq!(keyed("twilio", "k", Some("run_3")).await, ["run_1"]);
+    assert_eq!(keyed("twilio", "K", None).await, Vec::<String>::new());
+    assert_eq!(keyed("other", "k", None).await, Vec::<String>::new());
+    let again = RunChange { is_retry: true, ..change(RunState::Running, RunState::Running) };
+    assert!(store.move_run(again, false).await.unwrap());
+    assert_eq!(store.run_of("run_1").await.unwrap().unwrap().retries, 1);
     let page = store.job_results("run_1", 1_200, 2).await.unwrap();
     assert_eq!(page.iter().map(|one| one.job.seq).collect::<Vec<_>>(), [1_201, 1_202]);
 }

@@ -41,6 +41,7 @@ fn run(row: &Row) -> Sql<Run> {
         finished_at: row.optional_number("finished_at")?,
         resume_at: row.optional_number("resume_at")?,
         reason: row.optional_text("reason")?,
+        retries: row.number("retries")?,
         replica: row.optional_text("replica")?,
     })
 }
@@ -162,7 +163,7 @@ async fn step(c: &mut dyn Driver, change: &RunChange, tell: bool) -> Sql<bool> {
     let (total, digest) =
         change.loaded.as_ref().map_or((None, None), |(total, digest)| (Some(*total), Some(digest.as_str())));
     let sql = "UPDATE runs SET state = $3, reason = $4, resume_at = $5, updated_at = $6, finished_at = $7,
-             total = coalesce($8, total), digest = coalesce($9, digest), replica = coalesce($10, replica)
+             total = coalesce($8, total), digest = coalesce($9, digest), replica = coalesce($10, replica), retries = retries + $11
          WHERE id = $1 AND state = ANY($2) RETURNING *";
     let binds = binds![
         &change.run,
@@ -175,6 +176,7 @@ async fn step(c: &mut dyn Driver, change: &RunChange, tell: bool) -> Sql<bool> {
         total,
         digest,
         &change.replica,
+        i64::from(change.is_retry),
     ];
     Ok(!stepped(c, sql, &binds, tell.then_some(change.now_ms)).await?.is_empty())
 }
@@ -365,6 +367,15 @@ impl<B: Backend> Runs for B {
         let sql = "SELECT * FROM runs WHERE ($2 OR business = ANY($3)) ORDER BY id DESC LIMIT $1";
         let all = businesses.is_none();
         self.select(sql, binds![limit, all, businesses.unwrap_or_default()].into(), run).await
+    }
+
+    async fn keyed_runs(&self, account: &str, key: &str, before: Option<String>, limit: u32) -> Result<Vec<Run>> {
+        // No id comes after this.
+        let before = before.unwrap_or_else(|| "~".to_owned());
+        let sql = "SELECT * FROM runs WHERE account = $1 AND substr(idempotency_key, 1, $2) = $3 AND id < $4
+             ORDER BY id DESC LIMIT $5";
+        let length = i64::try_from(key.chars().count()).unwrap_or(0);
+        self.select(sql, binds![account.to_owned(), length, key.to_owned(), before, limit].into(), run).await
     }
 
     async fn run_counts(&self, run: &str) -> Result<RunCounts> {
