@@ -226,6 +226,7 @@ async fn queue(store: &Arc<dyn Store>, spec: &Value, start_at: i64) {
         updated_at: 1,
         finished_at: None,
         resume_at: None,
+        retries: 0,
         reason: None,
         replica: Some("bench".to_owned()),
     };

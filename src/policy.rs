@@ -17,7 +17,8 @@ use crate::call::Direction;
 use crate::destinations;
 use crate::ids::{AccountName, BusinessId, number_key};
 pub use business::{
-    Business, Identified, Ignored, Privacy, RETENTION_DAYS, RequestAttributes, Rule, Unknown, UnknownBusiness, WhenFull,
+    Business, Identified, Ignored, Privacy, RESERVE_MAX, RETENTION_DAYS, RequestAttributes, Rule, Unknown,
+    UnknownBusiness, WhenFull,
 };
 pub use contradiction::Contradictions;
 pub use declared::Declared;

@@ -294,6 +294,7 @@ CREATE TABLE runs (
     finished_at      BIGINT,
     resume_at        BIGINT,                       -- of one that a breaker paused
     reason           TEXT,                          -- why it is paused or failed
+    retries          BIGINT NOT NULL DEFAULT 0,    -- how often its jobs were queued again by hand
     replica          TEXT                           -- the one that takes its leads in
 );
 CREATE UNIQUE INDEX runs_key ON runs (business, idempotency_key) WHERE idempotency_key IS NOT NULL;
@@ -314,7 +315,7 @@ CREATE TABLE run_jobs (
     due_at           BIGINT NOT NULL,
     dial_lock_token  TEXT,
     replica          TEXT,                          -- the one that has claimed it
-    claimed_at       BIGINT,
+    changed_at       BIGINT,                        -- its last claim, or what became of it; null: it was never claimed
     call_id          TEXT,                          -- while it is calling, and of the last call of one that is done
     error            TEXT,
     settled_at       BIGINT,
@@ -323,6 +324,7 @@ CREATE TABLE run_jobs (
 CREATE INDEX run_jobs_due ON run_jobs (run_id, due_at, seq) WHERE state = 'queued';
 CREATE INDEX run_jobs_open ON run_jobs (state, run_id) WHERE state IN ('dialing', 'calling');
 CREATE INDEX run_jobs_counts ON run_jobs (run_id, state, outcome);
+CREATE INDEX run_jobs_changed ON run_jobs (run_id, changed_at, seq) WHERE changed_at IS NOT NULL;
 CREATE INDEX run_jobs_call ON run_jobs (call_id) WHERE call_id IS NOT NULL;
 
 -- Recurring runs. What a schedule asks for stands in spec, as JSON; each firing makes a run whose key names it.

@@ -52,12 +52,23 @@ fn route(world: &mut World, ask: &Ask<'_>, now: Instant) -> Reply {
         ("POST", ["convai", "exotel", "outbound-call"]) => outbound(world, ask, Carrier::Exotel, now),
         ("POST", ["convai", "whatsapp", "outbound-call"]) => outbound(world, ask, Carrier::Whatsapp, now),
         ("POST", ["convai", "twilio", "register-call"]) => register(world, ask, now),
+        ("GET", ["convai", "phone-numbers", id]) => phone_number(id),
         (_, ["convai", "batch-calling", rest @ ..]) => batch::respond(world, ask, rest, now),
         (_, ["convai", "outbound-campaigns", "campaigns", rest @ ..]) => batch::campaigns(world, ask, rest, now),
         (_, ["convai", "conversations" | "conversation" | "analytics" | "agents", ..])
         | ("GET", ["user" | "workspace", ..]) => records::respond(world, ask, rest, now),
         _ => not_found(),
     }
+}
+
+/// A number as far as it matters to who calls from it: all are Twilio's, but those whose id says otherwise.
+fn phone_number(id: &str) -> Reply {
+    let provider = match id {
+        _ if id.starts_with("phnum_sip") => "sip_trunk",
+        _ if id.starts_with("phnum_exotel") => "exotel",
+        _ => "twilio",
+    };
+    Reply::json(200, &json!({"phone_number_id": id, "phone_number": "+15550001111", "label": id, "provider": provider}))
 }
 
 /// The general shape of an error, the older members included.

@@ -472,7 +472,7 @@ pub const SCHEMAS: &[(&str, &str, &str)] = &[
     (
         "BusinessToPut",
         "A business.",
-        "id~:string, plan~:string?, max_calls~:integer?, agent_ids~:string[], phone_numbers~:string[], api_key_sha256~:string[], when_full~:any, retention_days~:integer?, transcripts~:string?, destinations~:any",
+        "id~:string, plan~:string?, max_calls~:integer?, agent_ids~:string[], phone_numbers~:string[], api_key_sha256~:string[], when_full~:any, retention_days~:integer?, transcripts~:string?, reserve_for_direct~:integer?, destinations~:any",
     ),
     ("Business", "A business as it is in force.", "+BusinessToPut, put~:boolean, note~:string"),
     ("Businesses", "Businesses.", "businesses:#Business[]"),
@@ -500,7 +500,7 @@ pub const SCHEMAS: &[(&str, &str, &str)] = &[
     (
         "Run",
         "A bulk run.",
-        "runId:string, businessId:string, account:string, operation:any, name:string?, state:string, reason:string?, leads:integer, startAt:time, createdAt:time, updatedAt:time, finishedAt:time?, resumeAt:time?, idempotencyKey:string?",
+        "runId:string, businessId:string, account:string, operation:any, name:string?, state:string, reason:string?, leads:integer, startAt:time, createdAt:time, updatedAt:time, finishedAt:time?, resumeAt:time?, idempotencyKey:string?, retries:integer",
     ),
     (
         "RunWithCounts",

@@ -11,7 +11,7 @@ use super::operator::Act;
 use super::{Admin, Answer, bad, ok};
 use crate::ids::{BusinessId, number_key};
 use crate::net::Exchange;
-use crate::policy::{Business, DEFAULT_PLAN, Policy, RETENTION_DAYS};
+use crate::policy::{Business, DEFAULT_PLAN, Policy, RESERVE_MAX, RETENTION_DAYS};
 use crate::reply::json_answer;
 
 /// The largest accepted list, in bytes: 100,000 businesses with an agent and a number.
@@ -126,6 +126,9 @@ pub(super) fn invalid(business: &Business, policy: &Policy, yields: impl Fn(&Bus
     }
     if business.retention_days.is_some_and(|days| !RETENTION_DAYS.contains(&days)) {
         wrong.push(format!("retention_days is {} to {}", RETENTION_DAYS.start(), RETENTION_DAYS.end()));
+    }
+    if business.reserve_for_direct.is_some_and(|slots| slots > RESERVE_MAX) {
+        wrong.push(format!("reserve_for_direct is at most {RESERVE_MAX}"));
     }
     let agents = business.agent_ids.iter().map(|agent| (agent, policy.owner_of_agent(agent)));
     let numbers = business.phone_numbers.iter().map(|number| (number, policy.owner_of_number(number)));

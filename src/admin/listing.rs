@@ -22,12 +22,17 @@ fn seconds(query: &str, name: &str) -> Result<Option<i64>, Problem> {
     Ok(Some(i64::from(secs) * 1000))
 }
 
-/// What a query narrows a list to, within what its caller may see.
-fn filter_of(query: &str, who: &Caller, now_ms: UnixMs) -> Result<ListFilter, Problem> {
-    let businesses = match asked(query, "business") {
+/// The businesses that a query asks for, of those that its caller may see; none: all. One that the caller may not see is not among
+/// them, and its list is empty, as that of one that does not exist.
+pub(super) fn visible_businesses(query: &str, who: &Caller) -> Option<Vec<String>> {
+    match asked(query, "business") {
         Some(business) => Some(who.sees(&business).then_some(business).into_iter().collect()),
         None => who.businesses.clone(),
-    };
+    }
+}
+
+/// What a query narrows a list to, within what its caller may see.
+fn filter_of(query: &str, who: &Caller, now_ms: UnixMs) -> Result<ListFilter, Problem> {
     let phases = match asked(query, "phase") {
         Some(words) => {
             let known = || Phase::ALL.iter().map(|phase| phase.as_str()).collect::<Vec<_>>().join(", ");
@@ -37,7 +42,7 @@ fn filter_of(query: &str, who: &Caller, now_ms: UnixMs) -> Result<ListFilter, Pr
         None => None,
     };
     Ok(ListFilter {
-        businesses,
+        businesses: visible_businesses(query, who),
         account: asked(query, "account"),
         phases,
         from_ms: seconds(query, "since_secs")?.map(|ms| now_ms - ms),

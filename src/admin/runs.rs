@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
 
 use super::auth::Caller;
+use super::listing::visible_businesses;
 use super::operator::Act;
 use super::{Admin, Answer, BODY_BYTES_MAX, Problem, bad, limit_of, not_found, ok};
 use crate::call::Outcome;
@@ -98,15 +99,18 @@ struct RunUpload<'a> {
 
 impl RunUpload<'_> {
     /// Whether more is wanted.
-    async fn take(&mut self, came: UploadPart) -> Result<bool, Problem> {
+    async fn take(&mut self, part: UploadPart) -> Result<bool, Problem> {
         let Admin { calls, runs, .. } = self.admin;
-        match (came, &mut self.loading) {
+        match (part, &mut self.loading) {
             (UploadPart::Head(mut head, more), None) => {
                 if let Some(key) = &self.key {
                     head.entry("idempotency_key").or_insert_with(|| key.as_str().into());
                 }
                 let spec =
                     serde_json::from_value::<Spec>(Value::Object(head)).map_err(|e| bad(format!("the run: {e}")))?;
+                if spec.batch.is_some() {
+                    return Err(bad("the run: unknown field `batch`"));
+                }
                 if !self.who.sees(spec.business.as_str()) {
                     return Err(not_found("no such business"));
                 }
@@ -121,9 +125,7 @@ impl RunUpload<'_> {
             }
             (UploadPart::Rows(rows), Some(loading)) => Ok(loading.take(rows).await.map(|()| true)?),
             // What is no run has no leads either.
-            (UploadPart::Rows(rows), None) => {
-                Err(bad(rows.into_iter().find_map(|row| row.lead.err()).unwrap_or_default()))
-            }
+            (UploadPart::Rows(rows), None) => Err(bad(rows.into_iter().find_map(|row| row.lead.err()).unwrap_or_default())),
             (UploadPart::Head(..), Some(_)) => Ok(true),
         }
     }
@@ -173,12 +175,7 @@ impl Admin {
     }
 
     async fn list_runs(&self, query: &str, who: &Caller) -> Answer {
-        let asked = form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == "business");
-        let businesses = match asked {
-            Some((_, business)) if who.sees(&business) => Some(vec![business.into_owned()]),
-            Some(_) => return Err(not_found("no such business")),
-            None => who.businesses.clone(),
-        };
+        let businesses = visible_businesses(query, who);
         let runs = self.calls.lifecycle.store.latest_runs(businesses, limit_of(query)).await?;
         ok(&json!({"runs": runs.iter().map(|run| shown(run, None)).collect::<Vec<_>>()}))
     }
@@ -227,7 +224,7 @@ impl Admin {
         intake: &mut RunUpload<'_>,
     ) -> Result<(), Problem> {
         let (feed, from) = mpsc::channel(PIECES);
-        let (hand, mut came) = mpsc::channel(WAITING);
+        let (hand, mut parts) = mpsc::channel(WAITING);
         let pieces = Pieces { from, piece: Bytes::new() };
         let reading = tokio::task::spawn_blocking(move || read_all(format, pieces, &hand));
         let feeding = async {
@@ -247,12 +244,12 @@ impl Admin {
         };
         let taking = async {
             let mut taken = Ok(true);
-            while let (Ok(true), Some(one)) = (&taken, came.recv().await) {
+            while let (Ok(true), Some(one)) = (&taken, parts.recv().await) {
                 taken = intake.take(one).await;
             }
             // Else the reader waits for ever.
-            came.close();
-            while came.recv().await.is_some() {}
+            parts.close();
+            while parts.recv().await.is_some() {}
             taken.map(drop)
         };
         let (fed, taken) = tokio::join!(feeding, taking);
@@ -288,37 +285,28 @@ impl Admin {
     async fn act_on_run(&self, run: &Run, act: &str, body: &Value, who: &Caller) -> Answer {
         let (store, now_ms) = (&self.calls.lifecycle.store, self.calls.lifecycle.clock.now_ms());
         let reason = body["reason"].as_str();
-        let (what, from, to): (_, &[RunState], _) = match act {
-            "pause" => ("pause run", &[RunState::Running], RunState::Paused),
-            "resume" => ("resume run", &[RunState::Paused], RunState::Running),
-            "cancel" => {
-                let open = &[RunState::Ready, RunState::Running, RunState::Paused];
-                ("cancel run", open, RunState::Canceled)
-            }
-            _ => (
-                "retry run",
-                &[RunState::Running, RunState::Paused, RunState::Done, RunState::Canceled],
-                RunState::Running,
-            ),
+        let (what, to) = match act {
+            "pause" => ("pause run", RunState::Paused),
+            "resume" => ("resume run", RunState::Running),
+            "cancel" => ("cancel run", RunState::Canceled),
+            _ => ("retry run", RunState::Running),
         };
         let outcomes = if act == "retry" { retried(&body["outcomes"])? } else { vec![] };
         let (before, after) = (json!({"state": run.state}), json!({"state": to}));
         self.note(who, Act::new(what, &run.id).because(reason).changes(before, after)).await?;
-        let mut jobs = None;
-        if act == "retry" {
-            if !from.contains(&run.state) {
-                return Err(conflict(run, act));
+        let jobs = match act {
+            "cancel" => Some(self.runs.cancel(&self.calls, &run.id).await?.ok_or_else(|| conflict(run, act))?),
+            "retry" => Some(self.runs.retry(&self.calls, run, outcomes).await?.ok_or_else(|| conflict(run, act))?),
+            _ => {
+                let from = if act == "pause" { RunState::Running } else { RunState::Paused };
+                let paused = (act == "pause").then(|| reason.unwrap_or("an operator paused it").to_owned());
+                let change = RunChange { reason: paused, ..RunChange::of(&run.id, &[from], to, now_ms) };
+                if !store.move_run(change, self.calls.lifecycle.tell).await? {
+                    return Err(conflict(run, act));
+                }
+                None
             }
-            jobs = Some(store.retry_jobs(&run.id, outcomes, now_ms).await?);
-        }
-        let paused = (act == "pause").then(|| reason.unwrap_or("an operator paused it").to_owned());
-        let change = RunChange { reason: paused, ..RunChange::of(&run.id, from, to, now_ms) };
-        if !store.move_run(change, self.calls.lifecycle.tell).await? {
-            return Err(conflict(run, act));
-        }
-        if act == "cancel" {
-            jobs = Some(store.cancel_jobs(&run.id, now_ms).await?);
-        }
+        };
         self.runs.wake.notify_one();
         let run = store.run_of(&run.id).await?.ok_or_else(|| not_found("no run of this id is on record"))?;
         let mut shown = shown(&run, Some(store.run_counts(&run.id).await?));
@@ -344,7 +332,7 @@ fn retried(outcomes: &Value) -> Result<Vec<Outcome>, Problem> {
 /// Reads a body to its end.
 fn read_all(format: Option<Format>, pieces: Pieces, hand: &mpsc::Sender<UploadPart>) {
     let mut rows = Vec::with_capacity(ROWS);
-    let give = |came: UploadPart| hand.blocking_send(came).map_err(|_| Enough);
+    let give = |part: UploadPart| hand.blocking_send(part).map_err(|_| Enough);
     let mut take = |row: Row| {
         rows.push(row);
         if rows.len() < ROWS { Ok(()) } else { give(UploadPart::Rows(std::mem::take(&mut rows))) }
@@ -367,7 +355,7 @@ pub(super) fn shown(run: &Run, counts: Option<RunCounts>) -> Value {
         "runId": run.id, "businessId": run.business, "account": run.account, "operation": spec["operation"], "name": run.name,
         "state": run.state, "reason": run.reason, "leads": run.total, "startAt": rfc3339(run.start_at),
         "createdAt": rfc3339(run.created_at), "updatedAt": rfc3339(run.updated_at), "finishedAt": time(run.finished_at),
-        "resumeAt": time(run.resume_at), "idempotencyKey": run.key,
+        "resumeAt": time(run.resume_at), "idempotencyKey": run.key, "retries": run.retries,
     });
     if let Some(counts) = counts {
         shown["counts"] = serde_json::to_value(counts).unwrap_or_default();

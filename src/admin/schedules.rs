@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use ulid::Ulid;
 
 use super::auth::Caller;
+use super::listing::visible_businesses;
 use super::operator::Act;
 use super::runs::shown as shown_run;
 use super::{Admin, Answer, BODY_BYTES_MAX, Problem, bad, limit_of, not_found, ok};
@@ -78,12 +79,7 @@ impl Admin {
     }
 
     async fn list_schedules(&self, query: &str, who: &Caller) -> Answer {
-        let asked = form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == "business");
-        let businesses = match asked {
-            Some((_, business)) if who.sees(&business) => Some(vec![business.into_owned()]),
-            Some(_) => return Err(not_found("no such business")),
-            None => who.businesses.clone(),
-        };
+        let businesses = visible_businesses(query, who);
         let found = self.calls.lifecycle.store.schedules(businesses, limit_of(query)).await?;
         ok(&json!({"schedules": found.iter().map(|one| shown(one, false)).collect::<Vec<_>>()}))
     }

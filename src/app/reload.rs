@@ -206,7 +206,8 @@ impl Live {
             calls.lifecycle.metrics.config_in_force(hash.as_deref(), calls.policy.hash(), true);
             expect(&calls, &config);
             let loaded_at = calls.lifecycle.clock.now_ms();
-            let (config, proxy) = (Arc::new(config), Proxy { calls: Arc::new(calls.clone()) });
+            let proxy = Proxy { calls: Arc::new(calls.clone()), batches: admin.runs.batch_calling() };
+            let config = Arc::new(config);
             Self {
                 now: ArcSwap::from_pointee(Generation {
                     config,
@@ -317,10 +318,11 @@ impl Live {
             config.calls.clone(),
             config.deadlines.clone(),
         );
+        let runs = Runs { settings: config.runs.clone(), ..old.admin.runs.clone() };
         let next = Generation {
             number: old.number + 1,
             loaded_at: calls.lifecycle.clock.now_ms(),
-            proxy: Proxy { calls: Arc::new(calls.clone()) },
+            proxy: Proxy { calls: Arc::new(calls.clone()), batches: runs.batch_calling() },
             webhooks: old.webhooks.next(calls.clone(), config.webhooks.clone()),
             client: Client {
                 calls: calls.clone(),
@@ -330,7 +332,7 @@ impl Live {
             },
             admin: Admin {
                 calls: calls.clone(),
-                runs: Runs { settings: config.runs.clone(), ..old.admin.runs.clone() },
+                runs,
                 access: super::access(&config, old.admin.access.socket.clone()),
                 ..old.admin.clone()
             },
@@ -461,7 +463,7 @@ impl Live {
             hash: old.hash.clone(),
             number: old.number + 1,
             loaded_at: old.loaded_at,
-            proxy: Proxy { calls: Arc::new(calls.clone()) },
+            proxy: Proxy { calls: Arc::new(calls.clone()), batches: old.admin.runs.batch_calling() },
             webhooks: old.webhooks.next(calls.clone(), old.config.webhooks.clone()),
             client: Client { calls: calls.clone(), lifecycle: calls.lifecycle.clone(), ..old.client.clone() },
             admin: Admin { calls: calls.clone(), ..old.admin.clone() },

@@ -8,6 +8,7 @@
 pub mod app_address;
 pub mod arrival;
 pub mod batch_members;
+pub mod batches;
 pub mod context;
 pub mod destination;
 mod external;

@@ -16,11 +16,11 @@ use super::text::{field, list, table};
 /// CSV columns with lists, separated by semicolons.
 const LISTS: [&str; 3] = ["agent_ids", "phone_numbers", "api_key_sha256"];
 /// CSV columns with numbers.
-const NUMBERS: [&str; 2] = ["max_calls", "retention_days"];
+const NUMBERS: [&str; 3] = ["max_calls", "retention_days", "reserve_for_direct"];
 /// CSV columns with JSON.
 const OBJECTS: [&str; 2] = ["when_full", "destinations"];
 /// The columns of an exported CSV file, in order.
-const COLUMNS: [&str; 10] = [
+const COLUMNS: [&str; 11] = [
     "id",
     "plan",
     "max_calls",
@@ -30,6 +30,7 @@ const COLUMNS: [&str; 10] = [
     "when_full",
     "transcripts",
     "retention_days",
+    "reserve_for_direct",
     "destinations",
 ];
 /// Maximum bad rows printed.
@@ -253,7 +254,8 @@ mod tests {
     fn what_is_exported_is_what_is_imported() {
         let rows = json!([
             {"id": "acme", "plan": "PRO", "max_calls": 4, "agent_ids": ["a1", "a2"], "phone_numbers": ["+15550001111"],
-             "when_full": {"say": {"text": "Busy, \"sorry\"", "language": "en-US"}}, "transcripts": "hash", "retention_days": 9},
+             "when_full": {"say": {"text": "Busy, \"sorry\"", "language": "en-US"}}, "transcripts": "hash", "retention_days": 9,
+             "reserve_for_direct": 2},
             {"id": "birch", "when_full": "busy", "destinations": {"allowed_prefixes": ["+90"]}},
         ]);
         let maps: Vec<Map<String, Value>> =

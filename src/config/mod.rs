@@ -40,7 +40,7 @@ use crate::gate::redis;
 use crate::ids::{AccountName, number_key};
 use crate::jws::SECRET_BYTES_MIN;
 use crate::metrics::BUSINESS_LABELS;
-use crate::policy::{OnOutage, RETENTION_DAYS, Settings as PolicySettings};
+use crate::policy::{OnOutage, RESERVE_MAX, RETENTION_DAYS, Settings as PolicySettings};
 use crate::provider::Registry;
 use crate::provider::account::Account;
 use crate::provider::secret::Secret;
@@ -427,13 +427,18 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
     let watch = reload.flag("watch").unwrap_or(true);
     reload.finish();
 
+    let batch = root.table("batch");
+    let elevenlabs_batches = batch.word("elevenlabs", &[("proxy", false), ("run", true)]).unwrap_or(false);
+    batch.finish();
+
     let sources = lead_sources::read(root, records.forward_url.is_some());
     let table = root.table("runs");
     let runs = runs::Settings {
         sources,
         dials: table.flag("dials").unwrap_or(true),
-        reserve_for_direct: table.count("reserve_for_direct", 0..=1_000_000).unwrap_or(0),
+        reserve_for_direct: table.count("reserve_for_direct", 0..=RESERVE_MAX).unwrap_or(0),
         leads_max: table.count("leads_max", 1..=10_000_000).unwrap_or(runs::LEADS_MAX),
+        elevenlabs_batches,
     };
     table.finish();
 

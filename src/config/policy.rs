@@ -10,7 +10,7 @@ use crate::destinations::Rules;
 use crate::ids::{AccountName, BusinessId, number_key, prefix_key};
 use crate::policy::{
     AccountLimits, Bound, Business, Contradictions, DEFAULT_PLAN, DEMO_BUSINESS, Limit, Mode, OnOutage, Per, Plan,
-    Privacy, RETENTION_DAYS, Rule, Scope, Selector, Settings, Unknown, WhenFull, default_plans,
+    Privacy, RESERVE_MAX, RETENTION_DAYS, Rule, Scope, Selector, Settings, Unknown, WhenFull, default_plans,
 };
 use crate::provider::account::Account;
 use crate::provider::sign::sha256_hex;
@@ -148,6 +148,7 @@ fn businesses(root: &Table<'_>, plans: &BTreeMap<String, Plan>, mistaken: &BTree
             when_full: instead(&one, "when_full"),
             retention_days: one.count("retention_days", RETENTION_DAYS),
             transcripts: one.word("transcripts", &Privacy::WORDS),
+            reserve_for_direct: one.count("reserve_for_direct", 0..=RESERVE_MAX),
             destinations: Some(destinations(&one)).filter(|rules| !rules.is_empty()),
             id: match BusinessId::parse(&name) {
                 Ok(id) => id,

@@ -47,6 +47,9 @@ impl Privacy {
 /// The range of a retention, in days.
 pub const RETENTION_DAYS: std::ops::RangeInclusive<u32> = 1..=3650;
 
+/// Slots that can be kept free of bulk calls at most.
+pub const RESERVE_MAX: u32 = 1_000_000;
+
 /// A tenant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -79,6 +82,10 @@ pub struct Business {
     /// How much of its transcripts is kept; overrides the platform's setting. Not serialised when unset.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transcripts: Option<Privacy>,
+    /// Slots that each limit of concurrent calls keeps free of its bulk calls, at most [`RESERVE_MAX`]; overrides
+    /// `runs.reserve_for_direct`. Not serialised when unset.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reserve_for_direct: Option<u32>,
     /// Destination rules, in addition to those for everybody and for the plan. Not serialised when unset.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub destinations: Option<destinations::Rules>,
@@ -97,6 +104,7 @@ impl Business {
             when_full: None,
             retention_days: None,
             transcripts: None,
+            reserve_for_direct: None,
             destinations: None,
         }
     }

@@ -7,10 +7,13 @@ pub mod route;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use http::StatusCode;
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use http::{Response, StatusCode};
 use tracing::{Instrument as _, Span};
 
 use crate::calls::Calls;
+use crate::calls::batches::{BatchCalling, OtherRequest};
 use crate::calls::rejection::hung_up;
 use crate::net::{Exchange, Handler, HostRule, Mount, RelayTarget};
 use crate::provider::account::Account;
@@ -27,6 +30,8 @@ use route::{Destination, NoAccount, may_create, route};
 pub struct Proxy {
     /// The outbound pipeline.
     pub calls: Arc<Calls>,
+    /// Who answers batch calling instead of the provider, if anybody does.
+    pub batches: Option<Arc<dyn BatchCalling>>,
 }
 
 #[async_trait]
@@ -86,11 +91,28 @@ impl Proxy {
         };
         let target = target(exchange, &to);
         if exchange.is_upgrade() || !may_create(&to.account.provider, exchange.method(), &to.path) {
+            if self.batches.is_some()
+                && let Some(response) = self.batch_answer(exchange, &to).boxed().await
+            {
+                return (Kind::Relay, respond(exchange, response, &to.account).await);
+            }
             return (Kind::Relay, relay(calls, exchange, &to.account, target).await);
         }
         let tree = traces::create(to.account.name.as_str(), exchange.headers());
         // Boxed, so that requests that pass through do not need the memory of a create.
         Box::pin(self.create(exchange, to, target)).instrument(tree).await
+    }
+
+    /// The answer to a request about a batch that ringfence dials itself.
+    async fn batch_answer(&self, exchange: &Exchange, to: &Destination) -> Option<Response<Bytes>> {
+        let batches = self.batches.as_ref()?;
+        let request = OtherRequest {
+            method: exchange.method(),
+            path: &to.path,
+            query: exchange.query().unwrap_or_default(),
+            headers: exchange.headers(),
+        };
+        batches.other(&self.calls, &to.account, request).await
     }
 
     /// Parses a possible create, and places it.
@@ -108,6 +130,11 @@ impl Proxy {
         if exchange.is_client_gone().await {
             // The client may already have retried on another connection and been told that nothing was dialled.
             let response = calls.rejections.respond(hung_up(), &request.rejected());
+            return (Kind::Create, respond(exchange, response, &to.account).await);
+        }
+        if let Some(batches) = &self.batches
+            && let Some(response) = batches.create(calls, &request).await
+        {
             return (Kind::Create, respond(exchange, response, &to.account).await);
         }
         let (client, answer) = calls.outbound.place(request);
@@ -131,7 +158,7 @@ impl Proxy {
     }
 }
 
-async fn respond(exchange: &mut Exchange, response: http::Response<bytes::Bytes>, account: &Account) -> u16 {
+async fn respond(exchange: &mut Exchange, response: Response<Bytes>, account: &Account) -> u16 {
     let status = response.status().as_u16();
     traces::note_status(&Span::current(), status);
     if let Some(rejection) = response.extensions().get::<Rejection>() {

@@ -1,81 +1,66 @@
-//! The dialler of a replica: it settles jobs whose calls are over, shares free slots among the runs that wait, claims jobs and places
-//! their calls. It sleeps until a call ends, a job is due or somebody changes a run.
+//! The dialler of a replica: it settles jobs whose calls are over, shares free slots among the runs that wait, claims jobs and has
+//! their calls placed. It sleeps until a call ends, a job is due or somebody changes a run.
 //!
-//! A replica dials when the end of a call comes to it: the slot goes from hand to hand without a word to the others. Where several
-//! share the limits each hands on as many slots as calls ended at it, so that they do not all ask for the same ones. Whoever misses an
-//! end, does not dial, or has died, is made up for by a look at everything: `RECHECK`.
+//! A call that ends at a replica makes that replica dial: the slot is handed over without a message to the others. Where several
+//! share the limits, each hands over as many slots as calls ended at it, so that they do not all ask for the same ones. A slot whose
+//! replica has died, does not dial, or missed the end is found by the others: [`WAITING_POLL_INTERVAL`].
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 use futures_util::future::join_all;
-use serde_json::{Map, Value};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, error, info};
 use ulid::Ulid;
 
-use super::bells::{Bells, Hears, Round};
-use super::decide::{Recent, after, is_failure};
+use super::Runs;
+use super::decide::{after, is_failure};
 use super::fair::{Lane, share};
+use super::feedback::Feedback;
 use super::load::no_public_host;
+use super::placement::{Admission, Placement};
 use super::sift::sift;
 use super::spec::{Plan, Spec};
-use super::{MayDial, Runs, may_dial};
+use super::wakeups::{OnEnd, Round, Wakeups};
 use crate::admission::LimitExceeded;
-use crate::call::Outcome;
 use crate::calls::Calls;
-use crate::calls::outbound::job::{JobPlaced, JobTerms, reserve};
 use crate::clock::UnixMs;
 use crate::failpoint;
 use crate::ids::CallId;
 use crate::policy::{Binding, Bound, Scope};
-use crate::store::runs::{Claim, DueRun, Job, JobState, RunChange, RunState, Settle};
-use crate::store::{Result, Store};
+use crate::store::Result;
+use crate::store::runs::{Claim, DueRun, JobState, RunChange, RunState};
 
-/// How long a run that waits for a slot is left alone, if no call ends here.
-const RECHECK: Duration = Duration::from_millis(300);
+/// How often runs that wait for a slot are tried, if no call ends here.
+const WAITING_POLL_INTERVAL: Duration = Duration::from_millis(300);
 /// How often runs are looked for that were made, or became due, elsewhere.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How often claims of the dead are looked for.
-const RECOVER_EVERY: Duration = Duration::from_secs(2);
-/// A claim that is younger than this, in milliseconds, is not taken for one of the dead: its replica may not have been heard yet.
-const CLAIM_YOUNG_MS: i64 = 5_000;
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// How often claims of dead replicas are looked for.
+const RECOVERY_INTERVAL: Duration = Duration::from_secs(2);
+/// A claim that is younger than this, in milliseconds, is not taken for one of a dead replica: that one may not have been heard yet.
+const CLAIM_AGE_MIN_MS: i64 = 5_000;
 /// A call that was never made is settled by who placed it, who knows why; after this, in milliseconds, by anybody.
-const WHY_WITHIN_MS: i64 = 10_000;
+const UNMADE_CALL_WAIT_MS: i64 = 10_000;
 /// Jobs that are settled at once, and claimed in one round.
-const SETTLED: u32 = 500;
-const ROUND: u32 = 64;
-/// The pause after the store, or whoever admits, was away; and of a job whose provider could not be reached, in milliseconds.
-const AWAY: Duration = Duration::from_secs(1);
-const UNREACHABLE_MS: i64 = 5_000;
-
-/// A run's plan as it was last read.
-type Plans = HashMap<String, Arc<Plan>>;
-
-/// What the tasks that place calls tell the dialler.
-#[derive(Default)]
-struct Shared {
-    /// The last calls of each run.
-    recent: HashMap<String, Recent>,
-    /// Runs whose provider takes no calls until then.
-    held: HashMap<String, UnixMs>,
-    /// Runs that a rate has held back: they try one job at a time.
-    paced: HashSet<String>,
-}
+const SETTLED_MAX: u32 = 500;
+const CLAIMED_MAX: u32 = 64;
+/// The pause after the store, or the limiter, was away.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
 
 struct Dialler {
     runs: Runs,
-    shared: Arc<Mutex<Shared>>,
-    plans: Plans,
+    feedback: Arc<Feedback>,
+    /// A run's plan as it was last read.
+    plans: HashMap<String, Arc<Plan>>,
     /// When each run was served last.
     served: HashMap<String, u64>,
     turns: u64,
     /// Runs of which the log says that they wait.
     waiting: HashSet<String>,
-    /// No run was running at the last look.
+    /// No run was running in the last round.
     is_idle: bool,
     recovered: Option<Instant>,
 }
@@ -84,13 +69,14 @@ struct Dialler {
 struct Due {
     one: DueRun,
     plan: Arc<Plan>,
+    /// Slots that each limit of concurrent calls keeps free of it.
     reserve: u32,
     bindings: Vec<Binding>,
 }
 
-/// What came of the jobs of a run that were claimed together.
-struct Dialled {
-    run: String,
+/// What became of the jobs of a run that were claimed together.
+struct Dialled<'d> {
+    due: &'d Due,
     admitted: u32,
     /// They wait for something else than a slot, or will never be dialled.
     passed_over: u32,
@@ -99,148 +85,98 @@ struct Dialled {
     full: Option<LimitExceeded>,
 }
 
-/// What the placing of a job tells before its end.
-enum Signal {
-    Admitted,
-    LimitExceeded(LimitExceeded),
-    /// It may not be called yet.
-    Postponed,
-    Other,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Dials until stopped. `newest` is the running generation, with how its runs are dialled.
 pub async fn run(newest: impl Fn() -> (Calls, Runs) + Send, stop: CancellationToken) {
     let (calls, runs) = newest();
-    let mut bells = Bells::new(&calls.lifecycle.hub, runs.wake.clone());
+    let mut wakeups = Wakeups::new(&calls.lifecycle.hub, runs.wake.clone());
     let mut dialler = Dialler {
         runs,
-        shared: Arc::default(),
-        plans: Plans::new(),
+        feedback: Arc::default(),
+        plans: HashMap::new(),
         served: HashMap::new(),
         turns: 0,
         waiting: HashSet::new(),
         is_idle: true,
         recovered: None,
     };
-    let mut round = Round::Look;
+    let mut round = Round::Full;
     loop {
         let (calls, runs) = newest();
         dialler.runs = runs;
         let pause = match dialler.runs.settings.dials {
-            false => LOOK_EVERY,
+            false => POLL_INTERVAL,
             true => dialler.round(&calls, &round).boxed().await.unwrap_or_else(|error| {
-                debug!(%error, "failed to look after runs");
-                AWAY
+                debug!(%error, "failed to dial runs");
+                RETRY_DELAY
             }),
         };
-        bells.rest(&round, pause);
-        let hears = match dialler.runs.settings.dials && !dialler.is_idle {
-            false => Hears::NoEnds,
-            true if calls.lifecycle.capacity.is_shared() => Hears::AmongOthers,
-            true => Hears::Alone,
+        wakeups.rest(&round, pause);
+        let on_end = match dialler.runs.settings.dials && !dialler.is_idle {
+            false => OnEnd::Ignore,
+            true if calls.lifecycle.capacity.is_shared() => OnEnd::HandOver,
+            true => OnEnd::FullRound,
         };
         round = tokio::select! {
             () = stop.cancelled() => return,
-            round = bells.next(hears) => round,
+            round = wakeups.next(on_end) => round,
         };
     }
 }
 
 impl Dialler {
-    /// Does what there is to do; for how long there will be nothing.
+    /// One round: settles, finds the runs that are due, shares the free slots among them and dials. Returns for how long there will
+    /// be nothing to do.
     async fn round(&mut self, calls: &Calls, round: &Round) -> Result<Duration> {
-        let (store, now_ms) = (&calls.lifecycle.store, calls.lifecycle.clock.now_ms());
+        let now_ms = calls.lifecycle.clock.now_ms();
         let (ended, slots) = match round {
-            Round::Look => (None, ROUND),
-            Round::HandOn(ended) => (Some(ended.clone()), u32::try_from(ended.len()).unwrap_or(ROUND).min(ROUND)),
+            Round::Full => (None, CLAIMED_MAX),
+            Round::HandOver(ended) => {
+                (Some(ended.clone()), u32::try_from(ended.len()).unwrap_or(u32::MAX).min(CLAIMED_MAX))
+            }
         };
         let settled = self.settle(calls, ended, now_ms).await?;
-        if let Round::Look = round {
+        if *round == Round::Full {
             self.recover(calls, now_ms).await?;
         }
-        let all = store.due_runs().await?;
-        self.is_idle = all.is_empty();
-        calls.lifecycle.metrics.runs_running(all.len());
-        self.plans.retain(|run, _| all.iter().any(|one| one.run.id == *run));
-        self.waiting.retain(|run| all.iter().any(|one| one.run.id == *run));
-        self.served.retain(|run, _| all.iter().any(|one| one.run.id == *run));
-        {
-            let mut shared = lock(&self.shared);
-            shared.held.retain(|_, until| *until > now_ms);
-            shared.recent.retain(|run, _| all.iter().any(|one| one.run.id == *run));
-            shared.paced.retain(|run| all.iter().any(|one| one.run.id == *run));
-        }
-        for run in if all.iter().any(|one| one.next_due.is_none() && one.open == 0) {
-            store.finish_runs(now_ms, calls.lifecycle.tell).await?
-        } else {
-            vec![]
-        } {
-            info!(run, "a run is done");
-        }
-        let (mut dues, mut next_ms) = (vec![], i64::MAX);
-        for one in all {
-            let Some(at) = one.next_due.map(|at| at.max(one.run.start_at)) else { continue };
-            let at = at.max(lock(&self.shared).held.get(&one.run.id).copied().unwrap_or(0));
-            if at > now_ms {
-                next_ms = next_ms.min(at);
-            } else if let Some(due) = self.due(calls, one, now_ms).await? {
-                dues.push(due);
+        let running = calls.lifecycle.store.due_runs().await?;
+        self.is_idle = running.is_empty();
+        calls.lifecycle.metrics.runs_running(running.len());
+        self.forget_all_but(&running);
+        if running.iter().any(|one| one.next_due.is_none() && one.open == 0) {
+            for run in calls.lifecycle.store.finish_runs(now_ms, calls.lifecycle.tell).await? {
+                info!(run, "run completed");
             }
         }
-        let until_next = Duration::from_millis(next_ms.saturating_sub(now_ms).unsigned_abs()).min(LOOK_EVERY);
-        if dues.is_empty() {
+        let (due, next_ms) = self.due(calls, running, now_ms).await?;
+        let until_next = Duration::from_millis(next_ms.saturating_sub(now_ms).unsigned_abs()).min(POLL_INTERVAL);
+        if due.is_empty() {
             return Ok(until_next);
         }
-        let Ok(counts) = calls.lifecycle.capacity.fresh_counts().await else { return Ok(AWAY) };
-        let mut room = HashMap::new();
-        for binding in dues.iter().flat_map(|due| &due.bindings) {
-            if let Bound::Concurrent(bound) = binding.bound {
-                let free = bound.saturating_sub(counts.by_key.get(&binding.key).copied().unwrap_or(0));
-                room.entry(binding.key.clone()).and_modify(|least: &mut u32| *least = free.min(*least)).or_insert(free);
-            }
+        let Ok(in_use) = calls.lifecycle.capacity.fresh_counts().await else { return Ok(RETRY_DELAY) };
+        let lanes: Vec<Lane> = due.iter().map(|due| self.lane(due)).collect();
+        let shares = share(&lanes, slots, &mut free_slots(&due, &in_use.by_key));
+        for (due, _) in due.iter().zip(&shares).filter(|(_, share)| **share == 0) {
+            self.log_full_limit(due, &in_use.by_key);
         }
-        let lanes: Vec<Lane> = dues.iter().map(|due| self.lane(due)).collect();
-        let shares = share(&lanes, slots, &mut room);
-        self.say_who_waits(&dues, &shares, &counts.by_key);
-        let dials = dues.iter().zip(&shares).filter(|(_, share)| **share > 0);
-        let dialled = join_all(dials.map(|(due, share)| self.dial(calls, due, *share, now_ms))).await;
-        let mut goes_on = settled >= SETTLED || shares.iter().sum::<u32>() >= ROUND;
-        let (mut full, mut closed) = (vec![], vec![]);
-        for one in dialled {
-            let Dialled { run, admitted, passed_over, is_postponed, full: of } = one?;
-            if is_postponed {
-                closed.push(run.clone());
-            }
-            if admitted > 0 {
-                self.turns += 1;
-                self.served.insert(run.clone(), self.turns);
-                self.waiting.remove(&run);
-            }
-            // A job that could not be dialled leaves its slot to the next one; and who is paced takes one step after the other.
-            let paces = || dues.iter().any(|due| due.one.run.id == run && due.plan.rate.is_some());
-            goes_on |= of.is_none() && (passed_over > 0 || (admitted > 0 && paces()));
-            full.extend(of.map(|full| (run, full)));
-        }
-        for (run, full) in full {
-            if let Some(due) = dues.iter().find(|due| due.one.run.id == run) {
-                self.say_waiting(due, &full.limit, full.scope, full.current, full.bound);
-            }
-        }
-        for due in dues.iter().filter(|due| closed.contains(&due.one.run.id)) {
-            sift(calls, &due.plan.spec, &due.one.run.id, now_ms).await?;
-            goes_on = true;
-        }
-        Ok(if goes_on { Duration::ZERO } else { RECHECK.min(until_next.max(Duration::from_millis(1))) })
+        let has_more = self.dial_all(calls, &due, &shares, now_ms).await?;
+        Ok(match has_more || settled >= SETTLED_MAX || shares.iter().sum::<u32>() >= CLAIMED_MAX {
+            true => Duration::ZERO,
+            false => WAITING_POLL_INTERVAL.min(until_next.max(Duration::from_millis(1))),
+        })
+    }
+
+    fn forget_all_but(&mut self, running: &[DueRun]) {
+        let running: HashSet<&str> = running.iter().map(|one| one.run.id.as_str()).collect();
+        self.plans.retain(|run, _| running.contains(run.as_str()));
+        self.served.retain(|run, _| running.contains(run.as_str()));
+        self.waiting.retain(|run| running.contains(run.as_str()));
+        self.feedback.retain(|run| running.contains(run));
     }
 
     /// Settles jobs whose calls are over, of all or of these; how many.
-    async fn settle(&mut self, calls: &Calls, of: Option<Vec<CallId>>, now_ms: UnixMs) -> Result<u32> {
+    async fn settle(&self, calls: &Calls, of: Option<Vec<CallId>>, now_ms: UnixMs) -> Result<u32> {
         let store = &calls.lifecycle.store;
-        let ended = store.ended_jobs(of, now_ms - WHY_WITHIN_MS, SETTLED).await?;
+        let ended = store.ended_jobs(of, now_ms - UNMADE_CALL_WAIT_MS, SETTLED_MAX).await?;
         if ended.is_empty() {
             return Ok(0);
         }
@@ -248,7 +184,7 @@ impl Dialler {
         for one in &ended {
             let id = &one.job.run;
             if !specs.contains_key(id) {
-                let Some(spec) = self.spec(store, id).await? else { continue };
+                let Some(spec) = self.spec(calls, id).await? else { continue };
                 specs.insert(id.clone(), spec);
             }
             let Some(spec) = specs.get(id) else { continue };
@@ -260,24 +196,25 @@ impl Dialler {
         let settled = store.settle_jobs(settles, now_ms).await?;
         for one in ended.iter().filter(|one| one.run_state == RunState::Running) {
             if let Some(spec) = specs.get(&one.job.run) {
-                let why = || format!("the last call ended as {}", one.outcome);
-                note(calls, &self.shared, &one.job.run, is_failure(one.outcome), why, &spec.breaker).await;
+                let why = format!("the last call ended as {}", one.outcome);
+                self.feedback.record(calls, &one.job.run, is_failure(one.outcome), &why, &spec.breaker).await;
             }
         }
-        Ok(u32::try_from(settled).unwrap_or(SETTLED))
+        Ok(u32::try_from(settled).unwrap_or(SETTLED_MAX))
     }
 
-    /// What a run asks for.
-    async fn spec(&self, store: &Arc<dyn Store>, run: &str) -> Result<Option<Spec>> {
+    /// What a run asks for. `None`: it was forgotten, or cannot be read.
+    async fn spec(&self, calls: &Calls, run: &str) -> Result<Option<Spec>> {
         if let Some(plan) = self.plans.get(run) {
             return Ok(Some(plan.spec.clone()));
         }
-        let run = store.run_of(run).await?;
+        let run = calls.lifecycle.store.run_of(run).await?;
         Ok(run.and_then(|run| serde_json::from_str(&run.spec).ok()))
     }
 
+    /// Takes back the claims of dead replicas, and resumes runs whose breaker has had its time.
     async fn recover(&mut self, calls: &Calls, now_ms: UnixMs) -> Result<()> {
-        if self.recovered.is_some_and(|at| at.elapsed() < RECOVER_EVERY) {
+        if self.recovered.is_some_and(|at| at.elapsed() < RECOVERY_INTERVAL) {
             return Ok(());
         }
         self.recovered = Some(Instant::now());
@@ -289,83 +226,160 @@ impl Dialler {
         }
         live.push(capacity.replica().to_owned());
         // A process that has the store alone knows that whoever claimed before it is gone.
-        let before = if capacity.is_shared() { now_ms - CLAIM_YOUNG_MS } else { now_ms };
+        let before = if capacity.is_shared() { now_ms - CLAIM_AGE_MIN_MS } else { now_ms };
         let recovered = store.recover_jobs(live, before, now_ms).await?;
         if recovered > 0 {
-            info!(jobs = recovered, "claims of replicas that are no more were settled");
+            info!(jobs = recovered, "claims of dead replicas recovered");
         }
         for run in store.resume_runs(now_ms, calls.lifecycle.tell).await? {
-            info!(run, "a run that was paused for its failures goes on");
+            info!(run, "run resumed");
         }
         Ok(())
     }
 
-    /// A run that is due, ready to be dialled. `None`: it cannot be.
-    async fn due(&mut self, calls: &Calls, one: DueRun, now_ms: UnixMs) -> Result<Option<Due>> {
-        let plan = match self.plans.get(&one.run.id) {
+    /// The runs that are due, and when the first of the others is. A run that cannot be dialled fails.
+    async fn due(&mut self, calls: &Calls, running: Vec<DueRun>, now_ms: UnixMs) -> Result<(Vec<Due>, UnixMs)> {
+        let (mut due, mut next_ms) = (vec![], UnixMs::MAX);
+        for one in running {
+            let Some(next_due) = one.next_due else { continue };
+            let at = next_due.max(one.run.start_at).max(self.feedback.held_until(&one.run.id));
+            if at > now_ms {
+                next_ms = next_ms.min(at);
+                continue;
+            }
+            match self.plan(calls, &one) {
+                Ok(plan) => due.push(self.with_limits(calls, one, plan)),
+                Err(why) => fail(calls, &one.run.id, &why, now_ms).await?,
+            }
+        }
+        Ok((due, next_ms))
+    }
+
+    /// A run's plan under the settings in force: a reload may have changed its account, or taken the public URL away.
+    fn plan(&mut self, calls: &Calls, one: &DueRun) -> std::result::Result<Arc<Plan>, String> {
+        let known = self.plans.get(&one.run.id).filter(|plan| {
+            calls.account(&plan.spec.account).is_some_and(|account| Arc::ptr_eq(account, &plan.account))
+        });
+        let plan = match known {
             Some(plan) => plan.clone(),
-            None => match read(&one.run.spec, calls) {
-                Ok(plan) => Arc::new(plan),
-                Err(why) => return fail(calls, &one.run.id, &why, now_ms).await.map(|()| None),
-            },
-        };
-        // A reload may have changed its account, or taken the public URL away.
-        let plan = match calls.account(&plan.spec.account) {
-            Some(account) if Arc::ptr_eq(account, &plan.account) => plan,
-            _ => match read(&one.run.spec, calls) {
-                Ok(plan) => Arc::new(plan),
-                Err(why) => return fail(calls, &one.run.id, &why, now_ms).await.map(|()| None),
-            },
+            None => {
+                let spec = serde_json::from_str(&one.run.spec).map_err(|error| error.to_string())?;
+                Arc::new(Plan::new(spec, calls)?)
+            }
         };
         if let Some(why) = no_public_host(&plan, calls) {
-            return fail(calls, &one.run.id, why, now_ms).await.map(|()| None);
+            return Err(why.to_owned());
         }
         self.plans.insert(one.run.id.clone(), plan.clone());
-        let mut bindings = calls.lifecycle.policy.load().bindings(&plan.facts(calls));
-        let slots = plan.spec.reserve_for_direct.unwrap_or(self.runs.settings.reserve_for_direct);
-        reserve(&mut bindings, slots);
-        Ok(Some(Due { one, plan, reserve: slots, bindings }))
+        Ok(plan)
+    }
+
+    fn with_limits(&self, calls: &Calls, one: DueRun, plan: Arc<Plan>) -> Due {
+        let policy = calls.lifecycle.policy.load();
+        let bindings = policy.bindings(&plan.facts(calls));
+        let of_business = || policy.business(&plan.spec.business)?.reserve_for_direct;
+        let reserve =
+            plan.spec.reserve_for_direct.or_else(of_business).unwrap_or(self.runs.settings.reserve_for_direct);
+        Due { one, plan, reserve, bindings }
     }
 
     fn lane(&self, due: &Due) -> Lane {
         let open_max = due.plan.spec.concurrency.unwrap_or(u32::MAX);
         let at_once = match due.plan.rate {
-            _ if lock(&self.shared).paced.contains(&due.one.run.id) => 1,
+            _ if self.feedback.is_paced(&due.one.run.id) => 1,
             Some(rate) => rate.count.max(1),
             None => u32::MAX,
         };
-        let concurrent = due.bindings.iter().filter(|b| matches!(b.bound, Bound::Concurrent(_)));
         Lane {
             business: due.one.run.business.clone(),
             weight: due.plan.spec.weight,
             open: due.one.open,
             served: self.served.get(&due.one.run.id).copied().unwrap_or(0),
             open_max: open_max.min(due.one.open.saturating_add(at_once)),
-            keys: concurrent.map(|b| b.key.clone()).collect(),
+            reserve: due.reserve,
+            keys: due.concurrent().map(|(binding, _)| binding.key.clone()).collect(),
         }
     }
 
-    /// Says of runs that were given nothing which limit they wait for.
-    fn say_who_waits(&mut self, dues: &[Due], shares: &[u32], held: &BTreeMap<String, u32>) {
-        for (due, _) in dues.iter().zip(shares).filter(|(_, share)| **share == 0) {
-            let full = due.bindings.iter().find_map(|b| match b.bound {
-                Bound::Concurrent(n) => {
-                    let current = held.get(&b.key).copied().unwrap_or(0);
-                    (current >= n).then(|| (b.limit.clone(), b.scope, current))
-                }
-                Bound::Rate(_) => None,
-            });
-            let bound = |limit: &str| due.bindings.iter().find(|b| *b.limit == *limit).map(|b| b.bound);
-            if let Some((limit, scope, current)) = full
-                && let Some(bound) = bound(&limit)
-            {
-                self.say_waiting(due, &limit, scope, current, bound);
+    /// Dials as many jobs of each run as its share says. Whether there is more to dial at once.
+    async fn dial_all(&mut self, calls: &Calls, due: &[Due], shares: &[u32], now_ms: UnixMs) -> Result<bool> {
+        let dials = due.iter().zip(shares).filter(|(_, share)| **share > 0);
+        let dialled = join_all(dials.map(|(due, share)| self.dial(calls, due, *share, now_ms))).await;
+        let dialled = dialled.into_iter().collect::<Result<Vec<_>>>()?;
+        let mut has_more = false;
+        for Dialled { due, admitted, passed_over, full, .. } in &dialled {
+            let run = &due.one.run.id;
+            if *admitted > 0 {
+                self.turns += 1;
+                self.served.insert(run.clone(), self.turns);
+                self.waiting.remove(run);
+            }
+            match full {
+                Some(full) => self.log_waiting(due, &full.limit, full.scope, full.current, full.bound),
+                // A job that could not be dialled leaves its slot to the next one; a run with a rate takes one step after the other.
+                None => has_more |= *passed_over > 0 || (*admitted > 0 && due.plan.rate.is_some()),
             }
         }
+        for Dialled { due, .. } in dialled.iter().filter(|one| one.is_postponed) {
+            sift(calls, &due.plan.spec, &due.one.run.id, now_ms).await?;
+            has_more = true;
+        }
+        Ok(has_more)
     }
 
-    /// Once, and not at every look.
-    fn say_waiting(&mut self, due: &Due, limit: &str, scope: Scope, current: u32, bound: Bound) {
+    /// Claims jobs of a run and places their calls.
+    async fn dial<'d>(&self, calls: &Calls, due: &'d Due, share: u32, now_ms: UnixMs) -> Result<Dialled<'d>> {
+        let claim = Claim {
+            run: due.one.run.id.clone(),
+            limit: share,
+            open_max: due.plan.spec.concurrency.unwrap_or(u32::MAX),
+            token: Ulid::new().to_string().to_lowercase(),
+            replica: calls.lifecycle.capacity.replica().to_owned(),
+            now_ms,
+        };
+        let jobs = calls.lifecycle.store.claim_jobs(claim).await?;
+        failpoint::hit("run.claimed").await;
+        let admissions: Vec<oneshot::Receiver<Admission>> = jobs
+            .into_iter()
+            .map(|job| {
+                let (admission, is_admitted) = oneshot::channel();
+                let placement = Placement {
+                    calls: calls.clone(),
+                    runs: self.runs.clone(),
+                    feedback: self.feedback.clone(),
+                    plan: due.plan.clone(),
+                    reserve: due.reserve,
+                };
+                calls.tasks.spawn(async move { placement.place(job, admission).boxed().await });
+                is_admitted
+            })
+            .collect();
+        let mut dialled = Dialled { due, admitted: 0, passed_over: 0, is_postponed: false, full: None };
+        for admission in join_all(admissions).await {
+            match admission {
+                Ok(Admission::Admitted) => dialled.admitted += 1,
+                Ok(Admission::LimitExceeded(full)) => dialled.full = dialled.full.or(Some(full)),
+                Ok(Admission::Postponed) => dialled.is_postponed = true,
+                Ok(Admission::PassedOver) | Err(_) => dialled.passed_over += 1,
+            }
+        }
+        Ok(dialled)
+    }
+
+    /// Logs which limit a run waits for that was given no slot.
+    fn log_full_limit(&mut self, due: &Due, in_use: &BTreeMap<String, u32>) {
+        let full = due.concurrent().find_map(|(binding, bound)| {
+            let current = in_use.get(&binding.key).copied().unwrap_or(0);
+            let bound = bound.saturating_sub(due.reserve);
+            (current >= bound).then(|| (binding.limit.clone(), binding.scope, current, Bound::Concurrent(bound)))
+        });
+        if let Some((limit, scope, current, bound)) = full {
+            self.log_waiting(due, &limit, scope, current, bound);
+        }
+    }
+
+    /// Logs once for each wait, and not in each round, that a run waits for a limit.
+    fn log_waiting(&mut self, due: &Due, limit: &str, scope: Scope, current: u32, bound: Bound) {
         let Bound::Concurrent(n) = bound else { return };
         let run = &due.one.run;
         if !self.waiting.insert(run.id.clone()) {
@@ -378,50 +392,23 @@ impl Dialler {
             _ => info!(run = run.id, limit, "Limit {limit} at max ({current}/{n}), waiting..."),
         }
     }
+}
 
-    /// Claims jobs of a run and places their calls.
-    async fn dial(&self, calls: &Calls, due: &Due, share: u32, now_ms: UnixMs) -> Result<Dialled> {
-        let run = &due.one.run.id;
-        let claim = Claim {
-            run: run.clone(),
-            limit: share,
-            open_max: due.plan.spec.concurrency.unwrap_or(u32::MAX),
-            token: Ulid::new().to_string().to_lowercase(),
-            replica: calls.lifecycle.capacity.replica().to_owned(),
-            now_ms,
-        };
-        let jobs = calls.lifecycle.store.claim_jobs(claim).await?;
-        failpoint::hit("run.claimed").await;
-        let placing: Vec<oneshot::Receiver<Signal>> = jobs
-            .into_iter()
-            .map(|job| {
-                let (signal, told) = oneshot::channel();
-                let place = Place {
-                    calls: calls.clone(),
-                    runs: self.runs.clone(),
-                    shared: self.shared.clone(),
-                    plan: due.plan.clone(),
-                    reserve: due.reserve,
-                };
-                calls.tasks.spawn(async move { place.job(job, signal).boxed().await });
-                told
-            })
-            .collect();
-        let mut dialled = Dialled { run: run.clone(), admitted: 0, passed_over: 0, is_postponed: false, full: None };
-        for told in join_all(placing).await {
-            match told {
-                Ok(Signal::Admitted) => dialled.admitted += 1,
-                Ok(Signal::LimitExceeded(of)) => dialled.full = dialled.full.or(Some(of)),
-                Ok(Signal::Postponed) => dialled.is_postponed = true,
-                Ok(Signal::Other) | Err(_) => dialled.passed_over += 1,
-            }
-        }
-        Ok(dialled)
+impl Due {
+    /// The limits of concurrent calls that bind it, with their bounds.
+    fn concurrent(&self) -> impl Iterator<Item = (&Binding, u32)> {
+        self.bindings.iter().filter_map(|binding| match binding.bound {
+            Bound::Concurrent(bound) => Some((binding, bound)),
+            Bound::Rate(_) => None,
+        })
     }
 }
 
-fn read(spec: &str, calls: &Calls) -> std::result::Result<Plan, String> {
-    Plan::new(serde_json::from_str(spec).map_err(|e| e.to_string())?, calls)
+/// The free slots under each key that binds one of these runs.
+fn free_slots(due: &[Due], in_use: &BTreeMap<String, u32>) -> HashMap<String, u32> {
+    let concurrent = due.iter().flat_map(Due::concurrent);
+    let free = |binding: &Binding, bound: u32| bound.saturating_sub(in_use.get(&binding.key).copied().unwrap_or(0));
+    concurrent.map(|(binding, bound)| (binding.key.clone(), free(binding, bound))).collect()
 }
 
 /// Ends a run that cannot be dialled.
@@ -434,166 +421,4 @@ async fn fail(calls: &Calls, run: &str, why: &str, now_ms: UnixMs) -> Result<()>
         error!(run, why, "[BulkCall] Run {run} FAILED: {why}");
     }
     Ok(())
-}
-
-/// Notes how a call of a run went, and pauses the run if too many failed.
-async fn note(
-    calls: &Calls,
-    shared: &Mutex<Shared>,
-    run: &str,
-    failed: bool,
-    why: impl FnOnce() -> String,
-    breaker: &super::spec::Breaker,
-) {
-    let failures = lock(shared).recent.entry(run.to_owned()).or_default().note(failed, breaker);
-    let Some(failures) = failures else { return };
-    let now_ms = calls.lifecycle.clock.now_ms();
-    let reason = format!("{failures} of the last {} calls failed; {}", breaker.window, why());
-    let change = RunChange {
-        reason: Some(reason.clone()),
-        resume_at: breaker.resume_after_secs.map(|secs| now_ms + i64::from(secs) * 1000),
-        ..RunChange::of(run, &[RunState::Running], RunState::Paused, now_ms)
-    };
-    match calls.lifecycle.store.move_run(change, calls.lifecycle.tell).await {
-        Ok(true) => {
-            calls.lifecycle.metrics.run_breaker();
-            warn!(run, reason, "a run is paused: its calls fail");
-        }
-        Ok(false) => {}
-        Err(error) => warn!(run, %error, "failed to pause a run whose calls fail"),
-    }
-}
-
-/// Places one job.
-struct Place {
-    calls: Calls,
-    runs: Runs,
-    shared: Arc<Mutex<Shared>>,
-    plan: Arc<Plan>,
-    reserve: u32,
-}
-
-impl Place {
-    async fn job(self, job: Job, signal: oneshot::Sender<Signal>) {
-        let lead = serde_json::from_str::<Map<String, Value>>(&job.lead).unwrap_or_default();
-        let now_ms = self.calls.lifecycle.clock.now_ms();
-        match may_dial(&self.calls.destinations, &self.plan.spec, &job.number, &lead, now_ms) {
-            MayDial::Now => {}
-            MayDial::NotBefore(at) => {
-                self.settle(Settle { due_at: at, ..queued(&job) }).await;
-                let _ = signal.send(Signal::Postponed);
-                return;
-            }
-            MayDial::Never { code, why } => {
-                return self.settle(failed(&job, format!("{code}: {why}"))).await;
-            }
-        }
-        let turn = u64::try_from(job.seq).unwrap_or(0) + u64::from(job.tries);
-        let order = match self.plan.order(&self.calls, &job.run, turn, &job.number, &lead) {
-            Ok(order) => Arc::new(order),
-            Err(why) => return self.settle(failed(&job, why)).await,
-        };
-        let (admitted, is_admitted) = oneshot::channel();
-        let bindings = self.plan.rate.map(|rate| Binding {
-            limit: "run.rate".into(),
-            scope: Scope::Named,
-            key: format!("run.rate|{}", job.run),
-            bound: Bound::Rate(rate),
-        });
-        let terms =
-            JobTerms { alias: job.alias(), reserve: self.reserve, bindings: bindings.into_iter().collect(), admitted };
-        let bind = async {
-            let Ok(call) = is_admitted.await else { return Err(signal) };
-            let _ = signal.send(Signal::Admitted);
-            info!(run = job.run, %call, "Started call for lead={}", job.seq);
-            self.settle(calling(&job, &call)).await;
-            Ok(call)
-        };
-        let (placed, bound) = tokio::join!(self.calls.outbound.place_job(order, terms).boxed(), bind);
-        let (bound, signal) = match bound {
-            Ok(call) => (Job { call: Some(call), ..job }, None),
-            Err(signal) => (job, Some(signal)),
-        };
-        let mut told = Signal::Other;
-        let result = match &placed {
-            JobPlaced::Called(_) => "called",
-            JobPlaced::Known(call) => {
-                self.settle(calling(&bound, call)).await;
-                "known"
-            }
-            JobPlaced::LimitExceeded(full) => {
-                // A rate says when it has a token; a slot is told of when it is free.
-                if let Bound::Rate(_) = full.bound {
-                    let mut shared = lock(&self.shared);
-                    shared.held.insert(bound.run.clone(), now_ms + full.free_in_ms.unwrap_or(1).max(1));
-                    shared.paced.insert(bound.run.clone());
-                }
-                told = Signal::LimitExceeded(full.clone());
-                self.settle(queued(&bound)).await;
-                "full"
-            }
-            JobPlaced::Away(why) => {
-                debug!(run = bound.run, why, "nobody can admit just now");
-                lock(&self.shared).held.insert(bound.run.clone(), now_ms + 1_000);
-                self.settle(queued(&bound)).await;
-                "away"
-            }
-            JobPlaced::ProviderLimit { wait_secs } => {
-                let due_at = now_ms + i64::from(*wait_secs) * 1000;
-                lock(&self.shared).held.insert(bound.run.clone(), due_at);
-                // In its place: those behind it are not dialled before it.
-                self.settle(Settle { tries: bound.tries + 1, ..queued(&bound) }).await;
-                "provider_limit"
-            }
-            JobPlaced::NotSent(why) => {
-                self.settle(Settle { tries: bound.tries + 1, due_at: now_ms + UNREACHABLE_MS, ..queued(&bound) }).await;
-                self.failed(&bound.run, why).await;
-                "not_sent"
-            }
-            JobPlaced::Rejected(why) => {
-                let attempts = bound.attempts + 1;
-                self.settle(Settle { attempts, tries: bound.tries + 1, ..failed(&bound, why.clone()) }).await;
-                self.failed(&bound.run, why).await;
-                "rejected"
-            }
-        };
-        self.calls.lifecycle.metrics.run_dial(result);
-        if let Some(signal) = signal {
-            let _ = signal.send(told);
-        }
-        if !matches!(placed, JobPlaced::Called(_) | JobPlaced::LimitExceeded(_)) {
-            self.runs.wake.notify_one();
-        }
-    }
-
-    async fn failed(&self, run: &str, why: &str) {
-        note(&self.calls, &self.shared, run, true, || why.to_owned(), &self.plan.spec.breaker).await;
-    }
-
-    /// Writes what became of a job, now or when the store is back: nobody else will, while this replica lives.
-    async fn settle(&self, settle: Settle) {
-        let store: &Arc<dyn Store> = &self.calls.lifecycle.store;
-        loop {
-            let now_ms = self.calls.lifecycle.clock.now_ms();
-            match store.settle_jobs(vec![settle.clone()], now_ms).await {
-                Ok(_) => return,
-                Err(error) => {
-                    warn!(run = settle.run, job = settle.seq, %error, "failed to record what became of a job; it is tried again");
-                    tokio::time::sleep(AWAY).await;
-                }
-            }
-        }
-    }
-}
-
-fn queued(job: &Job) -> Settle {
-    Settle { state: JobState::Queued, new_call: None, ..Settle::of(job) }
-}
-
-fn calling(job: &Job, call: &CallId) -> Settle {
-    Settle { state: JobState::Calling, new_call: Some(call.clone()), ..Settle::of(job) }
-}
-
-fn failed(job: &Job, why: String) -> Settle {
-    Settle { state: JobState::Done, outcome: Some(Outcome::Failed), error: Some(why), ..Settle::of(job) }
 }

@@ -20,6 +20,8 @@ pub struct Lane {
     pub served: u64,
     /// Jobs that it may have open at once.
     pub open_max: u32,
+    /// Slots that each limit keeps free of it.
+    pub reserve: u32,
     /// The limits that bind its calls, by key.
     pub keys: Vec<String>,
 }
@@ -37,7 +39,7 @@ pub fn share(lanes: &[Lane], slots: u32, room: &mut HashMap<String, u32>) -> Vec
         let can = |n: &usize| {
             let lane = &lanes[*n];
             lane.open.saturating_add(given[*n]) < lane.open_max
-                && lane.keys.iter().all(|key| room.get(key).is_none_or(|free| *free > 0))
+                && lane.keys.iter().all(|key| room.get(key).is_none_or(|free| *free > lane.reserve))
         };
         let turn = |n: &usize| {
             let lane = &lanes[*n];
@@ -65,7 +67,7 @@ mod tests {
 
     fn lane(business: &str, weight: u32, open: u32) -> Lane {
         let keys = vec!["all".to_owned(), format!("business|{business}")];
-        Lane { business: business.to_owned(), weight, open, served: 0, open_max: u32::MAX, keys }
+        Lane { business: business.to_owned(), weight, open, served: 0, open_max: u32::MAX, reserve: 0, keys }
     }
 
     fn room(all: u32, businesses: &[(&str, u32)]) -> HashMap<String, u32> {
@@ -79,6 +81,14 @@ mod tests {
         assert_eq!(share(&lanes, 8, &mut room(8, &[])), [2, 2, 4]);
         let lanes = [lane("acme", 1, 6), lane("beta", 1, 0)];
         assert_eq!(share(&lanes, 4, &mut room(4, &[])), [0, 4], "who has fewer comes first");
+    }
+
+    #[test]
+    fn what_one_leaves_free_another_may_take() {
+        let lanes = [Lane { reserve: 3, ..lane("acme", 1, 0) }, lane("beta", 1, 0)];
+        assert_eq!(share(&lanes, 9, &mut room(5, &[])), [1, 4], "acme takes none of the last three");
+        assert_eq!(share(&lanes, 9, &mut room(3, &[])), [0, 3]);
+        assert_eq!(share(&lanes[..1], 9, &mut room(5, &[])), [2]);
     }
 
     #[test]

@@ -22,8 +22,8 @@ use crate::store::runs::{NewJob, Run, RunChange, RunMade, RunState};
 pub const MISTAKES_MAX: usize = 1_000;
 /// Leads that are written at once.
 const WRITTEN: usize = 1_000;
-/// The pause before a run is taken back once more, when the store was away.
-const TAKE_BACK_AGAIN: Duration = Duration::from_secs(1);
+/// The pause before an incomplete run is discarded, when the store was away.
+const DISCARD_RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// Why a run of an operation that needs callbacks cannot be dialled (contract §3).
 pub const NO_PUBLIC_HOST: &str = "No public host configured";
@@ -124,6 +124,7 @@ impl Runs {
             updated_at: now_ms,
             finished_at: None,
             resume_at: None,
+            retries: 0,
             reason: None,
             replica: Some(calls.lifecycle.capacity.replica().to_owned()),
         };
@@ -330,7 +331,7 @@ impl Loading {
     pub async fn give_up(mut self) {
         if self.is_open {
             // Else it is done when this is dropped.
-            self.is_open = take_back(&self.calls, &self.run.id, self.fresh).await.is_err();
+            self.is_open = discard(&self.calls, &self.run.id, self.fresh).await.is_err();
         }
     }
 
@@ -374,7 +375,7 @@ impl Loading {
         }
         self.is_open = false;
         self.runs.wake.notify_one();
-        info!(run = self.run.id, business = self.run.business, leads = self.total, "a run starts");
+        info!(run = self.run.id, business = self.run.business, leads = self.total, "run started");
         let run = store.run_of(&self.run.id).await?.ok_or(LoadError::Unknown)?;
         Ok(Loaded { run, known: false })
     }
@@ -388,16 +389,16 @@ impl Drop for Loading {
         let (calls, run, fresh) = (self.calls.clone(), self.run.id.clone(), self.fresh);
         // Not among the tasks that a drain waits for: of a replica that is gone the run is taken over.
         tokio::spawn(async move {
-            while let Err(error) = take_back(&calls, &run, fresh).await {
-                debug!(run, %error, "failed to take a run back that did not come in whole; it is tried again");
-                tokio::time::sleep(TAKE_BACK_AGAIN).await;
+            while let Err(error) = discard(&calls, &run, fresh).await {
+                debug!(run, %error, "failed to discard incomplete run; retrying");
+                tokio::time::sleep(DISCARD_RETRY_DELAY).await;
             }
         });
     }
 }
 
 /// Forgets what came in of a run, and the run if it is `fresh`, unless it is whole: whether it is may have been decided without an answer.
-async fn take_back(calls: &Calls, run: &str, fresh: bool) -> Result<(), StoreError> {
+async fn discard(calls: &Calls, run: &str, fresh: bool) -> Result<(), StoreError> {
     let (store, now_ms) = (&calls.lifecycle.store, calls.lifecycle.clock.now_ms());
     if store.move_run(RunChange::of(run, &[RunState::Loading], RunState::Ready, now_ms), false).await? {
         match fresh {

@@ -2,7 +2,7 @@
 //!
 //! [`spec`] is what a run asks for, [`leads`] reads the list row by row, [`load`] takes it into the store, all or nothing,
 //! [`fair`] shares free slots among runs, [`decide`] says what follows from the end of a call, [`dialler`] claims and dials,
-//! [`recurring`] makes runs by a schedule.
+//! [`recurring`] makes runs by a schedule, `batches` of a provider's batches.
 //!
 //! What is always true:
 //!
@@ -12,15 +12,19 @@
 //! 3. Calls of runs are admitted by the limiter that admits all calls. One that finds a limit full costs no attempt, and leaves no
 //!    rejection.
 
-mod bells;
+mod acts;
+mod batches;
 pub mod decide;
 pub mod dialler;
 pub mod fair;
+mod feedback;
 pub mod leads;
 pub mod load;
+mod placement;
 pub mod recurring;
 mod sift;
 pub mod spec;
+mod wakeups;
 
 use std::sync::Arc;
 
@@ -28,6 +32,7 @@ use serde_json::{Map, Value};
 use tokio::sync::Notify;
 
 use crate::calls::Destinations;
+use crate::calls::batches::BatchCalling;
 use crate::clock::UnixMs;
 use crate::destinations::Blocked;
 use crate::schedule::Zone;
@@ -48,11 +53,19 @@ pub struct Settings {
     pub reserve_for_direct: u32,
     /// Leads of a run at most.
     pub leads_max: u32,
+    /// ElevenLabs' batches are dialled as runs.
+    pub elevenlabs_batches: bool,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { sources: Sources::new(), dials: true, reserve_for_direct: 0, leads_max: LEADS_MAX }
+        Self {
+            sources: Sources::new(),
+            dials: true,
+            reserve_for_direct: 0,
+            leads_max: LEADS_MAX,
+            elevenlabs_batches: false,
+        }
     }
 }
 
@@ -130,5 +143,10 @@ impl Runs {
     /// Runs with these settings.
     pub fn new(settings: Settings) -> Self {
         Self { wake: Arc::default(), settings }
+    }
+
+    /// Who answers batch calling instead of the provider, if anybody does.
+    pub fn batch_calling(&self) -> Option<Arc<dyn BatchCalling>> {
+        self.settings.elevenlabs_batches.then(|| Arc::new(self.clone()) as Arc<dyn BatchCalling>)
     }
 }

@@ -72,7 +72,7 @@ pub struct Spec {
     /// Its share of free slots beside other runs', from 1 to 1000.
     #[serde(default = "weight")]
     pub weight: u32,
-    /// Slots that each limit of concurrent calls keeps free of its calls; none: as configured.
+    /// Slots that each limit of concurrent calls keeps free of its calls; none: as its business says, or the config.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reserve_for_direct: Option<u32>,
     /// Outcomes after which a lead is called again: `busy`, `no_answer`, `failed`.
@@ -81,6 +81,9 @@ pub struct Spec {
     /// When it is paused for its failures.
     #[serde(default)]
     pub breaker: Breaker,
+    /// What a batch said that it was submitted as, for those who ask for the batch. No app sends it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch: Option<Map<String, Value>>,
 }
 
 /// How often a lead is called.

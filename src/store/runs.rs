@@ -91,6 +91,8 @@ pub struct Run {
     pub resume_at: Option<UnixMs>,
     /// Why it is paused or failed.
     pub reason: Option<String>,
+    /// How often its jobs were queued again by hand.
+    pub retries: i64,
     /// The replica that takes its leads in.
     pub replica: Option<String>,
 }
@@ -142,6 +144,23 @@ impl Job {
     pub fn alias(&self) -> Alias {
         Alias { kind: JOB_KIND.to_owned(), id: format!("{}-{}-{}", self.run, self.seq, self.tries) }
     }
+}
+
+/// A job of which something was changed lately.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChangedJob {
+    /// Its place in the list.
+    pub seq: i64,
+    /// Where it stands.
+    pub state: JobState,
+    /// How its last call ended.
+    pub outcome: Option<Outcome>,
+    /// Calls that its provider took.
+    pub attempts: u32,
+    /// Its call.
+    pub call: Option<CallId>,
+    /// Why it failed.
+    pub error: Option<String>,
 }
 
 /// A run that may have something to dial.
@@ -306,8 +325,15 @@ pub trait Runs: Send + Sync {
     /// The latest runs; of these businesses, if any are named.
     async fn latest_runs(&self, businesses: Option<Vec<String>>, limit: u32) -> Result<Vec<Run>>;
 
+    /// Runs of an account whose idempotency key begins so, the latest first, before (older than) one of them.
+    async fn keyed_runs(&self, account: &str, key: &str, before: Option<String>, limit: u32) -> Result<Vec<Run>>;
+
     /// How many jobs of a run stand where.
     async fn run_counts(&self, run: &str) -> Result<RunCounts>;
+
+    /// The jobs of a run that were claimed or settled last, the latest first. What is canceled or queued again all at once does
+    /// not count as changed.
+    async fn changed_jobs(&self, run: &str, limit: u32) -> Result<Vec<ChangedJob>>;
 
     /// Runs that are running, the oldest first.
     async fn due_runs(&self) -> Result<Vec<DueRun>>;
@@ -388,6 +414,8 @@ pub struct RunChange {
     pub loaded: Option<(i64, String)>,
     /// The replica that loads it.
     pub replica: Option<String>,
+    /// Its jobs were queued again by hand.
+    pub is_retry: bool,
     /// Now.
     pub now_ms: UnixMs,
 }
@@ -396,6 +424,7 @@ impl RunChange {
     /// A move without a reason.
     pub fn of(run: &str, from: &[RunState], to: RunState, now_ms: UnixMs) -> Self {
         let run = run.to_owned();
-        Self { run, from: from.to_vec(), to, reason: None, resume_at: None, loaded: None, replica: None, now_ms }
+        let from = from.to_vec();
+        Self { run, from, to, reason: None, resume_at: None, loaded: None, replica: None, is_retry: false, now_ms }
     }
 }

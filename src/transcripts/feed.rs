@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::message;
+use super::runs::RunFeed;
 use crate::call::Phase;
 use crate::clock::Clock;
 use crate::ids::CallId;
@@ -60,6 +61,7 @@ struct Inner {
     channels: Mutex<HashMap<CallId, Weak<Channel>>>,
     /// The followed businesses of each connection, by its number.
     businesses: Mutex<HashMap<u64, Businesses>>,
+    runs: RunFeed,
 }
 
 /// The businesses that a connection follows.
@@ -149,7 +151,12 @@ impl Wake {
         self.notified.notify_one();
     }
 
-    /// Waits until a call has news. Cancel-safe.
+    /// Wakes the connection: something that it follows has news.
+    pub(super) fn notify(&self) {
+        self.notified.notify_one();
+    }
+
+    /// Waits until something has news. Cancel-safe.
     pub(super) async fn notified(&self) {
         self.notified.notified().await;
     }
@@ -189,6 +196,7 @@ impl Channel {
 impl Feed {
     /// A feed of this store and these notifications.
     pub fn new(store: Arc<dyn Store>, hub: Hub, clock: Clock, user_label: String) -> Self {
+        let runs = RunFeed::new(store.clone());
         Self(Arc::new(Inner {
             store,
             hub,
@@ -196,7 +204,13 @@ impl Feed {
             user_label,
             channels: Mutex::default(),
             businesses: Mutex::default(),
+            runs,
         }))
+    }
+
+    /// Followed bulk runs.
+    pub(super) fn runs(&self) -> &RunFeed {
+        &self.0.runs
     }
 
     /// The label of human speakers.
@@ -211,12 +225,14 @@ impl Feed {
         let heard = self.clone().receive_remote(others);
         async move {
             let mut heard = std::pin::pin!(heard);
+            let mut runs = std::pin::pin!(self.runs().clone().run());
             let mut looks = tokio::time::interval(POLL_INTERVAL);
             looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             loop {
                 tokio::select! {
                     () = stop.cancelled() => return,
                     () = &mut heard => {}
+                    () = &mut runs => {}
                     bell = notifications.recv() => match bell {
                         Ok(bell) => {
                             let channel = lock(&self.0.channels).get(&bell.call).and_then(Weak::upgrade);

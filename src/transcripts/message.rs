@@ -10,11 +10,16 @@ use crate::notify::Partial;
 use crate::provider::description::APP_ID_KIND;
 use crate::store::{CallRecord, StoredPostCall, Utterance};
 
+/// What an identifier of a bulk run begins with.
+const RUN: &str = "run:";
+
 /// The code of an error message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorCode {
     /// The call is unknown, or not visible to this client.
     CallNotFound,
+    /// The bulk run is unknown, or not visible to this client.
+    RunNotFound,
     /// The identifier is malformed.
     InvalidIdentifier,
     /// The token is invalid.
@@ -29,6 +34,7 @@ impl ErrorCode {
     const fn as_str(self) -> &'static str {
         match self {
             ErrorCode::CallNotFound => "CALL_NOT_FOUND",
+            ErrorCode::RunNotFound => "RUN_NOT_FOUND",
             ErrorCode::InvalidIdentifier => "INVALID_IDENTIFIER",
             ErrorCode::AuthenticationFailed => "AUTHENTICATION_FAILED",
             ErrorCode::SubscriptionFailed => "SUBSCRIPTION_FAILED",
@@ -84,6 +90,25 @@ pub fn unsubscribed(identifier: &str) -> Value {
         "type": "unsubscribe_confirmed",
         "identifier": identifier,
         "message": format!("Unsubscribed from call {identifier}"),
+    })
+}
+
+/// The message `subscription_confirmed` of a bulk run.
+pub fn run_confirmed(run: &str) -> Value {
+    json!({
+        "type": "subscription_confirmed",
+        "identifier": format!("{RUN}{run}"),
+        "run_id": run,
+        "message": format!("Subscribed to run {run}"),
+    })
+}
+
+/// The message `unsubscribe_confirmed` of a bulk run.
+pub fn run_unsubscribed(run: &str) -> Value {
+    json!({
+        "type": "unsubscribe_confirmed",
+        "identifier": format!("{RUN}{run}"),
+        "message": format!("Unsubscribed from run {run}"),
     })
 }
 
@@ -206,6 +231,10 @@ pub enum Command {
     },
     /// `{"unsubscribe": ID}`
     Unsubscribe(String),
+    /// `{"subscribe": "run:ID"}`
+    SubscribeRun(String),
+    /// `{"unsubscribe": "run:ID"}`
+    UnsubscribeRun(String),
     /// `{"subscribe_business": ID}`
     SubscribeBusiness(String),
     /// `{"unsubscribe_business": ID}`
@@ -230,6 +259,13 @@ pub fn command(text: &str) -> Result<Command, (ErrorCode, &'static str)> {
     let Some(id) = id.map(str::to_owned) else {
         return Err((ErrorCode::InvalidIdentifier, "The identifier must be a non-empty string"));
     };
+    if let Some(run) = id.strip_prefix(RUN) {
+        match key {
+            "subscribe" => return Ok(Command::SubscribeRun(run.to_owned())),
+            "unsubscribe" => return Ok(Command::UnsubscribeRun(run.to_owned())),
+            _ => {}
+        }
+    }
     Ok(match key {
         "subscribe" => Command::Subscribe { identifier: id, after: after(&said)?, epoch: epoch(&said) },
         "unsubscribe" => Command::Unsubscribe(id),
@@ -267,6 +303,10 @@ mod tests {
         assert_eq!(command(r#"{"subscribe":"CA1"}"#), Ok(subscribe(None, None)));
         assert_eq!(command(r#"{"subscribe":" CA1 ","after":7,"epoch":"c_1"}"#), Ok(subscribe(Some(7), Some("c_1"))));
         assert_eq!(command(r#"{"unsubscribe":"CA1","x":1}"#), Ok(Command::Unsubscribe("CA1".to_owned())));
+        assert_eq!(command(r#"{"subscribe":"run:run_1"}"#), Ok(Command::SubscribeRun("run_1".to_owned())));
+        assert_eq!(command(r#"{"unsubscribe":"run:run_1"}"#), Ok(Command::UnsubscribeRun("run_1".to_owned())));
+        let business = Ok(Command::SubscribeBusiness("run:a".to_owned()));
+        assert_eq!(command(r#"{"subscribe_business":"run:a"}"#), business);
         assert_eq!(command(r#"{"subscribe_business":"a"}"#), Ok(Command::SubscribeBusiness("a".to_owned())));
         assert_eq!(command(r#"{"token":"e.e.e"}"#), Ok(Command::Renew("e.e.e".to_owned())));
         for (text, code) in [

@@ -4,6 +4,7 @@
 mod calls;
 mod feed;
 mod message;
+mod runs;
 mod socket;
 
 use std::collections::HashMap;

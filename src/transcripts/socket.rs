@@ -2,6 +2,8 @@
 //!
 //! Nothing is queued for a slow client: its position is a number, and the next utterances are read once it has taken the last ones.
 
+mod runs;
+
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::pin::pin;
 use std::sync::Arc;
@@ -18,6 +20,7 @@ use tracing::{info, warn};
 
 use super::feed::{Following, LATEST_MAX, News, Wake};
 use super::message::{self, Command, ErrorCode};
+use super::runs::FollowedRun;
 use super::{Client, Counted, FOLLOWED_MAX, Settings};
 use crate::call::Phase;
 use crate::clock::UnixMs;
@@ -88,6 +91,7 @@ pub(super) struct Connection {
     number: u64,
     wake: Arc<Wake>,
     calls: HashMap<CallId, Followed>,
+    runs: HashMap<String, FollowedRun>,
     businesses: HashSet<String>,
     /// Calls of followed businesses that were sent to their end.
     done: BTreeSet<CallId>,
@@ -132,6 +136,7 @@ impl Connection {
             number,
             wake: Arc::default(),
             calls: HashMap::new(),
+            runs: HashMap::new(),
             businesses: HashSet::new(),
             done: BTreeSet::new(),
             _counted: counted,
@@ -239,8 +244,9 @@ impl Connection {
         self.send(&message::error(code, text)).await
     }
 
-    /// Sends the news of the calls that were notified.
+    /// Sends the news of the calls that were notified, and of followed runs.
     async fn send_news(&mut self) -> Going {
+        self.send_run_news().await?;
         let (due, found) = self.wake.take();
         for call in due {
             if self.calls.contains_key(&call) {
@@ -371,6 +377,8 @@ impl Connection {
                 self.subscribe(&identifier, after, epoch.as_deref()).await
             }
             Ok(Command::Unsubscribe(identifier)) => self.unsubscribe(&identifier).await,
+            Ok(Command::SubscribeRun(run)) => self.subscribe_run(&run).await,
+            Ok(Command::UnsubscribeRun(run)) => self.unsubscribe_run(&run).await,
             Ok(Command::SubscribeBusiness(business)) => self.subscribe_business(business).await,
             Ok(Command::UnsubscribeBusiness(business)) => {
                 self.businesses.remove(&business);
@@ -522,6 +530,7 @@ impl Connection {
         for call in gone {
             self.calls.remove(&call);
         }
+        self.runs.retain(|_, followed| visitor.sees(&followed.business));
         self.businesses.retain(|business| visitor.sees(business));
         self.client.feed.follow_businesses(self.number, &self.businesses, &self.wake);
         self.visitor = visitor;

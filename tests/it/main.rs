@@ -9,6 +9,7 @@
 mod acceptance;
 mod app_sees;
 mod attacks;
+mod batch_runs;
 mod callbacks;
 mod canary;
 mod chaos;
@@ -63,6 +64,7 @@ mod reports;
 mod reposts;
 mod run_windows;
 mod runs;
+mod runs_followed;
 mod runs_killed;
 mod schedules;
 mod security_admin;

@@ -168,6 +168,74 @@ async fn test_3_mixed_direct_and_bulk_calls() {
     stage.finish().await;
 }
 
+/// A business says how many slots its runs leave free: over what the config says for all, under what a run says for itself, and at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_business_keeps_slots_free_for_its_direct_calls() {
+    let tables = "[businesses.1]\nmax_calls = 3\nreserve_for_direct = 1\n[businesses.2]\nmax_calls = 3\n\
+                  [runs]\nreserve_for_direct = 2";
+    let stage = Stage::start(Setup { tables: tables.to_owned(), ..Setup::default() }).await;
+    let put = async |id: &str, business: Value| {
+        let kind = [("content-type", "application/json")];
+        stage.send("PUT", &stage.admin(&format!("/api/businesses/{id}")), &kind, business.to_string()).await
+    };
+    assert_eq!(put("3", json!({"max_calls": 3, "reserve_for_direct": 1})).await.status, 201);
+    assert_eq!(put("4", json!({"reserve_for_direct": 1_000_001})).await.status, 422);
+    assert_eq!(put("4", json!({"reserve_for_direct": -1})).await.status, 400);
+    let numbers = |n: u32| -> Vec<Value> {
+        (0..20).map(|i| json!({"number": format!("+1555{n}00{:04}", i + 10), "name": "x"})).collect()
+    };
+    let cases =
+        [("1", json!({}), 2), ("2", json!({}), 1), ("3", json!({}), 2), ("3", json!({"reserve_for_direct": 0}), 3)];
+    for (case, (business, run, slots)) in cases.into_iter().enumerate() {
+        let what = format!("business {business} {run} has {slots} slots");
+        let run = with(with(twilio(), run), json!({"business": business}));
+        let id = start(&stage, run, numbers(slots)).await;
+        stage.wait(&what, async || stage.held().await == slots).await;
+        // Several rounds of the dialler.
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        assert_eq!(stage.held().await, slots, "{what}");
+        for n in slots..3 {
+            assert_eq!(stage.dial(Some(business), &format!("+15552{case}0{n:04}")).await.status, 200, "{what}");
+        }
+        assert_eq!(stage.dial(Some(business), &format!("+15552{case}09999")).await.status, 503, "{what}");
+        act(&stage, &id, "cancel", json!({})).await;
+        stage
+            .wait("all is free", async || {
+                for call in stage.control.calls().into_iter().filter(|call| call.live) {
+                    stage.control.end_call(call.call_sid.as_ref().unwrap());
+                }
+                stage.held().await == 0
+            })
+            .await;
+    }
+    // A change holds at once.
+    let run = with(twilio(), json!({"business": "3"}));
+    let id = start(&stage, run, numbers(2)).await;
+    stage.wait("it has two", async || stage.held().await == 2).await;
+    assert_eq!(put("3", json!({"max_calls": 3, "reserve_for_direct": 0})).await.status, 200);
+    stage.wait("it has three", async || stage.held().await == 3).await;
+    act(&stage, &id, "cancel", json!({})).await;
+    stage.finish().await;
+}
+
+/// Slots that one business keeps free of its runs are not kept from the runs of another.
+#[tokio::test(flavor = "multi_thread")]
+async fn slots_that_one_business_keeps_free_go_to_the_runs_of_another() {
+    let tables = "[businesses.1]\nmax_calls = 9\nreserve_for_direct = 2\n[businesses.2]\nmax_calls = 9";
+    let root = "concurrent = 3\n".to_owned();
+    let stage = Stage::start(Setup { root, tables: tables.to_owned(), ..Setup::default() }).await;
+    let careful = start(&stage, twilio(), leads(20)).await;
+    stage.wait("the first has its slot", async || stage.held().await == 1).await;
+    let others: Vec<Value> = (0..20).map(|i| json!({"number": format!("+1666300{:04}", i), "name": "x"})).collect();
+    let other = start(&stage, with(twilio(), json!({"business": "2"})), others).await;
+    stage.wait("the other has the rest", async || stage.held().await == 3).await;
+    assert_eq!(show(&stage, &careful).await["counts"]["calling"], 1);
+    for id in [careful, other] {
+        act(&stage, &id, "cancel", json!({})).await;
+    }
+    stage.finish().await;
+}
+
 /// Test 5: without a public host the run fails at once, and nobody is called.
 #[tokio::test(flavor = "multi_thread")]
 async fn test_5_missing_host_fails_at_once() {

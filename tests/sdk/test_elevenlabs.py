@@ -43,6 +43,54 @@ class Calls(Fenced):
         self.assertEqual(got.agent_id, "agent_1")
 
 
+class Batches(Fenced):
+    """Batches that are dialled as bulk runs."""
+
+    tables = '[batch]\nelevenlabs = "run"'
+
+    def test_a_batch_from_its_submission_to_its_retry(self):
+        batches = self.elevenlabs().conversational_ai.batch_calls
+        made = batches.create(
+            call_name="Monday",
+            agent_id="agent_1",
+            agent_phone_number_id="phnum_1",
+            recipients=[{"phone_number": f"+1555000220{n}", "id": f"r{n}"} for n in range(3)],
+            target_concurrency_limit=1,
+            request_options=ONCE,
+        )
+        self.assertTrue(made.id.startswith("run_"), made)
+        self.assertEqual((made.name, made.total_calls_scheduled, made.retry_count), ("Monday", 3, 0))
+        self.assertEqual((made.target_concurrency_limit, made.phone_provider), (1, "twilio"))
+
+        def statuses():
+            return [one.status for one in batches.get(made.id, request_options=ONCE).recipients]
+
+        self.eventually(statuses, ["in_progress", "pending", "pending"])
+        listed = batches.list(request_options=ONCE)
+        self.assertEqual([one.id for one in listed.batch_calls], [made.id])
+        self.assertFalse(listed.has_more)
+        self.assertEqual(batches.cancel(made.id, request_options=ONCE).status, "cancelled")
+        self.assertEqual(statuses(), ["in_progress", "cancelled", "cancelled"])
+        retried = batches.retry(made.id, request_options=ONCE)
+        self.assertEqual((retried.status, retried.retry_count), ("in_progress", 1))
+        self.assertEqual(statuses(), ["in_progress", "pending", "pending"])
+        first = batches.get(made.id, request_options=ONCE).recipients[0]
+        self.simulate("end", id=first.conversation_id)
+        self.eventually(lambda: statuses()[:2], ["completed", "in_progress"])
+
+    def test_a_number_that_cannot_be_called(self):
+        with self.assertRaises(ApiError) as raised:
+            self.elevenlabs().conversational_ai.batch_calls.create(
+                call_name="Monday",
+                agent_id="agent_1",
+                agent_phone_number_id="phnum_1",
+                recipients=[{"phone_number": "nobody"}],
+                request_options=ONCE,
+            )
+        self.assertEqual(raised.exception.status_code, 422)
+        self.assertEqual(raised.exception.body["detail"][0]["loc"], ["body", "recipients", 0, "phone_number"])
+
+
 class Full(Fenced):
     calls_bought = 1
 

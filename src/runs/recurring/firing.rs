@@ -102,25 +102,21 @@ pub async fn fire(
     let note = note_of(&loading);
     if loading.is_empty() {
         loading.give_up().await;
-        info!(
-            schedule = schedule.id,
-            business = schedule.business,
-            "a schedule fired, and there was nobody to be called"
-        );
+        info!(schedule = schedule.id, business = schedule.business, leads = 0, "schedule fired");
         return Ok(Fired { run: None, note });
     }
     let run = loading.finish().boxed().await?.run;
-    info!(schedule = schedule.id, run = run.id, leads = run.total, "a schedule fired");
+    info!(schedule = schedule.id, run = run.id, leads = run.total, "schedule fired");
     Ok(Fired { run: Some(run), note })
 }
 
 async fn take_in(calls: &Calls, source: &LeadSource, asked: &Asked, loading: &mut Loading) -> Result<(), FiringError> {
-    let (rows, mut came) = mpsc::channel(WAITING);
+    let (rows, mut read_rows) = mpsc::channel(WAITING);
     let take = async {
-        while let Some(some) = came.recv().await {
+        while let Some(some) = read_rows.recv().await {
             if let Err(error) = loading.take(some).await {
                 // Whoever reads is told so by that.
-                came.close();
+                read_rows.close();
                 return Err(error);
             }
         }

@@ -1,4 +1,4 @@
-//! Looks after all schedules: fires what is due, tries again what failed.
+//! Fires schedules that are due, and retries firings that failed.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -33,7 +33,7 @@ pub async fn run(newest: impl Fn() -> (Calls, Runs) + Send, leads: impl Fn() -> 
         let (calls, runs) = newest();
         let due = match leads() {
             true => look(&calls).boxed().await.unwrap_or_else(|error| {
-                debug!(%error, "failed to look after schedules");
+                debug!(%error, "failed to read due schedules");
                 vec![]
             }),
             false => {
@@ -71,7 +71,7 @@ async fn look(calls: &Calls) -> Result<Vec<Schedule>> {
 
 async fn one(calls: &Calls, runs: &Runs, schedule: Schedule) {
     if let Err(error) = stepped(calls, runs, &schedule).await {
-        warn!(schedule = schedule.id, %error, "failed to look after a schedule; it is tried again");
+        warn!(schedule = schedule.id, %error, "failed to fire schedule; retrying");
     }
 }
 
@@ -83,7 +83,7 @@ async fn stepped(calls: &Calls, runs: &Runs, schedule: &Schedule) -> Result<()> 
     let (spec, cron) = match read.and_then(|spec| spec.cron().map(|cron| (spec, cron))) {
         Ok(read) => read,
         Err(why) => {
-            error!(schedule = schedule.id, why, "a schedule cannot be read");
+            error!(schedule = schedule.id, why, "failed to read schedule");
             let unreadable = Schedule { next_at: None, error: Some(why), updated_at: now_ms, ..schedule.clone() };
             return store.change_schedule(&unreadable).await.map(drop);
         }
@@ -92,18 +92,14 @@ async fn stepped(calls: &Calls, runs: &Runs, schedule: &Schedule) -> Result<()> 
         Step::Wait(next_at) => Schedule { next_at, ..schedule.clone() },
         Step::LeaveOut(until) => {
             metrics.schedule_firing("missed");
-            warn!(
-                schedule = schedule.id,
-                until = rfc3339(until),
-                "firings of a schedule were missed, and are left out"
-            );
+            warn!(schedule = schedule.id, until = rfc3339(until), "missed firings skipped");
             let note = Some(format!("what should have fired up to {} was missed", rfc3339(until)));
             Schedule { note, ..done(schedule, &cron, until, now_ms) }
         }
         Step::GiveUp(at) => {
             let why = schedule.error.clone().unwrap_or_default();
             metrics.schedule_firing("given_up");
-            error!(schedule = schedule.id, firing = rfc3339(at), why, "a firing of a schedule was given up");
+            error!(schedule = schedule.id, firing = rfc3339(at), why, "firing given up");
             let note = Some(format!("the firing of {} was given up: {why}", rfc3339(at)));
             Schedule { note, ..done(schedule, &cron, at, now_ms) }
         }
@@ -117,18 +113,13 @@ async fn stepped(calls: &Calls, runs: &Runs, schedule: &Schedule) -> Result<()> 
             Err(FiringError::Store(error)) => return Err(error),
             Err(FiringError::Failed(why)) => {
                 metrics.schedule_firing("failed");
-                warn!(
-                    schedule = schedule.id,
-                    firing = rfc3339(at),
-                    why,
-                    "a firing of a schedule failed; it is tried again"
-                );
+                warn!(schedule = schedule.id, firing = rfc3339(at), why, "failed to fire schedule; retrying");
                 failed(schedule, &cron, at, why, calls.lifecycle.clock.now_ms())
             }
         },
     };
     if !store.change_schedule(&after).await? {
-        debug!(schedule = schedule.id, "a schedule was changed meanwhile; it is looked at again");
+        debug!(schedule = schedule.id, "schedule changed concurrently; retrying");
     }
     Ok(())
 }
@@ -159,6 +150,6 @@ pub async fn fire_now(calls: &Calls, runs: &Runs, schedule: &Schedule) -> std::r
             break;
         }
     }
-    info!(schedule = schedule.id, run = fired.run.as_ref().map(|run| run.id.as_str()), "a schedule was fired by hand");
+    info!(schedule = schedule.id, run = fired.run.as_ref().map(|run| run.id.as_str()), "schedule fired by an operator");
     Ok(fired)
 }

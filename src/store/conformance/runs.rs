@@ -21,6 +21,7 @@ fn run(id: &str, key: Option<&str>) -> Run {
         updated_at: 1,
         finished_at: None,
         resume_at: None,
+        retries: 0,
         reason: None,
         replica: Some("me".to_owned()),
     }
@@ -81,6 +82,17 @@ pub(in crate::store) async fn a_run_is_made_once_for_a_key_and_loaded_by_one(fre
     let of = |business: &str| Some(vec![business.to_owned()]);
     assert_eq!(store.latest_runs(of("beta"), 9).await.unwrap()[0].id, "run_3");
     assert_eq!(store.latest_runs(of("gamma"), 9).await.unwrap(), []);
+    let keyed = async |account: &str, key: &str, before: Option<&str>| {
+        let found = store.keyed_runs(account, key, before.map(str::to_owned), 9).await.unwrap();
+        found.into_iter().map(|run| run.id).collect::<Vec<_>>()
+    };
+    assert_eq!(keyed("twilio", "k", None).await, ["run_3", "run_1"], "the latest first");
+    assert_eq!(keyed("twilio", "k", Some("run_3")).await, ["run_1"]);
+    assert_eq!(keyed("twilio", "K", None).await, Vec::<String>::new());
+    assert_eq!(keyed("other", "k", None).await, Vec::<String>::new());
+    let again = RunChange { is_retry: true, ..change(RunState::Running, RunState::Running) };
+    assert!(store.move_run(again, false).await.unwrap());
+    assert_eq!(store.run_of("run_1").await.unwrap().unwrap().retries, 1);
     let page = store.job_results("run_1", 1_200, 2).await.unwrap();
     assert_eq!(page.iter().map(|one| one.job.seq).collect::<Vec<_>>(), [1_201, 1_202]);
 }
@@ -157,7 +169,14 @@ pub(in crate::store) async fn a_run_has_no_more_open_jobs_than_its_bound(fresh: 
 pub(in crate::store) async fn a_job_is_settled_with_its_call_and_once(fresh: &impl Fresh) {
     let store = fresh.open().await;
     running(&store, 3).await;
+    assert_eq!(store.changed_jobs("run_1", 9).await.unwrap(), [], "nobody has claimed one");
     let jobs = store.claim_jobs(claim_of(3, "t", "me")).await.unwrap();
+    let changed = async |limit| {
+        let changed = store.changed_jobs("run_1", limit).await.unwrap();
+        changed.into_iter().map(|job| (job.seq, job.state, job.attempts)).collect::<Vec<_>>()
+    };
+    let claimed = |seq| (seq, JobState::Dialing, 0);
+    assert_eq!(changed(9).await, [claimed(3), claimed(2), claimed(1)]);
     let call = placed(&store, &jobs[0]).await;
     assert_eq!(store.settle_jobs(vec![calling(&jobs[0], &call.id)], 10).await.unwrap(), 1);
     assert_eq!(store.ended_jobs(None, i64::MAX, 9).await.unwrap(), [], "it is up");
@@ -169,6 +188,9 @@ pub(in crate::store) async fn a_job_is_settled_with_its_call_and_once(fresh: &im
     let done =
         Settle { state: JobState::Done, outcome: Some(Outcome::Completed), attempts: 1, tries: 1, ..Settle::of(job) };
     assert_eq!(store.settle_jobs(vec![done.clone(), done], 11).await.unwrap(), 1);
+    assert_eq!(changed(2).await, [(1, JobState::Done, 1), claimed(3)], "the latest change first");
+    let last = store.changed_jobs("run_1", 1).await.unwrap().remove(0);
+    assert_eq!((last.outcome, last.call.as_ref()), (Some(Outcome::Completed), Some(&call.id)));
     let other = placed(&store, &jobs[1]).await;
     store.settle_jobs(vec![calling(&jobs[1], &other.id)], 10).await.unwrap();
     let never =

@@ -9,8 +9,8 @@ use super::super::driver::{Backend, Driver, Owned, Sql, Value, binds, damaged};
 use super::super::row::Row;
 use super::super::rows::call_id;
 use super::super::runs::{
-    Claim, DueRun, EndedJob, Job, JobResult, JobState, NewJob, Run, RunChange, RunCounts, RunMade, RunState, Runs,
-    Settle,
+    ChangedJob, Claim, DueRun, EndedJob, Job, JobResult, JobState, NewJob, Run, RunChange, RunCounts, RunMade,
+    RunState, Runs, Settle,
 };
 use super::super::{Result, app_events};
 use super::bindings::resolve;
@@ -41,6 +41,7 @@ fn run(row: &Row) -> Sql<Run> {
         finished_at: row.optional_number("finished_at")?,
         resume_at: row.optional_number("resume_at")?,
         reason: row.optional_text("reason")?,
+        retries: row.number("retries")?,
         replica: row.optional_text("replica")?,
     })
 }
@@ -60,6 +61,17 @@ fn job(row: &Row) -> Sql<Job> {
         call: row.optional_str("call_id")?.map(call_id).transpose()?,
         error: row.optional_text("error")?,
         settled_at: row.optional_number("settled_at")?,
+    })
+}
+
+fn changed(row: &Row) -> Sql<ChangedJob> {
+    Ok(ChangedJob {
+        seq: row.number("seq")?,
+        state: row.word("state")?,
+        outcome: row.optional_word("outcome")?,
+        attempts: row.count("attempts")?,
+        call: row.optional_str("call_id")?.map(call_id).transpose()?,
+        error: row.optional_text("error")?,
     })
 }
 
@@ -151,7 +163,7 @@ async fn step(c: &mut dyn Driver, change: &RunChange, tell: bool) -> Sql<bool> {
     let (total, digest) =
         change.loaded.as_ref().map_or((None, None), |(total, digest)| (Some(*total), Some(digest.as_str())));
     let sql = "UPDATE runs SET state = $3, reason = $4, resume_at = $5, updated_at = $6, finished_at = $7,
-             total = coalesce($8, total), digest = coalesce($9, digest), replica = coalesce($10, replica)
+             total = coalesce($8, total), digest = coalesce($9, digest), replica = coalesce($10, replica), retries = retries + $11
          WHERE id = $1 AND state = ANY($2) RETURNING *";
     let binds = binds![
         &change.run,
@@ -164,6 +176,7 @@ async fn step(c: &mut dyn Driver, change: &RunChange, tell: bool) -> Sql<bool> {
         total,
         digest,
         &change.replica,
+        i64::from(change.is_retry),
     ];
     Ok(!stepped(c, sql, &binds, tell.then_some(change.now_ms)).await?.is_empty())
 }
@@ -174,7 +187,7 @@ const CLAIM: &str = "WITH due AS (
          AND d.call_id IS NULL AND d.dial_lock_token IS NULL
          AND EXISTS (SELECT 1 FROM runs WHERE id = $1 AND state = 'running')
          ORDER BY d.due_at, d.seq LIMIT $2 FOR UPDATE OF d SKIP LOCKED)
-     UPDATE run_jobs SET state = 'dialing', dial_lock_token = $4, replica = $5, claimed_at = $3
+     UPDATE run_jobs SET state = 'dialing', dial_lock_token = $4, replica = $5, changed_at = $3
      WHERE run_id = $1 AND seq = ANY(ARRAY(SELECT seq FROM due))
      AND state = 'queued' AND call_id IS NULL AND dial_lock_token IS NULL RETURNING *";
 
@@ -205,6 +218,7 @@ pub(in crate::store) const SETTLE: &str = "WITH v (run_id, seq, state, outcome, 
          mine AS (SELECT d.run_id, d.seq, r.state AS run_state FROM run_jobs d JOIN v ON d.run_id = v.run_id AND d.seq = v.seq
              JOIN runs r ON r.id = d.run_id ORDER BY d.run_id, d.seq FOR UPDATE OF d)
      UPDATE run_jobs SET attempts = v.attempts, tries = v.tries, due_at = v.due_at, error = v.error, call_id = v.new_call,
+         changed_at = v.now_ms,
          state = CASE WHEN v.state = 'queued' AND mine.run_state = 'canceled' THEN 'done' ELSE v.state END,
          outcome = CASE WHEN v.state = 'queued' AND mine.run_state = 'canceled' THEN 'canceled' ELSE v.outcome END,
          settled_at = CASE WHEN v.state = 'queued' AND mine.run_state = 'canceled' THEN v.now_ms ELSE v.settled_at END,
@@ -252,7 +266,7 @@ async fn postpone(c: &mut dyn Driver, run: &str, later: &[(i64, UnixMs)]) -> Sql
 
 const CLAIMS_OF_OTHERS: &str = "SELECT d.*, (SELECT r.state FROM runs r WHERE r.id = d.run_id) AS run_state
      FROM run_jobs d WHERE d.state IN ('dialing', 'calling') AND d.state = 'dialing'
-     AND d.claimed_at < $2 AND d.replica <> ALL($1) LIMIT $3 FOR UPDATE OF d SKIP LOCKED";
+     AND d.changed_at < $2 AND d.replica <> ALL($1) LIMIT $3 FOR UPDATE OF d SKIP LOCKED";
 
 async fn recover(c: &mut dyn Driver, live: &[String], before: UnixMs, now_ms: UnixMs) -> Sql<u64> {
     let rows = c.fetch(CLAIMS_OF_OTHERS, &binds![live, before, SOME]).await?;
@@ -270,6 +284,10 @@ async fn recover(c: &mut dyn Driver, live: &[String], before: UnixMs, now_ms: Un
     }
     settle(c, &settles, now_ms).await
 }
+
+/// In the order of an index, from its end.
+const CHANGED: &str = "SELECT seq, state, outcome, attempts, call_id, error FROM run_jobs
+     WHERE run_id = $1 AND changed_at IS NOT NULL ORDER BY changed_at DESC, seq DESC LIMIT $2";
 
 const DUE: &str = "SELECT r.*, (SELECT count(*) FROM run_jobs j WHERE j.run_id = r.id AND j.state IN ('dialing', 'calling')) AS open_jobs,
          (SELECT j.due_at FROM run_jobs j WHERE j.run_id = r.id AND j.state = 'queued' ORDER BY j.due_at LIMIT 1) AS next_due
@@ -351,6 +369,15 @@ impl<B: Backend> Runs for B {
         self.select(sql, binds![limit, all, businesses.unwrap_or_default()].into(), run).await
     }
 
+    async fn keyed_runs(&self, account: &str, key: &str, before: Option<String>, limit: u32) -> Result<Vec<Run>> {
+        // No id comes after this.
+        let before = before.unwrap_or_else(|| "~".to_owned());
+        let sql = "SELECT * FROM runs WHERE account = $1 AND substr(idempotency_key, 1, $2) = $3 AND id < $4
+             ORDER BY id DESC LIMIT $5";
+        let length = i64::try_from(key.chars().count()).unwrap_or(0);
+        self.select(sql, binds![account.to_owned(), length, key.to_owned(), before, limit].into(), run).await
+    }
+
     async fn run_counts(&self, run: &str) -> Result<RunCounts> {
         let sql = "SELECT state, outcome, count(*) AS n FROM run_jobs WHERE run_id = $1 GROUP BY state, outcome";
         let rows = self.select(sql, binds![run.to_owned()].into(), |row| {
@@ -376,6 +403,10 @@ impl<B: Backend> Runs for B {
             } += n;
         }
         Ok(counts)
+    }
+
+    async fn changed_jobs(&self, run: &str, limit: u32) -> Result<Vec<ChangedJob>> {
+        self.select(CHANGED, binds![run.to_owned(), limit].into(), changed).await
     }
 
     async fn due_runs(&self) -> Result<Vec<DueRun>> {
@@ -460,4 +491,4 @@ impl<B: Backend> Runs for B {
 
 /// What is asked at the start of a process, and with every look: by indexes alone, however many jobs wait.
 #[cfg(test)]
-pub(in crate::store) const LOOKS: [&str; 7] = [CLAIM, CLAIMS_OF_OTHERS, DUE, ENDED, ENDED_OF, FINISH, RESUME];
+pub(in crate::store) const LOOKS: [&str; 8] = [CHANGED, CLAIM, CLAIMS_OF_OTHERS, DUE, ENDED, ENDED_OF, FINISH, RESUME];

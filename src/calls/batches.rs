@@ -1,0 +1,32 @@
+//! Who answers a provider's batch calling in its place, where batches are to be dialled call by call.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{HeaderMap, Method, Response};
+
+use super::Calls;
+use super::outbound::CreateRequest;
+use crate::provider::account::Account;
+
+/// Answers requests about batches in the provider's shape. What it does not answer goes to the provider.
+#[async_trait]
+pub trait BatchCalling: Send + Sync {
+    /// Answers a request that would create calls: a new batch, or a retry of one.
+    async fn create(&self, calls: &Calls, request: &CreateRequest) -> Option<Response<Bytes>>;
+
+    /// Answers any other request.
+    async fn other(&self, calls: &Calls, account: &Account, request: OtherRequest<'_>) -> Option<Response<Bytes>>;
+}
+
+/// A request that creates no calls.
+#[derive(Debug, Clone, Copy)]
+pub struct OtherRequest<'r> {
+    /// Its method.
+    pub method: &'r Method,
+    /// The path at the provider.
+    pub path: &'r str,
+    /// Its query, without the question mark.
+    pub query: &'r str,
+    /// Its headers.
+    pub headers: &'r HeaderMap,
+}

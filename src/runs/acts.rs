@@ -1,0 +1,41 @@
+//! What is done to a run by hand.
+
+use super::Runs;
+use crate::call::Outcome;
+use crate::calls::Calls;
+use crate::store::Result;
+use crate::store::runs::{Run, RunChange, RunState};
+
+const OPEN: [RunState; 3] = [RunState::Ready, RunState::Running, RunState::Paused];
+const RETRIABLE: [RunState; 4] = [RunState::Running, RunState::Paused, RunState::Done, RunState::Canceled];
+
+impl Runs {
+    /// Cancels a run, and its jobs that are queued; calls that are up go on. How many jobs; `None`: it is over already.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn cancel(&self, calls: &Calls, run: &str) -> Result<Option<u64>> {
+        let (store, now_ms) = (&calls.lifecycle.store, calls.lifecycle.clock.now_ms());
+        let change = RunChange::of(run, &OPEN, RunState::Canceled, now_ms);
+        if !store.move_run(change, calls.lifecycle.tell).await? {
+            return Ok(None);
+        }
+        store.cancel_jobs(run, now_ms).await.map(Some)
+    }
+
+    /// Queues the jobs of a run again that ended so, and has it go on. How many jobs; `None`: in its state it cannot.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn retry(&self, calls: &Calls, run: &Run, outcomes: Vec<Outcome>) -> Result<Option<u64>> {
+        if !RETRIABLE.contains(&run.state) {
+            return Ok(None);
+        }
+        let (store, now_ms) = (&calls.lifecycle.store, calls.lifecycle.clock.now_ms());
+        let jobs = store.retry_jobs(&run.id, outcomes, now_ms).await?;
+        let change = RunChange { is_retry: true, ..RunChange::of(&run.id, &RETRIABLE, RunState::Running, now_ms) };
+        let is_moved = store.move_run(change, calls.lifecycle.tell).await?;
+        self.wake.notify_one();
+        Ok(is_moved.then_some(jobs))
+    }
+}

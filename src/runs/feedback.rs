@@ -1,0 +1,80 @@
+//! What this replica's calls have shown of each running run: how the last ones ended, and whether its next one has to wait.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tracing::warn;
+
+use super::decide::Recent;
+use super::spec::Breaker;
+use crate::calls::Calls;
+use crate::clock::UnixMs;
+use crate::store::runs::{RunChange, RunState};
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Feedback(Mutex<HashMap<String, OfRun>>);
+
+#[derive(Default)]
+struct OfRun {
+    recent: Recent,
+    /// Nothing of it is dialled before: its provider takes no calls, or its rate has no token.
+    held_until: UnixMs,
+    /// A rate has held it back: it tries one job at a time.
+    is_paced: bool,
+}
+
+impl Feedback {
+    fn runs(&self) -> MutexGuard<'_, HashMap<String, OfRun>> {
+        // Nothing panics while it is held.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Forgets all runs but these.
+    pub(super) fn retain(&self, is_running: impl Fn(&str) -> bool) {
+        self.runs().retain(|run, _| is_running(run));
+    }
+
+    /// Dials nothing of a run before a time.
+    pub(super) fn hold(&self, run: &str, until: UnixMs) {
+        self.runs().entry(run.to_owned()).or_default().held_until = until;
+    }
+
+    /// Dials a run one job at a time, from a time on.
+    pub(super) fn pace(&self, run: &str, from: UnixMs) {
+        let mut runs = self.runs();
+        let run = runs.entry(run.to_owned()).or_default();
+        (run.held_until, run.is_paced) = (from, true);
+    }
+
+    /// When a run may be dialled, as far as is known.
+    pub(super) fn held_until(&self, run: &str) -> UnixMs {
+        self.runs().get(run).map_or(0, |run| run.held_until)
+    }
+
+    /// Whether a run is dialled one job at a time.
+    pub(super) fn is_paced(&self, run: &str) -> bool {
+        self.runs().get(run).is_some_and(|run| run.is_paced)
+    }
+
+    /// Records how a call of a run ended, and pauses the run if too many failed. `why` is the cause of the last failure.
+    pub(super) async fn record(&self, calls: &Calls, run: &str, failed: bool, why: &str, breaker: &Breaker) {
+        let failures = self.runs().entry(run.to_owned()).or_default().recent.note(failed, breaker);
+        let Some(failures) = failures else { return };
+        let now_ms = calls.lifecycle.clock.now_ms();
+        let reason = format!("{failures} of the last {} calls failed; {why}", breaker.window);
+        let change = RunChange {
+            reason: Some(reason.clone()),
+            resume_at: breaker.resume_after_secs.map(|secs| now_ms + i64::from(secs) * 1000),
+            ..RunChange::of(run, &[RunState::Running], RunState::Paused, now_ms)
+        };
+        match calls.lifecycle.store.move_run(change, calls.lifecycle.tell).await {
+            Ok(true) => {
+                calls.lifecycle.metrics.run_breaker();
+                warn!(run, reason, "run paused by its breaker");
+            }
+            Ok(false) => {}
+            Err(error) => warn!(run, %error, "failed to pause run"),
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! Places the call of one claimed job, and records what became of the job.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use serde_json::{Map, Value};
+use tokio::sync::oneshot;
+use tracing::{debug, info, warn};
+
+use super::feedback::Feedback;
+use super::spec::Plan;
+use super::{MayDial, Runs, may_dial};
+use crate::admission::LimitExceeded;
+use crate::call::Outcome;
+use crate::calls::Calls;
+use crate::calls::outbound::job::{JobPlaced, JobTerms};
+use crate::ids::CallId;
+use crate::policy::{Binding, Bound, Scope};
+use crate::store::Store;
+use crate::store::runs::{Job, JobState, Settle};
+
+/// The pause before a job is recorded again, when the store was away.
+const STORE_RETRY_DELAY: Duration = Duration::from_secs(1);
+/// The pause of a run while no limiter can decide, and of a job whose provider could not be reached, in milliseconds.
+const NO_LIMITER_PAUSE_MS: i64 = 1_000;
+const UNREACHABLE_PAUSE_MS: i64 = 5_000;
+
+/// What is known of a job once its call is admitted, or cannot be.
+pub(super) enum Admission {
+    /// Its call has a slot.
+    Admitted,
+    /// A limit is full.
+    LimitExceeded(LimitExceeded),
+    /// It may not be called yet.
+    Postponed,
+    /// It waits for something else than a slot, or will never be dialled.
+    PassedOver,
+}
+
+/// What it takes to place a job.
+pub(super) struct Placement {
+    pub(super) calls: Calls,
+    pub(super) runs: Runs,
+    pub(super) feedback: Arc<Feedback>,
+    pub(super) plan: Arc<Plan>,
+    /// Slots that each limit keeps free of it.
+    pub(super) reserve: u32,
+}
+
+impl Placement {
+    /// Places a job's call. `admission` receives one message, long before the provider has answered; none: it was passed over.
+    pub(super) async fn place(self, job: Job, admission: oneshot::Sender<Admission>) {
+        let lead = serde_json::from_str::<Map<String, Value>>(&job.lead).unwrap_or_default();
+        let now_ms = self.calls.lifecycle.clock.now_ms();
+        match may_dial(&self.calls.destinations, &self.plan.spec, &job.number, &lead, now_ms) {
+            MayDial::Now => {}
+            MayDial::NotBefore(at) => {
+                self.settle(Settle { due_at: at, ..queued(&job) }).await;
+                let _ = admission.send(Admission::Postponed);
+                return;
+            }
+            MayDial::Never { code, why } => {
+                return self.settle(failed(&job, format!("{code}: {why}"))).await;
+            }
+        }
+        let turn = u64::try_from(job.seq).unwrap_or(0) + u64::from(job.tries);
+        let request = match self.plan.order(&self.calls, &job.run, turn, &job.number, &lead) {
+            Ok(request) => Arc::new(request),
+            Err(why) => return self.settle(failed(&job, why)).await,
+        };
+        let (admitted, is_admitted) = oneshot::channel();
+        let terms =
+            JobTerms { alias: job.alias(), reserve: self.reserve, bindings: self.own_limits(&job.run), admitted };
+        let bind = async {
+            let Ok(call) = is_admitted.await else { return Err(admission) };
+            let _ = admission.send(Admission::Admitted);
+            info!(run = job.run, %call, "Started call for lead={}", job.seq);
+            self.settle(calling(&job, &call)).await;
+            Ok(call)
+        };
+        let (placed, bound) = tokio::join!(self.calls.outbound.place_job(request, terms).boxed(), bind);
+        let (job, admission) = match bound {
+            Ok(call) => (Job { call: Some(call), ..job }, None),
+            Err(admission) => (job, Some(admission)),
+        };
+        let result = self.record(&job, &placed).await;
+        self.calls.lifecycle.metrics.run_dial(result);
+        let wakes = !matches!(placed, JobPlaced::Called(_) | JobPlaced::LimitExceeded(_));
+        if let Some(admission) = admission {
+            let _ = admission.send(match placed {
+                JobPlaced::LimitExceeded(full) => Admission::LimitExceeded(full),
+                _ => Admission::PassedOver,
+            });
+        }
+        if wakes {
+            self.runs.wake.notify_one();
+        }
+    }
+
+    /// The limits of the run itself.
+    fn own_limits(&self, run: &str) -> Vec<Binding> {
+        let rate = self.plan.rate.map(|rate| Binding {
+            limit: "run.rate".into(),
+            scope: Scope::Named,
+            key: format!("run.rate|{run}"),
+            bound: Bound::Rate(rate),
+        });
+        rate.into_iter().collect()
+    }
+
+    /// Records what became of a job. The result, as metrics name it.
+    async fn record(&self, job: &Job, placed: &JobPlaced) -> &'static str {
+        let now_ms = self.calls.lifecycle.clock.now_ms();
+        match placed {
+            JobPlaced::Called(_) => "called",
+            JobPlaced::Known(call) => {
+                self.settle(calling(job, call)).await;
+                "known"
+            }
+            JobPlaced::LimitExceeded(full) => {
+                // A rate says when it has a token; a free slot is notified.
+                if let Bound::Rate(_) = full.bound {
+                    self.feedback.pace(&job.run, now_ms + full.free_in_ms.unwrap_or(1).max(1));
+                }
+                self.settle(queued(job)).await;
+                "full"
+            }
+            JobPlaced::Away(why) => {
+                debug!(run = job.run, why, "no limiter can decide");
+                self.feedback.hold(&job.run, now_ms + NO_LIMITER_PAUSE_MS);
+                self.settle(queued(job)).await;
+                "away"
+            }
+            JobPlaced::ProviderLimit { wait_secs } => {
+                self.feedback.hold(&job.run, now_ms + i64::from(*wait_secs) * 1000);
+                // In its place: those behind it are not dialled before it.
+                self.settle(Settle { tries: job.tries + 1, ..queued(job) }).await;
+                "provider_limit"
+            }
+            JobPlaced::NotSent(why) => {
+                let due_at = now_ms + UNREACHABLE_PAUSE_MS;
+                self.settle(Settle { tries: job.tries + 1, due_at, ..queued(job) }).await;
+                self.record_failure(&job.run, why).await;
+                "not_sent"
+            }
+            JobPlaced::Rejected(why) => {
+                let (attempts, tries) = (job.attempts + 1, job.tries + 1);
+                self.settle(Settle { attempts, tries, ..failed(job, why.clone()) }).await;
+                self.record_failure(&job.run, why).await;
+                "rejected"
+            }
+        }
+    }
+
+    async fn record_failure(&self, run: &str, why: &str) {
+        self.feedback.record(&self.calls, run, true, why, &self.plan.spec.breaker).await;
+    }
+
+    /// Writes what became of a job, now or when the store is back: nobody else will, while this replica lives.
+    async fn settle(&self, settle: Settle) {
+        let store: &Arc<dyn Store> = &self.calls.lifecycle.store;
+        loop {
+            let now_ms = self.calls.lifecycle.clock.now_ms();
+            match store.settle_jobs(vec![settle.clone()], now_ms).await {
+                Ok(_) => return,
+                Err(error) => {
+                    warn!(run = settle.run, job = settle.seq, %error, "failed to record job; retrying");
+                    tokio::time::sleep(STORE_RETRY_DELAY).await;
+                }
+            }
+        }
+    }
+}
+
+fn queued(job: &Job) -> Settle {
+    Settle { state: JobState::Queued, new_call: None, ..Settle::of(job) }
+}
+
+fn calling(job: &Job, call: &CallId) -> Settle {
+    Settle { state: JobState::Calling, new_call: Some(call.clone()), ..Settle::of(job) }
+}
+
+fn failed(job: &Job, why: String) -> Settle {
+    Settle { state: JobState::Done, outcome: Some(Outcome::Failed), error: Some(why), ..Settle::of(job) }
+}

@@ -1,0 +1,166 @@
+//! What wakes the dialler of a replica: the ends of calls, a change of a run, and the time of its next full round.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
+use tokio::time::{Instant, sleep_until};
+
+use crate::ids::CallId;
+use crate::notify::{Hub, News, Notification};
+
+/// How long after the end of a call at another replica a full round checks whether that one has handed its slot over.
+const HAND_OVER_GRACE: Duration = Duration::from_millis(50);
+
+/// What a round of the dialler is about.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Round {
+    /// Everything.
+    Full,
+    /// The slots of these calls, which ended here.
+    HandOver(Vec<CallId>),
+}
+
+/// What a dialler does when a call ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum OnEnd {
+    /// Nothing: there is nothing to dial.
+    Ignore,
+    /// A full round: it shares the limits with nobody, so all that is free is its own.
+    FullRound,
+    /// It dials the slots of calls that ended here; other replicas dial those of theirs.
+    HandOver,
+}
+
+/// See the module.
+pub(super) struct Wakeups {
+    ends: Receiver<Notification>,
+    wake: Arc<Notify>,
+    full_round_at: Instant,
+}
+
+impl Wakeups {
+    pub(super) fn new(hub: &Hub, wake: Arc<Notify>) -> Self {
+        Self { ends: hub.listen(), wake, full_round_at: Instant::now() }
+    }
+
+    /// After a round there is nothing to do for so long. However many slots are handed over, the next full round keeps its time.
+    pub(super) fn rest(&mut self, round: &Round, pause: Duration) {
+        let next_at = Instant::now() + pause;
+        self.full_round_at = if *round == Round::Full { next_at } else { self.full_round_at.min(next_at) };
+    }
+
+    /// Waits for the next round. Dropping it loses nothing.
+    pub(super) async fn next(&mut self, on_end: OnEnd) -> Round {
+        loop {
+            tokio::select! {
+                biased;
+                () = self.wake.notified() => return Round::Full,
+                () = sleep_until(self.full_round_at) => return Round::Full,
+                ends = ends(&mut self.ends) => {
+                    if ends.elsewhere || ends.missed {
+                        self.full_round_at = self.full_round_at.min(Instant::now() + HAND_OVER_GRACE);
+                    }
+                    match on_end {
+                        OnEnd::FullRound if !ends.here.is_empty() => return Round::Full,
+                        OnEnd::HandOver if !ends.here.is_empty() => return Round::HandOver(ends.here),
+                        _ => {}
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What was heard.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Ends {
+    /// Calls that ended here: who hears an end hands its slot on.
+    here: Vec<CallId>,
+    /// Some ended at other replicas, which hand their slots on, unless they do not dial.
+    elsewhere: bool,
+    /// More was said than was heard.
+    missed: bool,
+}
+
+impl Ends {
+    fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+
+    fn note(&mut self, notification: Notification) {
+        match (notification.news, notification.is_ours) {
+            (News::Ended, true) => self.here.push(notification.call),
+            (News::Ended, false) => self.elsewhere = true,
+            _ => {}
+        }
+    }
+}
+
+/// Waits until a call ends; all that is known by then. Dropping it loses nothing.
+async fn ends(notifications: &mut Receiver<Notification>) -> Ends {
+    let mut ends = Ends::default();
+    while ends.is_none() {
+        match notifications.recv().await {
+            Ok(notification) => ends.note(notification),
+            Err(RecvError::Lagged(_)) => ends.missed = true,
+            Err(RecvError::Closed) => std::future::pending().await,
+        }
+    }
+    loop {
+        match notifications.try_recv() {
+            Ok(notification) => ends.note(notification),
+            Err(TryRecvError::Lagged(_)) => ends.missed = true,
+            Err(TryRecvError::Empty | TryRecvError::Closed) => return ends,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    #[tokio::test]
+    async fn ends_alone_are_heard_and_those_that_meet_at_once() {
+        let (hub, calls) = (Hub::default(), [CallId::new(), CallId::new(), CallId::new()]);
+        let mut notifications = hub.listen();
+        hub.changed(&calls[0]);
+        hub.ended(&calls[1]);
+        hub.notify(&calls[0]);
+        hub.ended(&calls[2]);
+        hub.ended_at_replica(&calls[0]);
+        let heard = ends(&mut notifications).await;
+        assert_eq!(heard, Ends { here: calls[1..].to_vec(), elsewhere: true, missed: false });
+        hub.notify(&calls[0]);
+        assert!(tokio::time::timeout(std::time::Duration::from_millis(20), ends(&mut notifications)).await.is_err());
+        hub.ended(&calls[0]);
+        assert_eq!(ends(&mut notifications).await.here, [calls[0].clone()]);
+        (0..9_000).for_each(|_| hub.ended(&calls[0]));
+        assert!(ends(&mut notifications).await.missed);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn slots_are_handed_on_at_once_and_everything_is_looked_at_in_its_time() {
+        let (hub, wake, call) = (Hub::default(), Arc::<Notify>::default(), CallId::new());
+        let mut wakeups = Wakeups::new(&hub, wake.clone());
+        assert_eq!(wakeups.next(OnEnd::HandOver).await, Round::Full, "at first");
+        wakeups.rest(&Round::Full, Duration::from_secs(3600));
+        hub.ended(&call);
+        let handed_on = wakeups.next(OnEnd::HandOver).await;
+        assert_eq!(handed_on, Round::HandOver(vec![call.clone()]));
+        wakeups.rest(&handed_on, Duration::from_secs(7200));
+        hub.ended(&call);
+        assert_eq!(wakeups.next(OnEnd::FullRound).await, Round::Full);
+        hub.ended_at_replica(&call);
+        let (began, next) = (Instant::now(), wakeups.next(OnEnd::HandOver).await);
+        assert_eq!((next, began.elapsed().as_millis() / 100), (Round::Full, 0), "it is looked after the other");
+        wakeups.rest(&Round::Full, Duration::from_secs(3600));
+        hub.ended(&call);
+        let (began, next) = (Instant::now(), wakeups.next(OnEnd::Ignore).await);
+        assert_eq!((next, began.elapsed().as_secs() > 3_500), (Round::Full, true), "there is nothing to hand on");
+        wake.notify_one();
+        wakeups.rest(&Round::Full, Duration::from_secs(3600));
+        assert_eq!(wakeups.next(OnEnd::Ignore).await, Round::Full, "somebody changed a run");
+    }
+}

@@ -1,0 +1,86 @@
+//! Bulk runs that a connection follows.
+
+use tokio_tungstenite::tungstenite::protocol::Message;
+use tracing::warn;
+
+use super::super::message::{self, ErrorCode};
+use super::super::runs::{FOLLOWED_RUNS_MAX, RunNews};
+use super::{Connection, Going};
+use crate::store::{self, runs::Run};
+
+const NO_ANSWER: &str = "The database does not answer; try again";
+
+impl Connection {
+    /// Sends what is new in followed runs.
+    pub(super) async fn send_run_news(&mut self) -> Going {
+        let runs: Vec<String> = self.runs.keys().cloned().collect();
+        for run in runs {
+            let Some(followed) = self.runs.get_mut(&run) else { continue };
+            let RunNews { messages, next, is_deleted } = followed.news();
+            followed.next = next;
+            if is_deleted {
+                self.runs.remove(&run);
+            }
+            for message in messages {
+                self.client.lifecycle.metrics.client_messages(message.kind, 1);
+                self.hand_over(Message::Text(message.text)).await?;
+            }
+        }
+        self.flush().await
+    }
+
+    /// A run that this client may see. One that is another's looks like one that is not there.
+    async fn find_run(&self, id: &str) -> store::Result<Option<Run>> {
+        let run = self.client.lifecycle.store.run_of(id).await?;
+        Ok(run.filter(|run| self.visitor.sees(&run.business)))
+    }
+
+    pub(super) async fn subscribe_run(&mut self, id: &str) -> Going {
+        let unknown = format!("No run is known as {id}");
+        let run = match self.find_run(id).await {
+            Ok(Some(run)) => run,
+            Ok(None) => return self.error(ErrorCode::RunNotFound, &unknown).await,
+            Err(error) => {
+                warn!(%error, "failed to subscribe to run");
+                return self.error(ErrorCode::SubscriptionFailed, NO_ANSWER).await;
+            }
+        };
+        let mut followed = match self.runs.remove(id) {
+            Some(followed) => followed,
+            None if self.runs.len() >= FOLLOWED_RUNS_MAX => {
+                let why = format!("A connection follows at most {FOLLOWED_RUNS_MAX} runs");
+                return self.error(ErrorCode::SubscriptionFailed, &why).await;
+            }
+            None => match self.client.feed.runs().follow(&run, self.number, &self.wake) {
+                Some(followed) => followed,
+                None => return self.error(ErrorCode::SubscriptionFailed, "Too many runs are followed").await,
+            },
+        };
+        let progress = match followed.read().await {
+            Ok(Some(progress)) => progress,
+            Ok(None) => return self.error(ErrorCode::RunNotFound, &unknown).await,
+            Err(error) => {
+                warn!(%error, "failed to subscribe to run");
+                return self.error(ErrorCode::SubscriptionFailed, NO_ANSWER).await;
+            }
+        };
+        self.runs.insert(run.id.clone(), followed);
+        self.send(&message::run_confirmed(&run.id)).await?;
+        self.client.lifecycle.metrics.client_messages(progress.kind, 1);
+        self.write(Message::Text(progress.text)).await
+    }
+
+    pub(super) async fn unsubscribe_run(&mut self, id: &str) -> Going {
+        if self.runs.remove(id).is_some() {
+            return self.send(&message::run_unsubscribed(id)).await;
+        }
+        match self.find_run(id).await {
+            Ok(Some(run)) => self.send(&message::run_unsubscribed(&run.id)).await,
+            Ok(None) => self.error(ErrorCode::RunNotFound, &format!("No run is known as {id}")).await,
+            Err(error) => {
+                warn!(%error, "failed to unsubscribe from run");
+                self.error(ErrorCode::SubscriptionFailed, NO_ANSWER).await
+            }
+        }
+    }
+}
