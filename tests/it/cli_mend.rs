@@ -23,6 +23,7 @@ fn urls(url: &str) -> [String; 3] {
 }
 
 const OLD: &str = "https://old.example.com/webhooks/twilio/voice";
+const OLD_STATUS: &str = "http://old.example.com:8081/webhooks/twilio/status";
 const VOICE: &str = "https://hooks.example.com/webhooks/twilio/voice";
 const STATUS: &str = "https://hooks.example.com/webhooks/twilio/status";
 const BUSY: &str = "https://static.example.com/busy.xml";
@@ -31,16 +32,16 @@ const BUSY: &str = "https://static.example.com/busy.xml";
 fn what_is_safe_is_shown_asked_about_set_and_taken_back() {
     let folder = Folder::new();
     let (_sim, url) = simulator();
-    configure(&url, &json!({"number_voice_url": OLD}));
+    configure(&url, &json!({"number_voice_url": OLD, "number_status_url": OLD_STATUS}));
     let config = live_config(&folder, &url, LISTEN);
     let doctor = |more: &[&str]| run_within(&folder, &[&["doctor", "--config", &config], more].concat(), &KEYS);
     let before = urls(&url);
-    assert_eq!(before, [OLD, "", ""]);
+    assert_eq!(before, [OLD, OLD_STATUS, ""]);
 
     // Nobody agrees, so nothing is set and no file is made.
     let (code, out, err) = doctor(&["--fix"]);
     assert!(code == Some(1) && out.contains("Nothing was set"), "{out}{err}");
-    for part in ["- VoiceUrl", OLD, "+ VoiceUrl", VOICE, "- StatusCallback     (none)", STATUS, "account twilio"] {
+    for part in ["- VoiceUrl", OLD, "+ VoiceUrl", VOICE, OLD_STATUS, "+ StatusCallback", STATUS, "account twilio"] {
         assert!(out.contains(part), "{part} is not in {out}");
     }
     assert!(!out.contains(number(&url)["phone_number"].as_str().unwrap()), "numbers are masked: {out}");
@@ -76,7 +77,7 @@ fn what_is_safe_is_shown_asked_about_set_and_taken_back() {
     let (code, out, err) = doctor(&["--undo", "undo.json", "--yes"]);
     assert_eq!(code, Some(0), "{out}{err}");
     assert!(out.contains("VoiceFallbackUrl has been changed since"), "{out}");
-    assert_eq!(urls(&url), [OLD, "", "https://mine.example.com/busy.xml"]);
+    assert_eq!(urls(&url), [OLD, OLD_STATUS, "https://mine.example.com/busy.xml"]);
 }
 
 #[test]

@@ -100,16 +100,18 @@ async fn a_create_a_webhook_and_its_delivery_are_span_trees() {
     scene.quiet().await;
     let status = "/webhooks/twilio/status";
     scene.wait("the app is told of an end", async || !scene.app.at(status).is_empty()).await;
-    let complete = |all: &[Span]| {
-        let has = |name: &str| all.iter().any(|span| span.name == name);
-        ["create", "settle", "webhook", "ask the app", "delivery"].into_iter().all(has)
-            && all.iter().any(|span| span.name == "webhook" && span.attributes.contains_key("ringfence.call"))
-    };
-    scene.wait("the collector has the trees", async || complete(&spans(&collector))).await;
     let (app, log) = (scene.app.got(), scene.log());
     let settings = scene.control.settings();
-    // What is still in the queue is sent before it ends.
-    scene.stop().await;
+    let voice = app.iter().find(|got| got.path_and_query.starts_with("/webhooks/twilio/voice")).unwrap();
+    let told = app.iter().find(|got| got.path_and_query.starts_with(status)).unwrap();
+    let ((trace_of_voice, asked), (trace_of_told, sent)) = (context(&voice.headers), context(&told.headers));
+    // A root ends after its steps, and spans are sent in the order of their ends.
+    let complete = |all: &[Span]| {
+        let is_root = |trace: &str| all.iter().any(|span| span.name == "webhook" && span.trace == trace);
+        let has = |name: &str| all.iter().any(|span| span.name == name);
+        has("create") && is_root(&trace_of_voice) && is_root(&trace_of_told) && all.iter().any(|span| span.id == sent)
+    };
+    scene.wait("the collector has the trees", async || complete(&spans(&collector))).await;
     let all = spans(&collector);
     assert!(all.iter().all(|span| span.service == "ringfence"), "{all:#?}");
 
@@ -130,20 +132,16 @@ async fn a_create_a_webhook_and_its_delivery_are_span_trees() {
     assert!(!log.contains("ringfence_trace") && !log.contains("otel."), "spans are not the log's: {log}");
 
     // A voice webhook: the app is asked within its tree.
-    let voice = app.iter().find(|got| got.path_and_query.starts_with("/webhooks/twilio/voice")).unwrap();
-    let (trace, asked) = context(&voice.headers);
-    let of_voice = |name: &str| all.iter().find(|span| span.trace == trace && span.name == name).cloned();
+    let of_voice = |name: &str| all.iter().find(|span| span.trace == trace_of_voice && span.name == name).cloned();
     let root = of_voice("webhook").unwrap();
     assert_eq!(root.attributes["ringfence.webhook"], "voice");
     assert_eq!(of_voice("ask the app").unwrap().id, asked);
     assert_eq!(below(&all, &root), ["apply", "authenticate", "parse", "persist", "reply"]);
 
     // A notification: the delivery goes on with its webhook's trace.
-    let told = app.iter().find(|got| got.path_and_query.starts_with(status)).unwrap();
-    let (trace, sent) = context(&told.headers);
     let delivery = all.iter().find(|span| span.id == sent).unwrap();
-    assert_eq!((delivery.name.as_str(), delivery.trace.as_str()), ("delivery", trace.as_str()));
-    let root = all.iter().find(|span| span.trace == trace && span.name == "webhook").unwrap();
+    assert_eq!((&delivery.name, &delivery.trace), (&"delivery".to_owned(), &trace_of_told));
+    let root = all.iter().find(|span| span.trace == trace_of_told && span.name == "webhook").unwrap();
     assert_eq!(delivery.attributes["ringfence.event_id"], root.attributes["ringfence.event_id"]);
     let settle = all.iter().find(|span| span.id == delivery.parent).unwrap();
     assert_eq!((settle.name.as_str(), settle.parent.as_str()), ("settle", root.id.as_str()));
@@ -156,6 +154,7 @@ async fn a_create_a_webhook_and_its_delivery_are_span_trees() {
             assert!(!secrets.iter().any(|s| has(s)) && !has(&to) && !has(&caller), "{span:#?}");
         }
     }
+    scene.finish().await;
 }
 
 /// An account whose provider is the app's own stand-in, which refuses every create.
