@@ -95,13 +95,13 @@ impl BatchCalling for Runs {
             SUBMIT => {
                 let Document::Json(body) = &request.body else { return None };
                 let batch = Batch::read(body)?;
-                let carrier = phone_provider(calls, account, &batch.phone_number_id).await?;
+                let carrier = phone_provider(calls, account, batch.phone_number_id).await?;
                 let digest = sha256_hex(request.upstream.body());
                 Some(self.submit(calls, request, batch, carrier, &digest).await.unwrap_or_else(answer_of))
             }
             RETRY => {
                 let run = self.batch(calls, account, &request.batch.as_ref()?.id).await;
-                let Some(run) = run.transpose() else { return None };
+                let run = run.transpose()?;
                 let retried = async { self.retry_batch(calls, run?).await };
                 Some(retried.await.unwrap_or_else(|error| answer_of(LoadError::Store(error))))
             }
