@@ -5,6 +5,7 @@
 //! `restart` lists the keys that cannot change in a running process.
 
 mod accounts;
+mod client;
 pub mod codes;
 mod destinations;
 pub mod diagnostics;
@@ -13,15 +14,17 @@ mod ephemeral;
 mod file;
 mod lead_sources;
 mod listen;
+mod loaded;
 mod matches;
 mod policy;
 mod records;
 mod restart;
+mod store;
 mod table;
 mod telemetry;
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -30,7 +33,6 @@ use std::time::Duration;
 use http::Uri;
 use toml::de::DeTable;
 
-use crate::admission::GateMode;
 use crate::call::Deadlines;
 use crate::calls::AppAddress;
 use crate::calls::SEND_WITHIN;
@@ -40,22 +42,22 @@ use crate::gate::redis;
 use crate::ids::{AccountName, number_key};
 use crate::jws::SECRET_BYTES_MIN;
 use crate::metrics::BUSINESS_LABELS;
-use crate::policy::{OnOutage, RESERVE_MAX, RETENTION_DAYS, Settings as PolicySettings};
+use crate::policy::{RESERVE_MAX, Settings as PolicySettings};
 use crate::provider::Registry;
 use crate::provider::account::Account;
 use crate::provider::secret::Secret;
 use crate::reply::SDK_RETRY_AFTER_MAX_SECS;
 use crate::reports;
 use crate::runs;
-use crate::store::postgres::{self, Pooler};
-use crate::token::Keys;
 use crate::traces;
 use crate::transcripts;
 use crate::webhook::{self, InboundMode};
 use diagnostics::{Diagnostic, Report, Severity};
 pub use file::{File, FileRead, Inputs};
 pub use listen::{AdminSocket, Listen, ListenerName, TlsSettings};
+pub use loaded::Loaded;
 pub use restart::needs_restart;
+pub use store::StoreSettings;
 use table::{Env, Source, Table};
 
 /// The keys at the top level.
@@ -150,51 +152,6 @@ impl Strict {
     }
 }
 
-/// The database.
-#[derive(Debug, Clone)]
-pub struct StoreSettings {
-    /// The SQLite file, unless there is a Postgres server.
-    pub path: PathBuf,
-    /// The Postgres server.
-    pub postgres: Option<postgres::Settings>,
-    /// Whether the schema is migrated at start.
-    pub migrate_on_start: bool,
-    /// Ended calls, webhooks and rejections older than this are deleted, unless their business has its own retention.
-    pub retention_days: u32,
-}
-
-impl StoreSettings {
-    /// The kind of database: `postgres` or `sqlite`.
-    pub fn backend(&self) -> &'static str {
-        if self.postgres.is_some() { "postgres" } else { "sqlite" }
-    }
-
-    /// The default folder of large bodies: named after the database file and beside it; else in the working folder.
-    fn default_spool(&self) -> PathBuf {
-        if self.postgres.is_some() {
-            return PathBuf::from("ringfence-spool");
-        }
-        let mut path = self.path.clone().into_os_string();
-        path.push("-spool");
-        path.into()
-    }
-
-    /// The default path of the Unix socket of `listen.admin`: named after the database file and beside it; else beside the config.
-    fn default_socket(&self, folder: &std::path::Path) -> PathBuf {
-        if self.postgres.is_some() {
-            return folder.join(POSTGRES_SOCKET);
-        }
-        let mut path = self.path.clone().into_os_string();
-        path.push("-admin.sock");
-        path.into()
-    }
-
-    /// The database's path or URL, without a password.
-    pub fn shown(&self) -> String {
-        self.postgres.as_ref().map_or_else(|| self.path.display().to_string(), postgres::Settings::shown)
-    }
-}
-
 /// Logging.
 #[derive(Debug, Clone)]
 pub struct LogSettings {
@@ -202,76 +159,6 @@ pub struct LogSettings {
     pub json: bool,
     /// The filter, in the syntax of `RUST_LOG`.
     pub filter: String,
-}
-
-/// A config and its diagnostics. `config` is present unless one of them is an error.
-#[derive(Debug)]
-pub struct Loaded {
-    /// The config.
-    pub config: Option<Config>,
-    /// The mistakes.
-    pub diagnostics: Vec<Diagnostic>,
-    /// All keys that were read; `*` stands for names that the operator chose.
-    pub keys: Vec<String>,
-    /// Additional files that were read: secrets and provider descriptions.
-    pub inputs: Inputs,
-    /// The SHA-256 of the text, in hex.
-    pub digest: String,
-    /// All environment variables that were read.
-    variables: BTreeSet<String>,
-}
-
-impl Loaded {
-    /// Whether the config is unusable.
-    pub fn has_errors(&self) -> bool {
-        self.diagnostics.iter().any(|d| d.severity == Severity::Error)
-    }
-
-    /// Warns of variables that look like ringfence's but that no key reads, mostly misspelt ones.
-    pub fn warn_of_unknown_variables(&mut self, environment: impl Iterator<Item = (String, String)>) {
-        let mut known: Vec<&str> = self.variables.iter().map(String::as_str).collect();
-        known.extend(OTHER_VARIABLES);
-        let mut strangers: Vec<Diagnostic> = environment
-            .filter(|(name, value)| name.starts_with("RINGFENCE_") && !value.trim().is_empty())
-            .filter(|(name, value)| !known.contains(&name.as_str()) && !is_of_others(name, value))
-            .map(|(name, _)| Diagnostic {
-                severity: Severity::Warning,
-                code: "W007",
-                help: Some(match table::closest(&name, &known) {
-                    Some(near) => format!("did you mean {near}?"),
-                    None => {
-                        "a key's variable is RINGFENCE_ and its path in capitals: ringfence check --defaults".to_owned()
-                    }
-                }),
-                title: format!("environment variable {name} is ignored: no key has this name"),
-                span: None,
-                label: String::new(),
-                context: None,
-            })
-            .collect();
-        strangers.sort_by(|a, b| a.title.cmp(&b.title));
-        self.diagnostics.append(&mut strangers);
-    }
-}
-
-/// Variables of the command line and of scripts.
-const OTHER_VARIABLES: &[&str] = &[
-    "RINGFENCE_CONFIG",
-    "RINGFENCE_ADMIN_URL",
-    "RINGFENCE_ADMIN_CERT",
-    "RINGFENCE_ADMIN_KEY",
-    "RINGFENCE_TOKEN",
-    "RINGFENCE_BIN",
-];
-
-/// Whether a variable is a fault for tests (`RINGFENCE_FAIL…`), or set by Kubernetes for a Service named ringfence:
-/// `RINGFENCE_SERVICE_HOST`, `RINGFENCE_PORT=tcp://…`, `RINGFENCE_PORT_8080_TCP_ADDR`.
-fn is_of_others(name: &str, value: &str) -> bool {
-    let numbered = name.split("_PORT_").nth(1).is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
-    name.starts_with("RINGFENCE_FAIL")
-        || name.contains("_SERVICE_HOST")
-        || name.contains("_SERVICE_PORT")
-        || (numbered || value.starts_with("tcp://") || value.starts_with("udp://"))
 }
 
 /// The address of `listen.admin`, for commands that use it.
@@ -299,7 +186,7 @@ pub fn admin_address(text: &str, folder: &std::path::Path, env: Env<'_>) -> Opti
     };
     let root = Table::root(source, parsed.get_ref());
     let in_postgres = root.table("store").has("url");
-    let store = store(&root, folder);
+    let store = store::store(&root, folder);
     let listen = listen::read(&root, folder, &store)?;
     let socket = match listen.admin_socket {
         socket if socket.is_named => socket.path,
@@ -354,7 +241,7 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
     let public_url = root.parsed("public_url", url);
     let (accounts, account_limits) = accounts::read(root, registry.as_ref());
     let policy = policy::read(root, account_limits, &accounts);
-    let store = store(root, folder);
+    let store = store::store(root, folder);
     ephemeral::warn(root, &store);
     let listen = listen::read(root, folder, &store);
     let (allow_from, rate_per_address) = listen::webhooks(root, registry.as_ref());
@@ -406,7 +293,7 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
     let log = log(root);
     let (traces, reports) = telemetry::read(root);
     let spool_dir = records.spool_dir.map_or_else(|| store.default_spool(), |dir| folder.join(dir));
-    let (gate, redis, on_outage) = gate(root, folder);
+    let (gate, redis, on_outage) = store::gate(root, folder);
     let admin = root.table("admin");
     let token_secret = admin.secret("token_secret");
     long_enough(&admin, token_secret.as_slice());
@@ -418,7 +305,7 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
         admin.report().error("E003", admin.span("cron_secret"), title, "make one: openssl rand -base64 32");
     }
     admin.finish();
-    let client = client(root, folder, token_secret.as_ref());
+    let client = client::client(root, folder, token_secret.as_ref());
     let upstream = root.table("upstream");
     let extra_ca = upstream.text("ca_file").map(|p| folder.join(p));
     upstream.finish();
@@ -610,77 +497,6 @@ fn deadlines(root: &Table<'_>, create_timeout: Duration) -> Deadlines {
     deadlines
 }
 
-fn store(root: &Table<'_>, folder: &std::path::Path) -> StoreSettings {
-    let table = root.table("store");
-    let path = folder.join(table.text("path").unwrap_or_else(|| "ringfence.db".to_owned()));
-    let url = table.secret("url");
-    let (pool_max, statement_timeout_ms) =
-        (table.count("pool_max", 2..=1000), table.number("statement_timeout_ms", 100..=60_000));
-    let poolers = [("detect", Pooler::Detect), ("transaction", Pooler::Transaction), ("none", Pooler::None)];
-    let pooler = table.word("pooler", &poolers);
-    let postgres = url.and_then(|url| {
-        let mut server = postgres::Settings::new(url)
-            .map_err(|why| table.report().error("E003", table.span("url"), format!("`store.url` {why}"), ""))
-            .ok()?;
-        server.pool_max = pool_max.unwrap_or(server.pool_max);
-        server.statement_timeout = statement_timeout_ms.map_or(server.statement_timeout, Duration::from_millis);
-        server.pooler = pooler.unwrap_or(server.pooler);
-        if let Some(why) = server.exposed() {
-            let title = format!("the database could be read or forged in transit: `store.url`: {why}");
-            let help = "add ?sslmode=verify-full, and sslrootcert=FILE where its certificate is your own";
-            table.report().warning("W008", table.span("url"), title, help);
-        }
-        Some(server)
-    });
-    let settings = StoreSettings {
-        path,
-        postgres,
-        migrate_on_start: table.flag("migrate_on_start").unwrap_or(true),
-        retention_days: table.count("retention_days", RETENTION_DAYS).unwrap_or(30),
-    };
-    table.finish();
-    settings
-}
-
-fn gate(root: &Table<'_>, folder: &std::path::Path) -> (capacity::Settings, Option<redis::Settings>, OnOutage) {
-    let table = root.table("gate");
-    let default = capacity::Settings::default();
-    let modes = [GateMode::Memory, GateMode::Database, GateMode::Redis].map(|mode| (mode.as_str(), mode));
-    let home = table.word("backend", &modes).unwrap_or(default.home);
-    let ms = |key, range, default: Duration| table.number(key, range).map_or(default, Duration::from_millis);
-    let settings = capacity::Settings {
-        home,
-        fallback_after: ms("fallback_after_ms", 100..=600_000, default.fallback_after),
-        return_after: ms("return_after_ms", 100..=3_600_000, default.return_after),
-        compare_every: table
-            .number("audit_interval_secs", 1..=86_400)
-            .map_or(default.compare_every, Duration::from_secs),
-    };
-    let (url, ca_file) = (table.secret("redis_url"), table.text("redis_ca_file"));
-    let (pool, timeout_ms) = (table.text("pool"), table.number("timeout_ms", 5..=5_000));
-    let on_outage = table.word("on_outage", &policy::ON_OUTAGE).unwrap_or_default();
-    if home == GateMode::Redis && url.is_none() {
-        let title = "gate.backend is \"redis\", but there is no gate.redis_url";
-        let help = "write redis_url = { env = \"REDIS_URL\" }, as in redis://user:password@host:6379";
-        root.report().error("E004", table.span("backend"), title, help);
-    }
-    let redis = url.filter(|_| home == GateMode::Redis).and_then(|url| {
-        let mut server = redis::Settings::new(url)
-            .map_err(|why| table.report().error("E003", table.span("redis_url"), format!("`gate.redis_url` {why}"), ""))
-            .ok()?;
-        server.ca_file = ca_file.map(|file| folder.join(file));
-        server.pool = pool.unwrap_or(server.pool);
-        server.timeout = timeout_ms.map_or(server.timeout, Duration::from_millis);
-        if let Some(why) = server.exposed() {
-            let title = format!("the limiter could be read or forged in transit: `gate.redis_url`: {why}");
-            table.report().warning("W008", table.span("redis_url"), title, "use rediss://");
-        }
-        Some(server)
-    });
-    table.finish();
-    (settings, redis, on_outage)
-}
-
 /// The minimum `admin.cron_secret`, in bytes. Shorter than a signing secret's, because it can only be guessed over the network.
 const CRON_SECRET_BYTES_MIN: usize = 16;
 
@@ -689,64 +505,6 @@ fn long_enough(table: &Table<'_>, secrets: &[Secret]) {
         let path = table.path_of("token_secret");
         let title = format!("`{path}` has {short} bytes; a secret that signs tokens needs at least {SECRET_BYTES_MIN}");
         table.report().error("E003", table.span("token_secret"), title, "make one: openssl rand -base64 32");
-    }
-}
-
-/// Reads `[client]` and `[transcripts]`. Without a secret of its own, the app's tokens are verified with the operators' secret.
-fn client(root: &Table<'_>, folder: &std::path::Path, operators: Option<&Secret>) -> transcripts::Settings {
-    let table = root.table("client");
-    let mut secrets = table.secrets("token_secret");
-    long_enough(&table, &secrets);
-    if secrets.is_empty() {
-        secrets.extend(operators.cloned());
-    }
-    let mut keys = Keys::of_secrets(secrets);
-    if let Some(path) = table.text("jwks_file").map(|file| folder.join(file)) {
-        let read = std::fs::read_to_string(&path);
-        table.note(path, read.as_ref().map_or_else(file::unreadable, |text| file::digest(text.as_bytes())));
-        let with =
-            read.map_err(|error| format!("cannot be read: {error}")).and_then(|text| keys.clone().with_jwks(&text));
-        match with {
-            Ok(with) => keys = with,
-            Err(why) => {
-                table.report().error("E011", table.span("jwks_file"), format!("`client.jwks_file` {why}"), "");
-            }
-        }
-    }
-    let (issuer, audience) = (table.text("issuer"), table.text("audience"));
-    if table.has("jwks_file") && audience.is_none() {
-        let title = "client.jwks_file is set without client.audience: tokens that its issuer made for other programs are accepted";
-        table.report().warning(
-            "W018",
-            table.span("jwks_file"),
-            title,
-            "set client.audience to the `aud` of your tokens",
-        );
-    }
-    let keys = keys.only_for(issuer, audience);
-    let default_businesses = table.texts("default_businesses").unwrap_or_default();
-    let allowed_origins = table.texts("allowed_origins").unwrap_or_default();
-    let sockets_per_token = table.count("sockets_per_token", 1..=10_000).unwrap_or(20);
-    let secs =
-        |table: &Table<'_>, key: &str, range, default| Duration::from_secs(table.number(key, range).unwrap_or(default));
-    let (idle, slow) = (secs(&table, "idle_secs", 2..=3600, 60), secs(&table, "slow_secs", 1..=25, 10));
-    table.finish();
-    let table = root.table("transcripts");
-    let user_label = table.text("user_label").unwrap_or_else(|| "user".to_owned());
-    // The label "driver" means that clients are those of the replaced systems.
-    let transcript_list = table.flag("bare_list").unwrap_or(user_label == "driver");
-    let record_wait = secs(&table, "completion_wait_secs", 0..=3600, 60);
-    table.finish();
-    transcripts::Settings {
-        keys,
-        default_businesses,
-        allowed_origins,
-        sockets_per_token,
-        idle,
-        slow,
-        user_label,
-        transcript_list,
-        record_wait,
     }
 }
 

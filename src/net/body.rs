@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt as _, Take};
 use tokio::sync::oneshot;
 use tokio_util::io::ReaderStream;
 
-use super::exchange::Progress;
+use super::progress::Progress;
 use crate::clock::since_boot;
 
 /// Bytes per read of a file.

@@ -24,8 +24,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::crowd::{Busy, Seat};
 use super::edge::{EdgeSettings, Shared};
-use super::exchange::{ConnectionFacts, Exchange, Link, Progress};
+use super::exchange::{ConnectionFacts, Exchange, Link};
 use super::local::Peer;
+use super::progress::Progress;
 use super::refusal::{Refusal, judge};
 use super::reply::{DeliverySignal, Reply};
 use super::transport::Transport;

@@ -13,7 +13,7 @@
 //!
 //! Reading order: [`edge`] (the listener), [`cores`] (its threads), `crowd` (connection limits), `room` (memory of
 //! bodies), `connection` (one connection; `turns`: its futures), `wire` (its bytes; `head` and `chunks`: their checks), `refusal` (early
-//! rejections), [`exchange`] (one request), `reply` (its answer), [`headers`] (what crosses a hop), [`relay`](mod@relay), `stream` and
+//! rejections), [`exchange`] (one request), `reply` (its answer), `progress` (how far it is), [`headers`] (what crosses a hop), [`relay`](mod@relay), `stream` and
 //! `tunnel` (forwarding), [`upstream`] and `pool` (the client), [`callback`] (tenants' URLs), [`local`] (Unix sockets), `follow` (streamed answers),
 //! [`mod@retry_after`] (`Retry-After`).
 
@@ -34,6 +34,7 @@ pub mod local;
 mod own;
 mod pool;
 pub mod port;
+mod progress;
 mod redirect;
 mod refusal;
 pub mod relay;

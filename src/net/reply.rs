@@ -11,8 +11,8 @@ use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::exchange::Progress;
 use super::headers::{HopByHop, drop_fields, says_length, strip_hop_by_hop};
+use super::progress::Progress;
 use super::tap::Tap;
 use super::upstream::Answer;
 use super::wire::Wire;

@@ -10,7 +10,8 @@ use hyper::body::{Body as _, Incoming};
 use tokio::sync::oneshot;
 
 use super::body::{Left, Never, Outgoing};
-use super::exchange::{Exchange, Progress};
+use super::exchange::Exchange;
+use super::progress::Progress;
 use super::redirect::{Mount, RedirectPast};
 use super::relay::{RelayError, Relayed};
 use super::reply::{Reply, interim, response_head};

@@ -1,0 +1,145 @@
+//! Webhooks, deliveries and rejections, as they are stored.
+
+use serde::{Deserialize, Serialize};
+
+use super::Cursor;
+use crate::clock::UnixMs;
+use crate::ids::RefusalId;
+
+/// A webhook as received.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewEvent {
+    /// A fresh id.
+    pub id: String,
+    /// The account that it came from.
+    pub account: String,
+    /// The webhook's name in the description.
+    pub webhook: String,
+    /// The event's name in the description.
+    pub event: String,
+    /// Two deliveries with one key are one event.
+    pub dedupe_key: Option<String>,
+    /// When it was received.
+    pub received_at: UnixMs,
+    /// Its method.
+    pub method: String,
+    /// Its path and query.
+    pub path: String,
+    /// Its headers, credentials left out.
+    pub headers: Vec<(String, String)>,
+    /// Its body; `None` if it is too large for the database.
+    #[serde(skip)]
+    pub body: Option<Vec<u8>>,
+    /// The spool that has its body.
+    pub spool: Option<String>,
+}
+
+/// The bodies that a process can read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reach {
+    /// Those in its spool, by the spool's name.
+    pub spool: String,
+    /// And those in the database.
+    pub record: bool,
+}
+
+/// Webhooks to be applied.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Waiting {
+    /// Readable ones.
+    pub events: Vec<NewEvent>,
+    /// Unreadable ones, with the reason.
+    pub damaged: Vec<(String, String)>,
+    /// The position of the last of both; `None`: there are none.
+    pub last: Option<Cursor>,
+}
+
+/// The outcome of storing a webhook.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ReceiveOutcome {
+    /// It is new.
+    New,
+    /// It was stored before; with its outcome, if it was applied.
+    Before {
+        /// The id under which it was stored.
+        id: String,
+        /// Its outcome.
+        outcome: Option<String>,
+    },
+}
+
+crate::call::words!(
+    /// The route of a delivery.
+    #[derive(Default)]
+    Route {
+        /// To the app's configured address.
+        #[default]
+        App = "app",
+        /// To a URL that an app chose, over the network.
+        Callback = "callback",
+        /// To a URL that an app chose, which is its own: it goes to the app's configured address.
+        Forwarded = "forwarded",
+    }
+);
+
+/// A notification for the app.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Delivery {
+    /// A fresh id; the app sees it in `X-Ringfence-Delivery`.
+    pub id: String,
+    /// The webhook that it came from.
+    pub event_id: String,
+    /// Its call: deliveries of one call are sent in order, as long as none fails.
+    pub call: Option<String>,
+    /// Its route.
+    pub route: Route,
+    /// Its URL; of a callback, as the app wrote it.
+    pub url: String,
+    /// Its method.
+    pub method: String,
+    /// Its headers.
+    pub headers: Vec<(String, String)>,
+    /// Its body; empty if a spool has it.
+    pub body: Vec<u8>,
+    /// The spool that has its body.
+    pub spool: Option<String>,
+    /// Attempts so far.
+    pub attempts: u32,
+}
+
+impl Delivery {
+    /// Whether it is one of ringfence's own events: its URL and signature are set when it is sent.
+    pub fn is_own(&self) -> bool {
+        self.url.is_empty()
+    }
+}
+
+/// A recorded rejection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RefusalRecord {
+    /// Its id.
+    pub id: RefusalId,
+    /// When it happened.
+    pub at: UnixMs,
+    /// The business.
+    pub business: String,
+    /// The account.
+    pub account: String,
+    /// The direction.
+    pub direction: String,
+    /// The code of the response.
+    pub code: String,
+    /// The limit.
+    pub limit_name: Option<String>,
+    /// Slots of it that were held.
+    pub current: Option<u32>,
+    /// Slots that it allows.
+    pub limit: Option<u32>,
+    /// It would have been rejected: the mode was observe.
+    pub observed: bool,
+    /// Attempts of the request: an SDK's attempts are one rejection.
+    pub attempts: u32,
+    /// Sends the app an event.
+    #[serde(skip)]
+    pub tell: bool,
+}

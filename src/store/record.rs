@@ -1,0 +1,285 @@
+//! Call records, and what changes them.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Contradiction, Voucher};
+use crate::admission::{GateState, LeaseRow, RateLog, Shortfall};
+use crate::call::{EndProof, Event, Origin, Outcome, Phase, Source, Step};
+use crate::clock::UnixMs;
+use crate::ids::{Alias, CallId};
+use crate::policy::Facts;
+
+/// The app's own status callback, which ringfence's own replaced.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppCallback {
+    /// Its URL, including the fragment.
+    pub url: String,
+    /// GET or POST.
+    pub method: String,
+    /// The requested events; empty: the provider's default, the end alone.
+    pub events: Vec<String>,
+}
+
+/// A call record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CallRecord {
+    /// Its id, also that of its lease.
+    pub id: CallId,
+    /// The attributes that policy selects by.
+    #[serde(flatten)]
+    pub facts: Facts,
+    /// How ringfence learnt of it.
+    pub origin: Origin,
+    /// Its phase.
+    pub phase: Phase,
+    /// How it ended.
+    pub outcome: Option<Outcome>,
+    /// Why it counts as over.
+    pub proof: Option<EndProof>,
+    /// It exists although it was rejected or had ended for us.
+    pub over_limit: bool,
+    /// The outcome of its create is unknown.
+    pub unsettled: bool,
+    /// No events will arrive for it: it is polled from its start.
+    pub polled: bool,
+    /// The slots that it holds: 1, or a batch's concurrent calls.
+    pub slots: u32,
+    /// When it was admitted.
+    pub admitted_at: UnixMs,
+    /// When it entered its phase.
+    pub phase_at: UnixMs,
+    /// When it is due for a look-up.
+    pub deadline_at: Option<UnixMs>,
+    /// When it was answered.
+    pub answered_at: Option<UnixMs>,
+    /// When it ended.
+    pub ended_at: Option<UnixMs>,
+    /// The last news of it.
+    pub seen_at: UnixMs,
+    /// The source of the last news.
+    pub seen_by: Source,
+    /// When a look-up first did not find it.
+    pub absent_at: Option<UnixMs>,
+    /// The app's own status callback.
+    pub callback: Option<AppCallback>,
+    /// The fingerprint of its create request.
+    #[serde(skip)]
+    pub fingerprint: Option<String>,
+    /// The replica that recorded it; or the one that owns its request since a duplicate arrived there.
+    pub replica: Option<String>,
+    /// Its external ids.
+    pub aliases: Vec<Alias>,
+}
+
+impl CallRecord {
+    /// Whether it counts against its limits: all calls that are known to exist do.
+    pub fn counts(&self) -> bool {
+        self.origin != Origin::Unconfirmed
+    }
+
+    /// Its id of a kind.
+    pub fn alias(&self, kind: &str) -> Option<&str> {
+        self.aliases.iter().find(|a| a.kind == kind).map(|a| a.id.as_str())
+    }
+
+    /// All its ids of a kind: a call may be connected to several conversations in turn.
+    pub fn ids_of<'r>(&'r self, kind: &'r str) -> impl Iterator<Item = &'r str> {
+        self.aliases.iter().filter(move |a| a.kind == kind).map(|a| a.id.as_str())
+    }
+}
+
+/// A call to be recorded.
+#[derive(Debug, Clone)]
+pub struct NewCall {
+    /// Its id.
+    pub id: CallId,
+    /// The attributes that policy selects by.
+    pub facts: Facts,
+    /// How ringfence learnt of it.
+    pub origin: Origin,
+    /// Its phase.
+    pub phase: Phase,
+    /// It exists although a limit is full.
+    pub over_limit: bool,
+    /// No events will arrive for it: it is polled from its start.
+    pub polled: bool,
+    /// The slots that it holds.
+    pub slots: u32,
+    /// Now.
+    pub at_ms: UnixMs,
+    /// When it is due for a look-up.
+    pub deadline_at: UnixMs,
+    /// The app's own status callback.
+    pub callback: Option<AppCallback>,
+    /// The fingerprint of its create request.
+    pub fingerprint: Option<String>,
+    /// The limit keys that it is counted under (see [`crate::admission::keys`]): they make its open row a lease.
+    pub keys: Vec<String>,
+    /// The replica that records it.
+    pub replica: Option<String>,
+    /// Sends the app an event.
+    pub tell: bool,
+    /// Ids that are known already. If one of them belongs to another call, nothing is written. An id of ringfence's own kind
+    /// names the first record of the same call, which was given up: its ids move to this one.
+    pub aliases: Vec<Alias>,
+}
+
+/// The outcome of recording a call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum InsertOutcome {
+    /// It is recorded. News that arrived before it is returned, to be applied.
+    New(Option<Event>),
+    /// One of its ids belongs to this call: it is the same call.
+    Known(CallId),
+    /// The pool's epoch is not the one of its admission; nothing was written.
+    Outdated(GateState),
+}
+
+/// The outcome of an admission by the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AdmitOutcome {
+    /// It is recorded.
+    New {
+        /// Slots that were granted.
+        slots: u32,
+        /// In observe mode: what would have rejected it.
+        would: Option<Shortfall>,
+        /// News that waited under its ids, to be applied.
+        news: Option<Event>,
+    },
+    /// One of its ids belongs to this call: it is the same call.
+    Known(CallId),
+    /// A limit was short. Nothing was written.
+    Refused(Shortfall),
+    /// The store does not decide, or not under that epoch any more. Nothing was written.
+    Outdated(GateState),
+}
+
+/// The outcome of counting an unconfirmed call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Confirmed {
+    /// It counts now.
+    Now,
+    /// It counted before, has ended, or is not recorded.
+    Before,
+    /// The pool's epoch is not the given one; nothing was written.
+    Outdated(GateState),
+}
+
+/// The result of incrementing the epoch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EpochBump {
+    /// The new state.
+    pub state: GateState,
+    /// Every open call, counted by the given policy.
+    pub held: Vec<LeaseRow>,
+    /// The logs of rates, by key.
+    pub rates: Vec<(String, RateLog)>,
+}
+
+/// A recorded create request, as deduplication at another replica sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InFlightRow {
+    /// Its call.
+    pub id: CallId,
+    /// Its call's phase.
+    pub phase: Phase,
+    /// How it ended.
+    pub outcome: Option<Outcome>,
+    /// Its outcome is unknown.
+    pub unsettled: bool,
+    /// Its client disconnected before the response.
+    pub undelivered: bool,
+    /// The replica that owns it.
+    pub replica: Option<String>,
+    /// When it was admitted.
+    pub admitted_at: UnixMs,
+    /// When it entered its phase.
+    pub phase_at: UnixMs,
+    /// When it ended.
+    pub ended_at: Option<UnixMs>,
+    /// Milliseconds since its replica's last heartbeat, by the store's clock. `None`: the replica deregistered, or is long gone.
+    pub silent_ms: Option<i64>,
+}
+
+/// A provider's response to a create, kept for duplicates.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CreateAnswer {
+    /// The fingerprint of its create request.
+    pub fingerprint: String,
+    /// Its status.
+    pub status: u16,
+    /// Its headers, each byte of a value as a Latin-1 character.
+    pub headers: Vec<(String, String)>,
+    /// Its body.
+    pub body: Vec<u8>,
+}
+
+/// A change of one call.
+#[derive(Debug, Clone)]
+pub struct Change {
+    /// The call.
+    pub call: CallId,
+    /// What happened, if anything.
+    pub event: Option<Event>,
+    /// Ids learnt.
+    pub bind: Vec<Alias>,
+    /// The voucher; `None`: ringfence itself queried the provider.
+    pub by: Option<Voucher>,
+    /// The source of the news.
+    pub seen_by: Source,
+    /// Now.
+    pub at_ms: UnixMs,
+    /// The time until the next look-up, for each phase that the call may enter.
+    pub deadlines: crate::call::Deadlines,
+    /// Marks the create's outcome as unknown, or as known again.
+    pub unsettled: Option<bool>,
+    /// The replica that answers the request's client with "unknown", where several share the store. The real outcome is
+    /// undelivered by that: until it is delivered, the request may be retried. No effect if another replica owns the request by
+    /// now.
+    pub untold_by: Option<String>,
+    /// Marks the call as one that exists although it was rejected or had ended for us.
+    pub over_limit: Option<bool>,
+    /// Records that a look-up did not find it (`true`) or found it again.
+    pub absent: Option<bool>,
+    /// The provider's response to the create, if it is kept.
+    pub answer: Option<CreateAnswer>,
+    /// Sends the app an event.
+    pub tell: bool,
+}
+
+impl Change {
+    /// An empty change.
+    pub fn of(call: &CallId, seen_by: Source, at_ms: UnixMs, deadlines: &crate::call::Deadlines) -> Self {
+        Self {
+            call: call.clone(),
+            event: None,
+            bind: vec![],
+            by: None,
+            seen_by,
+            at_ms,
+            deadlines: deadlines.clone(),
+            unsettled: None,
+            untold_by: None,
+            over_limit: None,
+            absent: None,
+            answer: None,
+            tell: false,
+        }
+    }
+}
+
+/// The outcome of a change.
+#[derive(Debug, Clone)]
+pub struct ApplyOutcome {
+    /// The step, including news that waited under the ids.
+    pub step: Step,
+    /// The record after it.
+    pub record: CallRecord,
+    /// Ids that belong to another call: two records of one call, or a forged id.
+    pub conflicts: Vec<(Alias, CallId)>,
+    /// Why it was not applied: it is not about this call.
+    pub contradiction: Option<Contradiction>,
+    /// It reported the end of a leg: the carrier still has the call, and has to be queried.
+    pub ended_a_part: bool,
+}
