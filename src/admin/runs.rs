@@ -125,7 +125,9 @@ impl RunUpload<'_> {
             }
             (UploadPart::Rows(rows), Some(loading)) => Ok(loading.take(rows).await.map(|()| true)?),
             // What is no run has no leads either.
-            (UploadPart::Rows(rows), None) => Err(bad(rows.into_iter().find_map(|row| row.lead.err()).unwrap_or_default())),
+            (UploadPart::Rows(rows), None) => {
+                Err(bad(rows.into_iter().find_map(|row| row.lead.err()).unwrap_or_default()))
+            }
             (UploadPart::Head(..), Some(_)) => Ok(true),
         }
     }
