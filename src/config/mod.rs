@@ -42,7 +42,7 @@ use crate::gate::redis;
 use crate::ids::{AccountName, number_key};
 use crate::jws::SECRET_BYTES_MIN;
 use crate::metrics::BUSINESS_LABELS;
-use crate::policy::Settings as PolicySettings;
+use crate::policy::{RESERVE_MAX, Settings as PolicySettings};
 use crate::provider::Registry;
 use crate::provider::account::Account;
 use crate::provider::secret::Secret;
