@@ -13,6 +13,7 @@
 
 mod app_events;
 mod bypass;
+mod change;
 #[cfg(test)]
 mod conformance;
 mod decide;
@@ -50,6 +51,7 @@ use crate::clock::UnixMs;
 use crate::ids::{AccountName, Alias, CallId, RefusalId};
 use crate::policy::{Business, Facts, Policy};
 pub use bypass::Bypass;
+pub use change::{ApplyOutcome, Change};
 pub use do_not_call::{DoNotCallLists, EVERYBODY, ListChange, ListChanges, ListedNumber, NUMBERS_AT_ONCE};
 pub use journal::Journal;
 pub use listing::ListFilter;
@@ -57,8 +59,7 @@ pub use membership::{BEAT_EVERY_MS, Fleet, LIVE_MS, Living, OwnershipMode, Repli
 pub use message::{Delivery, NewEvent, Reach, ReceiveOutcome, RefusalRecord, Route, Waiting};
 pub use operator::{AuditRecord, Desk, Inbox, InboxEvent, Outbox, OutboxDelivery, Purged};
 pub use record::{
-    AdmitOutcome, AppCallback, ApplyOutcome, CallRecord, Change, Confirmed, CreateAnswer, EpochBump, InFlightRow,
-    InsertOutcome, NewCall,
+    AdmitOutcome, AppCallback, CallRecord, Confirmed, CreateAnswer, EpochBump, InFlightRow, InsertOutcome, NewCall,
 };
 pub use records::{Put, PutPostCall, Records, StoredPostCall, WebhookHealth, WebhookHealthQuery};
 pub use retention::{Cursor, EndedCall, Retention, RetentionCutoffs, record_kept, text_kept};

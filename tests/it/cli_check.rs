@@ -23,17 +23,17 @@ fn limits_that_could_never_match_are_errors() {
     let folder = Folder::new();
     for (wrong, told) in [
         ("business = [\"!acme\"]", "all but"),
-        ("business = [\"two words\"]", "no business can have"),
+        ("business = [\"two words\"]", "is not a valid business id"),
         ("business = []", "is empty"),
         ("operation = [\"call\"]", "did you mean \"calls\"?"),
         ("operation = [\"twilio_outbound_call\"]\naccount = [\"twilio\"]", "none of its accounts has"),
         ("operation = [\"calls\"]\ndirection = \"inbound\"", "makes none"),
         ("destination_prefix = [\"turkey\"]", "is not the prefix of a number"),
         ("destination_prefix = [\"\"]", "is not the prefix of a number"),
-        ("own_number = [\"+1555\"]", "no whole number"),
+        ("own_number = [\"+1555\"]", "is not a complete number"),
         ("own_number = [\"020 7946 0018\"]", "no country code"),
         ("account = [\"twillio\"]", "no [accounts.twillio]"),
-        ("plan = [\"PROO\"]", "no plan"),
+        ("plan = [\"PROO\"]", "does not exist"),
     ] {
         let text = config(&format!("[[limits]]\nname = \"one\"\nconcurrent = 1\n[limits.match]\n{wrong}\n"));
         let (code, _, err) = check(&folder, &text);

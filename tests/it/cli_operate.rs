@@ -298,7 +298,7 @@ fn a_test_webhook_is_signed_and_failed_events_are_replayed() {
     assert!(code == Some(1) && err.contains("--to"), "{err}");
 
     let text = sidecar.ok(&["events", "replay", "--status", "failed", "--since", "2h"]);
-    assert!(text.contains("0 replayed, 0 could not be."), "{text}");
+    assert!(text.contains("0 replayed, 0 failed."), "{text}");
     let (code, ..) = sidecar.run(&["events", "replay"]);
     assert_eq!(code, Some(2));
 }

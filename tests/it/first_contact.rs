@@ -95,7 +95,7 @@ async fn a_header_names_a_business_although_nobody_is_known() {
     let first = put("dogwood", json!({"max_calls": 2})).await;
     assert_eq!(first.status, 201, "{first:?}");
     let note = first.json()["note"].as_str().unwrap().to_owned();
-    assert!(note.contains("are taken on plan \"default\"") && note.contains("\"reject\""), "{note}");
+    assert!(note.contains("are accepted on plan \"default\"") && note.contains("\"reject\""), "{note}");
     assert_eq!(stage.dial(Some("elm"), "+15550002003").await.status, 200);
     assert_eq!(put("fir", json!({})).await.json()["note"], Value::Null, "it was said");
     stage.finish().await;

@@ -1,0 +1,76 @@
+//! Changes of calls.
+
+use super::record::{CallRecord, CreateAnswer};
+use super::voucher::{Contradiction, Voucher};
+use crate::call::{Event, Source, Step};
+use crate::clock::UnixMs;
+use crate::ids::{Alias, CallId};
+
+/// A change of one call.
+#[derive(Debug, Clone)]
+pub struct Change {
+    /// The call.
+    pub call: CallId,
+    /// What happened, if anything.
+    pub event: Option<Event>,
+    /// Ids learnt.
+    pub bind: Vec<Alias>,
+    /// The voucher; `None`: ringfence itself queried the provider.
+    pub by: Option<Voucher>,
+    /// The source of the news.
+    pub seen_by: Source,
+    /// Now.
+    pub at_ms: UnixMs,
+    /// The time until the next look-up, for each phase that the call may enter.
+    pub deadlines: crate::call::Deadlines,
+    /// Marks the create's outcome as unknown, or as known again.
+    pub unsettled: Option<bool>,
+    /// The replica that answers the request's client with "unknown", where several share the store. The real outcome is
+    /// undelivered by that: until it is delivered, the request may be retried. No effect if another replica owns the request by
+    /// now.
+    pub untold_by: Option<String>,
+    /// Marks the call as one that exists although it was rejected or had ended for us.
+    pub over_limit: Option<bool>,
+    /// Records that a look-up did not find it (`true`) or found it again.
+    pub absent: Option<bool>,
+    /// The provider's response to the create, if it is kept.
+    pub answer: Option<CreateAnswer>,
+    /// Sends the app an event.
+    pub tell: bool,
+}
+
+impl Change {
+    /// An empty change.
+    pub fn of(call: &CallId, seen_by: Source, at_ms: UnixMs, deadlines: &crate::call::Deadlines) -> Self {
+        Self {
+            call: call.clone(),
+            event: None,
+            bind: vec![],
+            by: None,
+            seen_by,
+            at_ms,
+            deadlines: deadlines.clone(),
+            unsettled: None,
+            untold_by: None,
+            over_limit: None,
+            absent: None,
+            answer: None,
+            tell: false,
+        }
+    }
+}
+
+/// The outcome of a change.
+#[derive(Debug, Clone)]
+pub struct ApplyOutcome {
+    /// The step, including news that waited under the ids.
+    pub step: Step,
+    /// The record after it.
+    pub record: CallRecord,
+    /// Ids that belong to another call: two records of one call, or a forged id.
+    pub conflicts: Vec<(Alias, CallId)>,
+    /// Why it was not applied: it is not about this call.
+    pub contradiction: Option<Contradiction>,
+    /// It reported the end of a leg: the carrier still has the call, and has to be queried.
+    pub ended_a_part: bool,
+}
