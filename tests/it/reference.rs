@@ -475,7 +475,7 @@ fn items(text: &str) -> Vec<Item> {
 
 fn type_of(kind: &str) -> String {
     let inner = |prefix: &str| kind.strip_prefix(prefix).and_then(|rest| rest.strip_suffix('>'));
-    if let Some(of) = inner("Option<") {
+    if let Some(of) = inner("Option<").or_else(|| inner("Arc<")) {
         return type_of(of);
     }
     if let Some(of) = inner("Vec<") {
