@@ -151,7 +151,16 @@ impl Capacity {
             return Ok(Compared { agree, ..Compared::default() });
         };
         // Leases are read first: a call that ends between the two reads counts as ended, not as uncounted.
-        let held = gate.held(state.epoch).await.map_err(|error| StoreError::Failed(error.to_string()))?;
+        let held = match gate.held(state.epoch).await {
+            Ok(held) => held,
+            Err(error) => {
+                // A limiter that lost its data while nothing was decided is rebuilt now, not at the next decision.
+                if matches!(error, GateError::Unfilled(_)) && self.state() == state {
+                    self.0.unfilled.store(true, Ordering::Relaxed);
+                }
+                return Err(StoreError::Failed(error.to_string()));
+            }
+        };
         failpoint::hit("gate.comparing").await;
         let mut open: HashMap<CallId, LeaseRow> =
             self.0.store.leases().await?.into_iter().map(|one| (one.call.clone(), one)).collect();
