@@ -100,8 +100,8 @@ impl Capacity {
     /// Increments the epoch. `None`: it had changed, and the new state is adopted.
     async fn bump_epoch(&self, to: GateMode, policy: &Arc<Policy>) -> Result<Option<usize>> {
         let from = self.state().epoch;
-        let least = self.0.least_epoch.load(Ordering::Relaxed);
-        let advanced = self.0.store.bump_epoch(from, least, to, policy.clone(), self.0.clock.now_ms()).await?;
+        let min_epoch = self.0.min_epoch.load(Ordering::Relaxed);
+        let advanced = self.0.store.bump_epoch(from, min_epoch, to, policy.clone(), self.0.clock.now_ms()).await?;
         let Some(advanced) = advanced else {
             self.adopt_epoch(self.0.store.gate_state().await?);
             return Ok(None);
@@ -119,7 +119,7 @@ impl Capacity {
                     self.0.unfilled.store(true, Ordering::Relaxed);
                     if let GateError::Epoch(later) = error {
                         // The database was restored to an older state than the limiter's.
-                        self.0.least_epoch.store(later + 1, Ordering::Relaxed);
+                        self.0.min_epoch.store(later + 1, Ordering::Relaxed);
                     }
                     warn!(%error, epoch = advanced.state.epoch, "failed to rebuild the gate; retrying");
                 }
@@ -155,8 +155,8 @@ impl Capacity {
             Ok(held) => held,
             Err(error) => {
                 // A limiter that lost its data while nothing was decided is rebuilt now, not at the next decision.
-                if matches!(error, GateError::Unfilled(_)) && self.state() == state {
-                    self.0.unfilled.store(true, Ordering::Relaxed);
+                if matches!(error, GateError::Unfilled(_)) {
+                    self.note_unfilled(state);
                 }
                 return Err(StoreError::Failed(error.to_string()));
             }
