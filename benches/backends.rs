@@ -26,26 +26,7 @@ use ringfence::store::{Change, NewCall, OwnershipMode, Replica, Store};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
-#[allow(
-    dead_code,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "the tests use the rest, and say what they expect by panicking"
-)]
-#[path = "../tests/it/support"]
-mod support {
-    use ringfence::net::spare_port;
-
-    pub mod postgres;
-    pub mod redis;
-    /// As much of the tests' as the servers need.
-    pub mod child {
-        pub fn signal(pid: u32, name: &str) {
-            let kill = std::process::Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).status();
-            assert!(kill.unwrap().success());
-        }
-    }
-}
+mod support;
 
 const BUSINESSES: usize = 300;
 

@@ -28,26 +28,7 @@ use ringfence::store::{OwnershipMode, Store};
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 
-#[allow(
-    dead_code,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "the tests use the rest, and say what they expect by panicking"
-)]
-#[path = "../tests/it/support"]
-mod support {
-    use ringfence::net::spare_port;
-
-    pub mod postgres;
-    pub mod redis;
-    /// As much of the tests' as the servers need.
-    pub mod child {
-        pub fn signal(pid: u32, name: &str) {
-            let kill = std::process::Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).status();
-            assert!(kill.unwrap().success());
-        }
-    }
-}
+mod support;
 
 /// Calls at once.
 const SLOTS: usize = 50;

@@ -110,8 +110,8 @@ struct Inner {
     counted: Mutex<Option<(Instant, Counts)>>,
     /// The limiter has lost data and has to be rebuilt.
     unfilled: AtomicBool,
-    /// The next epoch at least: the limiter has published the one before it.
-    least_epoch: AtomicI64,
+    /// The minimum of the next epoch: the limiter has published the one before it.
+    min_epoch: AtomicI64,
     /// Wakes the supervisor.
     wake: Notify,
     moved_at: Mutex<Instant>,
@@ -198,7 +198,7 @@ impl Capacity {
             undone: Mutex::default(),
             counted: Mutex::default(),
             unfilled: AtomicBool::new(false),
-            least_epoch: AtomicI64::new(0),
+            min_epoch: AtomicI64::new(0),
             wake: Notify::new(),
             moved_at: Mutex::new(Instant::now()),
             role: watch::Sender::new(Role::default()),
@@ -427,11 +427,16 @@ impl Capacity {
                 return Ok(Next::Again);
             }
         }
+        self.note_unfilled(state);
+        Ok(Next::Wait(error.to_string()))
+    }
+
+    /// Has the limiter rebuilt, unless its epoch is over.
+    fn note_unfilled(&self, state: GateState) {
         if self.state() == state {
             self.0.unfilled.store(true, Ordering::Relaxed);
             self.0.wake.notify_one();
         }
-        Ok(Next::Wait(error.to_string()))
     }
 
     /// Counts a call that exists already, over limits if necessary, and records it.

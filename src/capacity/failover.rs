@@ -100,8 +100,8 @@ impl Capacity {
     /// Increments the epoch. `None`: it had changed, and the new state is adopted.
     async fn bump_epoch(&self, to: GateMode, policy: &Arc<Policy>) -> Result<Option<usize>> {
         let from = self.state().epoch;
-        let least = self.0.least_epoch.load(Ordering::Relaxed);
-        let advanced = self.0.store.bump_epoch(from, least, to, policy.clone(), self.0.clock.now_ms()).await?;
+        let min_epoch = self.0.min_epoch.load(Ordering::Relaxed);
+        let advanced = self.0.store.bump_epoch(from, min_epoch, to, policy.clone(), self.0.clock.now_ms()).await?;
         let Some(advanced) = advanced else {
             self.adopt_epoch(self.0.store.gate_state().await?);
             return Ok(None);
@@ -119,7 +119,7 @@ impl Capacity {
                     self.0.unfilled.store(true, Ordering::Relaxed);
                     if let GateError::Epoch(later) = error {
                         // The database was restored to an older state than the limiter's.
-                        self.0.least_epoch.store(later + 1, Ordering::Relaxed);
+                        self.0.min_epoch.store(later + 1, Ordering::Relaxed);
                     }
                     warn!(%error, epoch = advanced.state.epoch, "failed to rebuild the gate; retrying");
                 }
@@ -151,7 +151,16 @@ impl Capacity {
             return Ok(Compared { agree, ..Compared::default() });
         };
         // Leases are read first: a call that ends between the two reads counts as ended, not as uncounted.
-        let held = gate.held(state.epoch).await.map_err(|error| StoreError::Failed(error.to_string()))?;
+        let held = match gate.held(state.epoch).await {
+            Ok(held) => held,
+            Err(error) => {
+                // A limiter that lost its data while nothing was decided is rebuilt now, not at the next decision.
+                if matches!(error, GateError::Unfilled(_)) {
+                    self.note_unfilled(state);
+                }
+                return Err(StoreError::Failed(error.to_string()));
+            }
+        };
         failpoint::hit("gate.comparing").await;
         let mut open: HashMap<CallId, LeaseRow> =
             self.0.store.leases().await?.into_iter().map(|one| (one.call.clone(), one)).collect();

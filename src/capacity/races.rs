@@ -357,6 +357,19 @@ async fn hole_3_13_a_wipe_gives_no_tokens_back() {
     two.agree_on(1).await;
 }
 
+/// Redis loses its data while nothing is decided: the comparison notices.
+#[tokio::test]
+async fn a_wipe_between_decisions_is_noticed_by_the_comparison() {
+    let two = Two::with(2, None).await;
+    two.admitted(&two.a).await;
+    two.world.wipe().await;
+    two.a.compare().await.unwrap_err();
+    assert!(two.a.is_unfilled().await);
+    two.a.move_to(GateMode::Redis).await.unwrap().unwrap();
+    assert!(!two.a.is_unfilled().await);
+    two.agree_on(1).await;
+}
+
 /// A database that was restored from a backup is behind what Redis has published.
 #[tokio::test]
 async fn a_database_behind_redis_passes_it_in_two_moves() {

@@ -124,12 +124,12 @@ pub trait Store:
     /// The identity of this database, for limiters outside it.
     async fn identity(&self) -> Result<String>;
 
-    /// Increments the pool's epoch, to `least` at least, sets its mode, and recounts every open call by a policy: all in one
+    /// Increments the pool's epoch, to at least `min_epoch`, sets its mode, and recounts every open call by a policy: all in one
     /// transaction, after which nothing is recorded under the old epoch. `None`: the pool was not at that epoch any more.
     async fn bump_epoch(
         &self,
         from: i64,
-        least: i64,
+        min_epoch: i64,
         to: GateMode,
         policy: Arc<Policy>,
         now_ms: UnixMs,

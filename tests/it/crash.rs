@@ -13,7 +13,7 @@ use tokio::sync::Semaphore;
 use crate::support::chance::{Dice, chaos};
 use crate::support::child::{ALL_MAX, EL_MAX, Scene, signal};
 use crate::support::spooled;
-use crate::support::stage::{PATIENCE, Setup};
+use crate::support::stage::{PATIENCE, Setup, unreliable};
 
 /// Processes that die at once: two cores are shared with the other tests.
 static AT_ONCE: Semaphore = Semaphore::const_new(4);
@@ -346,14 +346,7 @@ async fn a_kill_between_a_request_and_its_answer_loses_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn kills_at_any_moment_under_load_cost_nothing() {
     let mut dice = Dice::new("kills under load");
-    let sim = SimSettings {
-        talk_ms: Millis::between(20, 400),
-        webhook_loss: 0.2,
-        webhook_double: 0.2,
-        webhook_reorder: 0.2,
-        seed: dice.below(1 << 32),
-        ..Setup::default().sim
-    };
+    let sim = unreliable(&mut dice, Millis::between(20, 400));
     let mut scene = Scene::set(sim, "app", "", "").await;
     let (started, mut kills) = (Instant::now(), 0);
     while started.elapsed() < chaos(10) {

@@ -5,11 +5,11 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use ringfence_simulator::{Fault, FaultKind, Millis, Provider, SimSettings};
+use ringfence_simulator::{Fault, FaultKind, Millis, Provider};
 
 use crate::support::chance::{Dice, chaos};
 use crate::support::child::{ALL_MAX, EL_MAX, Scene, signal};
-use crate::support::stage::Setup;
+use crate::support::stage::unreliable;
 
 /// How the providers' answers go wrong.
 const WEATHER: [FaultKind; 8] = [
@@ -51,14 +51,7 @@ async fn app(scene: &Scene, mut dice: Dice, alive: &AtomicBool) {
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_that_goes_wrong_passes_a_limit_dials_twice_or_leaks() {
     let mut dice = Dice::new("oracle under faults");
-    let sim = SimSettings {
-        talk_ms: Millis::between(50, 300),
-        webhook_loss: 0.2,
-        webhook_double: 0.2,
-        webhook_reorder: 0.2,
-        seed: dice.below(1 << 32),
-        ..Setup::default().sim
-    };
+    let sim = unreliable(&mut dice, Millis::between(50, 300));
     let mut scene = Scene::set(sim, "app", "create_secs = 1\ncreate_read_secs = 4", "").await;
     let (started, mut restarts) = (Instant::now(), 0);
     while started.elapsed() < chaos(10) {

@@ -20,7 +20,7 @@ use crate::support::child::{Scene, signal};
 use crate::support::fleet::{self, Fleet, Store};
 use crate::support::postgres::{self, Server};
 use crate::support::redis::{self, Redis};
-use crate::support::stage::{PATIENCE, Setup};
+use crate::support::stage::{PATIENCE, unreliable};
 
 async fn ask_at(fleet: &Fleet, n: usize, method: &str, path: &str, body: impl Into<Bytes>) -> Option<Value> {
     let mut request = Request::new(body.into());
@@ -174,14 +174,7 @@ fn most_at_once(calls: &[CallView], numbers: &BTreeSet<String>) -> usize {
 #[tokio::test(flavor = "multi_thread")]
 async fn test_4_one_process_over_sqlite_that_is_killed_at_any_moment() {
     let mut dice = Dice::new("kills of a run");
-    let sim = SimSettings {
-        talk_ms: Millis::between(20, 400),
-        webhook_loss: 0.2,
-        webhook_double: 0.2,
-        webhook_reorder: 0.2,
-        seed: dice.below(1 << 32),
-        ..Setup::default().sim
-    };
+    let sim = unreliable(&mut dice, Millis::between(20, 400));
     let mut scene = Scene::set(sim, "front", "", "[businesses.1]\nmax_calls = 2").await;
     let list = leads(60);
     let numbers: BTreeSet<String> = list.iter().map(|lead| lead["number"].as_str().unwrap().to_owned()).collect();

@@ -81,9 +81,9 @@ pub(in crate::store) async fn a_call_is_put_on_record_under_the_pools_epoch_alon
     assert_eq!(store.gate_state().await.unwrap(), moved.state);
     assert_eq!(store.open_calls().await.unwrap().len(), 3);
     let moved = store.bump_epoch(2, 1, GateMode::Redis, policy(5, None), 3000).await.unwrap().unwrap();
-    assert_eq!(moved.state, state(3, GateMode::Redis), "the least is less than the next one");
+    assert_eq!(moved.state, state(3, GateMode::Redis), "below the next one");
     let moved = store.bump_epoch(3, 41, GateMode::Redis, policy(5, None), 4000).await.unwrap().unwrap();
-    assert_eq!(moved.state, state(41, GateMode::Redis), "it is more");
+    assert_eq!(moved.state, state(41, GateMode::Redis), "above the next one");
     store.close().await;
     let again = fresh.open().await;
     assert_eq!(again.gate_state().await.unwrap(), moved.state, "a restart is no move");

@@ -370,7 +370,9 @@ impl Backend for PostgresStore {
         let Some(transaction) = self.doubts.of(call) else { return Ok(()) };
         match self.db.fate(&transaction).await {
             // Whether it made the record is read from the record.
-            CommitOutcome::Committed | CommitOutcome::Aborted | CommitOutcome::Over => self.doubts.settle(call),
+            CommitOutcome::Committed | CommitOutcome::Aborted | CommitOutcome::Indeterminate => {
+                self.doubts.settle(call)
+            }
             CommitOutcome::Unknown => {
                 return Err(StoreError::Unknown(format!("{} has not said it yet", self.db.shown)));
             }
@@ -466,6 +468,6 @@ async fn is_pooled(settings: &Settings) -> Sql<bool> {
 }
 
 #[cfg(test)]
-mod crash_tests;
+mod commit_tests;
 #[cfg(test)]
 pub(crate) mod tests;

@@ -2,8 +2,6 @@ use std::str::FromStr as _;
 use std::sync::Mutex;
 
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 use crate::admission::GateMode;
@@ -168,85 +166,6 @@ async fn sessions_that_the_server_ends_cost_no_write() {
     }
     assert_eq!(store.open_calls().await.unwrap().len(), 120);
     store.ping().await.unwrap();
-}
-
-/// What a proxy does with the next COMMIT that it sees.
-#[derive(Clone, Copy, PartialEq, Debug)]
-enum AtCommit {
-    Pass,
-    /// It gets there; its answer does not.
-    LoseTheAnswer,
-    /// It does not get there.
-    LoseIt,
-}
-
-/// Between us and the server.
-async fn proxy(to: u16, at_commit: Arc<Mutex<AtCommit>>) -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    tokio::spawn(async move {
-        while let Ok((mut client, _)) = listener.accept().await {
-            let at_commit = at_commit.clone();
-            tokio::spawn(async move {
-                let mut server = TcpStream::connect(("127.0.0.1", to)).await?;
-                let (mut from_client, mut from_server) = ([0; 65_536], [0; 65_536]);
-                loop {
-                    tokio::select! {
-                        read = client.read(&mut from_client) => {
-                            let sent = &from_client[..read?];
-                            let commit = sent.windows(7).any(|w| w == b"COMMIT\0");
-                            let fault = match commit {
-                                true => std::mem::replace(&mut *at_commit.lock().unwrap(), AtCommit::Pass),
-                                false => AtCommit::Pass,
-                            };
-                            if sent.is_empty() || fault == AtCommit::LoseIt {
-                                break;
-                            }
-                            server.write_all(sent).await?;
-                            if fault == AtCommit::LoseTheAnswer {
-                                let _ = server.read(&mut from_server).await?;
-                                break;
-                            }
-                        }
-                        read = server.read(&mut from_server) => {
-                            let said = read?;
-                            if said == 0 {
-                                break;
-                            }
-                            client.write_all(&from_server[..said]).await?;
-                        }
-                    }
-                }
-                std::io::Result::Ok(())
-            });
-        }
-    });
-    port
-}
-
-#[tokio::test]
-async fn what_became_of_a_commit_without_an_answer_is_found_out() {
-    if server::is_missing() {
-        return;
-    }
-    let (url, port) =
-        tokio::task::spawn_blocking(|| (server::shared().database_over_tcp(), server::shared().port)).await.unwrap();
-    let at_commit = Arc::new(Mutex::new(AtCommit::Pass));
-    let through = proxy(port, at_commit.clone()).await;
-    let mut settings = settings(&url.replace(&port.to_string(), &through.to_string()));
-    settings.pooler = Pooler::None;
-    let store = PostgresStore::open(&settings, true, OwnershipMode::Exclusive, |why| panic!("{why}")).await.unwrap();
-    // No COMMIT but those of this test.
-    store.beating.lock().await.take().unwrap().abort();
-    for (fault, written) in [(AtCommit::LoseTheAnswer, true), (AtCommit::LoseIt, false)] {
-        let call = new_call(&[]);
-        *at_commit.lock().unwrap() = fault;
-        let opened = store.open(call.clone(), None).await;
-        assert_eq!(*at_commit.lock().unwrap(), AtCommit::Pass, "it met a COMMIT");
-        assert_eq!(opened.is_ok(), written, "{fault:?}: {opened:?}");
-        assert_eq!(store.call(&call.id).await.unwrap().is_some(), written, "{fault:?}");
-    }
-    store.close().await;
 }
 
 #[tokio::test]

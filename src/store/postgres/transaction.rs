@@ -2,7 +2,8 @@
 //!
 //! Session settings are set within each transaction, in one round trip with its BEGIN, so that a pooler may give every
 //! transaction another session. That round trip also locks the ownership, and reads the transaction's number: if the answer to a
-//! COMMIT is lost, the server can tell its outcome. Concurrent writes share flushes in the server (group commit).
+//! COMMIT is lost, the server can tell its outcome, unless it has crashed since. Concurrent writes share flushes in the server
+//! (group commit).
 
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -94,9 +95,9 @@ pub(super) enum Gate {
 pub(super) enum CommitOutcome {
     Committed,
     Aborted,
-    /// One of the two, and the server cannot tell which any more: it has crashed.
-    Over,
-    /// It may still be in progress.
+    /// Committed or aborted; the server has restarted, and can no longer tell which.
+    Indeterminate,
+    /// Possibly still in progress.
     Unknown,
 }
 
@@ -144,7 +145,7 @@ enum TxError {
     Failed(sqlx::Error),
     /// Nothing was written: another process has ownership.
     Lost,
-    /// Unknown.
+    /// The COMMIT got no answer.
     Unknown(TransactionId, sqlx::Error),
 }
 
@@ -334,7 +335,7 @@ impl Db {
                         return Ok(value);
                     }
                     (CommitOutcome::Aborted, _) | (CommitOutcome::Committed, None) => break self.error(&error),
-                    (CommitOutcome::Over | CommitOutcome::Unknown, _) => {
+                    (CommitOutcome::Indeterminate | CommitOutcome::Unknown, _) => {
                         let unknown = StoreError::Unknown(explain(&error, &self.shown));
                         self.health.note(Some(&unknown));
                         self.health.count(1);
@@ -424,7 +425,7 @@ impl Db {
                 match status.as_deref() {
                     Some("aborted") => return CommitOutcome::Aborted,
                     Some("committed") if is_same_run => return CommitOutcome::Committed,
-                    _ if !is_same_run => return CommitOutcome::Over,
+                    _ if !is_same_run => return CommitOutcome::Indeterminate,
                     // Still in progress.
                     _ => {}
                 }

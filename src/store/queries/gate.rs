@@ -35,7 +35,7 @@ pub(super) async fn leases(store: &impl Backend) -> Result<Vec<LeaseRow>> {
 pub(in crate::store) async fn bump_epoch(
     c: &mut dyn Driver,
     from: i64,
-    least: i64,
+    min_epoch: i64,
     to: GateMode,
     policy: &Arc<Policy>,
     now_ms: Option<UnixMs>,
@@ -44,7 +44,7 @@ pub(in crate::store) async fn bump_epoch(
     let sql = "UPDATE gate_state SET epoch = CASE WHEN epoch + 1 < $5 THEN $5 ELSE epoch + 1 END, mode = $3,
              moved_at = coalesce($4, (extract(epoch FROM clock_timestamp()) * 1000)::bigint)
          WHERE pool = $1 AND epoch = $2 RETURNING epoch, mode, moved_at";
-    let moved = c.fetch(sql, &binds![POOL, from, to.as_str(), now_ms, least]).await?;
+    let moved = c.fetch(sql, &binds![POOL, from, to.as_str(), now_ms, min_epoch]).await?;
     let Some(moved) = moved.first() else { return Ok(None) };
     let sql = "SELECT id, business, plan, account, provider, carrier, direction, operation, agent, own_number, other_number, slots,
              admitted_at, over_limit, to_json(keys)::text AS keys

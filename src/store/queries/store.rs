@@ -52,13 +52,13 @@ impl<B: Backend> Store for B {
     async fn bump_epoch(
         &self,
         from: i64,
-        least: i64,
+        min_epoch: i64,
         to: GateMode,
         policy: Arc<Policy>,
         now_ms: UnixMs,
     ) -> Result<Option<EpochBump>> {
         let move_at = (policy, self.move_time(now_ms));
-        self.write(move_at, move |c, (policy, at_ms)| gate::bump_epoch(c, from, least, to, policy, *at_ms).boxed())
+        self.write(move_at, move |c, (policy, at_ms)| gate::bump_epoch(c, from, min_epoch, to, policy, *at_ms).boxed())
             .await
     }
 

@@ -14,6 +14,8 @@ use ringfence::net::{Edge, EdgeSettings, Exchange, Handler, RunningEdge, Upstrea
 use ringfence_simulator::{Control, Millis, SimSettings, Simulator};
 use serde_json::{Value, json};
 
+use super::chance::Dice;
+
 /// How long anything may take before a test calls it "does not happen".
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -67,6 +69,18 @@ impl Default for Setup {
             callbacks: "\"127.0.0.0/8\"".to_owned(),
             replace: vec![],
         }
+    }
+}
+
+/// Providers of which every fifth webhook gets lost, comes twice or late.
+pub fn unreliable(dice: &mut Dice, talk_ms: Millis) -> SimSettings {
+    SimSettings {
+        talk_ms,
+        webhook_loss: 0.2,
+        webhook_double: 0.2,
+        webhook_reorder: 0.2,
+        seed: dice.below(1 << 32),
+        ..Setup::default().sim
     }
 }
 

@@ -1,10 +1,10 @@
-//! What a write is told whose COMMIT met a crash of the server.
+//! The outcome of a write whose COMMIT got no answer: the connection broke, or the server crashed.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 use tokio::task::block_in_place;
 
 use super::tests::{server, settings};
@@ -12,58 +12,58 @@ use super::*;
 use crate::store::Store as _;
 use crate::store::conformance::new_call;
 
-/// A relay before a server that tells when the next COMMIT has come, keeps it, and drops it when it may go on.
-struct Relay {
-    port: u16,
-    armed: Arc<std::sync::Mutex<Option<oneshot::Sender<()>>>>,
-    go_on: Arc<Notify>,
+/// What a relay does with the next COMMIT that it sees.
+enum AtCommit {
+    Pass,
+    /// It gets there; its answer does not.
+    LoseTheAnswer,
+    /// It does not get there.
+    LoseIt,
+    /// It tells that the COMMIT has come, and loses it once it may go on.
+    Hold(oneshot::Sender<()>, oneshot::Receiver<()>),
 }
 
-impl Relay {
-    async fn start(to: u16) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let armed = Arc::<std::sync::Mutex<Option<oneshot::Sender<()>>>>::default();
-        let go_on = Arc::<Notify>::default();
-        let relay = Self { port, armed: armed.clone(), go_on: go_on.clone() };
-        tokio::spawn(async move {
-            while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(pass(client, to, armed.clone(), go_on.clone()));
-            }
-        });
-        relay
-    }
-
-    fn keep_next_commit(&self) -> oneshot::Receiver<()> {
-        let (came, comes) = oneshot::channel();
-        *self.armed.lock().unwrap() = Some(came);
-        comes
-    }
+/// Between us and the server. Returns its port.
+async fn relay(to: u16, at_commit: Arc<Mutex<AtCommit>>) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            tokio::spawn(pass(client, to, at_commit.clone()));
+        }
+    });
+    port
 }
 
-async fn pass(
-    mut client: TcpStream,
-    to: u16,
-    armed: Arc<std::sync::Mutex<Option<oneshot::Sender<()>>>>,
-    go_on: Arc<Notify>,
-) -> std::io::Result<()> {
+async fn pass(mut client: TcpStream, to: u16, at_commit: Arc<Mutex<AtCommit>>) -> std::io::Result<()> {
     let mut server = TcpStream::connect(("127.0.0.1", to)).await?;
     let (mut from_client, mut from_server) = ([0; 65_536], [0; 65_536]);
     loop {
         tokio::select! {
             read = client.read(&mut from_client) => {
                 let sent = &from_client[..read?];
-                let is_commit = sent.windows(7).any(|w| w == b"COMMIT\0");
-                let kept = if is_commit { armed.lock().unwrap().take() } else { None };
-                if let Some(came) = kept {
-                    let _ = came.send(());
-                    go_on.notified().await;
-                    return Ok(());
-                }
+                let commit = sent.windows(7).any(|w| w == b"COMMIT\0");
+                let fault = match commit {
+                    true => std::mem::replace(&mut *at_commit.lock().unwrap(), AtCommit::Pass),
+                    false => AtCommit::Pass,
+                };
                 if sent.is_empty() {
                     return Ok(());
                 }
-                server.write_all(sent).await?;
+                match fault {
+                    AtCommit::Pass => server.write_all(sent).await?,
+                    AtCommit::LoseTheAnswer => {
+                        server.write_all(sent).await?;
+                        let _ = server.read(&mut from_server).await?;
+                        return Ok(());
+                    }
+                    AtCommit::LoseIt => return Ok(()),
+                    AtCommit::Hold(came, go_on) => {
+                        let _ = came.send(());
+                        let _ = go_on.await;
+                        return Ok(());
+                    }
+                }
             }
             read = server.read(&mut from_server) => match read? {
                 0 => return Ok(()),
@@ -71,6 +71,32 @@ async fn pass(
             },
         }
     }
+}
+
+#[tokio::test]
+async fn what_became_of_a_commit_without_an_answer_is_found_out() {
+    if server::is_missing() {
+        return;
+    }
+    let (url, port) =
+        tokio::task::spawn_blocking(|| (server::shared().database_over_tcp(), server::shared().port)).await.unwrap();
+    let at_commit = Arc::new(Mutex::new(AtCommit::Pass));
+    let through = relay(port, at_commit.clone()).await;
+    let mut settings = settings(&url.replace(&port.to_string(), &through.to_string()));
+    settings.pooler = Pooler::None;
+    let store = PostgresStore::open(&settings, true, OwnershipMode::Exclusive, |why| panic!("{why}")).await.unwrap();
+    // No COMMIT but those of this test.
+    store.beating.lock().await.take().unwrap().abort();
+    for (fault, written) in [(AtCommit::LoseTheAnswer, true), (AtCommit::LoseIt, false)] {
+        let call = new_call(&[]);
+        let what = format!("written: {written}");
+        *at_commit.lock().unwrap() = fault;
+        let opened = store.open(call.clone(), None).await;
+        assert!(matches!(*at_commit.lock().unwrap(), AtCommit::Pass), "it met a COMMIT");
+        assert_eq!(opened.is_ok(), written, "{what}: {opened:?}");
+        assert_eq!(store.call(&call.id).await.unwrap().is_some(), written, "{what}");
+    }
+    store.close().await;
 }
 
 /// How a server loses what it has not written to its log.
@@ -140,28 +166,30 @@ async fn a_crash_at_commit_does_not_lend_a_write_the_outcome_of_another() {
     block_in_place(|| server.psql("postgres", "ALTER SYSTEM SET wal_writer_delay = '10s'"));
     block_in_place(|| server.stop("INT"));
     block_in_place(|| server.start_again());
-    let relay = Relay::start(server.port).await;
-    let mut settings = settings(&database.replace(&server.port.to_string(), &relay.port.to_string()));
+    let at_commit = Arc::new(Mutex::new(AtCommit::Pass));
+    let through = relay(server.port, at_commit.clone()).await;
+    let mut settings = settings(&database.replace(&server.port.to_string(), &through.to_string()));
     settings.pooler = Pooler::None;
     let store = PostgresStore::open(&settings, true, OwnershipMode::Exclusive, |why| panic!("{why}")).await.unwrap();
     // Nobody else's COMMIT writes the log.
     store.beating.lock().await.take().unwrap().abort();
     let store = Arc::new(store);
     for crash in [Crash::Server, Crash::Session] {
-        let came = relay.keep_next_commit();
+        let ((came, comes), (go_on, goes_on)) = (oneshot::channel(), oneshot::channel());
+        *at_commit.lock().unwrap() = AtCommit::Hold(came, goes_on);
         let call = new_call(&[]);
         let opening = tokio::spawn({
             let (store, call) = (store.clone(), call.clone());
             async move { store.open(call, None).await }
         });
-        came.await.unwrap();
+        comes.await.unwrap();
         let sql = "SELECT backend_xid::text || ' ' || pid FROM pg_stat_activity WHERE backend_xid IS NOT NULL";
         let open = block_in_place(|| server.psql("postgres", sql));
         let (xid, pid) = open.trim().split_once(' ').unwrap();
         let (xid, pid): (i64, i64) = (xid.parse().unwrap(), pid.parse().unwrap());
         block_in_place(|| crash.happens(&mut server, pid));
         give_number_away(&database, xid).await;
-        relay.go_on.notify_one();
+        go_on.send(()).unwrap();
         let opened = opening.await.unwrap();
         assert!(matches!(opened, Err(StoreError::Unknown(_))), "{crash:?}: {opened:?}");
         store.settle_doubt(&call.id).await.unwrap();
