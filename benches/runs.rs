@@ -210,6 +210,7 @@ async fn queue(store: &Arc<dyn Store>, spec: &Value, start_at: i64) {
         retries: 0,
         reason: None,
         replica: Some("bench".to_owned()),
+        load: Some("bench".to_owned()),
     };
     assert_eq!(store.create_run(&run).await.unwrap(), RunMade::New);
     for from in (1..=QUEUED).step_by(5_000) {

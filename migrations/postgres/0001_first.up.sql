@@ -283,7 +283,7 @@ CREATE TABLE runs (
     business         TEXT NOT NULL,
     account          TEXT NOT NULL,
     name             TEXT,
-    idempotency_key  TEXT,                          -- of a business: the same key is the same run
+    idempotency_key  TEXT COLLATE "C",              -- of a business: the same key is the same run
     digest           TEXT NOT NULL,                 -- of what was asked for: tells a repeated create from another one
     state            TEXT NOT NULL,                 -- loading, ready, running, paused, done, canceled, failed
     spec             TEXT NOT NULL,
@@ -295,12 +295,14 @@ CREATE TABLE runs (
     resume_at        BIGINT,                       -- of one that a breaker paused
     reason           TEXT,                          -- why it is paused or failed
     retries          BIGINT NOT NULL DEFAULT 0,    -- how often its jobs were queued again by hand
-    replica          TEXT                           -- the one that takes its leads in
+    replica          TEXT,                          -- the one that takes its leads in
+    load_token       TEXT                           -- of the last load of its leads
 );
 CREATE UNIQUE INDEX runs_key ON runs (business, idempotency_key) WHERE idempotency_key IS NOT NULL;
 CREATE INDEX runs_open ON runs (state) WHERE finished_at IS NULL;
 CREATE INDEX runs_finished ON runs (finished_at) WHERE finished_at IS NOT NULL;
 CREATE INDEX runs_of ON runs (business, id);
+CREATE INDEX runs_batches ON runs (account, id) WHERE substr(idempotency_key, 1, 6) = 'batch:';
 
 -- The calls of a run, one a lead: queued, dialing (claimed; its call may not be on record yet), calling (it has a call), done.
 CREATE TABLE run_jobs (

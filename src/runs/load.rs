@@ -16,7 +16,7 @@ use super::{Runs, not_a_number, zone_of};
 use crate::calls::Calls;
 use crate::clock::UnixMs;
 use crate::store::StoreError;
-use crate::store::runs::{NewJob, Run, RunChange, RunMade, RunState};
+use crate::store::runs::{NewJob, Run, RunChange, RunMade, RunState, TakeLoad};
 
 /// Mistakes that are told one by one; beyond, they are counted.
 pub const MISTAKES_MAX: usize = 1_000;
@@ -126,19 +126,23 @@ impl Runs {
             resume_at: None,
             retries: 0,
             reason: None,
-            replica: Some(calls.lifecycle.capacity.replica().to_owned()),
+            replica: follow.then(|| calls.lifecycle.capacity.replica().to_owned()),
+            load: follow.then(load_token),
         };
         if let Some(why) = no_public_host(&plan, calls) {
             (run.state, run.reason, run.finished_at) = (RunState::Failed, Some(why.to_owned()), Some(now_ms));
         }
+        // From here on it is taken back if this is dropped: whether it was made may stay unknown.
+        let mut loading = self.loading(calls, run, plan, false, true);
         loop {
-            match calls.lifecycle.store.create_run(&run).await? {
+            match calls.lifecycle.store.create_run(&loading.run).await? {
                 RunMade::New => break,
                 RunMade::Known(known) if is_abandoned(&known, calls) => {
                     calls.lifecycle.store.forget_run(&known.id).await?;
                 }
                 RunMade::Known(known) => {
-                    if known.spec != run.spec {
+                    loading.is_open = false;
+                    if known.spec != loading.run.spec {
                         return Err(LoadError::Conflict(format!(
                             "this idempotency key belongs to {}, which asks for something else",
                             known.id
@@ -147,10 +151,12 @@ impl Runs {
                     if follow && known.state == RunState::Ready {
                         return self.begin_leads(calls, *known).await;
                     }
-                    return Ok(self.loading(calls, *known, plan, true, false));
+                    (loading.run, loading.known, loading.fresh) = (*known, true, false);
+                    return Ok(loading);
                 }
             }
         }
+        let run = &loading.run;
         if run.state == RunState::Failed {
             error!(run = run.id, "[BulkCall] Run {} FAILED: {NO_PUBLIC_HOST}", run.id);
         } else {
@@ -163,7 +169,7 @@ impl Runs {
                 host.unwrap_or_default()
             );
         }
-        Ok(self.loading(calls, run, plan, false, true))
+        Ok(loading)
     }
 
     /// Begins to take the leads of a run in that waits for them.
@@ -173,18 +179,17 @@ impl Runs {
     pub async fn begin_leads(&self, calls: &Calls, run: Run) -> Result<Loading, LoadError> {
         let spec = serde_json::from_str(&run.spec).map_err(|e| LoadError::Invalid(e.to_string()))?;
         let plan = Plan::new(spec, calls).map_err(LoadError::Invalid)?;
-        let store = &calls.lifecycle.store;
         if run.state != RunState::Ready && !is_abandoned(&run, calls) {
             return Ok(self.loading(calls, run, plan, true, false));
         }
-        store.forget_jobs(&run.id).await?;
-        let me = calls.lifecycle.capacity.replica().to_owned();
-        let now_ms = calls.lifecycle.clock.now_ms();
-        let change = RunChange { replica: Some(me), ..RunChange::of(&run.id, &[run.state], RunState::Loading, now_ms) };
-        if !store.move_run(change, false).await? {
+        let (before, load) = (run.load.clone(), load_token());
+        let run = Run { state: RunState::Loading, load: Some(load.clone()), ..run };
+        let loading = self.loading(calls, run, plan, false, false);
+        if !take_load(calls, &loading.run.id, before, load).await? {
             return Err(LoadError::Conflict("somebody else sends leads for this run just now".to_owned()));
         }
-        Ok(self.loading(calls, Run { state: RunState::Loading, ..run }, plan, false, false))
+        calls.lifecycle.store.forget_jobs(&loading.run.id).await?;
+        Ok(loading)
     }
 
     fn loading(&self, calls: &Calls, run: Run, plan: Plan, known: bool, fresh: bool) -> Loading {
@@ -320,8 +325,9 @@ impl Loading {
     }
 
     async fn write(&mut self) -> Result<(), LoadError> {
-        let (store, me) = (&self.calls.lifecycle.store, self.calls.lifecycle.capacity.replica());
-        if store.add_jobs(&self.run.id, me, std::mem::take(&mut self.waiting)).await? {
+        let load = self.run.load.as_deref().unwrap_or_default();
+        let jobs = std::mem::take(&mut self.waiting);
+        if self.calls.lifecycle.store.add_jobs(&self.run.id, load, jobs).await? {
             return Ok(());
         }
         Err(LoadError::Conflict("the run was taken away while its leads came in".to_owned()))
@@ -331,7 +337,7 @@ impl Loading {
     pub async fn give_up(mut self) {
         if self.is_open {
             // Else it is done when this is dropped.
-            self.is_open = discard(&self.calls, &self.run.id, self.fresh).await.is_err();
+            self.is_open = discard(&self.calls, &self.run, self.fresh).await.is_err();
         }
     }
 
@@ -368,8 +374,11 @@ impl Loading {
         let store = self.calls.lifecycle.store.clone();
         let now_ms = self.calls.lifecycle.clock.now_ms();
         let loaded = Some((self.total, digest));
-        let change =
-            RunChange { loaded, ..RunChange::of(&self.run.id, &[RunState::Loading], RunState::Running, now_ms) };
+        let change = RunChange {
+            loaded,
+            load: self.run.load.clone(),
+            ..RunChange::of(&self.run.id, &[RunState::Loading], RunState::Running, now_ms)
+        };
         if !store.move_run(change, self.calls.lifecycle.tell).await? {
             return Err(LoadError::Conflict("the run was taken away while its leads came in".to_owned()));
         }
@@ -386,25 +395,45 @@ impl Drop for Loading {
         if !std::mem::take(&mut self.is_open) {
             return;
         }
-        let (calls, run, fresh) = (self.calls.clone(), self.run.id.clone(), self.fresh);
+        let (calls, run, fresh) = (self.calls.clone(), self.run.clone(), self.fresh);
         // Not among the tasks that a drain waits for: of a replica that is gone the run is taken over.
         tokio::spawn(async move {
             while let Err(error) = discard(&calls, &run, fresh).await {
-                debug!(run, %error, "failed to discard incomplete run; retrying");
+                debug!(run = run.id, %error, "failed to discard incomplete run; retrying");
                 tokio::time::sleep(DISCARD_RETRY_DELAY).await;
             }
         });
     }
 }
 
-/// Forgets what came in of a run, and the run if it is `fresh`, unless it is whole: whether it is may have been decided without an answer.
-async fn discard(calls: &Calls, run: &str, fresh: bool) -> Result<(), StoreError> {
-    let (store, now_ms) = (&calls.lifecycle.store, calls.lifecycle.clock.now_ms());
-    if store.move_run(RunChange::of(run, &[RunState::Loading], RunState::Ready, now_ms), false).await? {
-        match fresh {
-            true => store.forget_run(run).await?,
-            false => store.forget_jobs(run).await?,
-        };
+fn load_token() -> String {
+    Ulid::new().to_string()
+}
+
+/// Begins a load of a run whose last load had the token `before`. `false`: somebody else was first, or the run is whole.
+async fn take_load(calls: &Calls, run: &str, before: Option<String>, load: String) -> Result<bool, StoreError> {
+    let (run, replica) = (run.to_owned(), calls.lifecycle.capacity.replica().to_owned());
+    let now_ms = calls.lifecycle.clock.now_ms();
+    calls.lifecycle.store.take_load(TakeLoad { run, before, load, replica, now_ms }).await
+}
+
+/// Forgets what came in of a run, and the run if it is `fresh`, unless it is whole: whether it is may have been decided without an
+/// answer. Nothing is deleted before the load has a token that nobody else knows, so that it is not what somebody else sends
+/// meanwhile. May be repeated.
+async fn discard(calls: &Calls, run: &Run, fresh: bool) -> Result<(), StoreError> {
+    let (store, id) = (&calls.lifecycle.store, &run.id);
+    let load = Some(format!("{}-discarded", run.load.as_deref().unwrap_or_default()));
+    if !take_load(calls, id, run.load.clone(), load.clone().unwrap_or_default()).await? {
+        let now = store.run_of(id).await?;
+        if !now.is_some_and(|now| now.state == RunState::Loading && now.load == load) {
+            return Ok(());
+        }
     }
-    Ok(())
+    if fresh {
+        return store.forget_run(id).await.map(drop);
+    }
+    store.forget_jobs(id).await?;
+    let now_ms = calls.lifecycle.clock.now_ms();
+    let change = RunChange { load, ..RunChange::of(id, &[RunState::Loading], RunState::Ready, now_ms) };
+    store.move_run(change, false).await.map(drop)
 }

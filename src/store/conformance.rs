@@ -118,6 +118,7 @@ macro_rules! behaves_as_a_store {
             unsettled_webhooks_are_read_page_by_page,
             a_webhook_that_stays_away_is_noticed,
             a_run_is_made_once_for_a_key_and_loaded_by_one,
+            runs_that_were_batches_are_found,
             a_job_is_claimed_by_one_of_many,
             a_long_queue_is_claimed_batch_by_batch,
             a_run_has_no_more_open_jobs_than_its_bound,

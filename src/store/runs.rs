@@ -14,6 +14,9 @@ use crate::call::{EndProof, Outcome, words};
 use crate::clock::UnixMs;
 use crate::ids::{Alias, CallId};
 
+/// What the idempotency keys of runs begin with that were submitted as batches.
+pub const BATCH_KEY: &str = "batch:";
+
 /// The alias kind that binds a call to the try of a job.
 pub const JOB_KIND: &str = "run_job";
 
@@ -95,6 +98,8 @@ pub struct Run {
     pub retries: i64,
     /// The replica that takes its leads in.
     pub replica: Option<String>,
+    /// The token of that load. Each load of a run has a fresh one, so that none writes or deletes what is another's.
+    pub load: Option<String>,
 }
 
 /// A lead that is to be a job.
@@ -303,8 +308,12 @@ pub trait Runs: Send + Sync {
     /// Makes a run, unless its business has used its key.
     async fn create_run(&self, run: &Run) -> Result<RunMade>;
 
-    /// Adds leads to a run that is being loaded by this replica. `false`: it is not, any more.
-    async fn add_jobs(&self, run: &str, replica: &str, jobs: Vec<NewJob>) -> Result<bool>;
+    /// Begins a load, or takes one over: of a run that is loading or waits for its leads, and whose last load had the token `before`.
+    /// `false`: somebody else was first.
+    async fn take_load(&self, load: TakeLoad) -> Result<bool>;
+
+    /// Adds leads to a run that is being loaded under this token. `false`: it is not, any more.
+    async fn add_jobs(&self, run: &str, load: &str, jobs: Vec<NewJob>) -> Result<bool>;
 
     /// Moves a run that is in one of these states to another, and tells the app of it if that wants to know. `false`: it is in none
     /// of them.
@@ -325,8 +334,11 @@ pub trait Runs: Send + Sync {
     /// The latest runs; of these businesses, if any are named.
     async fn latest_runs(&self, businesses: Option<Vec<String>>, limit: u32) -> Result<Vec<Run>>;
 
-    /// Runs of an account whose idempotency key begins so, the latest first, before (older than) one of them.
-    async fn keyed_runs(&self, account: &str, key: &str, before: Option<String>, limit: u32) -> Result<Vec<Run>>;
+    /// Runs of an account whose idempotency key begins with [`BATCH_KEY`], the latest first, before (older than) one of them.
+    async fn batch_runs(&self, account: &str, before: Option<String>, limit: u32) -> Result<Vec<Run>>;
+
+    /// The latest run of a business whose idempotency key is this one, or goes on after it with a colon.
+    async fn latest_keyed_run(&self, business: &str, key: &str) -> Result<Option<Run>>;
 
     /// How many jobs of a run stand where.
     async fn run_counts(&self, run: &str) -> Result<RunCounts>;
@@ -397,6 +409,21 @@ pub struct Claim {
     pub now_ms: UnixMs,
 }
 
+/// The begin of a load.
+#[derive(Debug, Clone)]
+pub struct TakeLoad {
+    /// Of which run.
+    pub run: String,
+    /// The token of its last load, if it had one.
+    pub before: Option<String>,
+    /// Fresh.
+    pub load: String,
+    /// Who loads.
+    pub replica: String,
+    /// Now.
+    pub now_ms: UnixMs,
+}
+
 /// A move of a run.
 #[derive(Debug, Clone)]
 pub struct RunChange {
@@ -412,8 +439,8 @@ pub struct RunChange {
     pub resume_at: Option<UnixMs>,
     /// How many leads it has, where that is known now; and their digest.
     pub loaded: Option<(i64, String)>,
-    /// The replica that loads it.
-    pub replica: Option<String>,
+    /// It is being loaded under this token.
+    pub load: Option<String>,
     /// Its jobs were queued again by hand.
     pub is_retry: bool,
     /// Now.
@@ -425,6 +452,6 @@ impl RunChange {
     pub fn of(run: &str, from: &[RunState], to: RunState, now_ms: UnixMs) -> Self {
         let run = run.to_owned();
         let from = from.to_vec();
-        Self { run, from, to, reason: None, resume_at: None, loaded: None, replica: None, is_retry: false, now_ms }
+        Self { run, from, to, reason: None, resume_at: None, loaded: None, load: None, is_retry: false, now_ms }
     }
 }

@@ -1,6 +1,6 @@
 //! ElevenLabs' batch calling with `[batch] elevenlabs = "run"`: batches are dialled call by call, and shown in the provider's shape.
 
-use ringfence_simulator::{Millis, SimSettings};
+use ringfence_simulator::{Fault, FaultKind, Millis, Operation, Provider, SimSettings};
 use serde_json::{Value, json};
 
 use crate::outbound::elevenlabs;
@@ -124,6 +124,44 @@ async fn a_batch_is_cancelled_and_retried() {
         .await;
     assert_eq!(statuses(&get(&stage, &id).await), ["completed"; 3]);
     check_once(&stage.control.calls(), 3);
+    stage.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_comes_again_is_one_unless_a_person_means_another() {
+    let stage = stage(1, 600_000).await;
+    let first = id(&submit(&stage, &batch(3)).await);
+    // The provider's word about the number is not needed for what is known, and nobody is called without it.
+    let get_fails =
+        Fault { n: None, on: Operation::Get, ..Fault::next(Provider::ElevenLabs, FaultKind::ServerError, 1) };
+    stage.control.fault(get_fails);
+    assert_eq!(id(&submit(&stage, &batch(3)).await), first);
+    let answer = elevenlabs(&stage, SUBMIT, &[], &batch(4)).await;
+    assert_eq!((answer.status, &answer.json()["error"]), (502, &json!("UPSTREAM_UNREACHABLE")), "{answer:?}");
+    stage.control.clear_faults(None);
+    let runs = async || stage.ask("/api/runs").await["runs"].as_array().unwrap().len();
+    assert_eq!(runs().await, 1);
+    // Canceled, and submitted once more: somebody wants them called.
+    assert_eq!(post(&stage, &format!("{first}/cancel")).await.status, 200);
+    let second = id(&submit(&stage, &batch(3)).await);
+    assert_ne!(second, first);
+    assert_eq!(id(&submit(&stage, &batch(3)).await), second);
+    // Under a key of the app's own it is the same, whatever became of it, and has the same body.
+    let keyed = async |size: u32| {
+        let headers = [("idempotency-key", "campaign-7")];
+        elevenlabs(&stage, SUBMIT, &headers, &batch(size)).await
+    };
+    let third = id(&keyed(3).await.json());
+    assert!(third != first && third != second);
+    assert_eq!(post(&stage, &format!("{third}/cancel")).await.status, 200);
+    assert_eq!(id(&keyed(3).await.json()), third);
+    let other = keyed(2).await;
+    assert_eq!((other.status, &other.json()["error"]), (422, &json!("IDEMPOTENCY_KEY_REUSED")), "{other:?}");
+    // Several at once are one, also while its recipients are read.
+    let large = batch(2_000);
+    let at_once = futures_util::future::join_all((0..6).map(|_| submit(&stage, &large))).await;
+    let ids: std::collections::BTreeSet<_> = at_once.iter().map(id).collect();
+    assert_eq!((ids.len(), runs().await), (1, 4), "{ids:?}");
     stage.finish().await;
 }
 

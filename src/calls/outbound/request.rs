@@ -6,7 +6,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use http::Request;
 
-use super::dedupe::fingerprint::Fingerprint;
+use super::dedupe::fingerprint::{self, Fingerprint};
 use crate::calls::rejection::{RejectedRequest, RequestKind};
 use crate::ids::Alias;
 use crate::policy::{Facts, Ignored};
@@ -74,6 +74,14 @@ impl CreateRequest {
     /// Its fingerprint: equal requests have equal ones.
     pub(in crate::calls) fn fingerprint(&self) -> &Fingerprint {
         &self.fingerprint
+    }
+
+    /// The app's idempotency key, as an alias.
+    ///
+    /// # Errors
+    /// A sentence, if the header is there and cannot be a key.
+    pub fn idempotency_key(&self) -> Result<Option<Alias>, String> {
+        fingerprint::key(&self.facts, self.upstream.headers())
     }
 
     /// The attributes that its rejection is logged, counted and recorded with.

@@ -24,6 +24,9 @@ const KNOWN: [&str; 11] = [
     "target_concurrency_limit",
 ];
 
+/// Where a run keeps the digest of the body that it was submitted with.
+pub(super) const BODY: &str = "body_sha256";
+
 /// Who carries the calls of a phone number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PhoneProvider {
@@ -95,7 +98,14 @@ impl<'b> Batch<'b> {
     }
 
     /// The run that dials it. The provider pauses no batch for its failures, so the run's breaker is off.
-    pub(super) fn spec(&self, business: &BusinessId, account: &AccountName, by: PhoneProvider, key: String) -> Spec {
+    pub(super) fn spec(
+        &self,
+        business: &BusinessId,
+        account: &AccountName,
+        by: PhoneProvider,
+        key: String,
+        body: &str,
+    ) -> Spec {
         let mut request = Map::new();
         request.insert("agent_id".to_owned(), self.agent_id.into());
         request.insert("agent_phone_number_id".to_owned(), self.phone_number_id.into());
@@ -110,6 +120,7 @@ impl<'b> Batch<'b> {
         batch.insert("agent_id".to_owned(), self.agent_id.into());
         batch.insert("phone_number_id".to_owned(), self.phone_number_id.into());
         batch.insert("phone_provider".to_owned(), by.word().into());
+        batch.insert(BODY.to_owned(), body.into());
         let scheduled = self.value("scheduled_time_unix").and_then(Value::as_i64);
         let limit = self.value("target_concurrency_limit").and_then(Value::as_u64);
         Spec {
@@ -176,7 +187,7 @@ mod tests {
         let body = body();
         let batch = Batch::read(&body).unwrap();
         let (business, account) = (BusinessId::parse("acme").unwrap(), AccountName::parse("elevenlabs").unwrap());
-        let spec = batch.spec(&business, &account, PhoneProvider::SipTrunk, "batch:1".to_owned());
+        let spec = batch.spec(&business, &account, PhoneProvider::SipTrunk, "batch:1".to_owned(), "0f");
         assert_eq!((spec.operation.as_str(), spec.concurrency), ("sip_trunk_outbound_call", Some(2)));
         assert_eq!((spec.start_at.as_deref(), spec.name.as_deref()), (Some("2027-01-15T08:00:00Z"), Some("Monday")));
         assert_eq!(spec.request["telephony_call_config"], json!({"ringing_timeout_secs": 30}));

@@ -8,6 +8,7 @@ mod convert;
 mod shape;
 
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -16,7 +17,7 @@ use serde_json::{Value, json};
 use tracing::{debug, info, warn};
 
 use super::Runs;
-use super::load::{LoadError, Loaded};
+use super::load::LoadError;
 use super::spec::Spec;
 use crate::call::Outcome;
 use crate::calls::Calls;
@@ -26,22 +27,26 @@ use crate::provider::account::Account;
 use crate::provider::path::{percent_decode, readings};
 use crate::provider::select::Document;
 use crate::provider::sign::{equal, sha256_hex};
-use crate::reply::{json_answer, problem};
+use crate::reply::{Rejection, RejectionCode, json_answer, problem};
 use crate::store::StoreError;
-use crate::store::runs::{JobResult, Run};
+use crate::store::runs::{BATCH_KEY, JobResult, Run, RunState};
 use convert::{Batch, PhoneProvider};
+use shape::submitted_body;
 
 /// The provider whose batches these are.
 const PROVIDER: &str = "elevenlabs";
 /// The operations of its description that create a batch, and call its recipients again.
 const SUBMIT: &str = "batch_submit";
 const RETRY: &str = "batch_retry";
-/// What the idempotency key of a batch's run begins with.
-const KEY: &str = "batch:";
 /// The same batch that comes again within this time, in milliseconds, is one that an SDK has sent again.
 const SAME_WITHIN_MS: i64 = 600_000;
+/// How long a request waits for the same one that is being read, and between two looks at that.
+const LOADING_WAIT: Duration = Duration::from_secs(30);
+const LOADING_POLL: Duration = Duration::from_millis(200);
 /// Leads that are handed over at once, and results that are read at once.
 const PAGE: usize = 500;
+/// Pages of runs that one list reads at most, where batches of one agent are looked for.
+const PAGES_MAX: u32 = 4;
 /// Batches in a page of a list, unless asked otherwise; and at most.
 const LISTED: usize = 30;
 const LISTED_MAX: usize = 100;
@@ -84,6 +89,32 @@ fn shows_key(account: &Account, headers: &HeaderMap) -> bool {
             .is_ok_and(|(name, value)| headers.get(name).is_some_and(|shown| equal(shown.as_bytes(), value.as_bytes())))
 }
 
+/// What tells whether a batch was submitted before.
+struct BatchKey {
+    /// What the idempotency key of its run begins with. A later run for the same key has the id of the one before it behind that.
+    text: String,
+    /// The digest of the body.
+    body: String,
+    /// The app named it (`Idempotency-Key`), so it is the same for as long as its run is on record.
+    is_named: bool,
+}
+
+impl BatchKey {
+    fn of(request: &CreateRequest) -> Result<Self, String> {
+        let (account, body) = (&request.account.name, sha256_hex(request.upstream.body()));
+        let named = request.idempotency_key()?;
+        let text = named.as_ref().map_or_else(|| body.clone(), |key| format!("key:{}", key.id));
+        Ok(Self { text: format!("{BATCH_KEY}{account}:{text}"), body, is_named: named.is_some() })
+    }
+
+    /// Whether a request with this key means this run. A batch without a name that was canceled, or comes again later, is to be
+    /// called once more: nothing but a person repeats it so.
+    fn is_of(&self, run: &Run, now_ms: i64) -> bool {
+        let is_over = matches!(run.state, RunState::Canceled | RunState::Failed);
+        self.is_named || (!is_over && run.created_at >= now_ms - SAME_WITHIN_MS)
+    }
+}
+
 #[async_trait]
 impl BatchCalling for Runs {
     async fn create(&self, calls: &Calls, request: &CreateRequest) -> Option<Response<Bytes>> {
@@ -95,9 +126,7 @@ impl BatchCalling for Runs {
             SUBMIT => {
                 let Document::Json(body) = &request.body else { return None };
                 let batch = Batch::read(body)?;
-                let carrier = phone_provider(calls, account, batch.phone_number_id).await?;
-                let digest = sha256_hex(request.upstream.body());
-                Some(self.submit(calls, request, batch, carrier, &digest).await.unwrap_or_else(answer_of))
+                self.submit(calls, request, batch).await.unwrap_or_else(|error| Some(answer_of(error)))
             }
             RETRY => {
                 let run = self.batch(calls, account, &request.batch.as_ref()?.id).await;
@@ -127,7 +156,9 @@ impl Runs {
     /// A run that is a batch of this account. `None`: the provider may know it.
     async fn batch(&self, calls: &Calls, account: &Account, id: &str) -> Result<Option<Run>, StoreError> {
         let run = calls.lifecycle.store.run_of(id).await?;
-        Ok(run.filter(|run| run.account == account.name.as_str() && is_batch(run)))
+        // One that is being read may still be none: nobody has been told its id.
+        let is_whole = |run: &Run| run.state != RunState::Loading;
+        Ok(run.filter(|run| run.account == account.name.as_str() && is_whole(run) && is_batch(run)))
     }
 
     async fn submit(
@@ -135,31 +166,70 @@ impl Runs {
         calls: &Calls,
         request: &CreateRequest,
         batch: Batch<'_>,
-        carrier: PhoneProvider,
-        digest: &str,
-    ) -> Result<Response<Bytes>, LoadError> {
-        let first = format!("{KEY}{}:{digest}", request.account.name);
-        let mut key = first.clone();
-        let loaded = loop {
-            let spec = batch.spec(&request.facts.business, &request.account.name, carrier, key.clone());
-            let mut loading = self.begin(calls, spec, true).await?;
-            let run = loading.run();
-            if loading.is_known() && run.created_at < calls.lifecycle.clock.now_ms() - SAME_WITHIN_MS {
-                // It was meant to be called another time.
-                key = format!("{first}:{}", run.id);
-                continue;
+    ) -> Result<Option<Response<Bytes>>, LoadError> {
+        let reject =
+            |code, why: &str| Ok(Some(calls.rejections.respond(Rejection::new(code, why), &request.rejected())));
+        let key = match BatchKey::of(request) {
+            Ok(key) => key,
+            Err(why) => return reject(RejectionCode::InvalidRequest, &why),
+        };
+        let (store, business) = (&calls.lifecycle.store, &request.facts.business);
+        let mut latest = store.latest_keyed_run(business.as_str(), &key.text).await?;
+        let mut carrier = None;
+        let until = Instant::now() + LOADING_WAIT;
+        let mut loading = loop {
+            let text = match &latest {
+                Some(run) if key.is_of(run, calls.lifecycle.clock.now_ms()) => {
+                    if key.body != submitted_body(run) {
+                        return reject(
+                            RejectionCode::KeyReused,
+                            "Not dialled: this Idempotency-Key was used for another batch.",
+                        );
+                    }
+                    if run.state != RunState::Loading {
+                        return self.shown(calls, run).await.map(Some).map_err(LoadError::Store);
+                    }
+                    // The same request is being read, here or at another replica.
+                    if Instant::now() > until {
+                        return reject(RejectionCode::Overloaded, "The same batch is still being read; ask again.");
+                    }
+                    tokio::time::sleep(LOADING_POLL).await;
+                    latest = store.run_of(&run.id).await?;
+                    continue;
+                }
+                Some(run) => format!("{}:{}", key.text, run.id),
+                None => key.text.clone(),
+            };
+            let carrier = match carrier {
+                Some(carrier) => carrier,
+                None => match phone_provider(calls, &request.account, batch.phone_number_id).await {
+                    PhoneAnswer::By(provider) => *carrier.insert(provider),
+                    PhoneAnswer::Other => return Ok(None),
+                    PhoneAnswer::None => {
+                        let why =
+                            "Not dialled: ElevenLabs did not say who carries the batch's phone number; try again.";
+                        return reject(RejectionCode::UpstreamUnreachable, why);
+                    }
+                },
+            };
+            let spec = batch.spec(business, &request.account.name, carrier, text, &key.body);
+            let loading = self.begin(calls, spec, true).await?;
+            if !loading.is_known() {
+                break loading;
             }
-            if !loading.wants_leads() {
-                break loading.without_leads();
-            }
+            latest = Some(loading.run().clone());
+        };
+        let loaded = if loading.wants_leads() {
             for rows in batch.rows().collect::<Vec<_>>().chunks(PAGE) {
                 loading.take(rows.to_vec()).await?;
             }
-            break loading.finish().await?;
+            loading.finish().await?
+        } else {
+            loading.without_leads()
         };
-        let Loaded { run, known } = loaded;
-        info!(run = run.id, business = run.business, leads = run.total, known, "batch submitted as a run");
-        Ok(self.shown(calls, &run).await?)
+        let run = loaded.run;
+        info!(run = run.id, business = run.business, leads = run.total, "batch submitted as a run");
+        Ok(Some(self.shown(calls, &run).await?))
     }
 
     /// The answer that shows a run as a batch.
@@ -183,11 +253,14 @@ impl Runs {
         let limit = query.get("limit").and_then(|text| text.parse().ok()).unwrap_or(LISTED).clamp(1, LISTED_MAX);
         let agent = query.get("agent_id").filter(|agent| !agent.is_empty());
         let (mut batches, mut cursor, mut has_more) = (vec![], before.map(str::to_owned), false);
-        'pages: loop {
-            let runs =
-                calls.lifecycle.store.keyed_runs(account.name.as_str(), KEY, cursor.clone(), PAGE as u32).await?;
+        let page = if agent.is_some() { PAGE } else { limit + 1 };
+        'pages: for nth in 1.. {
+            let runs = calls.lifecycle.store.batch_runs(account.name.as_str(), cursor.clone(), page as u32).await?;
             for run in &runs {
-                if !is_batch(run) || agent.is_some_and(|agent| shape::agent(run).as_ref() != Some(agent)) {
+                if run.state == RunState::Loading
+                    || !is_batch(run)
+                    || agent.is_some_and(|agent| shape::agent(run).as_ref() != Some(agent))
+                {
                     continue;
                 }
                 if batches.len() == limit {
@@ -199,11 +272,15 @@ impl Runs {
                 cursor = Some(run.id.clone());
             }
             match runs.last() {
-                Some(last) if runs.len() == PAGE => cursor = Some(last.id.clone()),
+                Some(last) if runs.len() == page => cursor = Some(last.id.clone()),
                 _ => break,
             }
+            if nth == PAGES_MAX {
+                has_more = true;
+                break;
+            }
         }
-        if batches.is_empty() && before.is_none() {
+        if batches.is_empty() && before.is_none() && !has_more {
             return Ok(None);
         }
         if has_more {
@@ -288,25 +365,43 @@ async fn with_providers_own(
     }
 }
 
-/// Who carries the calls of a phone number (`GET /v1/convai/phone-numbers/{id}`, `provider`). `None`: a run cannot call from it.
-async fn phone_provider(calls: &Calls, account: &Account, id: &str) -> Option<PhoneProvider> {
+/// Who carries the calls of a phone number.
+enum PhoneAnswer {
+    By(PhoneProvider),
+    /// A run cannot call from it, or the provider has no such number for this key.
+    Other,
+    /// The provider did not answer.
+    None,
+}
+
+/// Asks the provider (`GET /v1/convai/phone-numbers/{id}`, `provider`).
+async fn phone_provider(calls: &Calls, account: &Account, id: &str) -> PhoneAnswer {
     let id = percent_encoding::utf8_percent_encode(id, percent_encoding::NON_ALPHANUMERIC);
     let path = format!("/v1/convai/phone-numbers/{id}");
-    let provider = match calls.provider.ask(account, Method::GET, &path, None).await {
+    match calls.provider.ask(account, Method::GET, &path, None).await {
         Ok(answer) if answer.status() == StatusCode::OK => {
             let body: Value = serde_json::from_slice(answer.body()).unwrap_or_default();
-            body["provider"].as_str().unwrap_or_default().to_owned()
+            let provider = body["provider"].as_str().and_then(PhoneProvider::parse);
+            provider.map_or(PhoneAnswer::Other, PhoneAnswer::By)
+        }
+        // These are the provider's last word: it answers the batch as it likes.
+        Ok(answer) if answer.status().is_client_error() && !is_temporary(answer.status()) => {
+            debug!(account = %account.name, status = answer.status().as_u16(), "phone number unknown; batch passed on");
+            PhoneAnswer::Other
         }
         Ok(answer) => {
-            debug!(account = %account.name, status = answer.status().as_u16(), "failed to read phone number; batch passed on");
-            return None;
+            warn!(account = %account.name, status = answer.status().as_u16(), "failed to read phone number");
+            PhoneAnswer::None
         }
         Err(error) => {
-            warn!(account = %account.name, %error, "failed to read phone number; batch passed on");
-            return None;
+            warn!(account = %account.name, %error, "failed to read phone number");
+            PhoneAnswer::None
         }
-    };
-    PhoneProvider::parse(&provider)
+    }
+}
+
+fn is_temporary(status: StatusCode) -> bool {
+    matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS)
 }
 
 /// What is wrong, in the provider's shape.

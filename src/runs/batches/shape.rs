@@ -3,11 +3,17 @@
 use serde_json::{Map, Value, json};
 
 use super::super::spec::Spec;
+use super::convert::BODY;
 use crate::call::Outcome;
 use crate::store::runs::{JobResult, JobState, Run, RunCounts, RunState};
 
 fn submitted(run: &Run) -> Map<String, Value> {
     serde_json::from_str::<Spec>(&run.spec).ok().and_then(|spec| spec.batch).unwrap_or_default()
+}
+
+/// The digest of the body that a run was submitted with.
+pub(super) fn submitted_body(run: &Run) -> String {
+    submitted(run).get(BODY).and_then(Value::as_str).unwrap_or_default().to_owned()
 }
 
 /// The agent of a batch.

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::store::runs::{Claim, Job, JobState, NewJob, Run, RunChange, RunCounts, RunMade, RunState, Settle};
+use crate::store::runs::{
+    Claim, Job, JobState, NewJob, Run, RunChange, RunCounts, RunMade, RunState, Settle, TakeLoad,
+};
 
 fn run(id: &str, key: Option<&str>) -> Run {
     Run {
@@ -24,6 +26,7 @@ fn run(id: &str, key: Option<&str>) -> Run {
         retries: 0,
         reason: None,
         replica: Some("me".to_owned()),
+        load: Some("first".to_owned()),
     }
 }
 
@@ -39,7 +42,7 @@ fn change(from: RunState, to: RunState) -> RunChange {
 /// A run with so many jobs, which is running.
 pub(in crate::store) async fn running(store: &Arc<dyn Store>, n: i64) {
     assert_eq!(store.create_run(&run("run_1", None)).await.unwrap(), RunMade::New);
-    assert!(store.add_jobs("run_1", "me", leads(1, n)).await.unwrap());
+    assert!(store.add_jobs("run_1", "first", leads(1, n)).await.unwrap());
     let loaded = RunChange { loaded: Some((n, "all".to_owned())), ..change(RunState::Loading, RunState::Running) };
     assert!(store.move_run(loaded, false).await.unwrap());
 }
@@ -68,13 +71,30 @@ pub(in crate::store) async fn a_run_is_made_once_for_a_key_and_loaded_by_one(fre
     let other = Run { business: "beta".to_owned(), ..run("run_3", Some("k")) };
     assert_eq!(store.create_run(&other).await.unwrap(), RunMade::New, "of another business");
     assert!(!store.add_jobs("run_1", "another", leads(1, 1)).await.unwrap());
-    assert!(store.add_jobs("run_1", "me", leads(1, 1_203)).await.unwrap());
+    assert!(store.add_jobs("run_1", "first", leads(1, 10)).await.unwrap());
+    // Of two that take a load over one does, and what had it before writes and ends nothing any more.
+    let take = |load: &str| TakeLoad {
+        run: "run_1".to_owned(),
+        before: Some("first".to_owned()),
+        load: load.to_owned(),
+        replica: "me".to_owned(),
+        now_ms: 4,
+    };
+    assert!(store.take_load(take("second")).await.unwrap());
+    assert!(!store.take_load(take("third")).await.unwrap(), "somebody was first");
+    assert!(!store.add_jobs("run_1", "first", leads(11, 1)).await.unwrap());
+    let late = |to| RunChange { load: Some("first".to_owned()), ..change(RunState::Loading, to) };
+    assert!(!store.move_run(late(RunState::Running), false).await.unwrap());
+    assert!(!store.move_run(late(RunState::Ready), false).await.unwrap());
+    assert_eq!(store.forget_jobs("run_1").await.unwrap(), 10);
+    assert!(store.add_jobs("run_1", "second", leads(1, 1_203)).await.unwrap());
     assert_eq!(store.due_runs().await.unwrap(), [], "it is not whole");
     assert_eq!(store.claim_jobs(claim_of(9, "t", "me")).await.unwrap(), [], "it is not whole");
-    let loaded = RunChange { loaded: Some((1_203, "all".to_owned())), ..change(RunState::Loading, RunState::Running) };
+    let whole = RunChange { loaded: Some((1_203, "all".to_owned())), ..change(RunState::Loading, RunState::Running) };
+    let loaded = RunChange { load: Some("second".to_owned()), ..whole };
     assert!(store.move_run(loaded.clone(), false).await.unwrap());
     assert!(!store.move_run(loaded, false).await.unwrap(), "once");
-    assert!(!store.add_jobs("run_1", "me", leads(2_000, 1)).await.unwrap());
+    assert!(!store.add_jobs("run_1", "second", leads(2_000, 1)).await.unwrap());
     let due = store.due_runs().await.unwrap();
     assert_eq!((due.len(), due[0].open, due[0].next_due), (1, 0, Some(0)));
     assert_eq!((due[0].run.total, due[0].run.digest.as_str()), (1_203, "all"));
@@ -82,19 +102,41 @@ pub(in crate::store) async fn a_run_is_made_once_for_a_key_and_loaded_by_one(fre
     let of = |business: &str| Some(vec![business.to_owned()]);
     assert_eq!(store.latest_runs(of("beta"), 9).await.unwrap()[0].id, "run_3");
     assert_eq!(store.latest_runs(of("gamma"), 9).await.unwrap(), []);
-    let keyed = async |account: &str, key: &str, before: Option<&str>| {
-        let found = store.keyed_runs(account, key, before.map(str::to_owned), 9).await.unwrap();
-        found.into_iter().map(|run| run.id).collect::<Vec<_>>()
-    };
-    assert_eq!(keyed("twilio", "k", None).await, ["run_3", "run_1"], "the latest first");
-    assert_eq!(keyed("twilio", "k", Some("run_3")).await, ["run_1"]);
-    assert_eq!(keyed("twilio", "K", None).await, Vec::<String>::new());
-    assert_eq!(keyed("other", "k", None).await, Vec::<String>::new());
     let again = RunChange { is_retry: true, ..change(RunState::Running, RunState::Running) };
     assert!(store.move_run(again, false).await.unwrap());
     assert_eq!(store.run_of("run_1").await.unwrap().unwrap().retries, 1);
     let page = store.job_results("run_1", 1_200, 2).await.unwrap();
     assert_eq!(page.iter().map(|one| one.job.seq).collect::<Vec<_>>(), [1_201, 1_202]);
+}
+
+pub(in crate::store) async fn runs_that_were_batches_are_found(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    let keys = [
+        ("run_1", "batch:a:0f"),
+        ("run_2", "batch:a:0f:run_1"),
+        ("run_3", "batch:a:0f1"),
+        ("run_4", "Batch:a:0f:run_2"),
+        ("run_5", "k"),
+        ("run_6", "batch:a:0e"),
+    ];
+    for (id, key) in keys {
+        assert_eq!(store.create_run(&run(id, Some(key))).await.unwrap(), RunMade::New);
+    }
+    let of_beta = Run { business: "beta".to_owned(), ..run("run_7", Some("batch:a:0f:run_2")) };
+    assert_eq!(store.create_run(&of_beta).await.unwrap(), RunMade::New);
+    let batches = async |account: &str, before: Option<&str>, limit| {
+        let found = store.batch_runs(account, before.map(str::to_owned), limit).await.unwrap();
+        found.into_iter().map(|run| run.id).collect::<Vec<_>>()
+    };
+    assert_eq!(batches("twilio", None, 3).await, ["run_7", "run_6", "run_3"], "the latest first");
+    assert_eq!(batches("twilio", Some("run_3"), 9).await, ["run_2", "run_1"]);
+    assert_eq!(batches("other", None, 9).await, Vec::<String>::new());
+    let latest = async |business: &str, key: &str| {
+        store.latest_keyed_run(business, key).await.unwrap().map(|run| run.id).unwrap_or_default()
+    };
+    assert_eq!(latest("acme", "batch:a:0f").await, "run_2");
+    assert_eq!(latest("beta", "batch:a:0f").await, "run_7");
+    assert_eq!(latest("acme", "batch:a:0").await, "");
 }
 
 pub(in crate::store) async fn a_job_is_claimed_by_one_of_many(fresh: &impl Fresh) {

@@ -10,7 +10,7 @@ use super::super::row::Row;
 use super::super::rows::call_id;
 use super::super::runs::{
     ChangedJob, Claim, DueRun, EndedJob, Job, JobResult, JobState, NewJob, Run, RunChange, RunCounts, RunMade,
-    RunState, Runs, Settle,
+    RunState, Runs, Settle, TakeLoad,
 };
 use super::super::{Result, app_events};
 use super::bindings::resolve;
@@ -43,6 +43,7 @@ fn run(row: &Row) -> Sql<Run> {
         reason: row.optional_text("reason")?,
         retries: row.number("retries")?,
         replica: row.optional_text("replica")?,
+        load: row.optional_text("load_token")?,
     })
 }
 
@@ -101,8 +102,8 @@ fn result(row: &Row) -> Sql<JobResult> {
 
 async fn create(c: &mut dyn Driver, new: &Run) -> Sql<RunMade> {
     let sql = "INSERT INTO runs (id, business, account, name, idempotency_key, digest, state, spec, total, start_at, created_at,
-             updated_at, reason, replica, finished_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $11, $12, $13, $14) ON CONFLICT DO NOTHING";
+             updated_at, reason, replica, finished_at, load_token)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $11, $12, $13, $14, $15) ON CONFLICT DO NOTHING";
     let binds = binds![
         &new.id,
         &new.business,
@@ -118,6 +119,7 @@ async fn create(c: &mut dyn Driver, new: &Run) -> Sql<RunMade> {
         &new.reason,
         &new.replica,
         new.finished_at,
+        &new.load,
     ];
     if c.execute(sql, &binds).await? == 1 {
         return Ok(RunMade::New);
@@ -128,9 +130,9 @@ async fn create(c: &mut dyn Driver, new: &Run) -> Sql<RunMade> {
     Ok(RunMade::Known(Box::new(run(known)?)))
 }
 
-async fn add(c: &mut dyn Driver, run: &str, replica: &str, jobs: &[NewJob]) -> Sql<bool> {
-    let sql = "SELECT 1 FROM runs WHERE id = $1 AND state = 'loading' AND replica = $2 FOR UPDATE";
-    if c.fetch(sql, &binds![run, replica]).await?.is_empty() {
+async fn add(c: &mut dyn Driver, run: &str, load: &str, jobs: &[NewJob]) -> Sql<bool> {
+    let sql = "SELECT 1 FROM runs WHERE id = $1 AND state = 'loading' AND load_token = $2 FOR UPDATE";
+    if c.fetch(sql, &binds![run, load]).await?.is_empty() {
         return Ok(false);
     }
     for some in jobs.chunks(INSERTED) {
@@ -163,8 +165,8 @@ async fn step(c: &mut dyn Driver, change: &RunChange, tell: bool) -> Sql<bool> {
     let (total, digest) =
         change.loaded.as_ref().map_or((None, None), |(total, digest)| (Some(*total), Some(digest.as_str())));
     let sql = "UPDATE runs SET state = $3, reason = $4, resume_at = $5, updated_at = $6, finished_at = $7,
-             total = coalesce($8, total), digest = coalesce($9, digest), replica = coalesce($10, replica), retries = retries + $11
-         WHERE id = $1 AND state = ANY($2) RETURNING *";
+             total = coalesce($8, total), digest = coalesce($9, digest), retries = retries + $10
+         WHERE id = $1 AND state = ANY($2) AND ($11 OR load_token = $12) RETURNING *";
     let binds = binds![
         &change.run,
         from,
@@ -175,8 +177,9 @@ async fn step(c: &mut dyn Driver, change: &RunChange, tell: bool) -> Sql<bool> {
         finished,
         total,
         digest,
-        &change.replica,
         i64::from(change.is_retry),
+        change.load.is_none(),
+        &change.load,
     ];
     Ok(!stepped(c, sql, &binds, tell.then_some(change.now_ms)).await?.is_empty())
 }
@@ -293,6 +296,14 @@ const DUE: &str = "SELECT r.*, (SELECT count(*) FROM run_jobs j WHERE j.run_id =
          (SELECT j.due_at FROM run_jobs j WHERE j.run_id = r.id AND j.state = 'queued' ORDER BY j.due_at LIMIT 1) AS next_due
      FROM runs r WHERE r.finished_at IS NULL AND r.state = 'running' ORDER BY r.created_at, r.id";
 
+/// With [`BATCH_KEY`](crate::store::runs::BATCH_KEY) as the index has it.
+const BATCHES: &str = "SELECT * FROM runs WHERE account = $1 AND substr(idempotency_key, 1, 6) = 'batch:' AND id < $2
+     ORDER BY id DESC LIMIT $3";
+
+const LATEST_KEYED: &str = "SELECT * FROM runs WHERE business = $1
+     AND (idempotency_key = $2 OR (idempotency_key >= $3 AND idempotency_key < $4))
+     ORDER BY id DESC LIMIT 1";
+
 macro_rules! ended {
     ($which:literal) => {
         concat!(
@@ -334,9 +345,16 @@ impl<B: Backend> Runs for B {
         self.write(run.clone(), |c, run| create(c, run).boxed()).await
     }
 
-    async fn add_jobs(&self, run: &str, replica: &str, jobs: Vec<NewJob>) -> Result<bool> {
-        let args = (run.to_owned(), replica.to_owned(), jobs);
-        self.write(args, |c, (run, replica, jobs)| add(c, run, replica, jobs).boxed()).await
+    async fn take_load(&self, load: TakeLoad) -> Result<bool> {
+        let sql = "UPDATE runs SET state = 'loading', load_token = $3, replica = $4, updated_at = $5
+             WHERE id = $1 AND state IN ('loading', 'ready') AND load_token IS NOT DISTINCT FROM $2";
+        let binds = binds![load.run, load.before, load.load, load.replica, load.now_ms];
+        Ok(self.run(sql, binds.into()).await? > 0)
+    }
+
+    async fn add_jobs(&self, run: &str, load: &str, jobs: Vec<NewJob>) -> Result<bool> {
+        let args = (run.to_owned(), load.to_owned(), jobs);
+        self.write(args, |c, (run, load, jobs)| add(c, run, load, jobs).boxed()).await
     }
 
     async fn move_run(&self, change: RunChange, tell: bool) -> Result<bool> {
@@ -369,13 +387,18 @@ impl<B: Backend> Runs for B {
         self.select(sql, binds![limit, all, businesses.unwrap_or_default()].into(), run).await
     }
 
-    async fn keyed_runs(&self, account: &str, key: &str, before: Option<String>, limit: u32) -> Result<Vec<Run>> {
+    async fn batch_runs(&self, account: &str, before: Option<String>, limit: u32) -> Result<Vec<Run>> {
         // No id comes after this.
         let before = before.unwrap_or_else(|| "~".to_owned());
-        let sql = "SELECT * FROM runs WHERE account = $1 AND substr(idempotency_key, 1, $2) = $3 AND id < $4
-             ORDER BY id DESC LIMIT $5";
-        let length = i64::try_from(key.chars().count()).unwrap_or(0);
-        self.select(sql, binds![account.to_owned(), length, key.to_owned(), before, limit].into(), run).await
+        self.select(BATCHES, binds![account.to_owned(), before, limit].into(), run).await
+    }
+
+    async fn latest_keyed_run(&self, business: &str, key: &str) -> Result<Option<Run>> {
+        // The semicolon comes after the colon.
+        let (from, to) = (format!("{key}:"), format!("{key};"));
+        let binds = binds![business.to_owned(), key.to_owned(), from, to];
+        let found = self.select(LATEST_KEYED, binds.into(), run).await;
+        found.map(|mut found| found.pop())
     }
 
     async fn run_counts(&self, run: &str) -> Result<RunCounts> {
@@ -491,4 +514,5 @@ impl<B: Backend> Runs for B {
 
 /// What is asked at the start of a process, and with every look: by indexes alone, however many jobs wait.
 #[cfg(test)]
-pub(in crate::store) const LOOKS: [&str; 8] = [CHANGED, CLAIM, CLAIMS_OF_OTHERS, DUE, ENDED, ENDED_OF, FINISH, RESUME];
+pub(in crate::store) const LOOKS: [&str; 10] =
+    [BATCHES, CHANGED, CLAIM, CLAIMS_OF_OTHERS, DUE, ENDED, ENDED_OF, FINISH, LATEST_KEYED, RESUME];
