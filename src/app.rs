@@ -46,7 +46,7 @@ use crate::token::Keys;
 use crate::transcripts::{self, Client, Feed, RemoteChanges, Sockets};
 use crate::webhook::{self, Webhooks, deliver};
 use listener_tls::ListenerTls;
-pub use reload::ConfigSource;
+pub use reload::{ConfigSource, SetLogFilter};
 use reload::{Listener, Live};
 use startup_gate::Doors;
 

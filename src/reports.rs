@@ -17,7 +17,7 @@ use http::header::{CONTENT_TYPE, HeaderValue, USER_AGENT};
 use http::{Method, Request, Uri};
 use sentry_types::Dsn;
 use sentry_types::protocol::v7::{Envelope, Event, Exception, Level, Values};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tracing::field::{Field, Visit};
 use tracing::{Subscriber, warn};
@@ -43,8 +43,8 @@ const ANSWER_BYTES_MAX: usize = 64 * 1024;
 const TEXT_CHARS_MAX: usize = 400;
 /// Who reports.
 const AGENT: &str = concat!("ringfence/", env!("CARGO_PKG_VERSION"));
-/// Fields of log lines that a report leaves out: they may hold what a client sent.
-const LEFT_OUT: [&str; 3] = ["path", "peer", "body"];
+/// Fields of log lines that a report leaves out: they may hold what a client sent, or name a server.
+const LEFT_OUT: [&str; 4] = ["path", "peer", "body", "store"];
 
 /// Where reports go.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,7 +67,14 @@ impl Settings {
 pub type ErrorLayer = Box<dyn Layer<Registry> + Send + Sync>;
 
 /// What sends reports.
-pub struct Reporter(JoinHandle<()>, mpsc::Sender<Event<'static>>);
+pub struct Reporter(JoinHandle<()>, mpsc::Sender<Item>);
+
+/// What waits in the queue.
+enum Item {
+    Report(Box<Event<'static>>),
+    /// Everything before it has been sent.
+    Flush(oneshot::Sender<()>),
+}
 
 /// Starts to report panics of the process, and errors that its subscriber gives the layer. `upstream` is what reports are sent with.
 ///
@@ -78,13 +85,20 @@ pub fn start(settings: &Settings, upstream: Upstream) -> Result<(ErrorLayer, Rep
     let url: Uri = dsn.envelope_api_url().as_str().parse().map_err(|_| "the DSN's address is none".to_owned())?;
     let mut auth = HeaderValue::try_from(dsn.to_auth(Some(AGENT)).to_string()).map_err(|_| "the DSN is none")?;
     auth.set_sensitive(true);
-    let (to, mut queue) = mpsc::channel::<Event<'static>>(QUEUE);
+    let (to, mut queue) = mpsc::channel(QUEUE);
     let environment = settings.environment.clone();
     let sending = tokio::spawn(async move {
         let mut is_away = false;
-        while let Some(mut event) = queue.recv().await {
+        while let Some(item) = queue.recv().await {
+            let mut event = match item {
+                Item::Report(event) => event,
+                Item::Flush(done) => {
+                    let _ = done.send(());
+                    continue;
+                }
+            };
             event.environment = environment.clone().map(Into::into);
-            let why = send(&upstream, &url, &auth, event).await.err();
+            let why = send(&upstream, &url, &auth, *event).await.err();
             if let Some(error) = why.as_ref().filter(|_| !is_away) {
                 warn!(error, "failed to send an error report");
             }
@@ -118,10 +132,12 @@ impl Reporter {
     /// Sends what waits, for a while.
     pub async fn stop(self) {
         let Self(sending, to) = self;
+        let (done, sent) = oneshot::channel();
         let whole = async {
-            // The layer and the hook keep their senders: it is over when all places are free and the last report is on its way.
-            let _ = to.reserve_many(QUEUE).await;
-            tokio::time::sleep(Duration::from_millis(200)).await;
+            // The layer and the hook keep their senders, so the queue does not end.
+            if to.send(Item::Flush(done)).await.is_ok() {
+                let _ = sent.await;
+            }
         };
         let _ = tokio::time::timeout(FLUSH_WITHIN, whole).await;
         sending.abort();
@@ -130,13 +146,13 @@ impl Reporter {
 
 /// A way into the queue for so many reports a minute.
 struct Limited {
-    to: mpsc::Sender<Event<'static>>,
+    to: mpsc::Sender<Item>,
     /// Since when, and how many.
     minute: Mutex<(Instant, u32)>,
 }
 
 impl Limited {
-    fn new(to: mpsc::Sender<Event<'static>>) -> Self {
+    fn new(to: mpsc::Sender<Item>) -> Self {
         Self { to, minute: Mutex::new((Instant::now(), 0)) }
     }
 
@@ -151,7 +167,7 @@ impl Limited {
         };
         if !is_too_many {
             // The queue is full, or nobody sends any more.
-            let _ = self.to.try_send(event);
+            let _ = self.to.try_send(Item::Report(Box::new(event)));
         }
     }
 }
@@ -186,6 +202,13 @@ fn short(text: &str) -> String {
     text.chars().take(TEXT_CHARS_MAX).collect()
 }
 
+/// A text without the addresses in it: of each its scheme stays.
+fn without_urls(text: &str) -> String {
+    let of_word =
+        |word: &str| word.split_once("://").map_or_else(|| word.to_owned(), |(scheme, _)| format!("{scheme}://…"));
+    text.split(' ').map(of_word).collect::<Vec<_>>().join(" ")
+}
+
 #[derive(Default)]
 struct Line {
     message: String,
@@ -194,7 +217,7 @@ struct Line {
 
 impl Visit for Line {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        let text = short(&mask_numbers_in(&format!("{value:?}")));
+        let text = short(&mask_numbers_in(&without_urls(&format!("{value:?}"))));
         match field.name() {
             "message" => self.message = text,
             name if LEFT_OUT.contains(&name) => {}
@@ -237,6 +260,20 @@ mod tests {
             assert_eq!(of_program(message), wanted);
         }
         assert_eq!(of_program(&"x".repeat(5000)).chars().count(), TEXT_CHARS_MAX);
+    }
+
+    #[test]
+    fn a_report_names_no_server() {
+        for (text, wanted) in [
+            (
+                "postgres://user@db.internal:5432/ringfence cannot be reached: refused",
+                "postgres://… cannot be reached: refused",
+            ),
+            ("failed to ask https://u:p@h/x?y, and redis://r", "failed to ask https://… and redis://…"),
+            ("no address", "no address"),
+        ] {
+            assert_eq!(without_urls(text), wanted);
+        }
     }
 
     #[tokio::test]

@@ -42,6 +42,9 @@ const OWN_HEADERS: &str = "x-ringfence";
 /// The only such header that is received from outside: the token of unsigned webhooks.
 const WEBHOOK_TOKEN: &str = "x-ringfence-token";
 
+/// Changes the filter of the log.
+pub type SetLogFilter = Box<dyn Fn(&str) + Send + Sync>;
+
 /// The source of the config.
 pub struct ConfigSource {
     /// The file.
@@ -49,7 +52,7 @@ pub struct ConfigSource {
     /// The contents of the file and of those that it names.
     pub inputs: Inputs,
     /// Applies a new log filter.
-    pub set_log_filter: Box<dyn Fn(&str) + Send + Sync>,
+    pub set_log_filter: SetLogFilter,
 }
 
 /// One running config. Immutable.

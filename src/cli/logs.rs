@@ -12,17 +12,14 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _, reload};
 
+use crate::app::SetLogFilter;
 use crate::config::LogSettings;
 use crate::reports::ErrorLayer;
 use crate::traces::{SpanLayer, TARGET};
 
 /// Starts logging to stderr, traces and error reports; returns a function that changes the filter of the log. A second call does
 /// nothing.
-pub(super) fn start(
-    settings: &LogSettings,
-    traces: Option<SpanLayer>,
-    errors: Option<ErrorLayer>,
-) -> Box<dyn Fn(&str) + Send + Sync> {
+pub(super) fn start(settings: &LogSettings, traces: Option<SpanLayer>, errors: Option<ErrorLayer>) -> SetLogFilter {
     // pingora's pool and h2 log client hang-ups at high levels, which do not concern operators.
     let quiet = "pingora_pool=error,h2=error,hyper=error,sqlx=error";
     let filter_of = move |words: &str| {

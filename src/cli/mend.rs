@@ -99,13 +99,14 @@ impl Step {
 /// A URL as a terminal may show it: credentials and query may be secrets.
 fn shown(url: &str) -> String {
     let text: String = url.chars().filter(|c| !c.is_control()).take(200).collect();
-    let (head, tail) = text.split_once("://").map_or(("", text.as_str()), |(scheme, rest)| (scheme, rest));
-    let host = tail.split_once('@').map_or(tail, |(_, host)| host);
-    let path = host.split(['?', '#']).next().unwrap_or_default();
-    match (text.is_empty(), head) {
+    let (scheme, rest) = text.split_once("://").map_or(("", text.as_str()), |(scheme, rest)| (scheme, rest));
+    let address = rest.split(['?', '#']).next().unwrap_or_default();
+    let (authority, path) = address.split_at(address.find('/').unwrap_or(address.len()));
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    match (text.is_empty(), scheme) {
         (true, _) => "(none)".to_owned(),
-        (false, "") => path.to_owned(),
-        (false, scheme) => format!("{scheme}://{path}"),
+        (false, "") => format!("{host}{path}"),
+        (false, scheme) => format!("{scheme}://{host}{path}"),
     }
 }
 
@@ -244,6 +245,9 @@ mod tests {
             ("", "(none)"),
             ("https://user:planted@h.example.com/voice?token=planted", "https://h.example.com/voice"),
             ("h.example.com/voice#planted", "h.example.com/voice"),
+            ("https://h.example.com/voice?email=a@b.example&token=planted", "https://h.example.com/voice"),
+            ("https://h.example.com/@acme/voice", "https://h.example.com/@acme/voice"),
+            ("https://user:plan@ted@h.example.com/", "https://h.example.com/"),
         ] {
             assert_eq!(shown(url), wanted);
         }

@@ -10,7 +10,7 @@ use super::file::ConfigText;
 use super::{CONFIG, ConfigFile, Failure, Outcome, environment, file, logs, stop_signal};
 use crate::admin::reload::ReloadTrigger;
 use crate::app::service_manager::ServiceManager;
-use crate::app::{App, ConfigSource};
+use crate::app::{App, ConfigSource, SetLogFilter};
 use crate::clock::Clock;
 use crate::config::{Config, File};
 use crate::net::{Upstream, UpstreamSettings, cores, install_crypto_provider};
@@ -62,75 +62,95 @@ impl Serve {
         let config_file = File::new(self.file.config.clone(), flags);
         let inputs = config_file.inputs(&read.loaded);
         let Some(config) = read.loaded.config else { return Err(Failure::Config) };
-        let upstream = telemetry_client(&config)?;
+        let (telemetry, set_log_filter) = Telemetry::start(&config)?;
+        // A config from the environment alone cannot be reloaded.
+        let written = self.file.config.exists().then(|| ConfigSource { file: config_file, inputs, set_log_filter });
+        let served = serve(config, written, self.ready_json).await;
+        telemetry.stop().await;
+        served
+    }
+}
+
+/// Serves until the process is told to stop.
+async fn serve(config: Config, written: Option<ConfigSource>, ready_json: bool) -> Outcome {
+    cores::start()?;
+    // Registered before anything is accepted: an early signal must drain, or reload, too.
+    let mut stop = tokio::spawn(stop_signal());
+    let mut hangups = signal(SignalKind::hangup())?;
+    let app = tokio::select! {
+        app = App::start_from(config, Clock::system(), written) => app?,
+        // Nothing was served yet, so there is nothing to drain.
+        stopped = &mut stop => {
+            stopped??;
+            return Ok(ExitCode::SUCCESS);
+        }
+    };
+    let ready = serde_json::json!({
+        "ready": true, "api": app.api().to_string(), "webhooks": app.webhooks().to_string(),
+        "admin": app.admin().to_string(), "adminSocket": app.admin_socket(), "client": app.client().to_string(), "rebuilt": app.rebuilt,
+    });
+    if ready_json {
+        println!("{ready}");
+    } else {
+        tracing::info!(api = %app.api(), webhooks = %app.webhooks(), admin = %app.admin(), socket = ?app.admin_socket(), client = %app.client(), "ready");
+    }
+    let manager = ServiceManager::from_environment();
+    if let Some(manager) = &manager {
+        manager.ready();
+    }
+    let mut lives = std::pin::pin!(async {
+        if let Some(manager) = &manager {
+            manager.live().await;
+        }
+        std::future::pending::<()>().await;
+    });
+    loop {
+        tokio::select! {
+            () = &mut lives => {}
+            stopped = &mut stop => {
+                stopped??;
+                break;
+            }
+            Some(()) = hangups.recv() => {
+                app.reload(ReloadTrigger::this_process("SIGHUP")).await;
+            }
+        }
+    }
+    if let Some(manager) = &manager {
+        manager.stopping();
+    }
+    app.drain().await;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What sends traces and error reports.
+struct Telemetry {
+    exporter: Option<traces::Exporter>,
+    reporter: Option<reports::Reporter>,
+}
+
+impl Telemetry {
+    /// Starts it, and the log, which it takes spans and errors from.
+    fn start(config: &Config) -> anyhow::Result<(Self, SetLogFilter)> {
+        install_crypto_provider();
+        let settings = UpstreamSettings { extra_ca: config.extra_ca.clone(), ..UpstreamSettings::default() };
+        let upstream = Upstream::new(settings)?;
         let tracing = config.traces.as_ref().map(|to| traces::start(to, upstream.clone())).transpose();
         let (spans, exporter) = tracing.map_err(|why| anyhow::anyhow!("failed to start traces: {why}"))?.unzip();
         let reporting = config.reports.as_ref().map(|to| reports::start(to, upstream)).transpose();
         let (errors, reporter) = reporting.map_err(|why| anyhow::anyhow!("failed to start reports: {why}"))?.unzip();
-        let set_log_filter = logs::start(&config.log, spans, errors);
-        cores::start()?;
-        // Registered before anything is accepted: an early signal must drain, or reload, too.
-        let mut stop = tokio::spawn(stop_signal());
-        let mut hangups = signal(SignalKind::hangup())?;
-        // A config from the environment alone cannot be reloaded.
-        let written = self.file.config.exists().then(|| ConfigSource { file: config_file, inputs, set_log_filter });
-        let app = tokio::select! {
-            app = App::start_from(config, Clock::system(), written) => app?,
-            // Nothing was served yet, so there is nothing to drain.
-            stopped = &mut stop => {
-                stopped??;
-                return Ok(ExitCode::SUCCESS);
-            }
-        };
-        let ready = serde_json::json!({
-            "ready": true, "api": app.api().to_string(), "webhooks": app.webhooks().to_string(),
-            "admin": app.admin().to_string(), "adminSocket": app.admin_socket(), "client": app.client().to_string(), "rebuilt": app.rebuilt,
-        });
-        if self.ready_json {
-            println!("{ready}");
-        } else {
-            tracing::info!(api = %app.api(), webhooks = %app.webhooks(), admin = %app.admin(), socket = ?app.admin_socket(), client = %app.client(), "ready");
-        }
-        let manager = ServiceManager::from_environment();
-        if let Some(manager) = &manager {
-            manager.ready();
-        }
-        let mut lives = std::pin::pin!(async {
-            if let Some(manager) = &manager {
-                manager.live().await;
-            }
-            std::future::pending::<()>().await;
-        });
-        loop {
-            tokio::select! {
-                () = &mut lives => {}
-                stopped = &mut stop => {
-                    stopped??;
-                    break;
-                }
-                Some(()) = hangups.recv() => {
-                    app.reload(ReloadTrigger::this_process("SIGHUP")).await;
-                }
-            }
-        }
-        if let Some(manager) = &manager {
-            manager.stopping();
-        }
-        app.drain().await;
-        if let Some(exporter) = exporter {
+        Ok((Self { exporter, reporter }, logs::start(&config.log, spans, errors)))
+    }
+
+    /// Sends what waits, for a while.
+    async fn stop(self) {
+        if let Some(exporter) = self.exporter {
             exporter.stop().await;
         }
-        if let Some(reporter) = reporter {
+        if let Some(reporter) = self.reporter {
             reporter.stop().await;
         }
-        Ok(ExitCode::SUCCESS)
     }
-}
-
-/// What traces and error reports are sent with.
-fn telemetry_client(config: &Config) -> anyhow::Result<Upstream> {
-    install_crypto_provider();
-    Ok(Upstream::new(UpstreamSettings { extra_ca: config.extra_ca.clone(), ..UpstreamSettings::default() })?)
 }
 
 /// Reads the file; without one, if the concurrency is given, builds the config from the environment.

@@ -38,11 +38,11 @@ fn sentry(telemetry: &Table<'_>) -> Option<reports::Settings> {
 fn otlp(telemetry: &Table<'_>) -> Option<traces::Settings> {
     let otlp = telemetry.table("otlp");
     let asked = VARIABLES.map(|(name, is_whole)| otlp.variable(name).map(|value| (name, value, is_whole)));
-    let written = otlp.parsed("endpoint", url);
+    let written = otlp.parsed("endpoint", collector);
     let endpoint = if otlp.has("endpoint") {
         written.map(|base| (base, false))
     } else {
-        asked.into_iter().flatten().next().and_then(|(name, value, is_whole)| match url(value.trim()) {
+        asked.into_iter().flatten().next().and_then(|(name, value, is_whole)| match collector(value.trim()) {
             Ok(url) => Some((url, is_whole)),
             Err(why) => {
                 otlp.report().error("E003", None, format!("environment variable {name} {why}"), "");
@@ -54,6 +54,16 @@ fn otlp(telemetry: &Table<'_>) -> Option<traces::Settings> {
     let (base, is_whole) = endpoint?;
     let endpoint = if is_whole { Some(base) } else { with_path(&base) };
     Some(traces::Settings { endpoint: endpoint? })
+}
+
+/// A collector's address. What would be lost of it is a mistake: a path is put behind it, and credentials are not sent.
+fn collector(text: &str) -> Result<Uri, String> {
+    let uri = url(text)?;
+    let has_credentials = uri.authority().is_some_and(|authority| authority.as_str().contains('@'));
+    if uri.query().is_some() || has_credentials {
+        return Err("must have no query and no credentials: put a key into OTEL_EXPORTER_OTLP_HEADERS".to_owned());
+    }
+    Ok(uri)
 }
 
 /// The address of traces at a collector; one that has their path already stays.

@@ -64,7 +64,8 @@ impl Hooks {
         for url in &self.urls {
             let from = url.at.text(&message).unwrap_or_default().into_owned();
             if here.misses(&from, &url.webhook).is_none() {
-                comes_here = true;
+                // One that is told and not asked (a status callback) says nothing of who answers.
+                comes_here |= !url.if_empty;
                 continue;
             }
             let to = match from.trim().is_empty() {
@@ -73,7 +74,7 @@ impl Hooks {
                 false => rehosted(&from, here.base).filter(|to| here.misses(to, &url.webhook).is_none()),
             };
             if let Some((param, to)) = url.param.clone().zip(to) {
-                comes_here = true;
+                comes_here |= !url.if_empty;
                 all.push(SettingChange { param, from, to });
             }
         }
@@ -146,6 +147,12 @@ mod tests {
                 Some("https://f.example.com"),
                 is(&[]),
             ),
+            (
+                number("https://demo.twilio.com/welcome", "", ""),
+                Some("https://f.example.com"),
+                is(&[("StatusCallback", status)]),
+            ),
+            (number("https://demo.twilio.com/welcome", status, ""), Some("https://f.example.com"), is(&[])),
             (number("", "", ""), None, is(&[("StatusCallback", status)])),
             (
                 number(voice, status, ""),

@@ -120,7 +120,12 @@ impl Proxy {
         let calls = &self.calls;
         let request = match parse(calls, exchange, &to, &target).instrument(traces::step("parse")).await {
             Ok(Parsed::Create(request)) => *request,
-            Ok(Parsed::Other) => return (Kind::Relay, relay(calls, exchange, &to.account, target).await),
+            Ok(Parsed::Other) => {
+                traces::note("otel.name", "relay");
+                let status = relay(calls, exchange, &to.account, target).await;
+                traces::note_status(&Span::current(), status);
+                return (Kind::Relay, status);
+            }
             Err(rejected) => {
                 let response = calls.rejections.respond(rejected.rejection.clone(), &rejected.of(&to.account));
                 return (Kind::Create, respond(exchange, response, &to.account).await);

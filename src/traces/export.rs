@@ -9,8 +9,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{Request, Response, Uri};
-use opentelemetry::KeyValue;
 use opentelemetry::trace::TracerProvider as _;
+use opentelemetry::{Key, KeyValue};
 use opentelemetry_http::{HttpClient, HttpError};
 use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig as _, WithHttpConfig as _};
 use opentelemetry_sdk::Resource;
@@ -29,7 +29,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 const FLUSH_WITHIN: Duration = Duration::from_secs(2);
 /// The part of a collector's answer that is read, in bytes.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
-/// What ringfence is called unless `OTEL_SERVICE_NAME` says otherwise.
+/// What ringfence is called unless `OTEL_SERVICE_NAME` or `OTEL_RESOURCE_ATTRIBUTES` says otherwise.
 const SERVICE: &str = "ringfence";
 
 /// Where spans go.
@@ -60,11 +60,7 @@ pub fn start(settings: &Settings, upstream: Upstream) -> Result<(SpanLayer, Expo
         .with_timeout(TIMEOUT)
         .build()
         .map_err(|error| error.to_string())?;
-    let mut resource = Resource::builder().with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")));
-    if std::env::var_os("OTEL_SERVICE_NAME").is_none() {
-        resource = resource.with_service_name(SERVICE);
-    }
-    let provider = SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource.build()).build();
+    let provider = SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource()).build();
     let layer = tracing_opentelemetry::layer()
         .with_tracer(provider.tracer(SERVICE))
         .with_location(false)
@@ -73,6 +69,15 @@ pub fn start(settings: &Settings, upstream: Upstream) -> Result<(SpanLayer, Expo
         .with_tracked_inactivity(false)
         .with_filter(filter_fn(|metadata| metadata.is_span() && metadata.target() == TARGET));
     Ok((Box::new(layer), Exporter(provider)))
+}
+
+/// What the variables say of this process, with a name of the service if they give none.
+fn resource() -> Resource {
+    let version = KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
+    let named = Resource::builder().build().get(&Key::from_static_str("service.name"));
+    let is_named = named.is_some_and(|name| !name.as_str().starts_with("unknown_service"));
+    let resource = Resource::builder().with_attribute(version);
+    if is_named { resource.build() } else { resource.with_service_name(SERVICE).build() }
 }
 
 impl Exporter {

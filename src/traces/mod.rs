@@ -1,15 +1,17 @@
 //! Traces: a span tree for each create, webhook and delivery, for whoever collects them by OTLP (`export`).
 //!
 //! The phases of `calls/outbound` and `webhook/receive` are the steps of a tree. Where a request shows a `traceparent`
-//! (<https://www.w3.org/TR/trace-context/>) its tree goes on with that trace, and what is sent to providers and to the app
-//! shows ours. Without a collector no span is made, and these headers pass as they came.
+//! (<https://www.w3.org/TR/trace-context/>) its tree goes on with that trace, or is linked to it where the sender is not known yet,
+//! and what is sent to providers and to the app shows ours. Without a collector no span is made, and these headers pass as they came.
 //!
 //! No attribute has a secret, a whole telephone number, a path or a body.
 
 mod export;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
+use opentelemetry::Context;
 use opentelemetry::propagation::TextMapPropagator as _;
+use opentelemetry::trace::TraceContextExt as _;
 use opentelemetry_http::{HeaderExtractor, HeaderInjector};
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use tracing::{Span, field, info_span};
@@ -23,10 +25,13 @@ pub use export::{Exporter, Settings, SpanLayer, start};
 /// The target of every span of a trace, and of nothing else: logs leave it out, and the exporter takes nothing but it.
 pub const TARGET: &str = "ringfence_trace";
 
+/// The headers of a trace context. A state that came with another parent, or without one, must not stand beside ours (§3.3).
+pub const STATE: [HeaderName; 2] = [HeaderName::from_static("traceparent"), HeaderName::from_static("tracestate")];
+
 /// The tree of a create.
 pub fn create(account: &str, headers: &HeaderMap) -> Span {
     let span = info_span!(
-        target: TARGET, "create", otel.kind = "server", otel.status_code = field::Empty, ringfence.account = account,
+        target: TARGET, "create", otel.name = field::Empty, otel.kind = "server", otel.status_code = field::Empty, ringfence.account = account,
         ringfence.business = field::Empty, ringfence.plan = field::Empty, ringfence.operation = field::Empty,
         ringfence.to = field::Empty, ringfence.call = field::Empty, ringfence.code = field::Empty,
         http.response.status_code = field::Empty,
@@ -43,14 +48,18 @@ pub fn job(account: &str) -> Span {
     )
 }
 
-/// The tree of a webhook.
+/// The tree of a webhook. It is linked to the trace that its headers show, and not a part of it: whether anything of the request can be
+/// believed is not known yet, so it decides neither the trace nor whether it is kept.
 pub fn webhook(account: &str, webhook: &str, headers: &HeaderMap) -> Span {
     let span = info_span!(
         target: TARGET, "webhook", otel.kind = "server", otel.status_code = field::Empty, ringfence.account = account,
         ringfence.webhook = webhook, ringfence.event = field::Empty, ringfence.event_id = field::Empty,
         ringfence.call = field::Empty, ringfence.outcome = field::Empty, http.response.status_code = field::Empty,
     );
-    follow(span, headers)
+    if let Some(shown) = shown(&span, headers) {
+        span.add_link(shown.span().span_context().clone());
+    }
+    span
 }
 
 /// The tree of an attempt to deliver a webhook to the app; it goes on with the webhook's trace, which the stored headers show.
@@ -120,9 +129,11 @@ pub fn failed(span: &Span, why: &'static str) {
 
 /// Puts a span's context into the headers of a request, in place of another's. Without a collector they stay as they are.
 pub fn put_on(span: &Span, headers: &mut HeaderMap) {
-    for (name, value) in context(span) {
-        headers.insert(name, value);
+    let ours = context(span);
+    if !ours.is_empty() {
+        STATE.iter().for_each(|name| drop(headers.remove(name)));
     }
+    headers.extend(ours);
 }
 
 /// A span's context as headers; none without a collector.
@@ -141,10 +152,15 @@ pub fn context(span: &Span) -> Vec<(HeaderName, HeaderValue)> {
 
 /// Lets a new tree go on with the trace that headers show.
 fn follow(span: Span, headers: &HeaderMap) -> Span {
-    if !span.is_disabled() && headers.contains_key("traceparent") {
-        let parent = TraceContextPropagator::new().extract(&HeaderExtractor(headers));
+    if let Some(parent) = shown(&span, headers) {
         // It fails only where no exporter runs, or the span has been entered.
         let _ = span.set_parent(parent);
     }
     span
+}
+
+/// The trace that headers show; none without a collector.
+fn shown(span: &Span, headers: &HeaderMap) -> Option<Context> {
+    let is_of_use = !span.is_disabled() && headers.contains_key("traceparent");
+    is_of_use.then(|| TraceContextPropagator::new().extract(&HeaderExtractor(headers)))
 }

@@ -205,10 +205,14 @@ async fn send(calls: &Calls, delivery: &Delivery, spool: &Spool) -> Result<(), M
     }
     let span = traces::delivery(&delivery.event_id, delivery.attempts + 1, request.headers());
     traces::put_on(&span, request.headers_mut());
+    let not_sent = |missed: Missed| {
+        traces::failed(&span, "not_sent");
+        missed
+    };
     let answer = match &delivery.spool {
         None if delivery.route != Route::App && !is_forwarded => {
             let rules = upstream.callback_rules();
-            rules.check_url(&delivery.url).map_err(|bad| forbidden(calls, &bad))?;
+            rules.check_url(&delivery.url).map_err(|bad| not_sent(forbidden(calls, &bad)))?;
             if let Some(authorization) = credentials(request.uri()) {
                 request.headers_mut().entry(AUTHORIZATION).or_insert(authorization);
             }
@@ -216,7 +220,7 @@ async fn send(calls: &Calls, delivery: &Delivery, spool: &Spool) -> Result<(), M
             upstream.fetch_callback(request, ANSWER_BYTES_MAX, TIMEOUT).instrument(span.clone()).await
         }
         Some(_) if delivery.route == Route::Callback => {
-            return Err(Missed::never("its body is too large for a callback"));
+            return Err(not_sent(Missed::never("its body is too large for a callback")));
         }
         None => {
             let request = request.map(|()| Bytes::from(delivery.body.clone()));
@@ -228,13 +232,14 @@ async fn send(calls: &Calls, delivery: &Delivery, spool: &Spool) -> Result<(), M
                 sending.instrument(span.clone()).await
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Err(Missed::never(BODY_GONE));
+                return Err(not_sent(Missed::never(BODY_GONE)));
             }
-            Err(error) => return Err(format!("its body cannot be read: {error}").into()),
+            Err(error) => return Err(not_sent(format!("its body cannot be read: {error}").into())),
         },
     };
     match &answer {
         Ok(response) => traces::note_status(&span, response.status().as_u16()),
+        Err(UpstreamError::Forbidden(_)) => traces::failed(&span, "not_sent"),
         Err(_) => traces::failed(&span, "no_answer"),
     }
     match answer {

@@ -53,7 +53,11 @@ impl Webhooks {
         let (mut target, body) = (self.app_target(parsed), parsed.raw.body.clone());
         let within = self.settings.app_timeout;
         let span = traces::request("ask the app");
-        target.set_headers.extend(traces::context(&span));
+        let context = traces::context(&span);
+        if !context.is_empty() {
+            target.remove_headers.extend(traces::STATE);
+        }
+        target.set_headers.extend(context);
         let asking = ask_with_body(exchange, &self.calls.upstream, target, body, ANSWER_BYTES_MAX, within);
         let asked = asking.instrument(span.clone()).await;
         match &asked {
