@@ -251,7 +251,7 @@ mod tests {
     /// The reference page is made of this list.
     #[test]
     fn the_list_of_codes_is_complete() {
-        let source = include_str!("reply.rs");
+        let source = include_str!("reply/code.rs");
         let declared = source.split("pub enum RejectionCode {").nth(1).unwrap().split("\n}").next().unwrap();
         let declared: Vec<_> =
             declared.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('/')).collect();

@@ -200,7 +200,7 @@ mod tests {
         assert_eq!(fs::read_to_string(&path).unwrap(), "a config, by mistake");
         let long = folder.join("x".repeat(PATH_BYTES_MAX));
         let error = LocalSocket::bind(&long).unwrap_err();
-        assert!(error.to_string().contains("may have 107"), "{error}");
+        assert!(error.to_string().contains("can have 107"), "{error}");
         fs::remove_dir_all(&folder).unwrap();
     }
 }

@@ -141,7 +141,7 @@ impl Dialler {
         let running = calls.lifecycle.store.due_runs().await?;
         self.is_idle = running.is_empty();
         calls.lifecycle.metrics.runs_running(running.len());
-        self.forget_all_but(&running);
+        self.forget_all_but(&running, now_ms);
         if running.iter().any(|one| one.next_due.is_none() && one.open == 0) {
             for run in calls.lifecycle.store.finish_runs(now_ms, calls.lifecycle.tell).await? {
                 info!(run, "run completed");
@@ -165,12 +165,12 @@ impl Dialler {
         })
     }
 
-    fn forget_all_but(&mut self, running: &[DueRun]) {
+    fn forget_all_but(&mut self, running: &[DueRun], now_ms: UnixMs) {
         let running: HashSet<&str> = running.iter().map(|one| one.run.id.as_str()).collect();
         self.plans.retain(|run, _| running.contains(run.as_str()));
         self.served.retain(|run, _| running.contains(run.as_str()));
         self.waiting.retain(|run| running.contains(run.as_str()));
-        self.feedback.retain(|run| running.contains(run));
+        self.feedback.retain(|run| running.contains(run), now_ms);
     }
 
     /// Settles jobs whose calls are over, of all or of these; how many.

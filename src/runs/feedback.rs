@@ -30,9 +30,15 @@ impl Feedback {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Forgets all runs but these.
-    pub(super) fn retain(&self, is_running: impl Fn(&str) -> bool) {
-        self.runs().retain(|run, _| is_running(run));
+    /// Forgets all runs but these. A hold outlasts a pause: whoever resumes a run does not shorten what its provider asked for.
+    pub(super) fn retain(&self, is_running: impl Fn(&str) -> bool, now_ms: UnixMs) {
+        self.runs().retain(|run, of| {
+            if is_running(run) {
+                return true;
+            }
+            *of = OfRun { held_until: of.held_until, ..OfRun::default() };
+            of.held_until > now_ms
+        });
     }
 
     /// Dials nothing of a run before a time.

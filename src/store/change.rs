@@ -58,6 +58,11 @@ impl Change {
             tell: false,
         }
     }
+
+    /// Why it must not be applied to a call, if so.
+    pub(super) fn contradiction(&self, record: &CallRecord) -> Option<Contradiction> {
+        self.by.as_ref()?.contradicts(&record.facts, &record.aliases, &self.bind)
+    }
 }
 
 /// The outcome of a change.
@@ -73,4 +78,11 @@ pub struct ApplyOutcome {
     pub contradiction: Option<Contradiction>,
     /// It reported the end of a leg: the carrier still has the call, and has to be queried.
     pub ended_a_part: bool,
+}
+
+impl ApplyOutcome {
+    /// The outcome of a contradicted change.
+    pub(super) fn contradicted(record: CallRecord, what: Contradiction) -> Self {
+        Self { step: Step::Ignore, record, conflicts: vec![], contradiction: Some(what), ended_a_part: false }
+    }
 }

@@ -3,8 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::CallRecord;
-use crate::call::{Event, Step, stronger};
+use crate::call::{Event, stronger};
 use crate::ids::{AccountName, Alias};
 use crate::policy::Facts;
 use crate::provider::description::SUBACCOUNT_KIND;
@@ -130,20 +129,6 @@ pub(super) fn applicable_news(waiting: &[Early], facts: &Facts, known: &[Alias])
             .is_none_or(|by| by.contradicts(facts, known, &[]).is_none() && !by.ends_leg_only(facts, early.event))
     };
     waiting.iter().filter(about).map(|early| early.event).reduce(stronger)
-}
-
-impl super::ApplyOutcome {
-    /// The outcome of a contradicted change.
-    pub(super) fn contradicted(record: CallRecord, what: Contradiction) -> Self {
-        Self { step: Step::Ignore, record, conflicts: vec![], contradiction: Some(what), ended_a_part: false }
-    }
-}
-
-impl super::Change {
-    /// Why it must not be applied to a call, if so.
-    pub(super) fn contradiction(&self, record: &CallRecord) -> Option<Contradiction> {
-        self.by.as_ref()?.contradicts(&record.facts, &record.aliases, &self.bind)
-    }
 }
 
 #[cfg(test)]

@@ -61,7 +61,7 @@ fn lists_are_changed_imported_and_asked_from_the_command_line() {
     assert_eq!(code, Some(1));
     assert!(err.contains("number 2: ") && err.contains("nothing was changed"), "{err}");
     let (code, _, err) = ask(&["check", "alice"]);
-    assert!(code == Some(1) && err.contains("alice is no telephone number"), "{err}");
+    assert!(code == Some(1) && err.contains("alice is not a telephone number"), "{err}");
     assert_eq!(ask(&["add"]).0, Some(2), "whom?");
     assert_eq!(term(&mut serve), Some(0));
 }

@@ -145,7 +145,7 @@ fn a_sidecar_starts_without_a_file_once_the_calls_at_once_are_stated() {
     let mut log = String::new();
     serve.0.stderr.take().unwrap().read_to_string(&mut log).unwrap();
     assert!(log.contains("made from the environment") && log.contains("ELEVENLABS_API_KEY"), "{log}");
-    assert!(log.contains("1 calls at once") && !log.contains("sk_simulated"), "{log}");
+    assert!(log.contains("1 concurrent calls in total") && !log.contains("sk_simulated"), "{log}");
     assert!(folder.0.join("ringfence.db").exists(), "the record is where a config without [store] has it");
 
     // A file that is there wins, and the flag stands over its `concurrent`.
@@ -203,7 +203,7 @@ fn a_platforms_variables_say_where_the_public_is_and_where_the_record() {
     assert_eq!(term(&mut serve), Some(0));
     let mut log = String::new();
     serve.0.stderr.take().unwrap().read_to_string(&mut log).unwrap();
-    assert!(log.contains("it is no URL of Postgres"), "{log}");
+    assert!(log.contains("it is not a URL of Postgres"), "{log}");
 }
 
 #[test]
@@ -238,6 +238,7 @@ fn the_defaults_are_a_config_that_can_be_read() {
             ("REDIS_URL", "redis://localhost"),
             ("APP_DATABASE_URL", "postgres://localhost/x"),
             ("LEADS_TOKEN", "x"),
+            ("SENTRY_DSN", "https://key@glitchtip.example/1"),
         ],
     ]
     .concat();

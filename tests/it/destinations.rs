@@ -212,7 +212,7 @@ fn check_warns_of_a_trial_that_is_public() {
     let (code, _, err) = check("", only);
     assert!(code == Some(0) && !err.contains("W024"), "{err}");
     let (_, _, err) = check(public, only);
-    assert!(err.contains("W024") && err.contains("nobody but these is called"), "{err}");
+    assert!(err.contains("W024") && err.contains("only these numbers are called"), "{err}");
     let (code, _, err) = check("", "do_not_call_file = \"list.txt\"");
     assert_eq!(code, Some(0), "{err}");
     let (code, _, err) = check("", "do_not_call_file = \"nothing.txt\"");

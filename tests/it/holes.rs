@@ -15,8 +15,8 @@ const HOLES: [(&str, &str, &[&str]); 18] = [
         "3.1",
         "a record is being written while the gate moves: either the move counts it, or it is told of the move",
         &[
-            "src/store/postgres/tests.rs::a_move_waits_for_who_wrote_before_it_and_counts_the_call",
-            "src/store/postgres/tests.rs::who_comes_while_a_move_is_under_way_is_told_the_new_epoch",
+            "src/store/postgres/tests/limiter.rs::a_move_waits_for_who_wrote_before_it_and_counts_the_call",
+            "src/store/postgres/tests/limiter.rs::who_comes_while_a_move_is_under_way_is_told_the_new_epoch",
             "src/store/conformance/gate.rs::a_call_is_put_on_record_under_the_pools_epoch_alone",
             "src/store/conformance/gate.rs::moves_under_load_lose_no_call_and_let_none_in_over_a_limit",
         ],
@@ -113,8 +113,8 @@ const HOLES: [(&str, &str, &[&str]); 18] = [
         &[
             "tests/it/cli.rs::a_sidecar_serves_is_asked_and_drains",
             "src/store/sqlite/tests.rs::a_file_is_one_processs_alone_or_shared_by_several",
-            "src/store/postgres/tests.rs::a_record_is_one_processs_alone_or_shared_by_several",
-            "src/store/postgres/tests.rs::who_lost_the_record_writes_nothing_any_more_and_what_was_under_way_is_seen",
+            "src/store/postgres/tests/processes.rs::a_record_is_one_processs_alone_or_shared_by_several",
+            "src/store/postgres/tests/processes.rs::who_lost_the_record_writes_nothing_any_more_and_what_was_under_way_is_seen",
             "tests/it/outbound_faults.rs::a_drain_finishes_the_creates_that_are_under_way",
         ],
     ),
@@ -158,7 +158,7 @@ const HOLES: [(&str, &str, &[&str]); 18] = [
         "one bad write among those that share a commit; a waiter that goes away",
         &[
             "src/store/conformance.rs::writes_that_meet_share_a_commit_and_one_that_fails_stands_alone",
-            "src/store/postgres/tests.rs::of_decisions_that_meet_one_that_fails_stands_alone_and_none_is_dropped",
+            "src/store/postgres/tests/limiter.rs::of_decisions_that_meet_one_that_fails_stands_alone_and_none_is_dropped",
             "tests/it/store_faults.rs::a_write_that_panics_fails_alone",
         ],
     ),
@@ -166,7 +166,7 @@ const HOLES: [(&str, &str, &[&str]); 18] = [
         "3.18",
         "clocks differ, and jump",
         &[
-            "src/store/postgres/tests.rs::decisions_go_by_the_servers_clock",
+            "src/store/postgres/tests/limiter.rs::decisions_go_by_the_servers_clock",
             "src/gate/redis/tests.rs::decisions_go_by_the_servers_clock",
             "src/gate/redis/tests.rs::a_create_of_the_far_future_counts_no_more",
             "src/capacity/model/back_ends.rs::redis_over_postgres_agrees_with_the_model",

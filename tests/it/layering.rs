@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::support::source::files;
+use crate::support::source::{files, is_test};
 
 /// Module → layer, as the crate's documentation draws it.
 fn layers() -> BTreeMap<String, u32> {
@@ -34,7 +34,7 @@ fn lines_below(folder: &str) -> Vec<(String, String, String, bool)> {
     let mut all = Vec::new();
     for (relative, text) in files(folder) {
         let module = relative.components().next().unwrap().as_os_str().to_str().unwrap().trim_end_matches(".rs");
-        let mut test = relative.ends_with("tests.rs");
+        let mut test = is_test(&relative);
         for (n, line) in text.lines().enumerate() {
             test |= line.contains("#[cfg(test)]");
             let code = line.split("//").next().unwrap_or_default().to_owned();

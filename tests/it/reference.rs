@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 
 use ringfence::reply::RejectionCode as Code;
 
+use crate::support::source::{files, is_test};
+
 const BEGIN: &str = "<!-- generated: RINGFENCE_UPDATE_DOCS=1 cargo test --test it reference:: -->\n";
 const END: &str = "<!-- end -->";
 
@@ -47,23 +49,6 @@ fn page(name: &str, generated: &str) -> String {
 fn cell(text: &str) -> String {
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
     text.replace("[`", "`").replace("`]", "`").replace('|', "\\|")
-}
-
-/// Every Rust file below a folder of the crate, in order.
-fn sources(folder: &str) -> Vec<(PathBuf, String)> {
-    let (mut open, mut found) = (vec![root(folder)], Vec::new());
-    while let Some(dir) = open.pop() {
-        for entry in std::fs::read_dir(dir).unwrap() {
-            let path = entry.unwrap().path();
-            match path.extension() {
-                _ if path.is_dir() => open.push(path),
-                Some(ext) if ext == "rs" => found.push(path),
-                _ => {}
-            }
-        }
-    }
-    found.sort();
-    found.into_iter().map(|path| (path.clone(), std::fs::read_to_string(path).unwrap())).collect()
 }
 
 /// A file without the tests at its end.
@@ -194,7 +179,7 @@ fn error_codes_are_those_of_the_program() {
         );
     }
     // Errors of the other listeners are words beside a status in the code.
-    for (path, text) in sources("src") {
+    for (path, text) in files("src") {
         let code = code_of(&text);
         for (at, _) in code.match_indices("StatusCode::") {
             let after = code[at..].split_once(',').map_or("", |(_, after)| after.trim_start());
@@ -252,8 +237,8 @@ fn check_codes_are_those_of_the_program() {
     }
     page("check-codes", &table);
     let mut used = BTreeSet::new();
-    for (path, text) in sources("src") {
-        if path.ends_with("codes.rs") || path.ends_with("tests.rs") {
+    for (path, text) in files("src") {
+        if path.ends_with("codes.rs") || is_test(&path) {
             continue;
         }
         let code = code_of(&text);
@@ -519,7 +504,7 @@ fn type_of(kind: &str) -> String {
 #[test]
 fn keys_of_a_provider_file_are_those_of_the_program() {
     let mut all: BTreeMap<String, Item> = BTreeMap::new();
-    for (_, text) in sources("src/provider") {
+    for (_, text) in files("src/provider") {
         for item in items(&text) {
             all.insert(item.name.clone(), item);
         }

@@ -136,7 +136,7 @@ async fn a_window_or_a_zone_that_is_none_is_told() {
     let stage = Stage::start(setup()).await;
     let lead = || vec![json!({"number": "+15551000010"})];
     for (windows, part) in [
-        (json!(["mon 9-17"]), "names no hours"),
+        (json!(["mon 9-17"]), "is not a list of hours"),
         (json!([]), "windows must have at least one"),
         (json!("daily 09:00-10:00"), "expected a sequence"),
     ] {
@@ -147,12 +147,12 @@ async fn a_window_or_a_zone_that_is_none_is_told() {
     let wrong = vec![json!({"number": "+15551000010"}), json!({"number": "+15551000011", "timezone": "Mars/Olympus"})];
     let answer = make(&stage, run(json!(["daily 00:00-24:00"]), json!({}), wrong)).await;
     let mistakes = answer.json()["mistakes"].to_string();
-    assert!(answer.status == 422 && mistakes.contains("is no time zone"), "{answer:?}");
+    assert!(answer.status == 422 && mistakes.contains("is not a time zone"), "{answer:?}");
     // Nobody knows what time it is there: it is not called, and the run says so.
     let satellite = vec![json!({"number": "+8821612345678"})];
     let id = started(&stage, run(json!(["daily 09:00-20:00"]), json!({}), satellite)).await;
     stage.wait("it is over", async || show(&stage, &id).await["state"] == "done").await;
     let results = stage.ask(&format!("/api/runs/{id}/results")).await.to_string();
-    assert!(results.contains("what time it is there") && stage.control.calls().is_empty(), "{results}");
+    assert!(results.contains("time zone is unknown") && stage.control.calls().is_empty(), "{results}");
     stage.finish().await;
 }

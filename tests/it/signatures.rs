@@ -382,7 +382,7 @@ fn mistakes_in_signatures_are_found_before_the_start() {
         assert!(failed && shown.contains(expected) && shown.contains("mine.toml: TOML parse error at line"), "{shown}");
     }
     for (preset, bad, good, why) in [
-        ("telnyx", "too short", PUBLIC, "is no public key"),
+        ("telnyx", "too short", PUBLIC, "is not a public key"),
         ("openai", SECRET, WHSEC, "does not start with whsec_"),
         ("openai", "whsec_AAAA", WHSEC, "24 to 64 bytes"),
     ] {

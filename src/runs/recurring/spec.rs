@@ -67,6 +67,9 @@ impl Recurring {
         if self.run.start_at.is_some() || self.run.idempotency_key.is_some() {
             return Err("run must not have start_at or idempotency_key: each firing has its own".to_owned());
         }
+        if self.run.batch.is_some() {
+            return Err("run: unknown field `batch`".to_owned());
+        }
         let source = sources.get(&self.source).filter(|source| source.is_for(&self.run.business, is_tenant));
         if source.is_none() {
             return Err(format!(

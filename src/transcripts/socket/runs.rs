@@ -45,6 +45,7 @@ impl Connection {
                 return self.error(ErrorCode::SubscriptionFailed, NO_ANSWER).await;
             }
         };
+        let is_followed = self.runs.contains_key(id);
         let mut followed = match self.runs.remove(id) {
             Some(followed) => followed,
             None if self.runs.len() >= FOLLOWED_RUNS_MAX => {
@@ -61,6 +62,10 @@ impl Connection {
             Ok(None) => return self.error(ErrorCode::RunNotFound, &unknown).await,
             Err(error) => {
                 warn!(%error, "failed to subscribe to run");
+                // One that was followed before is followed on.
+                if is_followed {
+                    self.runs.insert(run.id.clone(), followed);
+                }
                 return self.error(ErrorCode::SubscriptionFailed, NO_ANSWER).await;
             }
         };

@@ -17,7 +17,7 @@ async fn a_move_that_dies_half_way_was_none() {
     store.open(new_call(&[]), Some(1)).await.unwrap();
     let before = store.leases().await.unwrap();
     store.close().await;
-    let test = "postgres::tests::a_move_that_dies_half_way_was_none";
+    let test = "postgres::tests::limiter::a_move_that_dies_half_way_was_none";
     conformance::dies_at("store.advancing", test, URL, &fence.url).await;
     let store = fence.store().await;
     assert_eq!(store.gate_state().await.unwrap(), GateState { epoch: 1, mode: GateMode::Memory });
