@@ -3,7 +3,7 @@
 //!
 //! A call that ends at a replica makes that replica dial: the slot is handed over without a message to the others. Where several
 //! share the limits, each hands over as many slots as calls ended at it, so that they do not all ask for the same ones. A slot whose
-//! replica has died, does not dial, or missed the end is found by the others: [`WAITING_POLL_INTERVAL`].
+//! replica has died, does not dial, or missed the end is found by the others: `WAITING_POLL_INTERVAL`.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;

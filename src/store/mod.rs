@@ -114,8 +114,8 @@ pub trait Store:
     /// that is open already it returns `New`, with its slots; for one that has ended, `Known`.
     async fn admit(&self, call: NewCall, request: AdmissionRequest, epoch: i64) -> Result<AdmitOutcome>;
 
-    /// Counts a call of [`Origin::Unconfirmed`] from now on, under these keys: its origin becomes [`Origin::Foreign`]. With an
-    /// epoch only while the pool has that one.
+    /// Counts a call of [`Origin::Unconfirmed`](crate::call::Origin::Unconfirmed) from now on, under these keys: its origin becomes
+    /// [`Origin::Foreign`](crate::call::Origin::Foreign). With an epoch only while the pool has that one.
     async fn confirm(&self, call: &CallId, keys: Vec<String>, epoch: Option<i64>) -> Result<Confirmed>;
 
     /// The state under which admissions are recorded.

@@ -181,9 +181,9 @@ async fn batches_are_listed_before_those_of_the_provider() {
     }
     let ids = |page: &Value| page["batch_calls"].as_array().unwrap().iter().map(id).collect::<Vec<_>>();
     let all = get(&stage, "workspace").await;
-    assert_eq!((ids(&all), &all["has_more"]), ([&ours[..], &[theirs.clone()]].concat(), &json!(false)));
+    assert_eq!((ids(&all), &all["has_more"]), ([&ours[..], std::slice::from_ref(&theirs)].concat(), &json!(false)));
     assert_eq!(ids(&get(&stage, "workspace?agent_id=agent_acme").await), ours);
-    assert_eq!(ids(&get(&stage, "workspace?agent_id=agent_other").await), [theirs.clone()]);
+    assert_eq!(ids(&get(&stage, "workspace?agent_id=agent_other").await), std::slice::from_ref(&theirs));
     // Page by page.
     let (mut seen, mut path) = (vec![], "workspace?limit=2".to_owned());
     loop {
