@@ -73,7 +73,8 @@ impl ForwardPaths {
     pub fn parse<S: AsRef<str>>(paths: &[S]) -> Result<Self, String> {
         let parse = |text: &str| {
             let (path, below) = text.strip_suffix("/*").map_or((text, false), |path| (path, true));
-            let is_path = text.starts_with('/') && !path.contains(['*', '?', '#']) && readings(path).len() == 1;
+            let is_path =
+                text.starts_with('/') && !path.contains(['*', '?', '#']) && readings(path).iter().count() == 1;
             is_path
                 .then(|| Forward { path: normal(path), below })
                 .ok_or_else(|| format!("{text:?} is no path such as /media or /media/*"))
@@ -90,9 +91,10 @@ impl ForwardPaths {
     pub fn contain(&self, path: &str) -> bool {
         let Some(allowed) = &self.0 else { return true };
         readings(path).iter().all(|reading| {
+            let reading = reading.as_str();
             allowed.iter().any(|one| {
                 let prefix = one.path.trim_end_matches('/');
-                *reading == one.path
+                reading == one.path
                     || (one.below && reading.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('/')))
             })
         })

@@ -131,7 +131,7 @@ impl Context {
         let read = normal(path);
         let is_webhook = || {
             let mut described = self.accounts.values().flat_map(|account| &account.provider.webhooks);
-            described.any(|webhook| webhook.paths.iter().any(|one| one.fits_any_case(&read)))
+            described.any(|webhook| webhook.paths.iter().any(|one| one.fits_any_case(read.as_str())))
                 || app.webhook_paths.iter().any(|one| normal(one).eq_ignore_ascii_case(&read))
         };
         app.forward_paths.contain(if path.is_empty() { "/" } else { path }) || is_webhook()

@@ -11,7 +11,7 @@ use super::inbound::Inbound;
 use super::provider_client::lookup::LookedUp;
 use crate::call::{Direction, Event, Origin, Phase};
 use crate::ids::{Alias, CallId};
-use crate::net::Tapped;
+use crate::net::{TAP_BYTES_MAX, Tapped};
 use crate::provider::account::Account;
 use crate::provider::description::{CallFacts, OWN_ID_KIND};
 use crate::provider::path::percent_decode;
@@ -22,6 +22,11 @@ impl Inbound {
     /// Inspects the beginning of the response to a request that was passed on. `path`: the requested path at the provider.
     pub async fn passed_by(&self, account: &Arc<Account>, path: &str, answer: &Tapped) {
         let Some(rule) = &account.provider.unfenced else { return };
+        let is_whole = answer.coding.is_none() && answer.body.len() < TAP_BYTES_MAX;
+        let may_have_none = answer.status == 201 && rule.makes_a_call(path);
+        if is_whole && !may_have_none && rule.shows_nothing(&answer.body) {
+            return;
+        }
         let read = answer.plain().map(|body| Document::read(answer.content_type.as_deref(), &body, &[]));
         let Some(read) = read.filter(|read| read.document != Document::Empty) else {
             if !answer.body.is_empty() {

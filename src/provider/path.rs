@@ -25,6 +25,26 @@ struct Spelling {
     is_end: bool,
 }
 
+/// A path and the number of its slashes, by which most patterns are told not to match it.
+#[derive(Debug, Clone, Copy)]
+pub struct Reading<'p> {
+    text: &'p str,
+    slashes: usize,
+}
+
+impl<'p> Reading<'p> {
+    /// The path.
+    pub fn as_str(self) -> &'p str {
+        self.text
+    }
+}
+
+impl<'p> From<&'p str> for Reading<'p> {
+    fn from(text: &'p str) -> Self {
+        Self { text, slashes: text.bytes().filter(|byte| *byte == b'/').count() }
+    }
+}
+
 /// A segment between two slashes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Segment {
@@ -47,8 +67,12 @@ impl Spelling {
     }
 
     /// Compares from the path's end, where most paths differ. Each capture is passed to `found`.
-    fn fits(&self, path: &str, same: fn(&str, &str) -> bool, mut found: impl FnMut(&str, &str)) -> bool {
-        let mut left = path;
+    fn fits(&self, path: Reading<'_>, same: fn(&str, &str) -> bool, mut found: impl FnMut(&str, &str)) -> bool {
+        let length = self.segments.len();
+        if path.slashes < length || (path.slashes > length && !self.is_end) {
+            return false;
+        }
+        let mut left = path.text;
         for segment in self.segments.iter().rev() {
             // A plain loop: segments are short, and substring searchers are made for long texts.
             let Some(slash) = left.bytes().rposition(|byte| byte == b'/') else { return false };
@@ -104,21 +128,22 @@ impl PathPattern {
     }
 
     /// The captures (percent-decoded) if a path matches.
-    pub fn captures(&self, path: &str) -> Option<BTreeMap<String, String>> {
-        self.captures_where(path, |wanted, got| wanted == got)
+    pub fn captures<'p>(&self, path: impl Into<Reading<'p>>) -> Option<BTreeMap<String, String>> {
+        self.captures_where(path.into(), |wanted, got| wanted == got)
     }
 
     /// The same, ignoring the case of the path's letters; captures keep theirs.
-    pub fn captures_any_case(&self, path: &str) -> Option<BTreeMap<String, String>> {
-        self.captures_where(path, str::eq_ignore_ascii_case)
+    pub fn captures_any_case<'p>(&self, path: impl Into<Reading<'p>>) -> Option<BTreeMap<String, String>> {
+        self.captures_where(path.into(), str::eq_ignore_ascii_case)
     }
 
     /// Whether a path matches, ignoring the case of its letters.
-    pub fn fits_any_case(&self, path: &str) -> bool {
+    pub fn fits_any_case<'p>(&self, path: impl Into<Reading<'p>>) -> bool {
+        let path = path.into();
         self.spellings.iter().any(|one| one.fits(path, str::eq_ignore_ascii_case, |_, _| {}))
     }
 
-    fn captures_where(&self, path: &str, same: fn(&str, &str) -> bool) -> Option<BTreeMap<String, String>> {
+    fn captures_where(&self, path: Reading<'_>, same: fn(&str, &str) -> bool) -> Option<BTreeMap<String, String>> {
         self.spellings.iter().find_map(|one| {
             let mut found = BTreeMap::new();
             one.fits(path, same, |name, value| drop(found.insert(name.to_owned(), value.to_owned()))).then_some(found)
@@ -156,9 +181,9 @@ pub fn normal(path: &str) -> String {
 
 /// The normal form, and then the readings of more lenient servers: an escaped slash or a backslash as a separator, double escapes
 /// undone, and the path ended by an escaped `?`, `#` or NUL. The first one is the usual reading.
-pub fn readings(path: &str) -> Vec<String> {
+pub fn readings(path: &str) -> Readings<'_> {
     if is_plain(path) {
-        return vec![path.to_owned()];
+        return Readings::Plain(path.into());
     }
     let mut readings = vec![normal(path)];
     let mut add = |path: &str| {
@@ -185,7 +210,27 @@ pub fn readings(path: &str) -> Vec<String> {
     if written.contains('\\') {
         add(&written.replace('\\', "/"));
     }
-    readings
+    Readings::Odd(readings)
+}
+
+/// The readings of a path. A plain one is not copied.
+#[derive(Debug)]
+pub enum Readings<'p> {
+    /// It has one reading, as it is written.
+    Plain(Reading<'p>),
+    /// The usual reading, and then those of more lenient servers.
+    Odd(Vec<String>),
+}
+
+impl Readings<'_> {
+    /// Each of them.
+    pub fn iter(&self) -> impl Iterator<Item = Reading<'_>> {
+        let (plain, odd) = match self {
+            Self::Plain(path) => (Some(*path), &[][..]),
+            Self::Odd(all) => (None, &all[..]),
+        };
+        plain.into_iter().chain(odd.iter().map(|one| one.as_str().into()))
+    }
 }
 
 /// Whether it has one reading only: no escapes, parameters, backslashes, and no empty or dot segment.
@@ -268,13 +313,13 @@ mod tests {
         ] {
             assert_ne!(normal(ambiguous), "/webhooks/twilio/voice", "{ambiguous}");
             assert!(
-                readings(ambiguous).iter().any(|one| one == "/webhooks/twilio/voice"),
+                readings(ambiguous).iter().any(|one| one.as_str() == "/webhooks/twilio/voice"),
                 "{ambiguous}: {:?}",
                 readings(ambiguous)
             );
         }
-        assert_eq!(readings("/plain/path"), ["/plain/path"]);
-        assert_eq!(readings("/50%/x").len(), 1, "no escape at all");
+        assert!(matches!(readings("/plain/path"), Readings::Plain(path) if path.as_str() == "/plain/path"));
+        assert_eq!(readings("/50%/x").iter().count(), 1, "no escape at all");
     }
 
     #[test]

@@ -181,6 +181,14 @@ impl Selector {
         text.split('|').map(|place| parse_place(place.trim())).collect::<Result<_, _>>().map(Self)
     }
 
+    /// The names of which one stands in every body that has a value, unless it is escaped or encoded.
+    pub fn body_names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().filter_map(|place| match place {
+            Place::Body(steps) => steps.last().map(|step| step.name.as_str()),
+            _ => None,
+        })
+    }
+
     /// The value as text: strings as they are, numbers and booleans as JSON writes them. Null, objects and lists are not
     /// values.
     pub fn text<'a>(&self, message: &Message<'a>) -> Option<Cow<'a, str>> {

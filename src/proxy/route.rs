@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderName, Method};
 use crate::ids::AccountName;
 use crate::provider::account::Account;
 use crate::provider::description::{Description, Operation};
-use crate::provider::path::{percent_decode, readings};
+use crate::provider::path::{Readings, percent_decode, readings};
 use crate::provider::select::Message;
 use crate::provider::sign::equal;
 
@@ -155,7 +155,7 @@ fn below<'a>(path: &'a str, mount: &str) -> Option<&'a str> {
     (rest.starts_with('/')).then_some(rest)
 }
 
-fn fits(operation: &Operation, method: &Method, paths: &[String]) -> bool {
+fn fits(operation: &Operation, method: &Method, paths: &Readings<'_>) -> bool {
     operation.method.as_str().eq_ignore_ascii_case(method.as_str())
         && paths.iter().any(|path| operation.path.fits_any_case(path))
 }
@@ -170,13 +170,13 @@ pub fn may_create_many(provider: &Description, method: &Method, path: &str) -> b
     may_be(provider, method, path).any(|o| o.slots.is_some())
 }
 
-fn may_be<'a>(
+fn may_be<'a, 'r>(
     provider: &'a Description,
-    method: &Method,
-    path: &str,
-) -> impl Iterator<Item = &'a Arc<Operation>> + use<'a> {
-    let (method, paths) = (method.clone(), readings(path));
-    provider.operations.iter().filter(move |o| fits(o, &method, &paths))
+    method: &'r Method,
+    path: &'r str,
+) -> impl Iterator<Item = &'a Arc<Operation>> + use<'a, 'r> {
+    let paths = readings(path);
+    provider.operations.iter().filter(move |o| fits(o, method, &paths))
 }
 
 /// The captures of the operation's path, if the request's path matches.

@@ -11,7 +11,7 @@ use super::settings::ExtraPaths;
 use crate::ids::AccountName;
 use crate::provider::account::{Account, join};
 use crate::provider::description::Webhook;
-use crate::provider::path::{climbs, normal, readings, trimmed};
+use crate::provider::path::{Reading, climbs, normal, readings, trimmed};
 use crate::provider::sign::{BadSignature, Checked, Keys, Request};
 
 /// A webhook that a path matches.
@@ -34,7 +34,7 @@ impl Candidate {
     /// Whether its sender learns by the status what is wrong.
     pub(super) fn is_exact_at(&self, path: &str) -> bool {
         let path = normal(path);
-        self.webhook().exact.iter().any(|one| one.fits_any_case(&path))
+        self.webhook().exact.iter().any(|one| one.fits_any_case(path.as_str()))
     }
 }
 
@@ -57,8 +57,8 @@ pub fn find(accounts: &BTreeMap<AccountName, Arc<Account>>, extra: &ExtraPaths, 
     }
     let is_webhook = |path: &str| !candidates(accounts, extra, path).is_empty();
     let readings = readings(path);
-    let to_some = readings.iter().skip(1).any(|reading| is_webhook(reading))
-        || readings.iter().any(|reading| is_webhook(&trimmed(reading)));
+    let to_some = readings.iter().skip(1).any(|reading| is_webhook(reading.as_str()))
+        || readings.iter().any(|reading| is_webhook(&trimmed(reading.as_str())));
     match climbs(path) || to_some {
         true => Found::Ambiguous,
         false => Found::Nothing,
@@ -68,10 +68,11 @@ pub fn find(accounts: &BTreeMap<AccountName, Arc<Account>>, extra: &ExtraPaths, 
 /// Every webhook that a path matches in its usual reading.
 pub fn candidates(accounts: &BTreeMap<AccountName, Arc<Account>>, extra: &ExtraPaths, path: &str) -> Vec<Candidate> {
     let path = normal(path);
+    let reading = Reading::from(path.as_str());
     let mut found = Vec::new();
     for account in accounts.values() {
         for (index, webhook) in account.provider.webhooks.iter().enumerate() {
-            let captures = webhook.paths.iter().find_map(|p| p.captures_any_case(&path)).or_else(|| {
+            let captures = webhook.paths.iter().find_map(|p| p.captures_any_case(reading)).or_else(|| {
                 let more = extra.get(&format!("{}.{}", account.provider.name, webhook.name))?;
                 more.iter().any(|p| normal(p).eq_ignore_ascii_case(&path)).then(BTreeMap::new)
             });

@@ -121,6 +121,11 @@ impl IdSelectors {
         aliases.collect()
     }
 
+    /// Each kind with its selector.
+    pub fn each(&self) -> impl Iterator<Item = (&str, &Selector)> {
+        self.0.iter().map(|(kind, selector)| (kind.as_str(), selector.selector()))
+    }
+
     /// All selectors.
     pub fn selectors(&self) -> impl Iterator<Item = &Selector> {
         self.0.values().map(IdSelector::selector)

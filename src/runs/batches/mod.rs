@@ -63,7 +63,7 @@ enum Asked {
 
 fn asked(method: &Method, path: &str) -> Option<Asked> {
     readings(path).iter().find_map(|path| {
-        let segments: Vec<&str> = path.trim_matches('/').split('/').collect();
+        let segments: Vec<&str> = path.as_str().trim_matches('/').split('/').collect();
         let [_, convai, batch_calling, rest @ ..] = segments.as_slice() else { return None };
         let is = |segment: &str, word: &str| segment.replace('_', "-").eq_ignore_ascii_case(word);
         if !is(convai, "convai") || !is(batch_calling, "batch-calling") {
