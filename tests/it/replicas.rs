@@ -1,15 +1,16 @@
 //! Two real processes over one record: what one of them did, the other knows of.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use ringfence_simulator::{Fault, FaultKind, Inbound, Provider, SimSettings, Via};
+use ringfence_simulator::{Fault, FaultKind, Inbound, Millis, Provider, SimSettings, Via};
 use serde_json::Value;
 use tokio::task::block_in_place;
 
 use crate::chaos::DATABASE;
 use crate::support::chance::Dice;
+use crate::support::child::OWN_NUMBER;
 use crate::support::fleet::{self, Fleet, Store};
 use crate::support::postgres::{self, Server};
 use crate::support::stage::{PATIENCE, Setup};
@@ -230,6 +231,135 @@ async fn a_bypass_holds_at_every_replica() {
     statuses(&fleet, "both know of its end", |status| status["bypass"].is_null()).await;
     assert_eq!(dial("+15550002006").await, 503);
     fleet.end_all();
+    fleet.stop().await;
+    fleet.done().await;
+}
+
+/// Every replica is replaced, one after the other, by what a rollout does: it gets no new requests, SIGTERM, and the next one starts.
+/// Meanwhile apps place calls and providers post webhooks: no create is refused by ringfence, each call is placed once, and the record
+/// has the end of every call, from a webhook or the provider.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rollout_under_load_refuses_nothing_and_loses_no_webhook() {
+    if postgres::is_missing() {
+        return;
+    }
+    const APPS: usize = 4;
+    /// Calls that are placed before a replica is replaced, and after it.
+    const CALLS: usize = 12;
+    let server = block_in_place(Server::start);
+    let sim = SimSettings { talk_ms: Millis::between(100, 800), ..Setup::default().sim };
+    let setup = fleet::Setup {
+        replicas: 3,
+        sim,
+        postgres: (server.port, server.database_over_tcp().rsplit('/').next().unwrap().to_owned()),
+        redis: Store::None,
+        tables: DATABASE.to_owned(),
+        limits: (500, 500, vec![("alpha".to_owned(), 500), ("callers".to_owned(), 500)]),
+        reconcile: "sweep_ms = 150\nlist_lag_ms = 300",
+    };
+    let fleet = Fleet::set(setup, &mut Dice::new("a rollout")).await;
+    for replica in fleet.replicas.iter() {
+        // A machine with much else to do is slow, and that is not what is asked here.
+        let file = replica.folder.join("ringfence.toml");
+        let mut text = std::fs::read_to_string(&file).unwrap();
+        for (short, long) in [
+            ("create_secs = 2", "create_secs = 60"),
+            ("create_read_secs = 5", "create_read_secs = 60"),
+            ("send_within_secs = 2", "send_within_secs = 60"),
+            ("drain_secs = 2", "drain_secs = 60"),
+            ("provider_query_secs = 2", "provider_query_secs = 20"),
+            ("reserved_secs = 5", "reserved_secs = 90"),
+            ("statement_timeout_ms = 2000", "statement_timeout_ms = 60000"),
+        ] {
+            assert!(text.contains(short), "{short}");
+            text = text.replace(short, long);
+        }
+        std::fs::write(&file, text).unwrap();
+    }
+    fleet.start().await;
+    let (placed, rolling) = (AtomicUsize::new(0), AtomicBool::new(true));
+    let (placed, rolling) = (&placed, &rolling);
+    let app = async |app: usize| {
+        let mut turn = app;
+        for n in 0.. {
+            if !rolling.load(Ordering::Relaxed) {
+                break;
+            }
+            let (to, key) = (format!("+1555{app}{n:05}7"), format!("order-{app}-{n}"));
+            // Whom the app's balancer has; a connection that breaks is tried again at another, with the same key.
+            loop {
+                turn += 1;
+                let at = turn % fleet.replicas.len();
+                if !fleet.replicas[at].up.load(Ordering::Relaxed) {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                    continue;
+                }
+                let answer = match app % 2 {
+                    0 => fleet.dial(at, "alpha", &to, Some(&key), PATIENCE).await,
+                    _ => fleet.talk(at, "alpha", &to, Some(&key), PATIENCE).await,
+                };
+                match answer {
+                    None => {}
+                    Some(answer) if answer.status < 300 => break,
+                    Some(answer) => panic!("refused at {at}: {answer:?}\n{}", fleet.replicas[at].last_lines()),
+                }
+            }
+            placed.fetch_add(1, Ordering::Relaxed);
+            let (to, from) = (OWN_NUMBER.to_owned(), format!("+1556{app}{n:05}7"));
+            fleet.control.inbound(&Inbound { to, from, via: Via::Twilio, agent_id: None });
+            tokio::time::sleep(Duration::from_millis(30)).await;
+        }
+    };
+    let more = async || {
+        let (before, started) = (placed.load(Ordering::Relaxed), Instant::now());
+        while placed.load(Ordering::Relaxed) < before + CALLS {
+            assert!(started.elapsed() < 2 * PATIENCE, "no calls are placed");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let rollout = async {
+        more().await;
+        for replica in fleet.replicas.iter() {
+            replica.stop().await;
+            more().await;
+            assert!(replica.start("").await, "{}", replica.last_lines());
+            more().await;
+        }
+        rolling.store(false, Ordering::Relaxed);
+    };
+    tokio::join!(rollout, futures_util::future::join_all((0..APPS).map(app)));
+    let started = Instant::now();
+    loop {
+        fleet.end_all();
+        let sql = "SELECT count(*) FROM calls WHERE phase <> 'ended'";
+        let open: i64 = sqlx::query_scalar(sql).fetch_one(&fleet.record).await.unwrap();
+        let sql = "SELECT count(*) FROM webhook_events WHERE outcome IS NULL";
+        let waiting: i64 = sqlx::query_scalar(sql).fetch_one(&fleet.record).await.unwrap();
+        if open == 0 && waiting == 0 && fleet.control.calls().iter().all(|call| !call.live && !call.arriving) {
+            break;
+        }
+        assert!(started.elapsed() < 2 * PATIENCE, "{open} calls are open, {waiting} webhooks wait");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    // Each order dialled once; every call is on record.
+    let calls = fleet.control.calls();
+    let outbound = calls.iter().filter(|call| !call.inbound);
+    let numbers: BTreeSet<_> = outbound.clone().map(|call| call.to.clone()).collect();
+    assert_eq!((numbers.len(), outbound.count()), (placed.load(Ordering::Relaxed), numbers.len()));
+    for call in &calls {
+        let ids: Vec<String> = call.call_sid.iter().chain(&call.conversation_id).cloned().collect();
+        let sql = "SELECT count(*) FROM call_aliases WHERE call_id IS NOT NULL AND id = ANY($1)";
+        let known: i64 = sqlx::query_scalar(sql).bind(&ids).fetch_one(&fleet.record).await.unwrap();
+        assert!(known > 0, "nobody knows {ids:?}\n{}", fleet.traces(&ids));
+    }
+    // What was acknowledged is in the inbox.
+    let acknowledged = fleet.acknowledged.lock().unwrap().clone();
+    assert!(!acknowledged.is_empty());
+    for webhook in acknowledged.iter().filter(|webhook| !webhook.body.is_empty()) {
+        let sql = "SELECT count(*) FROM webhook_events WHERE body = $1";
+        let kept: i64 = sqlx::query_scalar(sql).bind(&webhook.body[..]).fetch_one(&fleet.record).await.unwrap();
+        assert!(kept > 0, "a webhook is lost that replica {} acknowledged: {webhook:?}", webhook.by);
+    }
     fleet.stop().await;
     fleet.done().await;
 }
