@@ -60,6 +60,7 @@ class Case(unittest.TestCase):
         folder = tempfile.TemporaryDirectory(prefix="ringfence-deploy-")
         self.addCleanup(folder.cleanup)
         self.folder = Path(folder.name)
+        self.processes = {}
 
     def succeeds(self, *command, **options):
         done = run(*command, **options)
@@ -73,6 +74,7 @@ class Case(unittest.TestCase):
         process = subprocess.Popen(
             [str(part) for part in command], cwd=self.folder, env=env or environment(), stdout=subprocess.PIPE, stderr=log
         )
+        self.processes[name] = process
 
         def end():
             process.terminate()
@@ -84,7 +86,7 @@ class Case(unittest.TestCase):
         self.assertTrue(line, (self.folder / f"{name}.log").read_text())
         return json.loads(line)
 
-    def ringfence(self, toml="", **env):
+    def ringfence(self, toml="", command=(BINARY,), **env):
         """ringfence in front of simulated providers: the two ready lines."""
         sim = self.start("simulate", BINARY, "simulate", "--listen", "127.0.0.1:0", "--ready-json")
         listen = "\n".join(f'{name} = "127.0.0.1:0"' for name in ("api", "webhooks", "admin", "client"))
@@ -104,7 +106,7 @@ class Case(unittest.TestCase):
             auth_token = {{ env = "TWILIO_AUTH_TOKEN" }}
         """
         (self.folder / "ringfence.toml").write_text(config)
-        return sim, self.start("serve", BINARY, "serve", "--ready-json", env=environment(**env))
+        return sim, self.start("serve", *command, "serve", "--ready-json", env=environment(**env))
 
     def place(self, ready, number):
         body = {"agent_id": "agent_1", "agent_phone_number_id": "phnum_1", "to_number": number}
