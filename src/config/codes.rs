@@ -75,4 +75,5 @@ pub const CODES: &[(&str, &str)] = &[
     ("W032", "With `doctor`: a setting of an agent or a number at a provider affects calls."),
     ("W033", "With `doctor`: `public_url` does not lead to a ringfence, as far as can be seen from here."),
     ("W034", "With `doctor`: the running sidecar has something that needs attention."),
+    ("W035", "A key has the name that it had in an earlier version. It counts."),
 ];

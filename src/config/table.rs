@@ -14,6 +14,17 @@ use crate::policy::Rate;
 pub use crate::provider::nearest::closest;
 use crate::provider::secret::Secret;
 
+/// Keys that had another name once, which still counts: the key and that name.
+const FORMER_NAMES: [(&str, &str); 7] = [
+    ("client.completion_wait_secs", "record_wait_secs"),
+    ("gate.audit_interval_secs", "compare_secs"),
+    ("reconcile.list_lag_ms", "grace_ms"),
+    ("reconcile.not_found_confirm_secs", "absent_twice_secs"),
+    ("reconcile.unreadable_alarm_secs", "unread_alarm_secs"),
+    ("timeouts.create_read_secs", "late_answer_secs"),
+    ("timeouts.provider_query_secs", "ask_secs"),
+];
+
 /// The source of environment variables; replaceable in tests.
 pub type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 
@@ -151,7 +162,24 @@ impl<'a> Table<'a> {
         if let Some(value) = self.variable(&name) {
             return Some(Found::Env(name, value));
         }
-        self.table?.get(key).map(Found::File)
+        self.table?.get(key).or_else(|| self.former(key)).map(Found::File)
+    }
+
+    /// The value of a key under the name that it had once.
+    fn former(&self, key: &str) -> Option<&'a Spanned<DeValue<'a>>> {
+        let path = join(&self.pattern, key);
+        let (_, name) = FORMER_NAMES.iter().find(|(now, _)| *now == path)?;
+        let value = self.table?.get(*name)?;
+        if self.used.borrow_mut().insert((*name).to_owned()) {
+            let title = format!("`{}` is now called `{key}`", self.path_of(name));
+            self.report().warning(
+                "W035",
+                Some(value.span()),
+                title,
+                "rename it: this name may go with the next version",
+            );
+        }
+        Some(value)
     }
 
     fn wrong(&self, key: &str, found: &Found<'_>, wanted: &str) {
