@@ -11,6 +11,7 @@ import socket
 import tempfile
 import threading
 import time
+from contextlib import contextmanager
 from datetime import date
 from http.client import HTTPConnection
 from pathlib import Path
@@ -74,6 +75,20 @@ def open_calls():
     raise RuntimeError("ringfence shows no platform_global_active_calls")
 
 
+@contextmanager
+def provider(binary, folder):
+    """A simulated provider whose calls last an hour: its API key, and a config of ringfence's for it."""
+    simulate = [
+        binary, "simulate", "--listen", f"127.0.0.1:{SIMULATOR}", "--ready-json", "--talk-ms", "3600000", "--concurrent", "1000000"
+    ]  # fmt: skip
+    with Program("simulate", simulate, SIMULATOR, folder) as simulator:
+        key = json.loads(simulator.log.read_text().splitlines()[0])["el_api_key"]
+        (Path(folder) / "api-key").write_text(key)
+        config = Path(folder) / "ringfence.toml"
+        config.write_text(CONFIG.format(api=API, admin=ADMIN, simulator=SIMULATOR))
+        yield key, config
+
+
 def idle_connections(count):
     """Connections that asked once and wait for their next request."""
     connections = []
@@ -93,15 +108,7 @@ def main():
     arguments = parser.parse_args()
     binary = os.environ["RINGFENCE_BIN"]
     with tempfile.TemporaryDirectory() as folder:
-        hour_ms = str(3600 * 1000)
-        simulate = [
-            binary, "simulate", "--listen", f"127.0.0.1:{SIMULATOR}", "--ready-json", "--talk-ms", hour_ms, "--concurrent", "1000000"
-        ]  # fmt: skip
-        with Program("simulate", simulate, SIMULATOR, folder) as simulator:
-            key = json.loads(simulator.log.read_text().splitlines()[0])["el_api_key"]
-            (Path(folder) / "api-key").write_text(key)
-            config = Path(folder) / "ringfence.toml"
-            config.write_text(CONFIG.format(api=API, admin=ADMIN, simulator=SIMULATOR))
+        with provider(binary, folder) as (key, config):
             print(f"{date.today().isoformat()}, {machine()}\n\n| | resident MiB | more, a piece |\n|---|--:|--:|")
 
             with Program("ringfence", [binary, "serve", "--config", str(config)], API, folder) as ringfence:
@@ -128,4 +135,5 @@ def main():
                     print(f"| {calls:,} open calls | {now / 1024:.1f} | {(now - rest) / calls:.1f} KiB |")
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -5,14 +5,15 @@
 #     bash benches/compare/run.sh --quick              # 2 short rounds of all cases, about 2 minutes; arguments go to compare.py
 #     bash benches/compare/run.sh --only tls events    # cases whose name has one of these in it; --list prints the names
 #     bash benches/compare/run.sh memory               # resident memory at rest, of open calls and of idle connections
+#     bash benches/compare/run.sh page                 # CPU and memory while operators watch the page
 #     RINGFENCE_BIN=PATH bash benches/compare/run.sh   # measures that program instead of building one
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$here/../../deploy/common.sh"
 
 part=compare
-if [ "${1:-}" = memory ]; then
-    part=memory
+if [ "${1:-}" = memory ] || [ "${1:-}" = page ]; then
+    part=$1
     shift
 fi
 
