@@ -65,7 +65,8 @@ class Batches(Fenced):
         def statuses():
             return [one.status for one in batches.get(made.id, request_options=ONCE).recipients]
 
-        self.eventually(statuses, ["in_progress", "pending", "pending"])
+        # That a call was answered is found by polling, some seconds later.
+        self.eventually(statuses, ["in_progress", "pending", "pending"], 30)
         listed = batches.list(request_options=ONCE)
         self.assertEqual([one.id for one in listed.batch_calls], [made.id])
         self.assertFalse(listed.has_more)
@@ -76,7 +77,7 @@ class Batches(Fenced):
         self.assertEqual(statuses(), ["in_progress", "pending", "pending"])
         first = batches.get(made.id, request_options=ONCE).recipients[0]
         self.simulate("end", id=first.conversation_id)
-        self.eventually(lambda: statuses()[:2], ["completed", "in_progress"])
+        self.eventually(lambda: statuses()[:2], ["completed", "in_progress"], 30)
 
     def test_a_number_that_cannot_be_called(self):
         with self.assertRaises(ApiError) as raised:
