@@ -395,6 +395,7 @@ struct Item {
 fn items(text: &str) -> Vec<Item> {
     let (mut found, mut docs, mut reads) = (Vec::<Item>::new(), Vec::<String>::new(), false);
     let (mut open, mut close, mut default, mut rename) = (false, String::new(), false, None::<String>);
+    let mut skip = false;
     for line in without_tests(text).lines() {
         let (code, indent) = (line.trim(), line.len() - line.trim_start().len());
         if open && line == close {
@@ -406,6 +407,7 @@ fn items(text: &str) -> Vec<Item> {
             reads = code.contains("Deserialize");
         } else if code.starts_with("#[serde(") {
             default |= code.contains("default");
+            skip = code == "#[serde(skip)]";
             rename = code.split_once("rename = \"").and_then(|(_, rest)| rest.split('"').next()).map(str::to_owned);
         } else if code.starts_with("#[") {
             // Attributes of other crates say nothing of the key.
@@ -420,6 +422,8 @@ fn items(text: &str) -> Vec<Item> {
                 open = code.ends_with('{');
                 close = format!("{}}}", " ".repeat(indent));
             }
+            (docs, default, rename) = (vec![], false, None);
+        } else if open && std::mem::take(&mut skip) {
             (docs, default, rename) = (vec![], false, None);
         } else if open {
             let item = found.last_mut().unwrap();

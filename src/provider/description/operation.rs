@@ -118,17 +118,17 @@ pub struct Unfenced {
     #[serde(default)]
     paths: Vec<PathPattern>,
     #[serde(skip)]
-    traces: OnceLock<Vec<Trace>>,
+    needles: OnceLock<Vec<Needle>>,
 }
 
 /// The bytes that stand in every answer that has an id of a kind: one of these names, and the prefix.
 #[derive(Debug, Clone)]
-struct Trace {
+struct Needle {
     names: Vec<Finder<'static>>,
     prefix: Finder<'static>,
 }
 
-impl Trace {
+impl Needle {
     fn is_in(&self, body: &[u8]) -> bool {
         self.prefix.find(body).is_some() && self.names.iter().any(|name| name.find(body).is_some())
     }
@@ -137,17 +137,17 @@ impl Trace {
 impl Unfenced {
     /// Whether a body provably has no id, without reading it: most answers have none.
     pub fn shows_nothing(&self, body: &[u8]) -> bool {
-        let traces = self.traces.get_or_init(|| self.ids.each().map(|(kind, ids)| self.trace(kind, ids)).collect());
+        let needles = self.needles.get_or_init(|| self.ids.each().map(|(kind, ids)| self.needle(kind, ids)).collect());
         // Escapes of JSON and XML, and other encodings, may hide what is looked for.
         let is_document = body.first().is_some_and(|first| b"{[<".contains(first));
         let is_plain = is_document && body.is_ascii() && memchr3(b'\\', b'&', 0, body).is_none();
-        is_plain && !traces.iter().any(|trace| trace.is_in(body))
+        is_plain && !needles.iter().any(|needle| needle.is_in(body))
     }
 
-    fn trace(&self, kind: &str, ids: &Selector) -> Trace {
+    fn needle(&self, kind: &str, ids: &Selector) -> Needle {
         let finder = |text: &str| Finder::new(text).into_owned();
         let prefix = self.prefixes.get(kind).map_or("", String::as_str);
-        Trace { names: ids.body_names().map(finder).collect(), prefix: finder(prefix) }
+        Needle { names: ids.body_names().map(finder).collect(), prefix: finder(prefix) }
     }
 
     /// The ids in an answer.
