@@ -25,11 +25,13 @@ struct Spelling {
     is_end: bool,
 }
 
-/// A path and the number of its slashes, by which most patterns are told not to match it.
+/// A path, and what tells at a glance that most patterns do not match it.
 #[derive(Debug, Clone, Copy)]
 pub struct Reading<'p> {
     text: &'p str,
     slashes: usize,
+    /// The length of the last segment; none if it has an escape.
+    last_bytes: Option<usize>,
 }
 
 impl<'p> Reading<'p> {
@@ -41,7 +43,10 @@ impl<'p> Reading<'p> {
 
 impl<'p> From<&'p str> for Reading<'p> {
     fn from(text: &'p str) -> Self {
-        Self { text, slashes: text.bytes().filter(|byte| *byte == b'/').count() }
+        let slashes = text.bytes().filter(|byte| *byte == b'/').count();
+        let last = text.bytes().rev().take_while(|byte| *byte != b'/');
+        let (bytes, is_escaped) = last.fold((0, false), |(n, escaped), byte| (n + 1, escaped || byte == b'%'));
+        Self { text, slashes, last_bytes: (!is_escaped).then_some(bytes) }
     }
 }
 
@@ -70,6 +75,10 @@ impl Spelling {
     fn fits(&self, path: Reading<'_>, same: fn(&str, &str) -> bool, mut found: impl FnMut(&str, &str)) -> bool {
         let length = self.segments.len();
         if path.slashes < length || (path.slashes > length && !self.is_end) {
+            return false;
+        }
+        let fixed = self.segments.last().filter(|last| last.capture.is_none());
+        if fixed.zip(path.last_bytes).is_some_and(|(last, bytes)| last.before.len() != bytes) {
             return false;
         }
         let mut left = path.text;
