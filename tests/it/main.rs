@@ -20,6 +20,7 @@ mod cli_do_not_call;
 mod cli_first;
 mod cli_mend;
 mod cli_operate;
+mod cli_smoke;
 mod crash;
 mod destinations;
 mod docs;
