@@ -36,6 +36,7 @@ mod inbound_native;
 mod journal;
 mod layering;
 mod listeners;
+mod log_records;
 mod net_cost;
 mod net_hygiene;
 mod net_passing;
