@@ -22,7 +22,7 @@
 //! L4  gate         the limiter back ends: admit or reject, over all limits, in one atomic step
 //!     store        durable state: calls, inbox, outbox, rejections, businesses, runs, schedules
 //!     reports      panics and logged errors, sent to Sentry; the only caller of its types
-//!     traces       span trees of creates, webhooks and deliveries, sent to a collector; the only caller of opentelemetry
+//!     traces       span trees of creates, webhooks and deliveries, and log lines, sent to a collector; the only caller of opentelemetry
 //! L5  capacity     which limiter decides at present, and under which epoch: memory, Redis or the database
 //!     reply        rejections and errors as response bytes, in the provider's own shape
 //!     notify       notifications between tasks and replicas that a call has changed

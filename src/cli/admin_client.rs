@@ -1,6 +1,6 @@
 //! The client of `listen.admin`, for all commands about a running sidecar.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -89,10 +89,7 @@ impl Place {
         if address.socket.exists() {
             return Self::Socket(address.socket.clone());
         }
-        let mut tcp = address.tcp;
-        if tcp.ip().is_unspecified() {
-            tcp.set_ip(if tcp.is_ipv4() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { IpAddr::V6(Ipv6Addr::LOCALHOST) });
-        }
+        let tcp = reachable(address.tcp);
         let scheme = if address.tls_cert.is_some() { "https" } else { "http" };
         Self::Url(format!("{scheme}://{tcp}"))
     }
@@ -125,15 +122,20 @@ impl Console {
 
     /// A client that trusts the certificate that the config names, and shows the one that was given.
     fn upstream(&self) -> anyhow::Result<Upstream> {
-        crate::net::install_crypto_provider();
         let cert = match (self.configured(), &self.admin) {
             // Another machine's sidecar may have a certificate that others vouch for.
             (Ok(address), Some(_)) => address.tls_cert.filter(|path| std::fs::File::open(path).is_ok()),
             (Err(_), Some(_)) => None,
             (address, None) => address?.tls_cert,
         };
+        self.client(cert, None)
+    }
+
+    /// A client for a listener of the sidecar: trusts its certificate, and shows the one that was given.
+    pub(super) fn client(&self, cert: Option<PathBuf>, extra_ca: Option<PathBuf>) -> anyhow::Result<Upstream> {
+        crate::net::install_crypto_provider();
         let own = OwnListener { cert, client: self.admin_cert.clone().zip(self.admin_key.clone()) };
-        Ok(Upstream::new(UpstreamSettings { own: Some(own), ..UpstreamSettings::default() })?)
+        Ok(Upstream::new(UpstreamSettings { own: Some(own), extra_ca, ..UpstreamSettings::default() })?)
     }
 
     fn configured(&self) -> anyhow::Result<AdminAddress> {
@@ -227,6 +229,14 @@ impl Console {
         }
         Ok(answer)
     }
+}
+
+/// Where a listener of this machine is reached: loopback for an unspecified address.
+pub(super) fn reachable(mut at: SocketAddr) -> SocketAddr {
+    if at.ip().is_unspecified() {
+        at.set_ip(if at.is_ipv4() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { IpAddr::V6(Ipv6Addr::LOCALHOST) });
+    }
+    at
 }
 
 /// The path of an item below another path, with its id escaped.

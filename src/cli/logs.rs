@@ -15,11 +15,11 @@ use tracing_subscriber::{EnvFilter, Layer as _, reload};
 use crate::app::SetLogFilter;
 use crate::config::LogSettings;
 use crate::reports::ErrorLayer;
-use crate::traces::{SpanLayer, TARGET};
+use crate::traces::{Layers, TARGET};
 
-/// Starts logging to stderr, traces and error reports; returns a function that changes the filter of the log. A second call does
-/// nothing.
-pub(super) fn start(settings: &LogSettings, traces: Option<SpanLayer>, errors: Option<ErrorLayer>) -> SetLogFilter {
+/// Starts logging to stderr and to a collector, traces and error reports; returns a function that changes the filter of the log. A
+/// second call does nothing.
+pub(super) fn start(settings: &LogSettings, to_collector: Layers, errors: Option<ErrorLayer>) -> SetLogFilter {
     // pingora's pool and h2 log client hang-ups at high levels, which do not concern operators.
     let quiet = "pingora_pool=error,h2=error,hyper=error,sqlx=error";
     let filter_of = move |words: &str| {
@@ -28,10 +28,16 @@ pub(super) fn start(settings: &LogSettings, traces: Option<SpanLayer>, errors: O
     };
     let (filter, handle) = reload::Layer::new(filter_of(&settings.filter));
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
-    let telemetry = match (traces, errors) {
-        (Some(traces), Some(errors)) => Some(traces.and_then(errors).boxed()),
-        (one, other) => one.or(other),
-    };
+    // A collector is sent the lines that are written here.
+    let (sent, sent_handle) = to_collector
+        .lines
+        .map(|lines| {
+            let (filter, handle) = reload::Layer::new(filter_of(&settings.filter));
+            (lines.with_filter(filter).boxed(), handle)
+        })
+        .unzip();
+    let telemetry = [to_collector.spans, sent, errors];
+    let telemetry = telemetry.into_iter().flatten().reduce(|one, other| one.and_then(other).boxed());
     let registry = tracing_subscriber::registry().with(telemetry);
     // Fails if logging was started before (tests, the demo).
     let _ = if settings.json {
@@ -44,6 +50,9 @@ pub(super) fn start(settings: &LogSettings, traces: Option<SpanLayer>, errors: O
     Box::new(move |words| {
         // Fails only if logging was never started.
         let _ = handle.reload(filter_of(words));
+        if let Some(sent) = &sent_handle {
+            let _ = sent.reload(filter_of(words));
+        }
     })
 }
 

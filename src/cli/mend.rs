@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
-use std::io::{BufRead as _, Write as _};
+use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -13,6 +13,7 @@ use http::Uri;
 use serde::{Deserialize, Serialize};
 
 use super::Outcome;
+use super::ask::agreed;
 use super::check_live::Provider;
 use crate::config::Config;
 use crate::provider::account::Account;
@@ -127,7 +128,7 @@ impl Mend {
             return Ok(ExitCode::SUCCESS);
         }
         steps.iter().for_each(Step::show);
-        if !self.yes && !agreed()? {
+        if !self.yes && !agreed(&mut std::io::stdout(), "Set this?")? {
             println!("Nothing was set.");
             return Ok(ExitCode::FAILURE);
         }
@@ -223,16 +224,6 @@ fn keep(file: &Path, steps: &[Step]) -> anyhow::Result<()> {
     write().map_err(|error: std::io::Error| {
         anyhow::anyhow!("failed to write {}, so nothing was set: {error}; --undo-file names another", file.display())
     })
-}
-
-/// Asks whoever has the terminal; nobody there is a no.
-fn agreed() -> std::io::Result<bool> {
-    print!("Set this? [y/N] ");
-    std::io::stdout().flush()?;
-    let mut line = String::new();
-    std::io::stdin().lock().read_line(&mut line)?;
-    println!();
-    Ok(matches!(line.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 
 mod admin_client;
 mod alarms;
+mod ask;
 mod built;
 mod businesses;
 mod bypass;
@@ -32,6 +33,7 @@ mod schedules;
 mod serve;
 mod shell;
 mod simulate;
+mod smoke;
 mod status;
 mod support_bundle;
 mod text;
@@ -64,6 +66,8 @@ enum Command {
     Check(check::Check),
     /// Check keys, webhooks, numbers, agents, store and limits live, and suggest fixes. Changes nothing without --fix
     Doctor(doctor::Doctor),
+    /// Place one real call through a running sidecar, follow it to its end, and say what works. Dials nothing without --live
+    Smoke(smoke::Smoke),
     /// Show the state of a running sidecar on one screen
     Status(status::Status),
     /// Watch the calls of a running sidecar live
@@ -164,6 +168,7 @@ pub fn main() -> ExitCode {
             Command::Serve(command) => command.run().await,
             Command::Check(command) => command.run().await,
             Command::Doctor(command) => command.run().await,
+            Command::Smoke(command) => command.run().await,
             Command::Status(command) => command.run().await,
             Command::Top(command) => command.run().await,
             Command::Health(command) => command.run().await,

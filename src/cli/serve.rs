@@ -123,23 +123,23 @@ async fn serve(config: Config, written: Option<ConfigSource>, ready_json: bool) 
     Ok(ExitCode::SUCCESS)
 }
 
-/// What sends traces and error reports.
+/// What sends traces, log lines and error reports.
 struct Telemetry {
     exporter: Option<traces::Exporter>,
     reporter: Option<reports::Reporter>,
 }
 
 impl Telemetry {
-    /// Starts it, and the log, which it takes spans and errors from.
+    /// Starts it, and the log, which it takes spans, lines and errors from.
     fn start(config: &Config) -> anyhow::Result<(Self, SetLogFilter)> {
         install_crypto_provider();
         let settings = UpstreamSettings { extra_ca: config.extra_ca.clone(), ..UpstreamSettings::default() };
         let upstream = Upstream::new(settings)?;
         let tracing = config.traces.as_ref().map(|to| traces::start(to, upstream.clone())).transpose();
-        let (spans, exporter) = tracing.map_err(|why| anyhow::anyhow!("failed to start traces: {why}"))?.unzip();
+        let (layers, exporter) = tracing.map_err(|why| anyhow::anyhow!("failed to start telemetry: {why}"))?.unzip();
         let reporting = config.reports.as_ref().map(|to| reports::start(to, upstream)).transpose();
         let (errors, reporter) = reporting.map_err(|why| anyhow::anyhow!("failed to start reports: {why}"))?.unzip();
-        Ok((Self { exporter, reporter }, logs::start(&config.log, spans, errors)))
+        Ok((Self { exporter, reporter }, logs::start(&config.log, layers.unwrap_or_default(), errors)))
     }
 
     /// Sends what waits, for a while.

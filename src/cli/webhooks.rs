@@ -1,7 +1,6 @@
 //! `ringfence webhooks`: sends test webhooks to a running sidecar, signed as by the provider.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -13,7 +12,7 @@ use http::{Method, Request, Uri};
 use ringfence_simulator::sign;
 use serde_json::{Value, json};
 
-use super::admin_client::{Console, path_of};
+use super::admin_client::{Console, path_of, reachable};
 use super::{Failure, Outcome, file};
 use crate::config::Config;
 use crate::net::{Upstream, UpstreamSettings, install_crypto_provider};
@@ -194,12 +193,9 @@ fn account_of<'c>(config: &'c Config, event: Event, name: Option<&str>) -> anyho
 
 /// The URL of `listen.webhooks`. Loopback for an unspecified address.
 fn listener(config: &Config) -> anyhow::Result<String> {
-    let mut at: SocketAddr = config.listen.webhooks;
+    let at = reachable(config.listen.webhooks);
     if at.port() == 0 {
         return Err(anyhow!("listen.webhooks has no fixed port: give its URL with --to"));
-    }
-    if at.ip().is_unspecified() {
-        at.set_ip(if at.is_ipv4() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { IpAddr::V6(Ipv6Addr::LOCALHOST) });
     }
     let scheme = if config.listen.tls.is_some() { "https" } else { "http" };
     Ok(format!("{scheme}://{at}"))

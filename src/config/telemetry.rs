@@ -1,4 +1,4 @@
-//! `[telemetry]`: where traces and error reports go.
+//! `[telemetry]`: where traces, log lines and error reports go.
 
 use http::Uri;
 
@@ -6,12 +6,18 @@ use super::table::Table;
 use super::url;
 use crate::{reports, traces};
 
-/// The path of traces at a collector (<https://opentelemetry.io/docs/specs/otlp/#otlphttp-request>).
-const TRACES_PATH: &str = "/v1/traces";
-/// The variables of every program that sends OTLP, of traces alone and of everything
+/// What is sent to a collector apart from other things: its path there
+/// (<https://opentelemetry.io/docs/specs/otlp/#otlphttp-request>), and the variable that names its address alone
 /// (<https://opentelemetry.io/docs/specs/otel/protocol/exporter/>).
-const VARIABLES: [(&str, bool); 2] =
-    [("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", true), ("OTEL_EXPORTER_OTLP_ENDPOINT", false)];
+struct Signal {
+    path: &'static str,
+    variable: &'static str,
+}
+
+const TRACES: Signal = Signal { path: "/v1/traces", variable: "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT" };
+const LOGS: Signal = Signal { path: "/v1/logs", variable: "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT" };
+/// The variable for everything of every program that sends OTLP.
+const VARIABLE: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 
 /// Reads `[telemetry]`.
 pub(super) fn read(root: &Table<'_>) -> (Option<traces::Settings>, Option<reports::Settings>) {
@@ -37,23 +43,37 @@ fn sentry(telemetry: &Table<'_>) -> Option<reports::Settings> {
 /// Without `endpoint`, OpenTelemetry's own variables count.
 fn otlp(telemetry: &Table<'_>) -> Option<traces::Settings> {
     let otlp = telemetry.table("otlp");
-    let asked = VARIABLES.map(|(name, is_whole)| otlp.variable(name).map(|value| (name, value, is_whole)));
+    let wants_logs = otlp.flag("logs").unwrap_or(false);
     let written = otlp.parsed("endpoint", collector);
-    let endpoint = if otlp.has("endpoint") {
-        written.map(|base| (base, false))
-    } else {
-        asked.into_iter().flatten().next().and_then(|(name, value, is_whole)| match collector(value.trim()) {
-            Ok(url) => Some((url, is_whole)),
-            Err(why) => {
-                otlp.report().error("E003", None, format!("environment variable {name} {why}"), "");
-                None
-            }
-        })
+    let is_written = otlp.has("endpoint");
+    let endpoint = |signal: &Signal| match is_written {
+        true => written.as_ref().and_then(|base| with_path(base, signal)),
+        false => named(&otlp, signal),
     };
+    let traces = endpoint(&TRACES);
+    let logs = if wants_logs { endpoint(&LOGS) } else { None };
+    let is_named = is_written || [LOGS.variable, VARIABLE].iter().any(|name| otlp.variable(name).is_some());
+    if wants_logs && !is_named {
+        let title = "`telemetry.otlp.logs` is set, and no collector is named";
+        let help = format!("set telemetry.otlp.endpoint, or {VARIABLE}");
+        otlp.report().error("E004", otlp.span("logs"), title, &help);
+    }
     otlp.finish();
-    let (base, is_whole) = endpoint?;
-    let endpoint = if is_whole { Some(base) } else { with_path(&base) };
-    Some(traces::Settings { endpoint: endpoint? })
+    (traces.is_some() || logs.is_some()).then_some(traces::Settings { traces, logs })
+}
+
+/// The address that a variable names.
+fn named(otlp: &Table<'_>, signal: &Signal) -> Option<Uri> {
+    let asked = [signal.variable, VARIABLE].map(|name| otlp.variable(name).map(|value| (name, value)));
+    let (name, value) = asked.into_iter().flatten().next()?;
+    match collector(value.trim()) {
+        Ok(url) if name == VARIABLE => with_path(&url, signal),
+        Ok(url) => Some(url),
+        Err(why) => {
+            otlp.report().error("E003", None, format!("environment variable {name} {why}"), "");
+            None
+        }
+    }
 }
 
 /// A collector's address. What would be lost of it is a mistake: a path is put behind it, and credentials are not sent.
@@ -66,9 +86,10 @@ fn collector(text: &str) -> Result<Uri, String> {
     Ok(uri)
 }
 
-/// The address of traces at a collector; one that has their path already stays.
-fn with_path(base: &Uri) -> Option<Uri> {
+/// The address of a signal at a collector; one that has a signal's path already is that collector's.
+fn with_path(base: &Uri, signal: &Signal) -> Option<Uri> {
     let text = base.to_string();
     let text = text.trim_end_matches('/');
-    if text.ends_with(TRACES_PATH) { text.parse().ok() } else { format!("{text}{TRACES_PATH}").parse().ok() }
+    let base = [TRACES.path, LOGS.path].iter().find_map(|path| text.strip_suffix(path)).unwrap_or(text);
+    format!("{base}{}", signal.path).parse().ok()
 }

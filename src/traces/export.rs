@@ -1,7 +1,7 @@
-//! Spans on their way to a collector: OTLP over HTTP, as protobuf (<https://opentelemetry.io/docs/specs/otlp/#otlphttp>).
+//! Spans and log lines on their way to a collector: OTLP over HTTP, as protobuf (<https://opentelemetry.io/docs/specs/otlp/#otlphttp>).
 //!
-//! A finished span is put into a bounded queue, and is dropped where that is full; a thread of its own sends what is in it. A
-//! collector that is slow or away delays nobody.
+//! A finished span, or a line, is put into a bounded queue, and is dropped where that is full; a thread of each queue sends what is in
+//! it. A collector that is slow or away delays nobody.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -9,11 +9,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{Request, Response, Uri};
+use opentelemetry::logs::LoggerProvider as _;
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry::{Key, KeyValue};
 use opentelemetry_http::{HttpClient, HttpError};
-use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig as _, WithHttpConfig as _};
+use opentelemetry_otlp::{LogExporter, Protocol, SpanExporter, WithExportConfig as _, WithHttpConfig as _};
 use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::logs::SdkLoggerProvider;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use tokio::runtime::Handle;
 use tracing::{info, warn};
@@ -21,54 +23,97 @@ use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::{Layer, Registry};
 
 use super::TARGET;
+use super::lines::{Lines, exporting};
 use crate::net::{Upstream, UpstreamError};
 
 /// How long a collector may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// How long an exit waits for the last spans to be sent.
+/// How long an exit waits for the last spans and lines to be sent.
 const FLUSH_WITHIN: Duration = Duration::from_secs(2);
 /// The part of a collector's answer that is read, in bytes.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 /// What ringfence is called unless `OTEL_SERVICE_NAME` or `OTEL_RESOURCE_ATTRIBUTES` says otherwise.
 const SERVICE: &str = "ringfence";
 
-/// Where spans go.
+/// Where spans and log lines go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// The collector's address for traces, path included.
-    pub endpoint: Uri,
+    pub traces: Option<Uri>,
+    /// The same for log lines.
+    pub logs: Option<Uri>,
 }
 
-/// What takes the spans of a process.
-pub type SpanLayer = Box<dyn Layer<Registry> + Send + Sync>;
+/// A part of a process's subscriber.
+pub type TelemetryLayer = Box<dyn Layer<Registry> + Send + Sync>;
 
-/// The queue, and the thread that empties it.
-pub struct Exporter(SdkTracerProvider);
+/// What takes the spans and the log lines of a process.
+#[derive(Default)]
+pub struct Layers {
+    /// Takes spans, and no other.
+    pub spans: Option<TelemetryLayer>,
+    /// Takes log lines: those that the subscriber's filter gives it.
+    pub lines: Option<TelemetryLayer>,
+}
 
-/// Starts an exporter. Its layer takes spans once it is in the process's subscriber; `upstream` is what they are sent with, on
-/// the runtime of whoever calls this.
+/// The queues, and the threads that empty them.
+#[derive(Default)]
+pub struct Exporter {
+    spans: Option<SdkTracerProvider>,
+    lines: Option<SdkLoggerProvider>,
+}
+
+/// Starts an exporter. Its layers take spans and lines once they are in the process's subscriber; `upstream` is what these are sent
+/// with, on the runtime of whoever calls this.
 ///
 /// # Errors
 /// A variable of OpenTelemetry has a value that cannot be used.
-pub fn start(settings: &Settings, upstream: Upstream) -> Result<(SpanLayer, Exporter), String> {
-    let client = Client { upstream, runtime: Handle::current(), is_away: AtomicBool::new(false) };
+pub fn start(settings: &Settings, upstream: Upstream) -> Result<(Layers, Exporter), String> {
+    let client =
+        |what| Client { what, upstream: upstream.clone(), runtime: Handle::current(), is_away: AtomicBool::new(false) };
+    let (mut layers, mut exporter) = (Layers::default(), Exporter::default());
+    if let Some(endpoint) = &settings.traces {
+        let provider = spans_to(endpoint, client("traces"))?;
+        let layer = tracing_opentelemetry::layer()
+            .with_tracer(provider.tracer(SERVICE))
+            .with_location(false)
+            .with_threads(false)
+            .with_target(false)
+            .with_tracked_inactivity(false)
+            .with_filter(filter_fn(|metadata| metadata.is_span() && metadata.target() == TARGET));
+        layers.spans = Some(Box::new(layer));
+        exporter.spans = Some(provider);
+    }
+    if let Some(endpoint) = &settings.logs {
+        let provider = lines_to(endpoint, client("logs"))?;
+        layers.lines = Some(Box::new(Lines::new(provider.logger(SERVICE))));
+        exporter.lines = Some(provider);
+    }
+    Ok((layers, exporter))
+}
+
+fn spans_to(endpoint: &Uri, client: Client) -> Result<SdkTracerProvider, String> {
     let exporter = SpanExporter::builder()
         .with_http()
         .with_http_client(client)
         .with_protocol(Protocol::HttpBinary)
-        .with_endpoint(settings.endpoint.to_string())
+        .with_endpoint(endpoint.to_string())
         .with_timeout(TIMEOUT)
         .build()
         .map_err(|error| error.to_string())?;
-    let provider = SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource()).build();
-    let layer = tracing_opentelemetry::layer()
-        .with_tracer(provider.tracer(SERVICE))
-        .with_location(false)
-        .with_threads(false)
-        .with_target(false)
-        .with_tracked_inactivity(false)
-        .with_filter(filter_fn(|metadata| metadata.is_span() && metadata.target() == TARGET));
-    Ok((Box::new(layer), Exporter(provider)))
+    Ok(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource()).build())
+}
+
+fn lines_to(endpoint: &Uri, client: Client) -> Result<SdkLoggerProvider, String> {
+    let exporter = LogExporter::builder()
+        .with_http()
+        .with_http_client(client)
+        .with_protocol(Protocol::HttpBinary)
+        .with_endpoint(endpoint.to_string())
+        .with_timeout(TIMEOUT)
+        .build()
+        .map_err(|error| error.to_string())?;
+    Ok(SdkLoggerProvider::builder().with_batch_exporter(exporter).with_resource(resource()).build())
 }
 
 /// What the variables say of this process, with a name of the service if they give none.
@@ -81,17 +126,23 @@ fn resource() -> Resource {
 }
 
 impl Exporter {
-    /// Sends what is in the queue, and ends.
+    /// Sends what is in the queues, and ends.
     pub async fn stop(self) {
-        let stopping = tokio::task::spawn_blocking(move || self.0.shutdown_with_timeout(FLUSH_WITHIN));
+        let spans =
+            self.spans.map(|spans| tokio::task::spawn_blocking(move || spans.shutdown_with_timeout(FLUSH_WITHIN)));
+        let lines =
+            self.lines.map(|lines| tokio::task::spawn_blocking(move || lines.shutdown_with_timeout(FLUSH_WITHIN)));
         // Nobody waits longer for a collector that is away.
-        let _ = tokio::time::timeout(2 * FLUSH_WITHIN, stopping).await;
+        let all = futures_util::future::join_all(spans.into_iter().chain(lines));
+        let _ = tokio::time::timeout(2 * FLUSH_WITHIN, all).await;
     }
 }
 
 /// Sends batches with ringfence's own client: its connections, its TLS, its certificates.
 #[derive(Debug)]
 struct Client {
+    /// What it sends, for its log lines.
+    what: &'static str,
     upstream: Upstream,
     /// Batches come from a thread without one.
     runtime: Handle,
@@ -103,7 +154,8 @@ struct Client {
 impl HttpClient for Client {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         let upstream = self.upstream.clone();
-        let sending = self.runtime.spawn(async move { upstream.fetch(request, ANSWER_BYTES_MAX, TIMEOUT).await });
+        let sending = exporting(async move { upstream.fetch(request, ANSWER_BYTES_MAX, TIMEOUT).await });
+        let sending = self.runtime.spawn(sending);
         let answer = sending.await?;
         self.note(&answer);
         Ok(answer?)
@@ -117,12 +169,12 @@ impl Client {
             Ok(answer) => Some(format!("it answered {}", answer.status().as_u16())),
             Err(error) => Some(error.to_string()),
         };
-        let was_away = self.is_away.swap(why.is_some(), Ordering::Relaxed);
+        let (what, was_away) = (self.what, self.is_away.swap(why.is_some(), Ordering::Relaxed));
         match why {
             Some(error) if !was_away => {
-                warn!(error, "failed to send traces to the collector; they are dropped meanwhile")
+                warn!(error, "failed to send {what} to the collector; they are dropped meanwhile")
             }
-            None if was_away => info!("the collector takes traces again"),
+            None if was_away => info!("the collector takes {what} again"),
             _ => {}
         }
     }

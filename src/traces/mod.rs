@@ -1,4 +1,5 @@
-//! Traces: a span tree for each create, webhook and delivery, for whoever collects them by OTLP (`export`).
+//! Traces: a span tree for each create, webhook and delivery, for whoever collects them by OTLP (`export`); and log lines, which go the
+//! same way (`lines`).
 //!
 //! The phases of `calls/outbound` and `webhook/receive` are the steps of a tree. Where a request shows a `traceparent`
 //! (<https://www.w3.org/TR/trace-context/>) its tree goes on with that trace, or is linked to it where the sender is not known yet,
@@ -7,6 +8,7 @@
 //! No attribute has a secret, a whole telephone number, a path or a body.
 
 mod export;
+mod lines;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use opentelemetry::Context;
@@ -20,7 +22,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use crate::ids::mask_number;
 use crate::net::Outcome;
 use crate::policy::Facts;
-pub use export::{Exporter, Settings, SpanLayer, start};
+pub use export::{Exporter, Layers, Settings, TelemetryLayer, start};
 
 /// The target of every span of a trace, and of nothing else: logs leave it out, and the exporter takes nothing but it.
 pub const TARGET: &str = "ringfence_trace";

@@ -63,7 +63,7 @@ fn traces_go_where_the_config_or_the_fields_variables_say() {
         };
         let loaded = load(&format!("{ACCOUNT}{text}"), Path::new("/nowhere"), &lookup);
         let codes = codes(&loaded).join(" ");
-        loaded.config.map(|config| config.traces.map(|traces| traces.endpoint.to_string())).ok_or(codes)
+        loaded.config.map(|config| config.traces.and_then(|to| Some(to.traces?.to_string()))).ok_or(codes)
     };
     let (all, alone) = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT");
     let own = "[telemetry.otlp]\nendpoint = \"http://c:4318/\"\n";
@@ -79,6 +79,28 @@ fn traces_go_where_the_config_or_the_fields_variables_say() {
     assert_eq!(endpoint("", &[(all, "collector:4318")]), Err("E003".to_owned()));
     assert_eq!(endpoint("[telemetry.otlp]\nendpoint = \"collector\"\n", &[]), Err("E003".to_owned()));
     assert_eq!(endpoint("[telemetry.otlp]\nendpont = \"http://c\"\n", &[]), Err("E014".to_owned()));
+}
+
+#[test]
+fn log_lines_go_to_the_same_collector_if_they_are_asked_for() {
+    let logs = |text: &str, set: &[(&str, &str)]| {
+        let lookup = |name: &str| {
+            let own = set.iter().find(|(one, _)| *one == name).map(|(_, value)| (*value).to_owned());
+            own.or_else(|| env(name))
+        };
+        let loaded = load(&format!("{ACCOUNT}{text}"), Path::new("/nowhere"), &lookup);
+        let codes = codes(&loaded).join(" ");
+        loaded.config.map(|config| config.traces.and_then(|to| Some(to.logs?.to_string()))).ok_or(codes)
+    };
+    let (all, alone) = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT");
+    let asked = "[telemetry.otlp]\nlogs = true\n";
+    let to = |url: &str| Ok(Some(url.to_owned()));
+    assert_eq!(logs("", &[(all, "http://c:4318"), (alone, "http://c/logs")]), Ok(None));
+    assert_eq!(logs(asked, &[(all, "http://c:4318")]), to("http://c:4318/v1/logs"));
+    assert_eq!(logs(asked, &[(all, "http://c:4318"), (alone, "http://c/logs")]), to("http://c/logs"));
+    let own = format!("{asked}endpoint = \"http://c:4318/v1/traces\"\n");
+    assert_eq!(logs(&own, &[(alone, "http://other")]), to("http://c:4318/v1/logs"));
+    assert_eq!(logs(asked, &[]), Err("E004".to_owned()));
 }
 
 #[test]

@@ -57,7 +57,7 @@ pub struct Operation {
     /// Values added to a JSON body, so that the call can be found again.
     #[serde(default)]
     pub inject: Vec<Inject>,
-    /// How a bulk run builds the request.
+    /// How a bulk run, or a test call, builds the request.
     pub dial: Option<Dial>,
     /// The status callback that ringfence replaces.
     pub callback: Option<Callback>,
@@ -163,7 +163,7 @@ impl Unfenced {
     }
 }
 
-/// How a bulk run builds the request of an operation.
+/// How a bulk run, or a test call (`ringfence smoke`), builds the request of an operation.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Dial {
@@ -173,9 +173,20 @@ pub struct Dial {
     pub to: String,
     /// The body's field for our number, or its id.
     pub from: String,
+    /// Whether `from` takes the provider's id of our number; else it takes the number.
+    #[serde(default)]
+    pub from_id: bool,
     /// Whether the body is a form; else it is JSON.
     #[serde(default)]
     pub form: bool,
+    /// The body's field for the agent. A request needs it, or one of `instead`.
+    pub agent: Option<String>,
+    /// The body's fields that replace the agent.
+    #[serde(default)]
+    pub instead: Vec<String>,
+    /// The fields of a test call that names neither an agent nor a replacement.
+    #[serde(default)]
+    pub test: BTreeMap<String, String>,
 }
 
 /// When an answer means that the call was created.

@@ -1,0 +1,13 @@
+//! Asks whoever has the terminal.
+
+use std::io::{BufRead as _, Write};
+
+/// Whether somebody answers a question with yes; nobody there is a no. The question goes to `out`, the answer comes from stdin.
+pub(super) fn agreed(out: &mut dyn Write, question: &str) -> std::io::Result<bool> {
+    write!(out, "{question} [y/N] ")?;
+    out.flush()?;
+    let mut line = String::new();
+    std::io::stdin().lock().read_line(&mut line)?;
+    writeln!(out)?;
+    Ok(matches!(line.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
+}

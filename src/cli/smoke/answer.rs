@@ -1,0 +1,109 @@
+//! What the answer to a create says. Pure.
+
+use bytes::Bytes;
+use http::Response;
+use http::header::CONTENT_TYPE;
+use serde_json::Value;
+
+use crate::ids::Alias;
+use crate::provider::description::Operation;
+use crate::provider::select::{Document, Message};
+
+/// The longest part of a provider's answer that is shown, in characters.
+const SHOWN_CHARS_MAX: usize = 400;
+
+/// What became of a create.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// The provider has the call, under these ids.
+    Placed(Vec<Alias>),
+    /// ringfence refused it.
+    Refused {
+        /// The refusal's id.
+        id: String,
+        /// Its code.
+        code: String,
+        /// Its sentence.
+        message: String,
+        /// It does not rule out that there is a call.
+        may_be_placed: bool,
+    },
+    /// The provider rejected it, in these words.
+    Rejected(String),
+}
+
+impl Answer {
+    /// Reads an answer by the operation's description.
+    pub(super) fn read(operation: &Operation, answer: &Response<Bytes>) -> Self {
+        let content_type = answer.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let body = Document::decode(content_type, answer.body());
+        if let Some(id) = answer.headers().get("x-ringfence-refusal").and_then(|value| value.to_str().ok()) {
+            let text = |name: &str| of_refusal(&body, name).and_then(Value::as_str).unwrap_or_default().to_owned();
+            let may_be_placed = of_refusal(&body, "called") != Some(&Value::Bool(false));
+            return Self::Refused { id: id.to_owned(), code: text("error"), message: text("message"), may_be_placed };
+        }
+        let message = Message { body: &body, query: &[], path: &Default::default(), headers: answer.headers() };
+        let (success, status) = (&operation.success, answer.status().as_u16());
+        if success.status.contains(&status) && (success.unless.is_empty() || !success.unless.holds(&message)) {
+            return Self::Placed(operation.ids.read(&message));
+        }
+        Self::Rejected(String::from_utf8_lossy(answer.body()).chars().take(SHOWN_CHARS_MAX).collect())
+    }
+}
+
+/// A field of a refusal: every provider's shape has it at the top, or below `details`.
+fn of_refusal<'b>(body: &'b Document, name: &str) -> Option<&'b Value> {
+    let Document::Json(body) = body else { return None };
+    body.get(name).or_else(|| body.get("details")?.get(name))
+}
+
+/// What somebody can do about a provider's rejection.
+pub(super) fn fix_of_rejection(status: u16) -> &'static str {
+    match status {
+        401 | 403 => "the account's key may not place calls: ringfence doctor asks the provider about it",
+        402 => "the provider wants to be paid: look at the account's balance",
+        404 => "the provider does not know the agent or the number: compare --agent and --from with its console",
+        _ => "the provider's words say which field is wrong: --agent, --from, --field NAME=VALUE set them",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::provider::Registry;
+
+    fn read(provider: &str, operation: &str, status: u16, refusal: Option<&str>, body: &str) -> Answer {
+        let registry = Registry::new(&[]).unwrap();
+        let description = registry.get(provider).unwrap();
+        let operation = description.operations.iter().find(|one| one.name == operation).unwrap();
+        let mut answer = Response::new(Bytes::from(body.to_owned()));
+        *answer.status_mut() = status.try_into().unwrap();
+        answer.headers_mut().insert(CONTENT_TYPE, "application/json".parse().unwrap());
+        if let Some(id) = refusal {
+            answer.headers_mut().insert("x-ringfence-refusal", id.parse().unwrap());
+        }
+        Answer::read(operation, &answer)
+    }
+
+    #[test]
+    fn a_call_a_refusal_and_a_rejection_are_told_apart() {
+        let of_elevenlabs = |status, id, body: &str| read("elevenlabs", "twilio_outbound_call", status, id, body);
+        let placed = of_elevenlabs(200, None, r#"{"success": true, "conversation_id": "conv_1", "callSid": "CA1"}"#);
+        let Answer::Placed(ids) = placed else { panic!("{placed:?}") };
+        assert_eq!(ids.iter().map(|id| id.id.as_str()).collect::<Vec<_>>(), ["CA1", "conv_1"]);
+        assert!(matches!(of_elevenlabs(200, None, r#"{"success": false}"#), Answer::Rejected(_)));
+        assert!(
+            matches!(of_elevenlabs(422, None, r#"{"detail": []}"#), Answer::Rejected(why) if why.contains("detail"))
+        );
+        let refused = |code: &str, may_be_placed| Answer::Refused {
+            id: "rf_1".to_owned(),
+            code: code.to_owned(),
+            message: "m".to_owned(),
+            may_be_placed,
+        };
+        let of_limit = r#"{"error": "X", "message": "m", "called": false}"#;
+        assert_eq!(of_elevenlabs(503, Some("rf_1"), of_limit), refused("X", false));
+        let of_twilio = r#"{"code": 20503, "message": "m", "details": {"error": "Y", "called": "unknown"}}"#;
+        assert_eq!(read("twilio", "calls", 504, Some("rf_1"), of_twilio), refused("Y", true));
+    }
+}
