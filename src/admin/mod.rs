@@ -348,7 +348,10 @@ impl Admin {
         let policy = self.calls.lifecycle.policy.load_full();
         let known = open.is_some();
         let open = open.unwrap_or_default();
-        let counts = self.calls.lifecycle.capacity.counts().await.unwrap_or_default();
+        let counts = self.calls.lifecycle.capacity.counts().await;
+        // Else the limiter does not answer, and its figures say nothing.
+        let is_counted = counts.is_ok();
+        let counts = counts.unwrap_or_default();
         let sightings = self.sightings.lock().map(|s| s.clone()).unwrap_or_default();
         let mut hooks = BTreeMap::new();
         for account in self.calls.accounts.values() {
@@ -391,7 +394,7 @@ impl Admin {
             "policiesDiffer": self.calls.lifecycle.capacity.policies_differ(),
             "replicas": self.calls.lifecycle.capacity.members().iter().map(|one| self.replica_shown(one)).collect::<Vec<_>>(),
             "draining": self.draining.is_cancelled(),
-            "gate": {"standing": self.calls.lifecycle.capacity.standing(), "backend": self.calls.lifecycle.capacity.standing().backend, "calls": counts.calls, "over_limit": counts.over_limit, "byLimit": by_limit(&policy.settings().limits, &counts.by_key)},
+            "gate": {"standing": self.calls.lifecycle.capacity.standing(), "backend": self.calls.lifecycle.capacity.standing().backend, "counted": is_counted, "calls": counts.calls, "over_limit": counts.over_limit, "byLimit": by_limit(&policy.settings().limits, &counts.by_key)},
             "store": {"backend": self.store_backend, "path": self.store_path, "ok": written.is_ok(), "error": written.err().map(|e| e.to_string()), "journaled": self.journal.waiting()},
             "accounts": accounts,
         }))

@@ -113,6 +113,11 @@ impl Console {
         &self.file.config
     }
 
+    /// Whether it was named apart from its config.
+    pub(super) fn is_named(&self) -> bool {
+        self.admin.is_some()
+    }
+
     fn place(&self) -> anyhow::Result<Place> {
         match &self.admin {
             Some(named) => Ok(Place::named(named)),

@@ -39,6 +39,11 @@ const ON_RECORD_WITHIN: Duration = Duration::from_secs(5);
 /// Webhooks, and calls, that are searched for those of this call.
 const SEARCHED: &str = "200";
 
+/// The longest part of a provider's answer that is shown, in characters.
+const SHOWN_CHARS_MAX: usize = 400;
+/// What to do before another test, where there may be a call.
+const LOOK_FIRST: &str = "before another test: ringfence calls list --all shows whether there is a call";
+
 /// What `--live` does, for whoever has not said it.
 const WHY_LIVE: &str = "nothing was dialled: without --live no call is placed
 --live places one real call to --to NUMBER through the running sidecar, with the account's own key, as an app would. It costs
@@ -150,6 +155,9 @@ impl Smoke {
 
     /// Where apps reach the sidecar.
     fn base(&self, config: &Config) -> Result<String, String> {
+        if self.api.is_none() && self.console.is_named() {
+            return Err("--admin names a sidecar: say with --api where its listen.api is".to_owned());
+        }
         if let Some(api) = &self.api {
             let base = api.trim_end_matches('/');
             return Ok(if base.contains("://") { base.to_owned() } else { format!("http://{base}") });
@@ -190,7 +198,7 @@ impl Smoke {
                 let explained = self.explained(&id).await;
                 let what = format!("ringfence refused the call: {code}: {}", plan.masked(&message));
                 let fix = match may_be_placed {
-                    true => "before another test: ringfence calls list --all shows whether there is a call".to_owned(),
+                    true => LOOK_FIRST.to_owned(),
                     false => format!("nothing was dialled; what to do: ringfence explain {id}"),
                 };
                 Ok(self.refused(plan, &what, &fix, explained))
@@ -202,8 +210,13 @@ impl Smoke {
                     Some(call) => self.explained(call).await,
                     None => None,
                 };
-                let what = format!("{} rejects the call with {status}: {}", about.provider, plan.masked(&body));
+                let what = format!("{} rejects the call with {status}: {}", about.provider, shown(plan, &body));
                 Ok(self.refused(plan, &what, fix_of_rejection(status.as_u16()), explained))
+            }
+            Answer::Unclear(body) => {
+                let (status, body) = (answer.status(), shown(plan, &body));
+                let what = format!("the answer is {status}, and does not say whether there is a call: {body}");
+                Ok(self.refused(plan, &what, LOOK_FIRST, None))
             }
         }
     }
@@ -239,12 +252,16 @@ impl Smoke {
         }
     }
 
-    /// The call as it is on record: by one of its ids, else the latest to this number since the request.
+    /// The call as it is on record: by one of its ids, else the only one to such a number since the request.
     async fn recorded(&self, plan: &Plan<'_>, ids: &[Alias], started: Instant) -> Option<Value> {
-        for id in ids {
-            if let Ok(call) = self.console.ask(Method::GET, &path_of("/api/calls", &id.id), None).await {
-                return Some(call);
+        let until = Instant::now() + ON_RECORD_WITHIN;
+        while !ids.is_empty() && Instant::now() < until {
+            for id in ids {
+                if let Ok(call) = self.console.ask(Method::GET, &path_of("/api/calls", &id.id), None).await {
+                    return Some(call);
+                }
             }
+            tokio::time::sleep(EVERY).await;
         }
         let since_secs = (started.elapsed().as_secs() + 1).to_string();
         let pairs = [
@@ -255,8 +272,15 @@ impl Smoke {
         ];
         let listed = self.console.ask(Method::GET, &query("/api/calls", &pairs), None).await.ok()?;
         let to = plan.masked_to();
-        let is_it = |one: &&Value| one["operation"] == plan.operation.name && one["otherNumber"] == to;
-        list(&listed, "calls").iter().find(is_it).cloned()
+        let is_of = |business: &str| plan.business.as_deref().is_none_or(|wanted| wanted == business);
+        let may_be_it = |one: &&Value| {
+            one["operation"] == plan.operation.name
+                && one["otherNumber"] == to
+                && is_of(one["businessId"].as_str().unwrap_or_default())
+        };
+        // Numbers are masked: of several, none is known to be it.
+        let mut found = list(&listed, "calls").iter().filter(may_be_it);
+        found.next().filter(|_| found.next().is_none()).cloned()
     }
 
     /// What `ringfence explain` says of a refusal or a call. `None`: nothing is on record.
@@ -343,6 +367,11 @@ impl Smoke {
         });
         Report { is_sound: false, text, json }
     }
+}
+
+/// A provider's words, as far as they are shown.
+fn shown(plan: &Plan<'_>, words: &str) -> String {
+    plan.masked(words).chars().take(SHOWN_CHARS_MAX).collect()
 }
 
 fn header(answer: &Response<Bytes>, name: &str) -> Option<String> {

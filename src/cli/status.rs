@@ -95,7 +95,7 @@ fn written(status: &Value, refused: &Value) -> String {
         "gate    {}{decides}, epoch {}; {} slots held",
         field(standing, "mode"),
         standing["epoch"],
-        gate["calls"].as_u64().unwrap_or(0)
+        gate["calls"].as_u64().filter(|_| gate["counted"] != false).map_or("unknown".to_owned(), |n| n.to_string())
     ));
     let refusals = list(refused, "refusals");
     if refusals.is_empty() {

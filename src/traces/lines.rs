@@ -1,6 +1,7 @@
 //! Log lines as OTLP log records, within the trace that they were written in.
 //!
-//! A record has what the line has, with less: no path, no body. Numbers are masked where a line is written, so they are masked here.
+//! A record has what the line has, with less: no path, no URL with one, no body. Numbers are masked where a line is written, and once
+//! more here.
 //! What sending writes is not sent: it would be written again with each batch.
 
 use std::fmt;
@@ -14,8 +15,10 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
+use crate::ids::mask_numbers_in;
+
 /// Fields of log lines that a record leaves out, as spans do: they hold what a client sent.
-const LEFT_OUT: [&str; 2] = ["path", "body"];
+const LEFT_OUT: [&str; 3] = ["path", "url", "body"];
 /// Who writes of sending.
 const SENDERS: [&str; 2] = ["ringfence::traces", "opentelemetry"];
 
@@ -87,10 +90,10 @@ impl Fields<'_> {
 
 impl Visit for Fields<'_> {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.put(field, format!("{value:?}").into());
+        self.put(field, mask_numbers_in(&format!("{value:?}")).into());
     }
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.put(field, value.to_owned().into());
+        self.put(field, mask_numbers_in(value).into());
     }
     fn record_bool(&mut self, field: &Field, value: bool) {
         self.put(field, value.into());

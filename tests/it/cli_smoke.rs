@@ -197,6 +197,14 @@ fn nothing_is_dialled_unless_somebody_means_it() {
     let sidecar = Sidecar::start("");
     let (code, out, err) = run(&["smoke", "-c", &sidecar.file, "--to", TO]);
     assert!(code == Some(2) && err.contains("without --live no call is placed"), "{out}{err}");
+    for (options, why) in [
+        (&["--agent", "a", "--from", "phnum_1", "--admin", "127.0.0.1:9"][..], "say with --api"),
+        (&["--from", "phnum_1", "--field", "agent_phone_number_id=phnum_2"], "name the same"),
+        (&["--agent", "a", "--field", "agent_id=b"], "name the same"),
+    ] {
+        let (code, _, err) = sidecar.smoke(&[&["--yes"], options].concat());
+        assert!(code == Some(2) && err.contains(why), "{err}");
+    }
     let (code, _, err) = sidecar.smoke(&["--yes"]);
     assert_eq!(code, Some(2), "{err}");
     for part in ["needs agent_id and agent_phone_number_id", "--agent AGENT_ID --from NUMBER_ID", "For example: "] {

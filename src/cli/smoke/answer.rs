@@ -9,9 +9,6 @@ use crate::ids::Alias;
 use crate::provider::description::Operation;
 use crate::provider::select::{Document, Message};
 
-/// The longest part of a provider's answer that is shown, in characters.
-const SHOWN_CHARS_MAX: usize = 400;
-
 /// What became of a create.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Answer {
@@ -30,6 +27,8 @@ pub(super) enum Answer {
     },
     /// The provider rejected it, in these words.
     Rejected(String),
+    /// It does not say whether there is a call: an answer that no description lists, or somebody else's.
+    Unclear(String),
 }
 
 impl Answer {
@@ -44,10 +43,12 @@ impl Answer {
         }
         let message = Message { body: &body, query: &[], path: &Default::default(), headers: answer.headers() };
         let (success, status) = (&operation.success, answer.status().as_u16());
-        if success.status.contains(&status) && (success.unless.is_empty() || !success.unless.holds(&message)) {
+        let is_listed = success.status.contains(&status);
+        if is_listed && (success.unless.is_empty() || !success.unless.holds(&message)) {
             return Self::Placed(operation.ids.read(&message));
         }
-        Self::Rejected(String::from_utf8_lossy(answer.body()).chars().take(SHOWN_CHARS_MAX).collect())
+        let words = String::from_utf8_lossy(answer.body()).into_owned();
+        if is_listed || answer.status().is_client_error() { Self::Rejected(words) } else { Self::Unclear(words) }
     }
 }
 
@@ -95,6 +96,9 @@ mod tests {
         assert!(
             matches!(of_elevenlabs(422, None, r#"{"detail": []}"#), Answer::Rejected(why) if why.contains("detail"))
         );
+        for status in [202, 302, 502, 504] {
+            assert!(matches!(of_elevenlabs(status, None, "{}"), Answer::Unclear(_)), "{status}");
+        }
         let refused = |code: &str, may_be_placed| Answer::Refused {
             id: "rf_1".to_owned(),
             code: code.to_owned(),

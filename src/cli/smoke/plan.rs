@@ -55,6 +55,20 @@ impl<'c> Plan<'c> {
         if is_given(&dial.to) {
             return Err(format!("{} is the number to call: name it with --to", dial.to));
         }
+        let agent = dial.agent.as_deref();
+        for (option, is_set, name) in
+            [("--from", wanted.from.is_some(), Some(dial.from.as_str())), ("--agent", wanted.agent.is_some(), agent)]
+        {
+            if let Some(name) = name.filter(|name| is_set && is_given(name)) {
+                return Err(format!("{option} and --field {name} name the same: give one of them"));
+            }
+        }
+        if let Some((name, _)) = wanted.fields.iter().enumerate().find_map(|(n, (name, value))| {
+            let is_repeated = !dial.form && wanted.fields[..n].iter().any(|(one, _)| one == name);
+            is_repeated.then_some((name, value))
+        }) {
+            return Err(format!("--field {name} is given twice"));
+        }
         let business = business_of(config, wanted);
         let mut fields = vec![Field { name: dial.to.clone(), value: wanted.to.to_owned(), source: "--to".to_owned() }];
         let mut add = |name: &str, value: &str, source: String| {

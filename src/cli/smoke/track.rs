@@ -42,6 +42,10 @@ pub(super) struct Track {
     pub call: Option<String>,
     pub end: Option<End>,
     pub is_slot_free: bool,
+    /// Looks in a row that showed its slot as free: one may have come between two changes.
+    free_looks: u32,
+    /// There are more open calls than one answer lists, so that its slot cannot be told from theirs.
+    pub is_slot_hidden: bool,
     pub has_record: bool,
     /// Its account's webhook of the end came, whoever proved the end.
     pub has_end_webhook: bool,
@@ -149,9 +153,12 @@ impl Track {
         let is_open = calls.iter().any(|one| one["callId"].as_str() == self.call.as_deref());
         let counted = calls.iter().filter(|one| one["origin"] != "unconfirmed");
         let slots: u64 = counted.map(|one| one["slots"].as_u64().unwrap_or(1)).sum();
-        let is_whole = open["open"].as_u64() == u64::try_from(calls.len()).ok();
-        let held = status["gate"]["calls"].as_u64().unwrap_or(u64::MAX);
-        if !self.is_slot_free && !is_open && (held <= slots || !is_whole) {
+        self.is_slot_hidden = open["open"].as_u64() != u64::try_from(calls.len()).ok();
+        let gate = &status["gate"];
+        let held = gate["calls"].as_u64().filter(|_| gate["counted"] == true).unwrap_or(u64::MAX);
+        let looks_free = !self.is_slot_hidden && !is_open && held <= slots;
+        self.free_looks = if looks_free { self.free_looks + 1 } else { 0 };
+        if !self.is_slot_free && self.free_looks >= 2 {
             self.is_slot_free = true;
             self.note("slot free", now_ms, format!("{held} slots are held now"));
         }
@@ -166,7 +173,7 @@ impl Track {
     pub(super) fn is_whole(&self, expects_webhooks: bool) -> bool {
         let has_webhook = !expects_webhooks || self.has_webhook_of_end();
         let has_record = self.has_record || self.end.as_ref().is_some_and(|end| !end.is_completed());
-        self.end.is_some() && self.is_slot_free && has_record && has_webhook
+        self.end.is_some() && (self.is_slot_free || self.is_slot_hidden) && has_record && has_webhook
     }
 }
 
@@ -239,12 +246,18 @@ pub(super) mod tests {
     fn a_slot_is_free_once_no_more_are_held_than_open_calls_have() {
         let mut track = ended_by("webhook");
         let open = |calls: Value| json!({"open": calls.as_array().unwrap().len(), "calls": calls});
-        let held = |n: u32| json!({"gate": {"calls": n}});
+        let held = |n: u32| json!({"gate": {"calls": n, "counted": true}});
         let other = json!({"callId": "c_2", "slots": 2, "origin": "order"});
         track.see_slots(&held(1), &open(json!([{"callId": "c_1", "slots": 1}])), 1);
         track.see_slots(&held(3), &open(json!([other])), 2);
         assert!(!track.is_slot_free);
-        track.see_slots(&held(2), &open(json!([other])), 3);
+        track.see_slots(&json!({"gate": {"calls": 0, "counted": false}}), &open(json!([])), 3);
+        track.see_slots(&held(2), &open(json!([other])), 4);
+        assert!(!track.is_slot_free, "seen once");
+        track.see_slots(&held(2), &open(json!([other])), 5);
         assert!(track.is_slot_free);
+        let mut track = ended_by("webhook");
+        (0..3).for_each(|_| track.see_slots(&held(9), &json!({"open": 2000, "calls": [other]}), 6));
+        assert!(!track.is_slot_free && track.is_slot_hidden);
     }
 }

@@ -62,6 +62,10 @@ pub(super) fn judge(track: &Track, about: &About) -> Vec<Check> {
     checks.push(ended(&end.proof, track, about));
     checks.push(match track.is_slot_free {
         true => Check::passed("its slot is free"),
+        false if track.is_slot_hidden => {
+            let fix = format!("ringfence explain {call} shows what it holds; or test while fewer calls are open");
+            Check::failed("too many calls are open to tell whether its slot is free", fix)
+        }
         false => Check::failed("its slot is still held", "ringfence reconcile compares leases, records and providers"),
     });
     match track.has_record {
