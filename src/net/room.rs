@@ -16,9 +16,9 @@ const SMALL_BYTES_MAX: usize = 1024 * 1024;
 /// How long a body waits for room; afterwards, or if too many wait, it is rejected with a request to retry.
 const WAIT: Duration = Duration::from_secs(5);
 const WAITING_MAX: usize = 64;
-/// How much less each further waiter waits. Bodies that together hold all the room and wait for one another would otherwise all
-/// give up at the same time; so the last one gives up first, and leaves its room to the others.
-const WAITS_LESS: Duration = Duration::from_millis(40);
+/// The time between two waiters that give up. Bodies that together hold all the room and wait for one another would otherwise all
+/// give up at the same time; so one gives up first, and leaves its room to the others.
+const BETWEEN_GIVING_UP: Duration = Duration::from_millis(40);
 
 /// The memory for bodies of a listener.
 #[derive(Debug)]
@@ -34,6 +34,8 @@ struct State {
     taken: Sizes,
     of_peer: HashMap<PeerKey, Sizes>,
     waiting: usize,
+    /// When a waiter last gave up.
+    gave_up: Option<Instant>,
 }
 
 /// Bytes of small bodies, and of the parts of large ones beyond that.
@@ -102,6 +104,17 @@ impl BodyRoom {
         state.taken = all;
         true
     }
+
+    /// Lets a waiter give up, or says until when it waits on, because another one gave up just now.
+    fn give_up(&self) -> Option<Instant> {
+        let mut state = self.state();
+        let now = Instant::now();
+        let next = state.gave_up.map(|last| last + BETWEEN_GIVING_UP).filter(|next| *next > now);
+        if next.is_none() {
+            state.gave_up = Some(now);
+        }
+        next
+    }
 }
 
 impl Taken {
@@ -125,8 +138,8 @@ impl Taken {
     }
 
     async fn wait(&self, more: Sizes) -> Result<(), NoRoom> {
-        let (_place, before) = Waiting::begin(&self.room).ok_or(NoRoom)?;
-        let until = Instant::now() + WAIT - WAITS_LESS * before;
+        let _place = Waiting::begin(&self.room).ok_or(NoRoom)?;
+        let mut until = Instant::now() + WAIT;
         loop {
             let mut freed = std::pin::pin!(self.room.freed.notified());
             // Registered before the attempt, so that a release in between is not missed.
@@ -134,7 +147,9 @@ impl Taken {
             if self.room.try_take(self.peer, more) {
                 return Ok(());
             }
-            timeout_at(until, freed).await.map_err(|_| NoRoom)?;
+            if timeout_at(until, freed).await.is_err() {
+                until = self.room.give_up().ok_or(NoRoom)?;
+            }
         }
     }
 }
@@ -164,16 +179,14 @@ impl Drop for Taken {
 struct Waiting<'a>(&'a BodyRoom);
 
 impl<'a> Waiting<'a> {
-    /// Counts a waiter; returns the number of those before it.
-    fn begin(room: &'a BodyRoom) -> Option<(Self, u32)> {
+    fn begin(room: &'a BodyRoom) -> Option<Self> {
         let mut state = room.state();
         if state.waiting >= WAITING_MAX {
             return None;
         }
         state.waiting += 1;
-        let before = u32::try_from(state.waiting - 1).unwrap_or_default();
         drop(state);
-        Some((Waiting(room), before))
+        Some(Waiting(room))
     }
 }
 
@@ -250,5 +263,27 @@ mod tests {
         let held = got.into_iter().filter_map(|one| one.unwrap().ok()).count();
         assert!(held >= 6, "{held}");
         assert_eq!(room.state().waiting, 0, "who is given up does not wait on");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn bodies_that_wait_for_one_another_give_up_one_by_one() {
+        let room = BodyRoom::new(Sizes { small: 6 * MIB, large: 0 }, Sizes { small: 6 * MIB, large: 0 });
+        // However far apart they arrive.
+        for distance in [Duration::ZERO, BETWEEN_GIVING_UP, WAIT / 2] {
+            let mut begun = Vec::new();
+            for _ in 0..3 {
+                let mut body = room.body(None);
+                body.grow(2 * MIB).await.unwrap();
+                begun.push(body);
+            }
+            let waits = begun.into_iter().zip(0..).map(|(mut body, before)| {
+                tokio::spawn(async move {
+                    tokio::time::sleep(distance * before).await;
+                    body.grow(2 * MIB).await.map(|()| drop(body))
+                })
+            });
+            let got = futures_util::future::join_all(waits.collect::<Vec<_>>()).await;
+            assert_eq!(got.iter().filter(|one| matches!(one, Ok(Ok(())))).count(), 2, "{distance:?}: {got:?}");
+        }
     }
 }
