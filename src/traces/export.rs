@@ -13,7 +13,7 @@ use opentelemetry::logs::LoggerProvider as _;
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry::{Key, KeyValue};
 use opentelemetry_http::{HttpClient, HttpError};
-use opentelemetry_otlp::{LogExporter, Protocol, SpanExporter, WithExportConfig as _, WithHttpConfig as _};
+use opentelemetry_otlp::{LogExporter, Protocol, SpanExporter, WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::logs::SdkLoggerProvider;
 use opentelemetry_sdk::trace::SdkTracerProvider;
@@ -93,27 +93,23 @@ pub fn start(settings: &Settings, upstream: Upstream) -> Result<(Layers, Exporte
 }
 
 fn spans_to(endpoint: &Uri, client: Client) -> Result<SdkTracerProvider, String> {
-    let exporter = SpanExporter::builder()
-        .with_http()
-        .with_http_client(client)
-        .with_protocol(Protocol::HttpBinary)
-        .with_endpoint(endpoint.to_string())
-        .with_timeout(TIMEOUT)
-        .build()
-        .map_err(|error| error.to_string())?;
+    let exporter = over_http(SpanExporter::builder().with_http(), endpoint, client).build();
+    let exporter = exporter.map_err(|error| error.to_string())?;
     Ok(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource()).build())
 }
 
 fn lines_to(endpoint: &Uri, client: Client) -> Result<SdkLoggerProvider, String> {
-    let exporter = LogExporter::builder()
-        .with_http()
+    let exporter = over_http(LogExporter::builder().with_http(), endpoint, client).build();
+    let exporter = exporter.map_err(|error| error.to_string())?;
+    Ok(SdkLoggerProvider::builder().with_batch_exporter(exporter).with_resource(resource()).build())
+}
+
+fn over_http<B: WithExportConfig + WithHttpConfig>(builder: B, endpoint: &Uri, client: Client) -> B {
+    builder
         .with_http_client(client)
         .with_protocol(Protocol::HttpBinary)
         .with_endpoint(endpoint.to_string())
         .with_timeout(TIMEOUT)
-        .build()
-        .map_err(|error| error.to_string())?;
-    Ok(SdkLoggerProvider::builder().with_batch_exporter(exporter).with_resource(resource()).build())
 }
 
 /// What the variables say of this process, with a name of the service if they give none.
