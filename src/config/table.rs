@@ -15,7 +15,7 @@ pub use crate::provider::nearest::closest;
 use crate::provider::secret::Secret;
 
 /// Keys that had another name once, which still counts: the key and that name.
-const FORMER_NAMES: [(&str, &str); 7] = [
+pub(super) const FORMER_NAMES: [(&str, &str); 7] = [
     ("client.completion_wait_secs", "record_wait_secs"),
     ("gate.audit_interval_secs", "compare_secs"),
     ("reconcile.list_lag_ms", "grace_ms"),

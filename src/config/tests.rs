@@ -213,6 +213,11 @@ fn a_former_name_of_a_key_counts_and_is_told() {
     assert!(shown.contains("W035") && shown.contains("is now called `not_found_confirm_secs`"), "{shown}");
     let both = read(&format!("{text}not_found_confirm_secs = 8\n"));
     assert!(codes(&both).contains(&"E014"), "two values for one thing");
+    for (key, former) in table::FORMER_NAMES {
+        let (table, now) = key.rsplit_once('.').unwrap();
+        let shown = drawn(&format!("{ACCOUNT}[{table}]\n{former} = 60000\n"));
+        assert!(shown.contains(&format!("is now called `{now}`")) && !shown.contains("E014"), "{key}: {shown}");
+    }
 }
 
 /// experience.md §4: a key at the end of the file, filed under the last table by TOML.
