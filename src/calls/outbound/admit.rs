@@ -12,25 +12,24 @@ use tokio::time::Instant;
 use tracing::{Instrument as _, info, warn};
 
 use super::batch::{self, Sizing, SlotRequest};
+use super::decide::{Decided, Decision, NotAdmitted, Terms, decide};
 use super::dedupe::in_flight::Claim;
-use super::job::{JobPlaced, JobTerms, reserve};
+use super::job::{JobPlaced, JobTerms};
 use super::joining::{Joining, Joins};
 use super::not_sent::NotSent;
 use super::observe::WOULD_REFUSE;
 use super::prepare::{SlotGrant, prepare};
 use super::request::CreateRequest;
-use crate::admission::{AdmissionRequest, LimitExceeded};
-use crate::call::{EndProof, Origin, Outcome as End, Phase, Source};
+use crate::admission::LimitExceeded;
+use crate::call::{EndProof, Outcome as End, Source};
 use crate::calls::context::{ANSWER_BYTES_MAX, Context};
 use crate::calls::provider_client::ProviderClient;
 use crate::calls::rejection::{Rejections, hung_up};
-use crate::calls::vouch::subaccount_alias;
-use crate::capacity::{Admission, AdmissionError, Lease};
+use crate::capacity::{AdmissionError, Lease};
 use crate::clock::since_boot;
 use crate::failpoint;
 use crate::ids::{Alias, CallId, mask_number};
 use crate::net::Outcome;
-use crate::policy::Mode;
 use crate::provider::select::Message;
 use crate::reply::{Rejection, RejectionCode};
 use crate::store::Change;
@@ -210,42 +209,20 @@ impl Admitter {
         key: Option<Alias>,
         asked: SlotRequest,
     ) -> Result<AdmitOutcome, NotSent> {
-        let lifecycle = &self.context.lifecycle;
-        let call = CallId::new();
         let wanted = asked.slots.wanted;
-        let mut prepared = prepare(&self.context, request, &call, SlotGrant::all(wanted))?;
-        let deciding = lifecycle.capacity.deciding().await;
-        let policy = lifecycle.policy.load_full();
-        if !policy.has_account(&request.facts.account) {
-            let account = &request.facts.account;
-            let message = format!("Not dialled: account {account} has just been taken out of the config.");
-            return Err(Rejection::new(RejectionCode::AccountRemoved, message).into());
-        }
-        let at_ms = lifecycle.clock.now_ms();
-        let send_by = since_boot() + self.context.settings.send_within;
-        let bindings = policy.bindings(&request.facts);
-        let ask = AdmissionRequest {
-            call: call.clone(),
-            bindings,
+        let terms = Terms {
             slots: asked.slots,
-            mode: lifecycle.capacity.mode(),
-            at_ms,
+            mode: self.context.lifecycle.capacity.mode(),
+            reserve: 0,
+            bindings: vec![],
+            aliases: asked.aliases.into_iter().chain(key).collect(),
+            fingerprint: Some(request.fingerprint().as_str().to_owned()),
         };
-        let mut record = lifecycle.new_call(&call, request.facts.clone(), Origin::Order, Phase::Reserved);
-        record.callback = prepared.callback.take();
-        record.polled = !prepared.events_will_come;
-        record.fingerprint = Some(request.fingerprint().as_str().to_owned());
-        record.aliases = asked.aliases;
-        record.aliases.extend(key);
-        record.aliases.extend(request.subaccount.as_ref().and_then(|id| subaccount_alias(id, call.as_str())));
-        let (lease, would_reject) = match lifecycle.admit(ask, record).boxed().await {
-            Ok(Admission::Admitted(lease, would_reject, _)) => (lease, would_reject),
-            Ok(Admission::Known(_)) => return Ok(AdmitOutcome::Overtaken),
-            Ok(Admission::Refused(full)) => return Err(NotSent::LimitExceeded(full)),
-            Err(unadmitted) => return Err(self.undecided(request, &unadmitted)),
-        };
+        let decision = decide(&self.context, request, terms).await.map_err(|why| not_sent(request, why))?;
+        let Decision::New(decided) = decision else { return Ok(AdmitOutcome::Overtaken) };
+        let Decided { lease, mut prepared, send_by, would_reject } = *decided;
+        let call = lease.call().clone();
         claim.recorded(&call);
-        drop(deciding);
         failpoint::hit("create.recorded").await;
         let slots = SlotGrant { granted: lease.slots(), wanted };
         if slots.is_cut() {
@@ -279,42 +256,20 @@ impl Admitter {
     ///
     /// # Errors
     /// The job's outcome; nothing was sent, and no slot is held.
-    pub(super) async fn admit_job(&self, request: &CreateRequest, terms: JobTerms) -> Result<Admitted, JobPlaced> {
-        let lifecycle = &self.context.lifecycle;
-        let call = CallId::new();
-        let slots = SlotGrant::all(1);
-        let mut prepared = prepare(&self.context, request, &call, slots)
-            .map_err(|rejection| JobPlaced::Rejected(rejection.message))?;
-        let deciding = lifecycle.capacity.deciding().await;
-        let policy = lifecycle.policy.load_full();
-        if !policy.has_account(&request.facts.account) {
-            return Err(JobPlaced::Away(format!("account {} is no longer in the config", request.facts.account)));
-        }
-        let mut bindings = policy.bindings(&request.facts);
-        reserve(&mut bindings, terms.reserve);
-        bindings.extend(terms.bindings);
-        let send_by = since_boot() + self.context.settings.send_within;
-        // Runs are limited in observe mode too: that mode observes apps, and a run is ringfence's own traffic.
-        let (mode, at_ms) = (Mode::Enforce, lifecycle.clock.now_ms());
-        let ask = AdmissionRequest { call: call.clone(), bindings, slots: crate::admission::Slots::ONE, mode, at_ms };
-        let mut record = lifecycle.new_call(&call, request.facts.clone(), Origin::Order, Phase::Reserved);
-        record.callback = prepared.callback.take();
-        record.polled = !prepared.events_will_come;
-        record.aliases = vec![terms.alias];
-        let lease = match lifecycle.admit(ask, record).boxed().await {
-            Ok(Admission::Admitted(lease, ..)) => lease,
-            Ok(Admission::Known(known)) => return Err(JobPlaced::Known(known)),
-            Ok(Admission::Refused(full)) => return Err(JobPlaced::LimitExceeded(full)),
-            Err(unadmitted) => return Err(JobPlaced::Away(unadmitted.to_string())),
+    pub(super) async fn admit_job(&self, request: &CreateRequest, mut job: JobTerms) -> Result<Admitted, JobPlaced> {
+        let decision = decide(&self.context, request, Terms::of_job(&mut job)).await;
+        let Decided { lease, prepared, send_by, .. } = match decision.map_err(|why| job_not_placed(request, why))? {
+            Decision::New(decided) => *decided,
+            Decision::Known(call) => return Err(JobPlaced::Known(call)),
         };
-        drop(deciding);
+        let (call, slots) = (lease.call().clone(), SlotGrant::all(lease.slots()));
         failpoint::hit("run.recorded").await;
         // The receiver may be gone; the call is placed nevertheless.
-        let _ = terms.admitted.send(call.clone());
+        let _ = job.admitted.send(call.clone());
         self.note_admitted(request, &call, slots, None).boxed().await;
         self.bind_own_ids(request, &call).boxed().await;
         if since_boot() > send_by {
-            lifecycle.end_surely(&call, End::NotCreated, EndProof::Deadline, Source::Order).await;
+            self.context.lifecycle.end_surely(&call, End::NotCreated, EndProof::Deadline, Source::Order).await;
             warn!(%call, "process paused past the send deadline; a job was not sent");
             return Err(JobPlaced::NotSent("the process was paused between admission and dialling".to_owned()));
         }
@@ -333,22 +288,6 @@ impl Admitter {
         self.context.lifecycle.end_surely(call, End::NotCreated, proof, Source::Order).await;
         claim.not_created();
         Err(rejection.into())
-    }
-
-    /// The rejection where no limiter can decide, or the record cannot be written.
-    fn undecided(&self, request: &CreateRequest, why: &AdmissionError) -> NotSent {
-        NotSent::Undecided(match why {
-            AdmissionError::Gate(why) => {
-                // The cause is for operators, not for the client.
-                warn!(account = %request.account.name, why, "failed to admit a create: the gate cannot decide");
-                let message = "Limits cannot be checked just now, so nothing was dialled.";
-                Rejection::new(RejectionCode::GateUnavailable, message)
-            }
-            AdmissionError::Store(_) => {
-                let message = "The call record could not be written, so nothing was dialled.";
-                Rejection::new(RejectionCode::StoreUnavailable, message)
-            }
-        })
     }
 
     async fn note_admitted(
@@ -407,5 +346,40 @@ impl Admitter {
             joining: None,
             marks: Marks { slots: SlotGrant::all(0), would_reject: None },
         })
+    }
+}
+
+/// The error of a create that was not admitted.
+fn not_sent(request: &CreateRequest, why: NotAdmitted) -> NotSent {
+    let account = &request.facts.account;
+    match why {
+        NotAdmitted::Rejected(rejection) => rejection.into(),
+        NotAdmitted::LimitExceeded(full) => NotSent::LimitExceeded(full),
+        NotAdmitted::AccountRemoved => {
+            let message = format!("Not dialled: account {account} has just been taken out of the config.");
+            Rejection::new(RejectionCode::AccountRemoved, message).into()
+        }
+        NotAdmitted::Undecided(AdmissionError::Gate(why)) => {
+            // The cause is for operators, not for the client.
+            warn!(%account, why, "failed to admit a create: the gate cannot decide");
+            let message = "Limits cannot be checked just now, so nothing was dialled.";
+            NotSent::Undecided(Rejection::new(RejectionCode::GateUnavailable, message))
+        }
+        NotAdmitted::Undecided(AdmissionError::Store(_)) => {
+            let message = "The call record could not be written, so nothing was dialled.";
+            NotSent::Undecided(Rejection::new(RejectionCode::StoreUnavailable, message))
+        }
+    }
+}
+
+/// The outcome of a job that was not admitted.
+fn job_not_placed(request: &CreateRequest, why: NotAdmitted) -> JobPlaced {
+    match why {
+        NotAdmitted::Rejected(rejection) => JobPlaced::Rejected(rejection.message),
+        NotAdmitted::LimitExceeded(full) => JobPlaced::LimitExceeded(full),
+        NotAdmitted::AccountRemoved => {
+            JobPlaced::Away(format!("account {} is no longer in the config", request.facts.account))
+        }
+        NotAdmitted::Undecided(error) => JobPlaced::Away(error.to_string()),
     }
 }

@@ -4,7 +4,7 @@ use tokio::sync::oneshot;
 
 use crate::admission::LimitExceeded;
 use crate::ids::{Alias, CallId};
-use crate::policy::{Binding, Bound};
+use crate::policy::Binding;
 
 /// Terms of a job.
 pub struct JobTerms {
@@ -38,13 +38,4 @@ pub enum JobPlaced {
     Rejected(String),
     /// No limiter can decide at present.
     Away(String),
-}
-
-/// Keeps slots of each concurrency limit free of bulk calls.
-pub fn reserve(bindings: &mut [Binding], slots: u32) {
-    for binding in bindings {
-        if let Bound::Concurrent(n) = &mut binding.bound {
-            *n = n.saturating_sub(slots);
-        }
-    }
 }

@@ -15,6 +15,7 @@
 mod admit;
 mod batch;
 mod callback;
+mod decide;
 pub mod dedupe;
 pub mod job;
 mod joining;

@@ -1,0 +1,122 @@
+//! The decision over a new call: all limits that bind it, and its call record, or neither.
+
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+
+use super::job::JobTerms;
+use super::prepare::{Prepared, SlotGrant, prepare};
+use super::request::CreateRequest;
+use crate::admission::{AdmissionRequest, LimitExceeded, Slots};
+use crate::call::{Origin, Phase};
+use crate::calls::context::Context;
+use crate::calls::vouch::subaccount_alias;
+use crate::capacity::{Admission, AdmissionError, Lease};
+use crate::clock::since_boot;
+use crate::ids::{Alias, CallId};
+use crate::policy::{Binding, Bound, Mode};
+use crate::reply::Rejection;
+
+/// What a call is admitted on, beyond the limits of its business.
+pub(super) struct Terms {
+    pub(super) slots: Slots,
+    pub(super) mode: Mode,
+    /// Slots that each concurrency limit keeps free of it.
+    pub(super) reserve: u32,
+    /// Further limits.
+    pub(super) bindings: Vec<Binding>,
+    /// The ids that its record has from the start.
+    pub(super) aliases: Vec<Alias>,
+    /// What duplicates of its request are told by.
+    pub(super) fingerprint: Option<String>,
+}
+
+impl Terms {
+    /// Those of a job of a bulk run.
+    pub(super) fn of_job(job: &mut JobTerms) -> Self {
+        Self {
+            slots: Slots::ONE,
+            // Runs are limited in observe mode too: that mode observes apps, and a run is ringfence's own traffic.
+            mode: Mode::Enforce,
+            reserve: job.reserve,
+            bindings: std::mem::take(&mut job.bindings),
+            aliases: vec![job.alias.clone()],
+            fingerprint: None,
+        }
+    }
+}
+
+/// The outcome of a decision.
+pub(super) enum Decision {
+    /// The call is admitted and recorded.
+    New(Box<Decided>),
+    /// One of its ids belongs to this call: it is the same call.
+    Known(CallId),
+}
+
+/// A call that is admitted and recorded.
+pub(super) struct Decided {
+    pub(super) lease: Lease,
+    pub(super) prepared: Prepared,
+    /// The send deadline, see [`since_boot`].
+    pub(super) send_by: Duration,
+    /// The limit that would have rejected it, in observe mode.
+    pub(super) would_reject: Option<LimitExceeded>,
+}
+
+/// Why a call was not admitted. There is no trace of it.
+pub(super) enum NotAdmitted {
+    /// Its request cannot be sent.
+    Rejected(Rejection),
+    /// Its account is no longer in the config.
+    AccountRemoved,
+    /// A limit is full.
+    LimitExceeded(LimitExceeded),
+    /// It cannot be decided.
+    Undecided(AdmissionError),
+}
+
+/// Admits a new call, and writes its record.
+///
+/// # Errors
+/// It was not admitted, and holds no slot.
+pub(super) async fn decide(context: &Context, request: &CreateRequest, terms: Terms) -> Result<Decision, NotAdmitted> {
+    let lifecycle = &context.lifecycle;
+    let call = CallId::new();
+    let slots = SlotGrant::all(terms.slots.wanted);
+    let mut prepared = prepare(context, request, &call, slots).map_err(NotAdmitted::Rejected)?;
+    let _deciding = lifecycle.capacity.deciding().await;
+    let policy = lifecycle.policy.load_full();
+    if !policy.has_account(&request.facts.account) {
+        return Err(NotAdmitted::AccountRemoved);
+    }
+    let mut bindings = policy.bindings(&request.facts);
+    keep_free(&mut bindings, terms.reserve);
+    bindings.extend(terms.bindings);
+    let at_ms = lifecycle.clock.now_ms();
+    let send_by = since_boot() + context.settings.send_within;
+    let ask = AdmissionRequest { call: call.clone(), bindings, slots: terms.slots, mode: terms.mode, at_ms };
+    let mut record = lifecycle.new_call(&call, request.facts.clone(), Origin::Order, Phase::Reserved);
+    record.callback = prepared.callback.take();
+    record.polled = !prepared.events_will_come;
+    record.fingerprint = terms.fingerprint;
+    record.aliases = terms.aliases;
+    record.aliases.extend(request.subaccount.as_ref().and_then(|id| subaccount_alias(id, call.as_str())));
+    match lifecycle.admit(ask, record).boxed().await {
+        Ok(Admission::Admitted(lease, would_reject, _)) => {
+            Ok(Decision::New(Box::new(Decided { lease, prepared, send_by, would_reject })))
+        }
+        Ok(Admission::Known(known)) => Ok(Decision::Known(known)),
+        Ok(Admission::Refused(full)) => Err(NotAdmitted::LimitExceeded(full)),
+        Err(error) => Err(NotAdmitted::Undecided(error)),
+    }
+}
+
+/// Keeps slots of each concurrency limit free of a call.
+fn keep_free(bindings: &mut [Binding], slots: u32) {
+    for binding in bindings {
+        if let Bound::Concurrent(n) = &mut binding.bound {
+            *n = n.saturating_sub(slots);
+        }
+    }
+}
