@@ -212,7 +212,7 @@ async fn queue(store: &Arc<dyn Store>, spec: &Value, start_at: i64) {
         replica: Some("bench".to_owned()),
         load: Some("bench".to_owned()),
     };
-    assert_eq!(store.create_run(&run).await.unwrap(), RunMade::New);
+    assert_eq!(store.create_run(&run, false).await.unwrap(), RunMade::New);
     for from in (1..=QUEUED).step_by(5_000) {
         let lead = |seq| NewJob { seq, number: format!("+1555{seq:06}7"), lead: "{\"name\":\"Anna\"}".to_owned() };
         assert!(store.add_jobs("run_1", "bench", (from..from + 5_000).map(lead).collect()).await.unwrap());

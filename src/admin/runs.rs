@@ -5,6 +5,7 @@ use std::io::Read;
 use bytes::{Buf as _, Bytes};
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Method, Response, StatusCode};
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
 
@@ -163,7 +164,10 @@ impl Admin {
             (&Method::POST, [id, act @ ("pause" | "resume" | "cancel" | "retry")]) => {
                 let run = self.run_of(id, who).await?;
                 let body = exchange.read_body(BODY_BYTES_MAX).await.map_err(|e| bad(e.to_string()))?;
-                let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+                let body = match body.trim_ascii() {
+                    b"" => Value::Null,
+                    text => serde_json::from_slice(text).map_err(|e| bad(format!("the body must be JSON: {e}")))?,
+                };
                 self.act_on_run(&run, act, &body, who).await
             }
             _ => Err(not_found("nothing is served at this path and method")),
@@ -293,16 +297,21 @@ impl Admin {
             "cancel" => ("cancel run", RunState::Canceled),
             _ => ("retry run", RunState::Running),
         };
-        let outcomes = if act == "retry" { retried(&body["outcomes"])? } else { vec![] };
+        let outcomes = if act == "retry" { retried(body)? } else { vec![] };
         let (before, after) = (json!({"state": run.state}), json!({"state": to}));
         self.note(who, Act::new(what, &run.id).because(reason).changes(before, after)).await?;
         let jobs = match act {
             "cancel" => Some(self.runs.cancel(&self.calls, &run.id).await?.ok_or_else(|| conflict(run, act))?),
             "retry" => Some(self.runs.retry(&self.calls, run, outcomes).await?.ok_or_else(|| conflict(run, act))?),
             _ => {
-                let from = if act == "pause" { RunState::Running } else { RunState::Paused };
+                // A run that its breaker paused can be paused for good: it no longer resumes by itself.
+                let from: &[_] = match act {
+                    "pause" if run.resume_at.is_some() => &[RunState::Running, RunState::Paused],
+                    "pause" => &[RunState::Running],
+                    _ => &[RunState::Paused],
+                };
                 let paused = (act == "pause").then(|| reason.unwrap_or("an operator paused it").to_owned());
-                let change = RunChange { reason: paused, ..RunChange::of(&run.id, &[from], to, now_ms) };
+                let change = RunChange { reason: paused, ..RunChange::of(&run.id, from, to, now_ms) };
                 if !store.move_run(change, self.calls.lifecycle.tell).await? {
                     return Err(conflict(run, act));
                 }
@@ -322,13 +331,21 @@ fn conflict(run: &Run, act: &str) -> Problem {
     Problem::Is(StatusCode::CONFLICT, "RUN_STATE", message)
 }
 
-/// The outcomes whose leads are called again; all that were not reached, unless said otherwise.
-fn retried(outcomes: &Value) -> Result<Vec<Outcome>, Problem> {
-    let Some(list) = outcomes.as_array() else {
-        return Ok(vec![Outcome::Busy, Outcome::NoAnswer, Outcome::Failed, Outcome::Capacity, Outcome::Canceled]);
-    };
-    let one = |word: &Value| word.as_str().unwrap_or_default().parse::<Outcome>();
-    list.iter().map(one).collect::<Result<_, _>>().map_err(|e| bad(e.to_string()))
+/// The body of a retry.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RetryBody {
+    /// The outcomes whose leads are called again; none: all that were not reached.
+    outcomes: Option<Vec<Outcome>>,
+    #[serde(rename = "reason")]
+    _reason: Option<String>,
+}
+
+/// The outcomes whose leads are called again. A body that is not understood calls nobody.
+fn retried(body: &Value) -> Result<Vec<Outcome>, Problem> {
+    let body: Option<RetryBody> = Deserialize::deserialize(body).map_err(|e| bad(format!("the body: {e}")))?;
+    let all = || vec![Outcome::Busy, Outcome::NoAnswer, Outcome::Failed, Outcome::Capacity, Outcome::Canceled];
+    Ok(body.and_then(|body| body.outcomes).unwrap_or_else(all))
 }
 
 /// Reads a body to its end.

@@ -254,14 +254,18 @@ fn is_scheme(text: &str) -> bool {
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b))
 }
 
-fn is_international(text: &str) -> bool {
-    text.starts_with(['+', '\u{ff0b}']) || text.starts_with("00") || text.starts_with("011")
+/// Whether it has its country code. `011` is what is dialled before one in the countries of code 1; elsewhere national numbers begin
+/// so, as in Leeds.
+fn is_international(text: &str, country: Option<Country>) -> bool {
+    let metadata = |country: Country| phonenumber::metadata::DATABASE.by_id(country.0.as_ref());
+    let is_code_1 = country.is_none_or(|country| metadata(country).is_some_and(|one| one.country_code() == 1));
+    text.starts_with(['+', '\u{ff0b}']) || text.starts_with("00") || (is_code_1 && text.starts_with("011"))
 }
 
 fn read_number(text: &str, country: Option<Country>) -> Option<Number> {
     let text = text.trim();
     // A number that is impossible in that country may still start with its country code.
-    let national = country.filter(|_| !is_international(text)).and_then(|country| {
+    let national = country.filter(|_| !is_international(text, country)).and_then(|country| {
         let number = phonenumber::parse(Some(country.0), text).ok();
         number.filter(is_possible).map(|number| spelt(&number))
     });
@@ -319,6 +323,8 @@ mod tests {
         assert_eq!(read("4155550100", "US"), "+14155550100", "and not one of Switzerland");
         assert_eq!(read("+41 44 668 18 00", "US"), "+41446681800");
         assert_eq!(read("0041446681800", "TR"), "+41446681800");
+        assert_eq!(read("0113 496 0123", "GB"), "+441134960123", "of Leeds");
+        assert_eq!(read("011 44 113 496 0123", "US"), "+441134960123");
         assert_eq!(read("905321234567", "US"), "+905321234567", "too long for one of the United States");
         assert!(Country::parse("Turkey").is_err() && Country::parse("XX").is_err());
     }

@@ -1,6 +1,6 @@
 //! Requests that name one business and use an agent, number or key of another.
 
-use super::{Policy, RequestAttributes};
+use super::{Policy, RequestAttributes, Unknown};
 use crate::ids::BusinessId;
 
 /// What happens to a request with contradicting attributes.
@@ -38,6 +38,29 @@ impl Policy {
             }
         }
         let (what, id) = named?;
+        let (thing, owner) = self.part_of_another(id, attributes)?;
+        Some(format!("{what} names {id}, but {thing} belongs to {owner}"))
+    }
+
+    /// Returns why no call may be made for a business with this agent and number, by the same rules, if any. For calls whose business
+    /// is certain.
+    pub fn denied(&self, business: &BusinessId, agent: Option<&str>, number: Option<&str>) -> Option<String> {
+        if self.rules.is_empty() {
+            return None;
+        }
+        if self.settings.unknown == Unknown::Reject && !self.businesses.contains_key(business) {
+            return Some(format!("business {business} is not configured"));
+        }
+        let attributes = RequestAttributes { agent, number, ..RequestAttributes::default() };
+        let (thing, owner) = self.part_of_another(business.as_str(), &attributes)?;
+        match self.settings.contradictions {
+            Contradictions::Refuse => Some(format!("{thing} belongs to {owner}")),
+            Contradictions::Log => None,
+        }
+    }
+
+    /// The agent, number or API key that belongs to another business than this, and that business.
+    fn part_of_another(&self, id: &str, attributes: &RequestAttributes<'_>) -> Option<(String, &BusinessId)> {
         let owners = [
             attributes.agent.and_then(|agent| Some((format!("agent {agent}"), self.by_agent.get(agent)?))),
             attributes.number.and_then(|number| Some(("its number".to_owned(), self.owner_of_number(number)?))),
@@ -46,7 +69,6 @@ impl Policy {
                 .as_ref()
                 .and_then(|key| Some(("its API key".to_owned(), self.by_api_key.get(key)?))),
         ];
-        let (thing, owner) = owners.into_iter().flatten().find(|(_, owner)| owner.as_str() != id)?;
-        Some(format!("{what} names {id}, but {thing} belongs to {owner}"))
+        owners.into_iter().flatten().find(|(_, owner)| owner.as_str() != id)
     }
 }

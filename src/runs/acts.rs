@@ -7,10 +7,12 @@ use crate::store::Result;
 use crate::store::runs::{Run, RunChange, RunState};
 
 const OPEN: [RunState; 3] = [RunState::Ready, RunState::Running, RunState::Paused];
-const RETRIABLE: [RunState; 4] = [RunState::Running, RunState::Paused, RunState::Done, RunState::Canceled];
+const RETRIABLE: [RunState; 5] =
+    [RunState::Running, RunState::Paused, RunState::Done, RunState::Canceled, RunState::Failed];
 
 impl Runs {
-    /// Cancels a run, and its jobs that are queued; calls that are up go on. How many jobs; `None`: it is over already.
+    /// Cancels a run, and its jobs that are queued; calls that are up go on. How many jobs; `None`: it is done, or has failed. May be
+    /// repeated, if the store failed in between.
     ///
     /// # Errors
     /// The store failed.
@@ -18,7 +20,10 @@ impl Runs {
         let (store, now_ms) = (&calls.lifecycle.store, calls.lifecycle.clock.now_ms());
         let change = RunChange::of(run, &OPEN, RunState::Canceled, now_ms);
         if !store.move_run(change, calls.lifecycle.tell).await? {
-            return Ok(None);
+            let is_canceled = store.run_of(run).await?.is_some_and(|run| run.state == RunState::Canceled);
+            if !is_canceled {
+                return Ok(None);
+            }
         }
         store.cancel_jobs(run, now_ms).await.map(Some)
     }
@@ -28,10 +33,14 @@ impl Runs {
     /// # Errors
     /// The store failed.
     pub async fn retry(&self, calls: &Calls, run: &Run, outcomes: Vec<Outcome>) -> Result<Option<u64>> {
-        if !RETRIABLE.contains(&run.state) {
+        if !RETRIABLE.contains(&run.state) || run.total == 0 {
             return Ok(None);
         }
         let (store, now_ms) = (&calls.lifecycle.store, calls.lifecycle.clock.now_ms());
+        if run.state == RunState::Canceled {
+            // Whoever canceled it may have been interrupted: of what is still queued only these outcomes are dialled.
+            store.cancel_jobs(&run.id, now_ms).await?;
+        }
         let jobs = store.retry_jobs(&run.id, outcomes, now_ms).await?;
         let change = RunChange { is_retry: true, ..RunChange::of(&run.id, &RETRIABLE, RunState::Running, now_ms) };
         let is_moved = store.move_run(change, calls.lifecycle.tell).await?;

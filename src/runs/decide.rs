@@ -36,7 +36,7 @@ pub fn after(ended: &EndedJob, spec: &Spec, run: RunState, now_ms: UnixMs) -> Se
                 Some(rule) if !is_lost && job.attempts + 1 < rule.attempts => {
                     again(ended.ended_at + i64::from(rule.after_secs) * 1000, next)
                 }
-                _ if is_lost => done(outcome, Some("its provider no longer knows the call"), next),
+                _ if is_lost => done(outcome, Some("the outcome of its call is no longer known"), next),
                 _ => done(outcome, None, next),
             }
         }

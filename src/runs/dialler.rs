@@ -13,10 +13,10 @@ use futures_util::FutureExt as _;
 use futures_util::future::join_all;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info};
-use ulid::Ulid;
+use tracing::{debug, error, info, warn};
 
 use super::Runs;
+use super::claims::Claims;
 use super::decide::{after, is_failure};
 use super::fair::{Lane, share};
 use super::feedback::Feedback;
@@ -32,7 +32,7 @@ use crate::failpoint;
 use crate::ids::CallId;
 use crate::policy::{Binding, Bound, Scope};
 use crate::store::Result;
-use crate::store::runs::{Claim, DueRun, JobState, RunChange, RunState};
+use crate::store::runs::{Claim, DueRun, JobState, LostClaims, RunChange, RunState};
 
 /// How often runs that wait for a slot are tried, if no call ends here.
 const WAITING_POLL_INTERVAL: Duration = Duration::from_millis(300);
@@ -47,12 +47,16 @@ const UNMADE_CALL_WAIT_MS: i64 = 10_000;
 /// Jobs that are settled at once, and claimed in one round.
 const SETTLED_MAX: u32 = 500;
 const CLAIMED_MAX: u32 = 64;
+/// How long a run waits that this replica cannot dial, and one whose own limit is full that no share knows of, in milliseconds.
+const HELD_MS: i64 = 5_000;
+const SHARED_AGAIN_MS: i64 = 300;
 /// The pause after the store, or the limiter, was away.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 
 struct Dialler {
     runs: Runs,
     feedback: Arc<Feedback>,
+    claims: Arc<Claims>,
     /// A run's plan as it was last read.
     plans: HashMap<String, Arc<Plan>>,
     /// When each run was served last.
@@ -60,6 +64,8 @@ struct Dialler {
     turns: u64,
     /// Runs of which the log says that they wait.
     waiting: HashSet<String>,
+    /// Runs of which the log says that this replica cannot dial them.
+    held: HashSet<String>,
     /// No run was running in the last round.
     is_idle: bool,
     recovered: Option<Instant>,
@@ -92,10 +98,12 @@ pub async fn run(newest: impl Fn() -> (Calls, Runs) + Send, stop: CancellationTo
     let mut dialler = Dialler {
         runs,
         feedback: Arc::default(),
+        claims: Arc::default(),
         plans: HashMap::new(),
         served: HashMap::new(),
         turns: 0,
         waiting: HashSet::new(),
+        held: HashSet::new(),
         is_idle: true,
         recovered: None,
     };
@@ -170,6 +178,7 @@ impl Dialler {
         self.plans.retain(|run, _| running.contains(run.as_str()));
         self.served.retain(|run, _| running.contains(run.as_str()));
         self.waiting.retain(|run| running.contains(run.as_str()));
+        self.held.retain(|run| running.contains(run.as_str()));
         self.feedback.retain(|run| running.contains(run), now_ms);
     }
 
@@ -212,7 +221,7 @@ impl Dialler {
         Ok(run.and_then(|run| serde_json::from_str(&run.spec).ok()))
     }
 
-    /// Takes back the claims of dead replicas, and resumes runs whose breaker has had its time.
+    /// Takes back lost claims, of dead replicas and of its own, and resumes runs whose breaker has had its time.
     async fn recover(&mut self, calls: &Calls, now_ms: UnixMs) -> Result<()> {
         if self.recovered.is_some_and(|at| at.elapsed() < RECOVERY_INTERVAL) {
             return Ok(());
@@ -227,9 +236,10 @@ impl Dialler {
         live.push(capacity.replica().to_owned());
         // A process that has the store alone knows that whoever claimed before it is gone.
         let before = if capacity.is_shared() { now_ms - CLAIM_AGE_MIN_MS } else { now_ms };
-        let recovered = store.recover_jobs(live, before, now_ms).await?;
+        let (replica, tokens) = (capacity.replica().to_owned(), self.claims.held());
+        let recovered = store.recover_jobs(LostClaims { live, replica, tokens, before }, now_ms).await?;
         if recovered > 0 {
-            info!(jobs = recovered, "claims of dead replicas recovered");
+            info!(jobs = recovered, "lost claims recovered");
         }
         for run in store.resume_runs(now_ms, calls.lifecycle.tell).await? {
             info!(run, "run resumed");
@@ -237,7 +247,8 @@ impl Dialler {
         Ok(())
     }
 
-    /// The runs that are due, and when the first of the others is. A run that cannot be dialled fails.
+    /// The runs that are due, and when the first of the others is. A run whose provider cannot call back fails. One that this
+    /// replica cannot dial under its settings waits: another may, or a reload may set it right.
     async fn due(&mut self, calls: &Calls, running: Vec<DueRun>, now_ms: UnixMs) -> Result<(Vec<Due>, UnixMs)> {
         let (mut due, mut next_ms) = (vec![], UnixMs::MAX);
         for one in running {
@@ -248,14 +259,27 @@ impl Dialler {
                 continue;
             }
             match self.plan(calls, &one) {
-                Ok(plan) => due.push(self.with_limits(calls, one, plan)),
-                Err(why) => fail(calls, &one.run.id, &why, now_ms).await?,
+                Ok(plan) => {
+                    if let Some(why) = no_public_host(&plan, calls) {
+                        fail(calls, &one.run.id, why, now_ms).await?;
+                        continue;
+                    }
+                    self.held.remove(&one.run.id);
+                    due.push(self.with_limits(calls, one, plan));
+                }
+                Err(why) => {
+                    if self.held.insert(one.run.id.clone()) {
+                        warn!(run = one.run.id, business = one.run.business, why, "failed to dial run; trying again");
+                    }
+                    self.feedback.hold(&one.run.id, now_ms + HELD_MS);
+                    next_ms = next_ms.min(now_ms + HELD_MS);
+                }
             }
         }
         Ok((due, next_ms))
     }
 
-    /// A run's plan under the settings in force: a reload may have changed its account, or taken the public URL away.
+    /// A run's plan under the settings in force: a reload may have changed its account.
     fn plan(&mut self, calls: &Calls, one: &DueRun) -> std::result::Result<Arc<Plan>, String> {
         let known = self.plans.get(&one.run.id).filter(|plan| {
             calls.account(&plan.spec.account).is_some_and(|account| Arc::ptr_eq(account, &plan.account))
@@ -267,9 +291,7 @@ impl Dialler {
                 Arc::new(Plan::new(spec, calls)?)
             }
         };
-        if let Some(why) = no_public_host(&plan, calls) {
-            return Err(why.to_owned());
-        }
+        plan.check_business(calls, None)?;
         self.plans.insert(one.run.id.clone(), plan.clone());
         Ok(plan)
     }
@@ -315,9 +337,20 @@ impl Dialler {
                 self.waiting.remove(run);
             }
             match full {
-                Some(full) => self.log_waiting(due, &full.limit, full.scope, full.current, full.bound),
+                Some(full) => {
+                    self.log_waiting(due, &full.limit, full.scope, full.current, full.bound);
+                    let is_shared = due.bindings.iter().any(|binding| binding.limit == full.limit);
+                    if matches!(full.bound, Bound::Concurrent(_)) && !is_shared {
+                        // A limit of its number or agent, which no share knows of: others get the slot meanwhile.
+                        self.feedback.hold(run, now_ms + SHARED_AGAIN_MS);
+                        has_more = true;
+                    }
+                }
                 // A job that could not be dialled leaves its slot to the next one; a run with a rate takes one step after the other.
-                None => has_more |= *passed_over > 0 || (*admitted > 0 && due.plan.rate.is_some()),
+                None => {
+                    let has_rate = due.plan.rate.is_some() || self.feedback.is_paced(run);
+                    has_more |= *passed_over > 0 || (*admitted > 0 && has_rate);
+                }
             }
         }
         for Dialled { due, .. } in dialled.iter().filter(|one| one.is_postponed) {
@@ -329,11 +362,12 @@ impl Dialler {
 
     /// Claims jobs of a run and places their calls.
     async fn dial<'d>(&self, calls: &Calls, due: &'d Due, share: u32, now_ms: UnixMs) -> Result<Dialled<'d>> {
+        let held = self.claims.begin();
         let claim = Claim {
             run: due.one.run.id.clone(),
             limit: share,
             open_max: due.plan.spec.concurrency.unwrap_or(u32::MAX),
-            token: Ulid::new().to_string().to_lowercase(),
+            token: held.token().to_owned(),
             replica: calls.lifecycle.capacity.replica().to_owned(),
             now_ms,
         };
@@ -350,7 +384,11 @@ impl Dialler {
                     plan: due.plan.clone(),
                     reserve: due.reserve,
                 };
-                calls.tasks.spawn(async move { placement.place(job, admission).boxed().await });
+                let held = held.clone();
+                calls.tasks.spawn(async move {
+                    placement.place(job, admission).boxed().await;
+                    drop(held);
+                });
                 is_admitted
             })
             .collect();

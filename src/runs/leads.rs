@@ -1,7 +1,7 @@
-//! Lists of leads, read row by row: a JSON array, JSON lines, or CSV with a header row. Nothing but one row is held.
+//! Lists of leads, read row by row: a JSON array, JSON lines, or CSV with a header row. Nothing but one row is held, of any list.
 
 use std::cell::Cell;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Cursor, Read};
 use std::rc::Rc;
 
 use serde::de::{DeserializeSeed, Deserializer as _, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
@@ -10,6 +10,9 @@ use serde_json::{Map, Value};
 /// A lead is no longer than this, in bytes.
 pub const LEAD_BYTES_MAX: usize = 16 * 1024;
 
+/// Bytes that are read at most without the end of a row, or of what stands before the leads.
+const UNENDED_BYTES_MAX: usize = 1024 * 1024;
+
 /// How a list is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
@@ -17,7 +20,7 @@ pub enum Format {
     Json,
     /// An object a line.
     Ndjson,
-    /// RFC 4180, with a header row.
+    /// RFC 4180, with a header row; also with semicolons, as spreadsheets write it where the comma is in numbers.
     Csv,
 }
 
@@ -57,12 +60,12 @@ pub fn read(format: Format, from: impl Read, mut take: impl FnMut(Row) -> Taking
         Format::Csv => csv(from, &mut take),
         Format::Ndjson => lines(from, &mut take),
         Format::Json => {
-            let (reader, line) = Lines::new(from);
+            let (reader, place) = Reading::new(BufReader::new(without_bom(from)));
             let mut json = serde_json::Deserializer::from_reader(reader);
             let mut stopped = false;
-            let leads = Leads { line: line.clone(), take: &mut take, stopped: &mut stopped };
+            let leads = Leads { place: place.clone(), take: &mut take, stopped: &mut stopped };
             let read = leads.deserialize(&mut json).and_then(|()| json.end());
-            broken(read, stopped, &line, &mut take)
+            broken(read, stopped, &place, &mut take)
         }
     }
 }
@@ -76,50 +79,77 @@ pub fn read_with_head(
     mut head: impl FnMut(Map<String, Value>, bool) -> Taking,
     mut take: impl FnMut(Row) -> Taking,
 ) -> Taking {
-    let (reader, line) = Lines::new(from);
+    let (reader, place) = Reading::new(BufReader::new(without_bom(from)));
     let mut json = serde_json::Deserializer::from_reader(reader);
     let mut stopped = false;
-    let whole = Whole { line: line.clone(), head: &mut head, take: &mut take, stopped: &mut stopped };
+    let whole = Whole { place: place.clone(), head: &mut head, take: &mut take, stopped: &mut stopped };
     let read = json.deserialize_map(whole).and_then(|()| json.end());
-    broken(read, stopped, &line, &mut take)
+    broken(read, stopped, &place, &mut take)
 }
 
-fn broken(
-    read: serde_json::Result<()>,
-    stopped: bool,
-    line: &Cell<u64>,
-    take: &mut impl FnMut(Row) -> Taking,
-) -> Taking {
+fn broken(read: serde_json::Result<()>, stopped: bool, place: &Place, take: &mut impl FnMut(Row) -> Taking) -> Taking {
     match read {
         _ if stopped => Err(Enough),
         Ok(()) => Ok(()),
         Err(error) => {
-            let line = if error.line() > 0 { error.line() as u64 } else { line.get() };
+            let line = if error.line() > 0 { error.line() as u64 } else { place.line.get() };
             take(Row { line, lead: Err(format!("not JSON: {error}")) })
         }
     }
 }
 
-/// Counts lines as they are read.
-struct Lines<R> {
-    from: BufReader<R>,
-    line: Rc<Cell<u64>>,
+/// How far a list is read.
+struct Place {
+    line: Cell<u64>,
+    /// Bytes since a row ended.
+    unended: Cell<usize>,
 }
 
-impl<R: Read> Lines<R> {
-    fn new(from: R) -> (Self, Rc<Cell<u64>>) {
-        let line = Rc::new(Cell::new(1));
-        (Self { from: BufReader::new(from), line: line.clone() }, line)
+impl Place {
+    fn end_row(&self) {
+        self.unended.set(0);
     }
 }
 
-impl<R: Read> Read for Lines<R> {
+/// Notes how far a list is read. Ends where a row does not.
+struct Reading<R> {
+    from: R,
+    place: Rc<Place>,
+}
+
+impl<R: Read> Reading<R> {
+    fn new(from: R) -> (Self, Rc<Place>) {
+        let place = Rc::new(Place { line: Cell::new(1), unended: Cell::new(0) });
+        (Self { from, place: place.clone() }, place)
+    }
+}
+
+impl<R: Read> Read for Reading<R> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let place = &self.place;
+        if place.unended.get() > UNENDED_BYTES_MAX {
+            let why = format!("no end of a row within {UNENDED_BYTES_MAX} bytes; is a quote or a bracket left open?");
+            return Err(std::io::Error::other(why));
+        }
         let read = self.from.read(buffer)?;
         let ends = buffer[..read].iter().filter(|byte| **byte == b'\n').count() as u64;
-        self.line.set(self.line.get() + ends);
+        place.line.set(place.line.get() + ends);
+        place.unended.set(place.unended.get() + read);
         Ok(read)
     }
+}
+
+/// The text of a list, without the byte order mark that some editors put before it.
+fn without_bom(mut from: impl Read) -> impl Read {
+    let (mut first, mut held) = ([0; 3], 0);
+    // An error comes again with the next read.
+    while held < first.len()
+        && let Ok(read @ 1..) = from.read(&mut first[held..])
+    {
+        held += read;
+    }
+    let kept = if first == [0xef, 0xbb, 0xbf] { vec![] } else { first[..held].to_vec() };
+    Cursor::new(kept).chain(from)
 }
 
 fn lead_of(value: Value) -> Result<Map<String, Value>, String> {
@@ -133,7 +163,7 @@ fn too_long() -> String {
 }
 
 struct Leads<'t, T> {
-    line: Rc<Cell<u64>>,
+    place: Rc<Place>,
     take: &'t mut T,
     stopped: &'t mut bool,
 }
@@ -151,8 +181,10 @@ impl<'de, T: FnMut(Row) -> Taking> Visitor<'de> for Leads<'_, T> {
         f.write_str("a list of leads")
     }
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
+        self.place.end_row();
         while let Some(value) = list.next_element::<Value>()? {
-            if (self.take)(Row { line: self.line.get(), lead: lead_of(value) }).is_err() {
+            self.place.end_row();
+            if (self.take)(Row { line: self.place.line.get(), lead: lead_of(value) }).is_err() {
                 *self.stopped = true;
                 return Err(A::Error::custom("enough"));
             }
@@ -162,7 +194,7 @@ impl<'de, T: FnMut(Row) -> Taking> Visitor<'de> for Leads<'_, T> {
 }
 
 struct Whole<'t, H, T> {
-    line: Rc<Cell<u64>>,
+    place: Rc<Place>,
     head: &'t mut H,
     take: &'t mut T,
     stopped: &'t mut bool,
@@ -189,7 +221,11 @@ where
                 continue;
             }
             (self.head)(std::mem::take(&mut fields), true).map_err(|Enough| stop(self.stopped))?;
-            map.next_value_seed(Leads { line: self.line.clone(), take: &mut *self.take, stopped: &mut *self.stopped })?;
+            map.next_value_seed(Leads {
+                place: self.place.clone(),
+                take: &mut *self.take,
+                stopped: &mut *self.stopped,
+            })?;
             if let Some(late) = map.next_key::<String>()? {
                 map.next_value::<IgnoredAny>()?;
                 return Err(A::Error::custom(format!("leads must be the last field; {late} stands after it")));
@@ -201,7 +237,7 @@ where
 }
 
 fn lines(from: impl Read, take: &mut impl FnMut(Row) -> Taking) -> Taking {
-    let (mut from, mut line, mut number) = (BufReader::new(from), Vec::new(), 0);
+    let (mut from, mut line, mut number) = (BufReader::new(without_bom(from)), Vec::new(), 0);
     loop {
         line.clear();
         number += 1;
@@ -233,9 +269,15 @@ fn lines(from: impl Read, take: &mut impl FnMut(Row) -> Taking) -> Taking {
 }
 
 fn csv(from: impl Read, take: &mut impl FnMut(Row) -> Taking) -> Taking {
+    let (mut header, mut from) = (Vec::new(), BufReader::new(from));
+    // An error comes again with the next read.
+    let _ = (&mut from).take(LEAD_BYTES_MAX as u64).read_until(b'\n', &mut header);
+    let delimiter = if header.contains(&b';') && !header.contains(&b',') { b';' } else { b',' };
+    let (from, place) = Reading::new(Cursor::new(header).chain(from));
     // A carriage return before it is trimmed with the field. Of CRLF the reader would count the line too late.
     let line_feed = ::csv::Terminator::Any(b'\n');
-    let mut reader = ::csv::ReaderBuilder::new().flexible(true).terminator(line_feed).from_reader(from);
+    let mut csv = ::csv::ReaderBuilder::new();
+    let mut reader = csv.flexible(true).delimiter(delimiter).terminator(line_feed).from_reader(from);
     let names: Vec<String> = match reader.headers() {
         Ok(names) => names.iter().map(|name| name.trim().to_owned()).collect(),
         Err(error) => return take(Row { line: 1, lead: Err(format!("the header row cannot be read: {error}")) }),
@@ -254,6 +296,7 @@ fn csv(from: impl Read, take: &mut impl FnMut(Row) -> Taking) -> Taking {
             Ok(false) => return Ok(()),
             Err(error) => return take(Row { line, lead: Err(format!("failed to read the list: {error}")) }),
         }
+        place.end_row();
         let line = record.position().map_or(line, ::csv::Position::line);
         if record.as_slice().trim_ascii().is_empty() && record.len() == 1 {
             continue;
@@ -308,6 +351,7 @@ mod tests {
                 (8, r#"{"number":"+15550001105","name":"e"}"#),
             ])
         );
+        assert_eq!(all(Format::Csv, b"a;b\n1,5;2\n"), texts(&[(2, r#"{"a":"1,5","b":"2"}"#)]));
         assert_eq!(all(Format::Csv, b"a,a\n1,2\n"), texts(&[(1, "two columns are called a")]));
         assert_eq!(all(Format::Csv, b""), []);
     }
@@ -332,6 +376,29 @@ mod tests {
         assert_eq!(rows.len(), 4);
         assert_eq!(read(Format::Json, &b"[{},{}]"[..], |_| Err(Enough)), Err(Enough));
         assert!(all(Format::Json, b"{}")[0].1.contains("not JSON"));
+    }
+
+    #[test]
+    fn a_row_without_an_end_is_not_held() {
+        let endless = |first: &'static str| first.as_bytes().chain(std::io::repeat(b'1').take(1 << 30));
+        let mut told = vec![];
+        let mut take = |row: Row| {
+            told.push(row.lead.unwrap_err());
+            Ok(())
+        };
+        for (format, first) in [(Format::Csv, "a,b\n1,\""), (Format::Csv, "\"a"), (Format::Json, "[{\"a\":\"")] {
+            assert_eq!(read(format, endless(first), &mut take), Ok(()));
+        }
+        let _ = read_with_head(endless("{\"name\":\""), |_, _| Ok(()), &mut take);
+        assert!(told.len() == 4 && told.iter().all(|why| why.contains("left open")), "{told:?}");
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_left_out() {
+        for (format, list) in [(Format::Json, "\u{feff}[{\"a\":1}]"), (Format::Ndjson, "\u{feff}{\"a\":1}\n")] {
+            assert_eq!(all(format, list.as_bytes()), texts(&[(1, r#"{"a":1}"#)]));
+        }
+        assert_eq!(all(Format::Ndjson, b""), []);
     }
 
     #[test]

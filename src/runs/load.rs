@@ -102,6 +102,7 @@ impl Runs {
     /// [`LoadError`].
     pub async fn begin(&self, calls: &Calls, spec: Spec, follow: bool) -> Result<Loading, LoadError> {
         let plan = Plan::new(spec, calls).map_err(LoadError::Invalid)?;
+        plan.check_business(calls, None).map_err(LoadError::Invalid)?;
         if plan.spec.idempotency_key.as_ref().is_some_and(|key| key.is_empty() || key.len() > 255) {
             return Err(LoadError::Invalid("idempotency_key must have 1 to 255 bytes".to_owned()));
         }
@@ -135,9 +136,16 @@ impl Runs {
         // From here on it is taken back if this is dropped: whether it was made may stay unknown.
         let mut loading = self.loading(calls, run, plan, false, true);
         loop {
-            match calls.lifecycle.store.create_run(&loading.run).await? {
+            match calls.lifecycle.store.create_run(&loading.run, calls.lifecycle.tell).await? {
                 RunMade::New => break,
                 RunMade::Known(known) if is_abandoned(&known, calls) => {
+                    // Its replica may come back: with another token it can no longer finish what is deleted here.
+                    if take_load(calls, &known.id, known.load.clone(), load_token()).await? {
+                        calls.lifecycle.store.forget_run(&known.id).await?;
+                    }
+                }
+                // Nobody was called, and what was wrong with it has been set right.
+                RunMade::Known(known) if has_failed_at_once(&known) && loading.run.state != RunState::Failed => {
                     calls.lifecycle.store.forget_run(&known.id).await?;
                 }
                 RunMade::Known(known) => {
@@ -228,6 +236,11 @@ fn is_abandoned(run: &Run, calls: &Calls) -> bool {
     run.state == RunState::Loading && !run.replica.as_deref().is_some_and(lives)
 }
 
+/// It failed before any lead came in.
+fn has_failed_at_once(run: &Run) -> bool {
+    run.state == RunState::Failed && run.total == 0
+}
+
 fn start_at(text: &str) -> Result<UnixMs, LoadError> {
     let at = text.parse::<jiff::Timestamp>().map_err(|_| format!("start_at: {text:?} is no time of RFC 3339"));
     at.map(jiff::Timestamp::as_millisecond).map_err(LoadError::Invalid)
@@ -311,7 +324,8 @@ impl Loading {
             }
         }
         // What cannot be filled in is told now, and not when it is dialled.
-        self.plan.body(&self.run.id, 0, &number, &lead, self.calls.settings.app.public_url.as_ref())?;
+        let (body, _) = self.plan.body(&self.run.id, 0, &number, &lead, self.calls.settings.app.public_url.as_ref())?;
+        self.plan.check_business(&self.calls, Some(&body))?;
         self.total += 1;
         let lead = Value::Object(lead).to_string();
         for part in [number.as_bytes(), lead.as_bytes()] {

@@ -14,6 +14,7 @@
 
 mod acts;
 mod batches;
+mod claims;
 pub mod decide;
 pub mod dialler;
 pub mod fair;
@@ -82,6 +83,8 @@ pub enum MayDial {
         code: &'static str,
         /// A sentence for people.
         why: String,
+        /// A rule of the operator forbids it, which may hold for every lead: it counts as a failure for the run's breaker.
+        is_rule: bool,
     },
 }
 
@@ -113,9 +116,13 @@ pub fn may_dial(
 ) -> MayDial {
     let zone = match zone_of(lead) {
         Ok(zone) => zone,
-        Err(why) => return MayDial::Never { code: "INVALID_TIMEZONE", why },
+        Err(why) => return MayDial::Never { code: "INVALID_TIMEZONE", why, is_rule: false },
     };
-    let never = |code, blocked: Blocked| MayDial::Never { code, why: format!("it {blocked}") };
+    let never = |code, blocked: Blocked| MayDial::Never {
+        code,
+        why: format!("it {blocked}"),
+        is_rule: matches!(blocked, Blocked::Only | Blocked::Prefix | Blocked::Kind(_) | Blocked::Never),
+    };
     match destinations.may_call(&spec.business, number, spec.windows.as_ref(), zone.as_ref()) {
         Ok(()) => MayDial::Now,
         Err(Blocked::Quiet(until)) => MayDial::NotBefore(until),

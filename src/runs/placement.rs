@@ -60,14 +60,22 @@ impl Placement {
                 let _ = admission.send(Admission::Postponed);
                 return;
             }
-            MayDial::Never { code, why } => {
-                return self.settle(failed(&job, format!("{code}: {why}"))).await;
+            MayDial::Never { code, why, is_rule } => {
+                let why = format!("{code}: {why}");
+                self.settle(failed(&job, why.clone())).await;
+                if is_rule {
+                    self.record_failure(&job.run, &why).await;
+                }
+                return;
             }
         }
         let turn = u64::try_from(job.seq).unwrap_or(0) + u64::from(job.tries);
         let request = match self.plan.order(&self.calls, &job.run, turn, &job.number, &lead) {
             Ok(request) => Arc::new(request),
-            Err(why) => return self.settle(failed(&job, why)).await,
+            Err(why) => {
+                self.settle(failed(&job, why.clone())).await;
+                return self.record_failure(&job.run, &why).await;
+            }
         };
         let (admitted, is_admitted) = oneshot::channel();
         let terms =

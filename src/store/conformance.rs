@@ -124,6 +124,8 @@ macro_rules! behaves_as_a_store {
             a_run_has_no_more_open_jobs_than_its_bound,
             a_job_is_settled_with_its_call_and_once,
             claims_of_the_dead_come_back_after_their_calls_were_looked_for,
+            a_job_whose_call_was_purged_is_settled_and_a_run_that_goes_on_is_not_forgotten,
+            an_app_is_told_of_a_run_that_fails_at_once,
             a_run_is_done_with_its_last_job_and_forgotten_in_time,
             what_may_not_be_called_yet_is_put_off_unless_somebody_has_it,
             a_schedule_is_made_once_for_a_name_and_found_when_it_is_due,

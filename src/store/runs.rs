@@ -305,8 +305,8 @@ pub enum RunMade {
 /// The part of a [`super::Store`] that keeps bulk runs.
 #[async_trait]
 pub trait Runs: Send + Sync {
-    /// Makes a run, unless its business has used its key.
-    async fn create_run(&self, run: &Run) -> Result<RunMade>;
+    /// Makes a run, unless its business has used its key. Tells the app of one that has failed already, if it wants to know.
+    async fn create_run(&self, run: &Run, tell: bool) -> Result<RunMade>;
 
     /// Begins a load, or takes one over: of a run that is loading or waits for its leads, and whose last load had the token `before`.
     /// `false`: somebody else was first.
@@ -325,7 +325,7 @@ pub trait Runs: Send + Sync {
     /// Resumes runs that a breaker paused, if their time has come. Their ids.
     async fn resume_runs(&self, now_ms: UnixMs, tell: bool) -> Result<Vec<String>>;
 
-    /// Forgets a run and its jobs, little by little. Its calls stay.
+    /// Forgets a run and its jobs, little by little. Its calls stay. One that is dialled stays too.
     async fn forget_run(&self, run: &str) -> Result<u64>;
 
     /// A run.
@@ -372,9 +372,8 @@ pub trait Runs: Send + Sync {
         limit: u32,
     ) -> Result<Vec<EndedJob>>;
 
-    /// Settles claims from before a time whose replica is none of these: with the call that has the try's alias, or queued again
-    /// (of a run that was canceled: done). How many.
-    async fn recover_jobs(&self, live: Vec<String>, before: UnixMs, now_ms: UnixMs) -> Result<u64>;
+    /// Settles lost claims: with the call that has the try's alias, or queued again (of a run that was canceled: done). How many.
+    async fn recover_jobs(&self, lost: LostClaims, now_ms: UnixMs) -> Result<u64>;
 
     /// Runs that are running and have no job left to be done are done from now on. Their ids.
     async fn finish_runs(&self, now_ms: UnixMs, tell: bool) -> Result<Vec<String>>;
@@ -388,8 +387,28 @@ pub trait Runs: Send + Sync {
     /// Jobs after a place in the list, with what is known of their calls.
     async fn job_results(&self, run: &str, after: i64, limit: u32) -> Result<Vec<JobResult>>;
 
-    /// Runs that were finished before a time, or that nobody finished loading since before it; their ids and businesses.
-    async fn old_runs(&self, before: UnixMs, limit: u32) -> Result<Vec<(String, String)>>;
+    /// Runs that were finished before a time, or that nobody finished loading since before it; their ids. `of_these`: of these
+    /// businesses, else of all others.
+    async fn old_runs(
+        &self,
+        before: UnixMs,
+        of_these: bool,
+        businesses: Vec<String>,
+        limit: u32,
+    ) -> Result<Vec<String>>;
+}
+
+/// Claims that nobody works on.
+#[derive(Debug, Clone)]
+pub struct LostClaims {
+    /// Replicas that live. A claim of any other is lost.
+    pub live: Vec<String>,
+    /// This replica,
+    pub replica: String,
+    /// and the tokens of its claims that it works on. Any other claim of its own is lost: its database did not answer when it claimed.
+    pub tokens: Vec<String>,
+    /// Only those from before this time.
+    pub before: UnixMs,
 }
 
 /// A claim.

@@ -68,6 +68,7 @@ mod run_windows;
 mod runs;
 mod runs_followed;
 mod runs_killed;
+mod runs_mistakes;
 mod schedules;
 mod security_admin;
 mod security_api;

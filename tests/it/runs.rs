@@ -54,18 +54,18 @@ async fn post(stage: &Stage, path: &str, kind: &str, body: impl Into<Bytes>) -> 
 }
 
 /// Makes a run that has its leads in its body.
-async fn make(stage: &Stage, run: Value, leads: Vec<Value>) -> Answer {
+pub(crate) async fn make(stage: &Stage, run: Value, leads: Vec<Value>) -> Answer {
     let run = with(run, json!({"leads": leads}));
     post(stage, "/api/runs", "application/json", run.to_string()).await
 }
 
-async fn start(stage: &Stage, run: Value, leads: Vec<Value>) -> String {
+pub(crate) async fn start(stage: &Stage, run: Value, leads: Vec<Value>) -> String {
     let made = make(stage, run, leads).await;
     assert_eq!(made.status, 201, "{made:?}");
     made.json()["runId"].as_str().unwrap().to_owned()
 }
 
-async fn act(stage: &Stage, id: &str, act: &str, body: Value) -> Answer {
+pub(crate) async fn act(stage: &Stage, id: &str, act: &str, body: Value) -> Answer {
     post(stage, &format!("/api/runs/{id}/{act}"), "application/json", body.to_string()).await
 }
 
@@ -73,7 +73,7 @@ async fn show(stage: &Stage, id: &str) -> Value {
     stage.ask(&format!("/api/runs/{id}")).await
 }
 
-async fn until_state(stage: &Stage, id: &str, state: &str) -> Value {
+pub(crate) async fn until_state(stage: &Stage, id: &str, state: &str) -> Value {
     stage.wait(&format!("the run is {state}"), async || show(stage, id).await["state"] == state).await;
     show(stage, id).await
 }

@@ -178,12 +178,12 @@ impl Settlement {
         }
     }
 
-    /// Handles the provider's own limit. In observe mode its response is passed on.
+    /// Handles the provider's own limit. In observe mode its response is passed on to the app.
     fn limited(&self, answer: Response<Bytes>, limit: &LimitAnswer, request: &CreateRequest) -> Response<Bytes> {
         let now_ms = self.context.lifecycle.clock.now_ms();
         let wait_secs = retry_after_secs(answer.headers(), now_ms).unwrap_or(limit.wait_secs);
         let rejection = self.rejections.of_provider_limit(&request.account, limit.class, wait_secs);
-        if !self.context.observes() {
+        if !self.context.observes() || request.is_job {
             return self.rejections.respond(rejection, &request.rejected());
         }
         self.rejections.observed(&rejection, &request.rejected());

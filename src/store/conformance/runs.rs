@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::*;
 use crate::store::runs::{
-    Claim, Job, JobState, NewJob, Run, RunChange, RunCounts, RunMade, RunState, Settle, TakeLoad,
+    Claim, Job, JobState, LostClaims, NewJob, Run, RunChange, RunCounts, RunMade, RunState, Settle, TakeLoad,
 };
 
 fn run(id: &str, key: Option<&str>) -> Run {
@@ -41,7 +41,7 @@ fn change(from: RunState, to: RunState) -> RunChange {
 
 /// A run with so many jobs, which is running.
 pub(in crate::store) async fn running(store: &Arc<dyn Store>, n: i64) {
-    assert_eq!(store.create_run(&run("run_1", None)).await.unwrap(), RunMade::New);
+    assert_eq!(store.create_run(&run("run_1", None), false).await.unwrap(), RunMade::New);
     assert!(store.add_jobs("run_1", "first", leads(1, n)).await.unwrap());
     let loaded = RunChange { loaded: Some((n, "all".to_owned())), ..change(RunState::Loading, RunState::Running) };
     assert!(store.move_run(loaded, false).await.unwrap());
@@ -65,11 +65,11 @@ fn calling(job: &Job, call: &CallId) -> Settle {
 
 pub(in crate::store) async fn a_run_is_made_once_for_a_key_and_loaded_by_one(fresh: &impl Fresh) {
     let store = fresh.open().await;
-    assert_eq!(store.create_run(&run("run_1", Some("k"))).await.unwrap(), RunMade::New);
-    let RunMade::Known(known) = store.create_run(&run("run_2", Some("k"))).await.unwrap() else { panic!("two") };
+    assert_eq!(store.create_run(&run("run_1", Some("k")), false).await.unwrap(), RunMade::New);
+    let RunMade::Known(known) = store.create_run(&run("run_2", Some("k")), false).await.unwrap() else { panic!("two") };
     assert_eq!(*known, run("run_1", Some("k")));
     let other = Run { business: "beta".to_owned(), ..run("run_3", Some("k")) };
-    assert_eq!(store.create_run(&other).await.unwrap(), RunMade::New, "of another business");
+    assert_eq!(store.create_run(&other, false).await.unwrap(), RunMade::New, "of another business");
     assert!(!store.add_jobs("run_1", "another", leads(1, 1)).await.unwrap());
     assert!(store.add_jobs("run_1", "first", leads(1, 10)).await.unwrap());
     // Of two that take a load over one does, and what had it before writes and ends nothing any more.
@@ -120,10 +120,10 @@ pub(in crate::store) async fn runs_that_were_batches_are_found(fresh: &impl Fres
         ("run_6", "batch:a:0e"),
     ];
     for (id, key) in keys {
-        assert_eq!(store.create_run(&run(id, Some(key))).await.unwrap(), RunMade::New);
+        assert_eq!(store.create_run(&run(id, Some(key)), false).await.unwrap(), RunMade::New);
     }
     let of_beta = Run { business: "beta".to_owned(), ..run("run_7", Some("batch:a:0f:run_2")) };
-    assert_eq!(store.create_run(&of_beta).await.unwrap(), RunMade::New);
+    assert_eq!(store.create_run(&of_beta, false).await.unwrap(), RunMade::New);
     let batches = async |account: &str, before: Option<&str>, limit| {
         let found = store.batch_runs(account, before.map(str::to_owned), limit).await.unwrap();
         found.into_iter().map(|run| run.id).collect::<Vec<_>>()
@@ -257,19 +257,57 @@ pub(in crate::store) async fn claims_of_the_dead_come_back_after_their_calls_wer
     store.claim_jobs(claim_of(2, "u", "me")).await.unwrap();
     // It died between the record of the call and that of the job.
     let call = placed(&store, &jobs[0]).await;
-    let live = vec!["me".to_owned()];
-    assert_eq!(store.recover_jobs(live.clone(), 10, 30).await.unwrap(), 0, "they are too young");
-    assert_eq!(store.recover_jobs(live.clone(), 11, 30).await.unwrap(), 2);
+    let lost = |live: &[&str], tokens: &[&str], before| LostClaims {
+        live: live.iter().map(|id| (*id).to_owned()).collect(),
+        replica: "me".to_owned(),
+        tokens: tokens.iter().map(|token| (*token).to_owned()).collect(),
+        before,
+    };
+    assert_eq!(store.recover_jobs(lost(&["me"], &["u"], 10), 30).await.unwrap(), 0, "they are too young");
+    assert_eq!(store.recover_jobs(lost(&["me"], &["u"], 11), 30).await.unwrap(), 2);
     let results = store.job_results("run_1", 0, 9).await.unwrap();
     assert_eq!((results[0].job.state, results[0].job.call.as_ref()), (JobState::Calling, Some(&call.id)));
     assert_eq!((results[1].job.state, results[1].job.due_at, &results[1].job.token), (JobState::Queued, 30, &None));
     assert_eq!(results[2].job.state, JobState::Dialing);
+    // A claim of its own of which it knows nothing: the answer of its commit was lost.
+    assert_eq!(store.claim_jobs(claim_of(1, "v", "me")).await.unwrap().len(), 1);
+    assert_eq!(store.recover_jobs(lost(&["me"], &["u"], 11), 31).await.unwrap(), 1);
+    let results = store.job_results("run_1", 0, 9).await.unwrap();
+    assert_eq!((results[4].job.state, results[4].job.due_at), (JobState::Queued, 31));
     // Of a run that was canceled meanwhile nothing is queued again.
     assert!(store.move_run(change(RunState::Running, RunState::Canceled), false).await.unwrap());
     assert_eq!(store.cancel_jobs("run_1", 31).await.unwrap(), 2);
-    assert_eq!(store.recover_jobs(vec![], 11, 32).await.unwrap(), 2);
+    assert_eq!(store.recover_jobs(lost(&[], &[], 11), 32).await.unwrap(), 2);
     let counts = store.run_counts("run_1").await.unwrap();
     assert_eq!(counts, RunCounts { calling: 1, canceled: 4, ..RunCounts::default() });
+}
+
+pub(in crate::store) async fn a_job_whose_call_was_purged_is_settled_and_a_run_that_goes_on_is_not_forgotten(
+    fresh: &impl Fresh,
+) {
+    let store = fresh.open().await;
+    running(&store, 2).await;
+    let jobs = store.claim_jobs(claim_of(1, "t", "me")).await.unwrap();
+    let call = placed(&store, &jobs[0]).await;
+    store.settle_jobs(vec![calling(&jobs[0], &call.id)], 10).await.unwrap();
+    assert_eq!(store.ended_jobs(None, 0, 9).await.unwrap(), [], "it is up");
+    let end = Change { event: Some(Event::Ended(Outcome::Busy, EndProof::Webhook)), ..super::change(&call.id, END) };
+    store.apply(end).await.unwrap();
+    assert_eq!(store.purge_business("acme").await.unwrap().calls, 1);
+    let ended = store.ended_jobs(None, 0, 9).await.unwrap();
+    assert_eq!((ended.len(), ended[0].outcome, ended[0].proof), (1, Outcome::Failed, EndProof::Deadline));
+    store.forget_run("run_1").await.unwrap();
+    assert!(store.run_of("run_1").await.unwrap().is_some(), "it is running");
+}
+
+pub(in crate::store) async fn an_app_is_told_of_a_run_that_fails_at_once(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    let failed = Run { state: RunState::Failed, finished_at: Some(1), load: None, ..run("run_1", None) };
+    assert_eq!(store.create_run(&failed, true).await.unwrap(), RunMade::New);
+    assert_eq!(store.create_run(&run("run_2", None), true).await.unwrap(), RunMade::New);
+    let told = store.take_deliveries(22, 9, "", false).await.unwrap();
+    let body: serde_json::Value = serde_json::from_slice(&told[0].body).unwrap();
+    assert_eq!((told.len(), &body["type"], &body["data"]["runId"]), (1, &"run.failed".into(), &"run_1".into()));
 }
 
 pub(in crate::store) async fn a_run_is_done_with_its_last_job_and_forgotten_in_time(fresh: &impl Fresh) {
@@ -292,7 +330,7 @@ pub(in crate::store) async fn a_run_is_done_with_its_last_job_and_forgotten_in_t
     let over = store.run_of("run_1").await.unwrap().unwrap();
     assert_eq!((over.state, over.finished_at), (RunState::Done, Some(22)));
     // Nobody has finished loading this one.
-    store.create_run(&run("run_2", None)).await.unwrap();
+    store.create_run(&run("run_2", None), false).await.unwrap();
     store.purge(&RetentionCutoffs::of_all(22, 0)).await.unwrap();
     assert_eq!(store.run_of("run_2").await.unwrap(), None);
     assert!(store.run_of("run_1").await.unwrap().is_some());

@@ -1,7 +1,5 @@
 //! Retention: deletion by age, and redaction of transcripts.
 
-use std::collections::BTreeSet;
-
 use async_trait::async_trait;
 use futures_util::FutureExt as _;
 
@@ -176,16 +174,12 @@ const RUNS: u32 = 10_000;
 
 /// Deletes expired runs, and those whose loading was abandoned.
 async fn purge_runs(store: &impl Backend, ages: &RetentionCutoffs) -> Result<u64> {
-    let age = |business: &str| {
-        let own = ages.of_business.iter().find(|(id, _)| id.as_str() == business);
-        own.map_or(ages.before_ms, |(_, before)| *before)
-    };
+    let own = ages.of_business.iter().map(|(id, before)| (*before, true, vec![id.to_string()]));
+    let others = (ages.before_ms, false, ages.of_business.keys().map(ToString::to_string).collect());
     let mut gone = 0;
-    for before in ages.of_business.values().chain([&ages.before_ms]).collect::<BTreeSet<_>>() {
-        for (run, business) in store.old_runs(*before, RUNS).await? {
-            if age(&business) == *before {
-                gone += store.forget_run(&run).await?;
-            }
+    for (before, of_these, businesses) in own.chain([others]) {
+        for run in store.old_runs(before, of_these, businesses, RUNS).await? {
+            gone += store.forget_run(&run).await?;
         }
     }
     Ok(gone)

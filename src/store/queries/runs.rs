@@ -9,8 +9,8 @@ use super::super::driver::{Backend, Driver, Owned, Sql, Value, binds, damaged};
 use super::super::row::Row;
 use super::super::rows::call_id;
 use super::super::runs::{
-    ChangedJob, Claim, DueRun, EndedJob, Job, JobResult, JobState, NewJob, Run, RunChange, RunCounts, RunMade,
-    RunState, Runs, Settle, TakeLoad,
+    ChangedJob, Claim, DueRun, EndedJob, Job, JobResult, JobState, LostClaims, NewJob, Run, RunChange, RunCounts,
+    RunMade, RunState, Runs, Settle, TakeLoad,
 };
 use super::super::{Result, app_events};
 use super::bindings::resolve;
@@ -100,7 +100,7 @@ fn result(row: &Row) -> Sql<JobResult> {
     })
 }
 
-async fn create(c: &mut dyn Driver, new: &Run) -> Sql<RunMade> {
+async fn create(c: &mut dyn Driver, new: &Run, tells: bool) -> Sql<RunMade> {
     let sql = "INSERT INTO runs (id, business, account, name, idempotency_key, digest, state, spec, total, start_at, created_at,
              updated_at, reason, replica, finished_at, load_token)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $11, $12, $13, $14, $15) ON CONFLICT DO NOTHING";
@@ -122,6 +122,9 @@ async fn create(c: &mut dyn Driver, new: &Run) -> Sql<RunMade> {
         &new.load,
     ];
     if c.execute(sql, &binds).await? == 1 {
+        if tells && new.state == RunState::Failed {
+            tell(c, &[app_events::run(new, new.created_at)]).await?;
+        }
         return Ok(RunMade::New);
     }
     let sql = "SELECT * FROM runs WHERE business = $1 AND idempotency_key = $2";
@@ -267,12 +270,14 @@ async fn postpone(c: &mut dyn Driver, run: &str, later: &[(i64, UnixMs)]) -> Sql
     Ok(put_off)
 }
 
-const CLAIMS_OF_OTHERS: &str = "SELECT d.*, (SELECT r.state FROM runs r WHERE r.id = d.run_id) AS run_state
+const LOST_CLAIMS: &str = "SELECT d.*, (SELECT r.state FROM runs r WHERE r.id = d.run_id) AS run_state
      FROM run_jobs d WHERE d.state IN ('dialing', 'calling') AND d.state = 'dialing'
-     AND d.changed_at < $2 AND d.replica <> ALL($1) LIMIT $3 FOR UPDATE OF d SKIP LOCKED";
+     AND d.changed_at < $2 AND (d.replica <> ALL($1) OR (d.replica = $4 AND d.dial_lock_token <> ALL($5)))
+     LIMIT $3 FOR UPDATE OF d SKIP LOCKED";
 
-async fn recover(c: &mut dyn Driver, live: &[String], before: UnixMs, now_ms: UnixMs) -> Sql<u64> {
-    let rows = c.fetch(CLAIMS_OF_OTHERS, &binds![live, before, SOME]).await?;
+async fn recover(c: &mut dyn Driver, lost: &LostClaims, now_ms: UnixMs) -> Sql<u64> {
+    let binds = binds![lost.live.as_slice(), lost.before, SOME, &lost.replica, lost.tokens.as_slice()];
+    let rows = c.fetch(LOST_CLAIMS, &binds).await?;
     let mut settles = Vec::with_capacity(rows.len());
     for row in &rows {
         let job = job(row)?;
@@ -304,14 +309,17 @@ const LATEST_KEYED: &str = "SELECT * FROM runs WHERE business = $1
      AND (idempotency_key = $2 OR (idempotency_key >= $3 AND idempotency_key < $4))
      ORDER BY id DESC LIMIT 1";
 
+/// A call that was purged counts as one whose outcome its provider no longer knows.
 macro_rules! ended {
     ($which:literal) => {
         concat!(
-            "SELECT d.*, c.outcome AS call_outcome, c.proof, c.ended_at, r.state AS run_state
-             FROM run_jobs d JOIN calls c ON c.id = d.call_id JOIN runs r ON r.id = d.run_id
+            "SELECT d.*, coalesce(c.outcome, 'failed') AS call_outcome, coalesce(c.proof, 'deadline') AS proof,
+                 coalesce(c.ended_at, d.changed_at) AS ended_at, r.state AS run_state
+             FROM run_jobs d JOIN runs r ON r.id = d.run_id LEFT JOIN calls c ON c.id = d.call_id
              WHERE ",
             $which,
-            " AND d.state = 'calling' AND c.phase = 'ended' AND (c.outcome <> 'not_created' OR c.ended_at < $1) LIMIT $2"
+            " AND d.state = 'calling'
+             AND (c.id IS NULL OR (c.phase = 'ended' AND (c.outcome <> 'not_created' OR c.ended_at < $1))) LIMIT $2"
         )
     };
 }
@@ -341,8 +349,8 @@ async fn little_by_little(store: &impl Backend, sql: &'static str, binds: Owned)
 
 #[async_trait]
 impl<B: Backend> Runs for B {
-    async fn create_run(&self, run: &Run) -> Result<RunMade> {
-        self.write(run.clone(), |c, run| create(c, run).boxed()).await
+    async fn create_run(&self, run: &Run, tell: bool) -> Result<RunMade> {
+        self.write(run.clone(), move |c, run| create(c, run, tell).boxed()).await
     }
 
     async fn take_load(&self, load: TakeLoad) -> Result<bool> {
@@ -373,7 +381,9 @@ impl<B: Backend> Runs for B {
 
     async fn forget_run(&self, run: &str) -> Result<u64> {
         let gone = self.forget_jobs(run).await?;
-        Ok(gone + self.run("DELETE FROM runs WHERE id = $1", binds![run.to_owned()].into()).await?)
+        // Somebody may have queued its jobs again by hand.
+        let sql = "DELETE FROM runs WHERE id = $1 AND state NOT IN ('running', 'paused')";
+        Ok(gone + self.run(sql, binds![run.to_owned()].into()).await?)
     }
 
     async fn run_of(&self, id: &str) -> Result<Option<Run>> {
@@ -470,8 +480,8 @@ impl<B: Backend> Runs for B {
         self.select(ENDED_OF, binds![not_created_before, limit, calls].into(), ended).await
     }
 
-    async fn recover_jobs(&self, live: Vec<String>, before: UnixMs, now_ms: UnixMs) -> Result<u64> {
-        self.write(live, move |c, live| recover(c, live, before, now_ms).boxed()).await
+    async fn recover_jobs(&self, lost: LostClaims, now_ms: UnixMs) -> Result<u64> {
+        self.write(lost, move |c, lost| recover(c, lost, now_ms).boxed()).await
     }
 
     async fn finish_runs(&self, now_ms: UnixMs, tell: bool) -> Result<Vec<String>> {
@@ -504,15 +514,21 @@ impl<B: Backend> Runs for B {
         self.select(sql, binds![run.to_owned(), after, limit].into(), result).await
     }
 
-    async fn old_runs(&self, before: UnixMs, limit: u32) -> Result<Vec<(String, String)>> {
-        let sql = "SELECT id, business FROM runs WHERE finished_at < $1
-             UNION ALL SELECT id, business FROM runs WHERE finished_at IS NULL AND state IN ('loading', 'ready') AND updated_at < $1
-             LIMIT $2";
-        self.select(sql, binds![before, limit].into(), |row| Ok((row.text("id")?, row.text("business")?))).await
+    async fn old_runs(
+        &self,
+        before: UnixMs,
+        of_these: bool,
+        businesses: Vec<String>,
+        limit: u32,
+    ) -> Result<Vec<String>> {
+        let sql = "SELECT id FROM runs WHERE finished_at < $1 AND (business = ANY($3)) = $4
+             UNION ALL SELECT id FROM runs WHERE finished_at IS NULL AND state IN ('loading', 'ready') AND updated_at < $1
+             AND (business = ANY($3)) = $4 LIMIT $2";
+        self.select(sql, binds![before, limit, businesses, of_these].into(), |row| row.text("id")).await
     }
 }
 
 /// What is asked at the start of a process, and with every look: by indexes alone, however many jobs wait.
 #[cfg(test)]
 pub(in crate::store) const LOOKS: [&str; 10] =
-    [BATCHES, CHANGED, CLAIM, CLAIMS_OF_OTHERS, DUE, ENDED, ENDED_OF, FINISH, LATEST_KEYED, RESUME];
+    [BATCHES, CHANGED, CLAIM, DUE, ENDED, ENDED_OF, FINISH, LATEST_KEYED, LOST_CLAIMS, RESUME];

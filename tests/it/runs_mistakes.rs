@@ -1,0 +1,109 @@
+//! Bulk runs where somebody made a mistake: nobody is called who should not be, no lead is lost, and the run goes on once it is mended.
+
+use bytes::Bytes;
+use ringfence_simulator::{Fault, FaultKind, Provider};
+use serde_json::{Value, json};
+
+use crate::runs::{act, elevenlabs, leads, make, sim, start, twilio, until_state, with};
+use crate::support::stage::{Setup, Stage};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_that_is_not_understood_calls_nobody() {
+    let stage = Stage::start(Setup { sim: sim(50), ..Setup::default() }).await;
+    // Numbers that end in 0001 are busy.
+    let id = start(&stage, twilio(), vec![json!({"number": "+15551000001", "name": "x"})]).await;
+    until_state(&stage, &id, "done").await;
+    for body in [r#"{"outcomes":"busy"}"#, r#"{"outcome":["busy"]}"#, r#"{"outcomes":["bussy"]}"#, "[", "7"] {
+        let url = stage.admin(&format!("/api/runs/{id}/retry"));
+        let answer = stage.send("POST", &url, &[], Bytes::from(body)).await;
+        assert_eq!((answer.status, &answer.json()["error"]), (400, &"INVALID_REQUEST".into()), "{body}: {answer:?}");
+    }
+    assert_eq!(until_state(&stage, &id, "done").await["counts"]["busy"], 1);
+    assert_eq!(act(&stage, &id, "retry", Value::Null).await.json()["jobs"], 1);
+    until_state(&stage, &id, "done").await;
+    assert_eq!(stage.control.calls().len(), 2);
+    stage.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_uses_nothing_of_another_business_and_an_unknown_one_is_rejected() {
+    let tables =
+        "[businesses]\nunknown = \"reject\"\n[businesses.1]\nmax_calls = 3\n[businesses.2]\nagent_ids = [\"agent_b\"]"
+            .to_owned();
+    let stage = Stage::start(Setup { tables, ..Setup::default() }).await;
+    let unknown = make(&stage, with(twilio(), json!({"business": "3"})), leads(2)).await;
+    assert_eq!((unknown.status, &unknown.json()["message"]), (400, &"business 3 is not configured".into()));
+    let run = with(elevenlabs(), json!({"request": {"agent_id": "agent_b", "agent_phone_number_id": "phnum_1"}}));
+    let foreign = make(&stage, run, leads(2)).await;
+    assert_eq!(foreign.status, 422, "{foreign:?}");
+    assert_eq!(foreign.json()["mistakes"][0]["error"], "agent agent_b belongs to 2");
+    assert!(stage.control.calls().is_empty());
+    stage.finish().await;
+}
+
+/// A rule that forbids every number is more likely a mistake than a decision about each lead: the run waits for its operator.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rule_against_all_leads_pauses_the_run_and_a_retry_calls_them() {
+    let tables = "[destinations]\nonly_numbers = [\"+15559999999\"]".to_owned();
+    let stage = Stage::start(Setup { sim: sim(50), tables, ..Setup::default() }).await;
+    let id = start(&stage, with(twilio(), json!({"breaker": {"window": 6, "failures": 4}})), leads(90)).await;
+    let paused = until_state(&stage, &id, "paused").await;
+    let (counts, reason) = (&paused["counts"], paused["reason"].as_str().unwrap());
+    assert!(reason.contains("DO_NOT_CALL_BLOCKED"), "{reason}");
+    assert!(counts["queued"].as_u64().unwrap() > 0 && counts["failed"].as_u64().unwrap() >= 4, "{paused}");
+    stage.rewrite("only_numbers = [\"+15559999999\"]", "");
+    assert_eq!(stage.reload().await.status, 200);
+    assert_eq!(act(&stage, &id, "retry", json!({"outcomes": ["failed"]})).await.status, 200);
+    let done = until_state(&stage, &id, "done").await;
+    assert_eq!((&done["counts"]["completed"], stage.control.calls().len()), (&90.into(), 90), "{done}");
+    stage.finish().await;
+}
+
+/// An account that a replica does not know yet, or that a reload took away by mistake, ends no run.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_whose_account_is_away_waits_for_it() {
+    let stage = Stage::start(Setup { sim: sim(50), ..Setup::default() }).await;
+    let later = (jiff::Timestamp::now() + jiff::SignedDuration::from_secs(2)).to_string();
+    let id = start(&stage, with(elevenlabs(), json!({"start_at": later})), leads(5)).await;
+    stage.rewrite("[accounts.elevenlabs]", "[accounts.elevenlabs_2]");
+    assert_eq!(stage.reload().await.status, 200);
+    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    assert_eq!(until_state(&stage, &id, "running").await["counts"]["queued"], 5);
+    stage.rewrite("[accounts.elevenlabs_2]", "[accounts.elevenlabs]");
+    assert_eq!(stage.reload().await.status, 200);
+    assert_eq!(until_state(&stage, &id, "done").await["counts"]["completed"], 5);
+    stage.finish().await;
+}
+
+/// A run that failed for want of a public host is made anew by the same create, once there is one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_failed_at_once_does_not_keep_its_key() {
+    let replace = vec![("public_url = ".to_owned(), "# public_url = ".to_owned())];
+    let mut stage = Stage::start(Setup { sim: sim(50), replace, ..Setup::default() }).await;
+    let run = with(twilio(), json!({"idempotency_key": "k"}));
+    let failed = make(&stage, run.clone(), leads(2)).await;
+    assert_eq!((failed.status, &failed.json()["state"]), (201, &"failed".into()));
+    assert_eq!(act(&stage, failed.json()["runId"].as_str().unwrap(), "retry", json!({})).await.status, 409);
+    stage.edit("# public_url = ", "public_url = ");
+    stage.stop_app().await;
+    stage.start_app().await;
+    let id = start(&stage, run, leads(2)).await;
+    assert_eq!(until_state(&stage, &id, "done").await["counts"]["completed"], 2);
+    stage.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_provider_costs_no_attempt_in_observe_mode() {
+    let root = "mode = \"observe\"\n".to_owned();
+    let stage = Stage::start(Setup { sim: sim(50), root, ..Setup::default() }).await;
+    let mut fault = Fault::next(Provider::ElevenLabs, FaultKind::TooManyConcurrent, 2);
+    fault.retry_after = Some(1);
+    stage.control.fault(fault);
+    let id = start(&stage, elevenlabs(), leads(4)).await;
+    let done = until_state(&stage, &id, "done").await;
+    assert_eq!(done["counts"]["completed"], 4, "{done}");
+    let results = stage.ask(&format!("/api/runs/{id}/results")).await;
+    assert!(results["results"].as_array().unwrap().iter().all(|one| one["attempts"] == 1), "{results}");
+    assert_eq!(stage.ask("/api/refusals").await["refusals"], json!([]), "no request of the app's was rejected");
+    stage.finish().await;
+}
