@@ -23,6 +23,7 @@ mod pending_ops;
 #[cfg(test)]
 mod races;
 pub mod supervisor;
+mod turned_away;
 
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -44,6 +45,7 @@ use crate::gate::{Gate, GateError};
 use crate::ids::CallId;
 use crate::metrics::Metrics;
 use crate::policy::{Binding, Facts, Mode, OnOutage, Policy};
+use crate::store::runs::JOB_KIND;
 use crate::store::{AdmitOutcome, CallRecord, Confirmed, InsertOutcome, NewCall, Replica, Result, Store, StoreError};
 pub use failover::Compared;
 pub use lease::Lease;
@@ -118,6 +120,7 @@ struct Inner {
     role: watch::Sender<Role>,
     known: Mutex<members::Known>,
     bypass: bypass::BypassState,
+    turned_away: turned_away::TurnedAway,
 }
 
 /// The outcome of an admission.
@@ -204,6 +207,7 @@ impl Capacity {
             role: watch::Sender::new(Role::default()),
             known: Mutex::default(),
             bypass: bypass::BypassState::default(),
+            turned_away: turned_away::TurnedAway::default(),
         }))
     }
 
@@ -291,6 +295,7 @@ impl Capacity {
         mut call: NewCall,
     ) -> std::result::Result<Admission, AdmissionError> {
         call.keys = keys(&request.bindings);
+        let is_bulk = call.aliases.iter().any(|alias| alias.kind == JOB_KIND);
         self.lower(&mut request.bindings);
         let until = Instant::now() + PATIENCE;
         loop {
@@ -305,7 +310,16 @@ impl Capacity {
                 }
             };
             match decided {
-                Next::Done(admission) => return Ok(admission),
+                Next::Done(admission) => {
+                    match &admission {
+                        Admission::Refused(full) if !is_bulk => {
+                            self.0.turned_away.refused(&request.bindings, &full.limit, Instant::now());
+                        }
+                        Admission::Admitted(..) if !is_bulk => self.0.turned_away.admitted(&request.bindings),
+                        _ => {}
+                    }
+                    return Ok(admission);
+                }
                 Next::Again => {}
                 Next::Wait(why) => {
                     if Instant::now() >= until {
@@ -318,6 +332,11 @@ impl Capacity {
                 }
             }
         }
+    }
+
+    /// Whether a limit, by its key, has just turned a direct or inbound call away, which may come again.
+    pub fn has_turned_away(&self, key: &str) -> bool {
+        self.0.turned_away.waits_for(key, Instant::now())
     }
 
     async fn propose(

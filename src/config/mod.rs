@@ -323,7 +323,7 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
     let runs = runs::Settings {
         sources,
         dials: table.flag("dials").unwrap_or(true),
-        reserve_for_direct: table.count("reserve_for_direct", 0..=RESERVE_MAX).unwrap_or(0),
+        reserve_for_direct: table.count("reserve_for_direct", 0..=RESERVE_MAX),
         leads_max: table.count("leads_max", 1..=10_000_000).unwrap_or(runs::LEADS_MAX),
         elevenlabs_batches,
     };

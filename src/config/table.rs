@@ -16,7 +16,7 @@ use crate::provider::secret::Secret;
 
 /// Keys that had another name once, which still counts: the key and that name.
 pub(super) const FORMER_NAMES: [(&str, &str); 7] = [
-    ("client.completion_wait_secs", "record_wait_secs"),
+    ("transcripts.completion_wait_secs", "record_wait_secs"),
     ("gate.audit_interval_secs", "compare_secs"),
     ("reconcile.list_lag_ms", "grace_ms"),
     ("reconcile.not_found_confirm_secs", "absent_twice_secs"),

@@ -300,8 +300,10 @@ impl Dialler {
         let policy = calls.lifecycle.policy.load();
         let bindings = policy.bindings(&plan.facts(calls));
         let of_business = || policy.business(&plan.spec.business)?.reserve_for_direct;
-        let reserve =
-            plan.spec.reserve_for_direct.or_else(of_business).unwrap_or(self.runs.settings.reserve_for_direct);
+        let of_all = || self.runs.settings.reserve_for_direct;
+        let has_turned_away = || bindings.iter().any(|one| calls.lifecycle.capacity.has_turned_away(&one.key));
+        let configured = plan.spec.reserve_for_direct.or_else(of_business).or_else(of_all);
+        let reserve = configured.unwrap_or_else(|| u32::from(has_turned_away()));
         Due { one, plan, reserve, bindings }
     }
 

@@ -50,8 +50,9 @@ pub struct Settings {
     pub sources: Sources,
     /// This replica dials.
     pub dials: bool,
-    /// Slots that each limit of concurrent calls keeps free of bulk calls, unless a run says otherwise.
-    pub reserve_for_direct: u32,
+    /// Slots that each limit of concurrent calls keeps free of bulk calls, unless a business or a run says otherwise. `None`: one,
+    /// where the limit has just turned a direct or inbound call away.
+    pub reserve_for_direct: Option<u32>,
     /// Leads of a run at most.
     pub leads_max: u32,
     /// ElevenLabs' batches are dialled as runs.
@@ -63,7 +64,7 @@ impl Default for Settings {
         Self {
             sources: Sources::new(),
             dials: true,
-            reserve_for_direct: 0,
+            reserve_for_direct: None,
             leads_max: LEADS_MAX,
             elevenlabs_batches: false,
         }

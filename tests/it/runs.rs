@@ -154,6 +154,13 @@ async fn test_3_mixed_direct_and_bulk_calls() {
     tokio::time::sleep(Duration::from_millis(700)).await;
     assert_eq!((stage.held().await, &show(&stage, &id).await["counts"]["calling"]), (3, &2.into()));
     assert_eq!(stage.dial(Some("1"), "+15552000011").await.status, 503, "it is full for everybody");
+    // The next free slot is left to the call that was turned away.
+    let bulk = stage.control.calls().into_iter().find(|call| call.live && call.to != "+15552000010").unwrap();
+    stage.control.end_call(bulk.call_sid.as_ref().unwrap());
+    stage.wait("it is free", async || stage.held().await == 2).await;
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert_eq!(stage.dial(Some("1"), "+15552000011").await.status, 200, "it came again");
+    assert_eq!((stage.held().await, &show(&stage, &id).await["counts"]["calling"]), (3, &1.into()));
     act(&stage, &id, "cancel", json!({})).await;
     for call in stage.control.calls() {
         stage.control.end_call(call.call_sid.as_ref().unwrap());

@@ -293,7 +293,7 @@ pub(in crate::store) async fn a_job_whose_call_was_purged_is_settled_and_a_run_t
     assert_eq!(store.ended_jobs(None, 0, 9).await.unwrap(), [], "it is up");
     let end = Change { event: Some(Event::Ended(Outcome::Busy, EndProof::Webhook)), ..super::change(&call.id, END) };
     store.apply(end).await.unwrap();
-    assert_eq!(store.purge_business("acme").await.unwrap().calls, 1);
+    assert_eq!(store.purge_business(call.facts.business.as_str()).await.unwrap().calls, 1);
     let ended = store.ended_jobs(None, 0, 9).await.unwrap();
     assert_eq!((ended.len(), ended[0].outcome, ended[0].proof), (1, Outcome::Failed, EndProof::Deadline));
     store.forget_run("run_1").await.unwrap();
