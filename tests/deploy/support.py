@@ -28,6 +28,8 @@ SECRETS = {
     "REDIS_URL": "redis://127.0.0.1:6379",
 }
 PATIENCE_SECS = 30
+# Where alerts say that the docs are, until somebody puts their own copy's address there.
+DOCS_URL = "https://docs.example.com/ringfence"
 
 
 def tool(name, required=True):
