@@ -4,10 +4,11 @@ import concurrent.futures
 import os
 import re
 
-from support import BINARY, Case, DEPLOY, ROOT, run
+from support import BINARY, Case, DEPLOY, of_the_whole, ROOT, run
 
 
 class Incidents(Case):
+    @of_the_whole
     def test_each_is_found_by_the_commands_of_the_runbook(self):
         env = {**os.environ, "RINGFENCE_BIN": BINARY}
         incidents = DEPLOY / "incidents"
