@@ -3,6 +3,7 @@
 import concurrent.futures
 import os
 import re
+import unittest
 
 from support import BINARY, Case, DEPLOY, of_the_whole, ROOT, run
 
@@ -23,6 +24,12 @@ class Incidents(Case):
                     # A container may not be allowed to mount.
                     self.skipTest(one.stdout.strip().splitlines()[-1])
                 self.assertEqual(one.returncode, 0, one.stdout + one.stderr)
+
+    @of_the_whole
+    @unittest.skipUnless(os.environ.get("RINGFENCE_OLD_BIN"), "RINGFENCE_OLD_BIN names no program of the version before")
+    def test_the_version_before_takes_over(self):
+        done = run("bash", DEPLOY / "incidents/rollback.sh", env={**os.environ, "RINGFENCE_BIN": BINARY})
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
 
     def test_each_runs_the_commands_of_its_heading(self):
         page = (ROOT / "docs/runbook.md").read_text()
