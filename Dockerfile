@@ -26,5 +26,7 @@ WORKDIR /var/lib/ringfence
 # apps, webhooks, operators, live transcripts
 EXPOSE 8080 8081 9900 8082
 STOPSIGNAL SIGTERM
+# Over the operators' socket, so that neither a token nor TLS is in its way. Kubernetes has probes of its own, and does not look at it.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s CMD ["/usr/bin/ringfence", "health"]
 ENTRYPOINT ["/usr/bin/ringfence"]
 CMD ["serve"]

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Runs the tests, and installs first what they need:
 #
-#     bash tests/run.sh                     # rust and sdk: what a change to the program has to pass
+#     bash tests/run.sh                     # rust, sdk and files: what a change has to pass
 #     bash tests/run.sh rust                # cargo test
 #     bash tests/run.sh rust NAME           # cargo test NAME: arguments go to cargo test
 #     bash tests/run.sh rust -- --nocapture
 #     bash tests/run.sh sdk                 # the providers' own SDKs against the built program
 #     bash tests/run.sh sdk -k twilio       # arguments go to python's unittest
-#     bash tests/run.sh deploy              # what is in deploy/, with the programs that read it; needs root for some
+#     bash tests/run.sh files               # what is in deploy/, with the programs that read it, as far as it needs no root and no minutes
+#     bash tests/run.sh deploy              # all of deploy/: incidents, packages and services too; needs root for some
 #     bash tests/run.sh deploy -k nginx     # arguments go to python's unittest
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../deploy/common.sh"
@@ -15,9 +16,9 @@ set -euo pipefail
 part=${1:-all}
 [ $# -eq 0 ] || shift
 case $part in
-all) [ $# -eq 0 ] || die "arguments need a part: rust, sdk or deploy" "tests/run.sh rust $*" ;;
-rust | sdk | deploy) ;;
-*) die "there is no part \`$part\`" "tests/run.sh [rust|sdk|deploy] [arguments]" ;;
+all) [ $# -eq 0 ] || die "arguments need a part: rust, sdk, files or deploy" "tests/run.sh rust $*" ;;
+rust | sdk | files | deploy) ;;
+*) die "there is no part \`$part\`" "tests/run.sh [rust|sdk|files|deploy] [arguments]" ;;
 esac
 
 test_packages() {
@@ -36,11 +37,15 @@ test_packages() {
         command -v node >/dev/null || missing+=(nodejs)
         command -v npm >/dev/null || missing+=(npm)
     fi
+    if [ "$part" != rust ] && [ "$part" != sdk ]; then
+        command -v shellcheck >/dev/null || missing+=(shellcheck)
+        command -v systemd-analyze >/dev/null || missing+=(systemd)
+        command -v caddy >/dev/null || missing+=(caddy)
+    fi
     if [ "$part" = deploy ]; then
         command -v jq >/dev/null || missing+=(jq)
         command -v sqlite3 >/dev/null || missing+=(sqlite3)
-        command -v shellcheck >/dev/null || missing+=(shellcheck)
-        command -v systemd-analyze >/dev/null || missing+=(systemd)
+        command -v readelf >/dev/null || missing+=(binutils)
         command -v systemd-nspawn >/dev/null || missing+=(systemd-container)
         compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null || missing+=(faketime)
     fi
@@ -161,6 +166,12 @@ if [ "$part" = sdk ] || [ "$part" = all ]; then
     build
     say "SDK tests"
     (cd "$root/tests/sdk" && "$python" -W ignore::DeprecationWarning -m unittest "$@" </dev/null)
+fi
+if [ "$part" = files ] || [ "$part" = all ]; then
+    deploy_tools
+    build
+    say "tests of the files in deploy/"
+    (cd "$root/tests/deploy" && RINGFENCE_DEPLOY=files python3 -m unittest "$@" </dev/null)
 fi
 if [ "$part" = deploy ]; then
     deploy_tools

@@ -21,12 +21,12 @@ place birch 1
 sleep 4
 place birch 1
 
-operator "curl -s --unix-socket \$SOCKET http://localhost/status | jq -c .gate.standing"
-operator "curl -s http://$admin/metrics | grep -E '^ringfence_gate_(mode|fallback|degraded)' | grep -v ' 0\$'"
-cause '"mode":"database"' "Redis does not answer; the database decides. Limits hold. Creates were refused for about 2 s (decided=\"closed\")"
+operator 'ringfence status'
+operator 'ringfence refusals list'
+cause 'gate: database decides in place of redis' "Redis does not answer; the database decides. Limits hold. Creates were refused for about 2 s (GATE_REBUILDING)"
 
 happens "Redis is started again, empty"
 start "$folder/redis" redis redis-server --port "$redis_port" --bind 127.0.0.1 --save '' --maxmemory-policy noeviction --dir "$folder/redis"
 within 60 bash -c "curl -s --unix-socket $SOCKET http://localhost/status | grep -q '\"mode\":\"redis\"'"
-operator "curl -s --unix-socket \$SOCKET http://localhost/status | jq -c '.gate | {standing, calls}'"
-cause '"mode":"redis".*"calls":[23]' "Redis decides again; it was filled from the database first, so no open call is forgotten"
+operator 'ringfence status'
+cause 'gate +redis, ok, .* [23] slots held' "Redis decides again; it was filled from the database first, so no open call is forgotten"

@@ -16,14 +16,14 @@ postgres_down
 place acme 1
 sleep 6
 
-operator "curl -s http://$admin/ready"
-operator "curl -s --unix-socket \$SOCKET http://localhost/status | jq -c .store"
-cause '"ok":false.*"error":"' "the database does not answer; creates are refused before anything is sent, webhooks wait in the journal"
+operator 'ringfence health --ready'
+operator 'ringfence status'
+cause 'bad +store .*no connection' "the database does not answer; creates are refused before anything is sent, webhooks wait in the journal"
 
 happens "Postgres is started again"
 postgres_up
 within 60 curl -sf "http://$admin/ready"
 within 60 bash -c "curl -s --unix-socket $SOCKET http://localhost/status | grep -q '\"journaled\":0'"
-operator "curl -s --unix-socket \$SOCKET http://localhost/status | jq -c .store"
+operator 'ringfence status'
 place acme 1
-cause '"ok":true.*"journaled":0' "it goes on by itself; what waited was applied"
+cause 'store +postgres .* ok' "it goes on by itself; what waited was applied"

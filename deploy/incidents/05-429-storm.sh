@@ -16,7 +16,6 @@ place acme 3
 place birch 3
 sleep 3
 
-operator "curl -s http://$admin/api/refusals | jq -c '.refusals[] | {at, business, code, current, limit}'"
-operator "curl -s http://$admin/metrics | grep -E '^(elevenlabs_429_total|ringfence_provider_limit_total)'"
+operator 'ringfence refusals list'
 operator 'ringfence calls list'
 cause 'elevenlabs .* [1-9][0-9]* foreign .*provider says' "calls outside ringfence use the account up (foreign), and accounts.elevenlabs.concurrent is above what was bought"

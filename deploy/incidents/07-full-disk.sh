@@ -15,14 +15,14 @@ happens "something else fills the disk"
 dd if=/dev/zero of="$folder/disk/filler" bs=4k 2>/dev/null || true
 place birch 2
 
-operator "curl -s --unix-socket \$SOCKET http://localhost/status | jq -c .store"
+operator 'ringfence status'
 operator "df -h . | tail -n 1"
-cause '"ok":false.*(full|disk|I/O)' "the disk of store.path is full; creates are refused before anything is sent"
+cause 'bad +store .*disk is full' "the disk of store.path is full; creates are refused before anything is sent"
 
 happens "room is made"
 rm "$folder/disk/filler"
 within 30 curl -sf "http://$admin/ready"
 place birch 1
-operator "curl -s http://$admin/ready"
+operator 'ringfence health --ready'
 cause 'ready' "it goes on by itself"
 cd "$folder"

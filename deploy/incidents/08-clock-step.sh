@@ -21,6 +21,7 @@ operator 'ringfence calls list'
 cause '^c_.*acme' "no call is given up for its age: what is past its deadline is looked up first"
 
 within 60 grep -q 'webhook signature invalid' serve.log
-operator "date -u; curl -sI http://$admin/health | grep -i ^date"
-operator "grep -o 'WARN.*webhook.*' serve.log | tail -n 1"
+operator 'journalctl --unit ringfence | grep "webhook signature invalid" | tail -n 1'
+# What an operator types has the machine's clock.
+LD_PRELOAD=$preload FAKETIME_TIMESTAMP_FILE=$folder/clock FAKETIME_DONT_FAKE_MONOTONIC=1 operator 'ringfence doctor | grep clock'
 cause 'stamp.*old|old|clock' "webhooks are refused as too old: this machine's clock differs from the provider's"

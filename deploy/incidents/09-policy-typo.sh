@@ -13,7 +13,7 @@ sed -i 's/PRO = { concurrent = 2 }/PRO = { concurent = 5 }/' ringfence.toml
 sleep 3
 place acme 3
 
-operator "curl -s --unix-socket \$SOCKET http://localhost/status | jq -c .policy"
+operator 'ringfence status'
 operator 'ringfence check'
 cause 'E014|concurent' "the file has an unknown key; the limits of before are in force"
 
@@ -21,5 +21,5 @@ happens "the typo is mended"
 sed -i 's/concurent/concurrent/' ringfence.toml
 operator 'ringfence reload'
 place acme 3
-operator "curl -s --unix-socket \$SOCKET http://localhost/status | jq -c '.limits[] | select(.name == \"plan.PRO\")'"
-cause '5 calls at once' "the new limit is in force"
+operator 'ringfence calls list'
+cause 'limit +plan.PRO .*5 calls at once' "the new limit is in force"

@@ -12,6 +12,7 @@ happens "acme asks for 60 calls"
 place acme 60
 place birch 1
 
-operator 'ringfence calls list'
-operator "curl -s http://$admin/api/refusals?limit=100 | jq -r '.refusals[] | [.business, .code, .limit_name] | @tsv' | sort | uniq -c | sort -rn"
-cause '[0-9]+ acme.*BUSINESS_CONCURRENT_LIMIT_EXCEEDED.*plan.PRO' "acme meets its own limit; nobody else is refused"
+operator 'ringfence status'
+operator 'ringfence refusals list --since 5m --limit 3'
+operator 'ringfence explain --business acme --account elevenlabs'
+cause 'refused 57 .*plan.PRO 57' "acme meets its own limit; nobody else is refused"

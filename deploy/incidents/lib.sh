@@ -31,6 +31,9 @@ done
 folder=$(mktemp -d /tmp/ringfence-incident.XXXXXX)
 mkdir "$folder/bin"
 ln -s "$RINGFENCE_BIN" "$folder/bin/ringfence"
+# The log is where an operator looks for it.
+printf '#!/bin/sh\nexec cat serve.log\n' >"$folder/bin/journalctl"
+chmod +x "$folder/bin/journalctl"
 PATH=$folder/bin:$PATH
 seen=$folder/seen
 : >"$seen"
@@ -122,6 +125,9 @@ config() {
 public_url = "http://127.0.0.1:$webhooks"
 concurrent = 10
 
+[admin]
+token_secret = { env = "RINGFENCE_TOKEN_SECRET" }
+
 [listen]
 api      = "127.0.0.1:0"
 webhooks = "127.0.0.1:$webhooks"
@@ -150,6 +156,8 @@ TOML
 }
 export ELEVENLABS_API_KEY=sk_simulated ELEVENLABS_WEBHOOK_SECRET=wsec_simulated
 export TWILIO_AUTH_TOKEN=0123456789abcdef0123456789abcdef
+# As in a container: listen.admin answers nobody without a token, so that what an operator types goes through the socket.
+export RINGFENCE_TOKEN_SECRET=0123456789abcdef0123456789abcdef
 
 # sidecar FOLDER [COMMAND…]: starts ringfence with its config (after COMMAND, if given), and moves there. Leaves `api`, `admin`, `sidecar_pid`.
 sidecar() {

@@ -30,5 +30,5 @@ sidecar a
 operator 'ringfence calls list'
 cause 'elevenlabs +3 of 10 in use: 2 ours, 1 foreign' "the calls of the backup are known by business; what was placed since is counted as the provider shows it"
 place acme 3
-operator "curl -s --unix-socket \$SOCKET http://localhost/status | jq -c '.gate | {standing, calls}'"
-cause '"calls":4' "Redis was filled from the database: three calls, and the one of acme that still fitted"
+operator 'ringfence status'
+cause 'redis, ok, .* 4 slots held' "Redis was filled from the database: three calls, and the one of acme that still fitted"

@@ -4,7 +4,7 @@ import os
 import re
 import shutil
 
-from support import BINARY, Case, DEPLOY, environment, ROOT, rules_text, run, tool
+from support import BINARY, Case, DEPLOY, DOCS_URL, environment, ROOT, rules_text, run, SECRETS, tool
 
 
 class Chart(Case):
@@ -12,23 +12,24 @@ class Chart(Case):
         (),
         ("mode=sidecar", "serviceMonitor.enabled=true"),
         ("persistence.enabled=false", "migrate.enabled=false", "preStopSleepSeconds=0", "networkPolicy.enabled=false"),
+        ("secretAs=files", "probes.port=webhooks", "probes.scheme=HTTPS", "serviceMonitor.enabled=true", "serviceMonitor.scheme=https"),
         ("serviceMonitor.enabled=true", "serviceMonitor.tokenSecret.name=t", "prometheusRule.enabled=true",
          "grafanaDashboard.enabled=true", "ingress.enabled=true", "ingress.tlsSecretName=t", "ingress.className=nginx"),
     )
 
     def rendered(self, *settings):
-        helm = tool("helm", required=False)
+        helm = tool("helm")
         flags = [part for setting in settings for part in ("--set", setting)]
         done = run(helm, "template", "prod", DEPLOY / "helm/ringfence", *flags)
         self.assertEqual(done.returncode, 0, done.stderr)
         return done.stdout
 
     def test_lint(self):
-        helm = tool("helm", required=False)
+        helm = tool("helm")
         self.assertIn("0 chart(s) failed", self.succeeds(helm, "lint", "--strict", DEPLOY / "helm/ringfence"))
 
     def test_objects_are_what_kubernetes_takes(self):
-        validate = tool("kubernetes-validate", required=False)
+        validate = tool("kubernetes-validate")
         for n, settings in enumerate(self.VARIANTS):
             for version in ("1.30.0", "1.37.0"):
                 file = self.folder / f"{n}.yaml"
@@ -36,23 +37,44 @@ class Chart(Case):
                 self.succeeds(validate, "--strict", "--no-warn", "-k", version, file)
 
     def test_values_that_mean_nothing_are_refused(self):
-        helm = tool("helm", required=False)
-        for setting in ("mode=daemon", "replicsa=3", "replicas=0"):
+        helm = tool("helm")
+        for setting in ("mode=daemon", "replicsa=3", "replicas=0", "secretAs=file", "probes.port=9900"):
             self.assertNotEqual(run(helm, "template", "x", DEPLOY / "helm/ringfence", "--set", setting).returncode, 0, setting)
+
+    def config_of(self, text):
+        """Writes the config that a rendered chart has, and returns the variables that go with it."""
+        toml = re.search(r"ringfence\.toml: \|\n((?:    .*\n|\s*\n)+)", text)[1]
+        file = self.folder / "ringfence.toml"
+        file.write_text(re.sub(r"(?m)^ {4}", "", toml))
+        return dict(re.findall(r'- name: (RINGFENCE_\w+)\s+value: "?([^"\n]+)"?', text), RINGFENCE_CONFIG=str(file))
 
     def test_its_config_with_its_variables_can_be_used(self):
         for settings in self.VARIANTS[:3]:
-            text = self.rendered(*settings)
-            toml = re.search(r"ringfence\.toml: \|\n((?:    .*\n|\s*\n)+)", text)[1]
-            (self.folder / "ringfence.toml").write_text(re.sub(r"(?m)^ {4}", "", toml))
-            env = dict(re.findall(r'- name: (RINGFENCE_\w+)\s+value: "?([^"\n]+)"?', text))
-            env["RINGFENCE_CONFIG"] = str(self.folder / "ringfence.toml")
+            env = self.config_of(self.rendered(*settings))
             done = run(BINARY, "check", "--json", env=environment(**env))
             self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
             self.assertNotIn("W007", done.stdout)
 
+    def test_its_secret_as_files_can_be_used(self):
+        text = self.rendered("secretAs=files")
+        self.assertNotIn("envFrom", text)
+        # The pods and the migration.
+        self.assertEqual(text.count("{ name: ringfence-secret, mountPath: /run/secrets/ringfence, readOnly: true }"), 2)
+        self.assertEqual(text.count("- name: ringfence-secret\n          secret:\n            secretName: ringfence\n"), 2)
+        env = self.config_of(text)
+        [command] = re.findall(r"(?m)^sed -i (.*secrets/ringfence.*) ringfence\.toml", (ROOT / "docs/deploy.md").read_text())
+        self.succeeds("sh", "-c", f"sed -i {command} ringfence.toml", cwd=self.folder)
+        config = self.folder / "ringfence.toml"
+        self.assertNotIn("{ env = ", config.read_text())
+        config.write_text(config.read_text().replace("/run/secrets/ringfence", str(self.folder)))
+        for name, value in SECRETS.items():
+            (self.folder / name).write_text(value)
+        without = {name: value for name, value in environment(**env).items() if name not in SECRETS}
+        done = run(BINARY, "check", "--json", env=without)
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+
     def test_an_app_takes_it_as_a_sidecar_as_the_docs_say(self):
-        helm, page = tool("helm", required=False), (ROOT / "docs/deploy.md").read_text()
+        helm, page = tool("helm"), (ROOT / "docs/deploy.md").read_text()
         dependencies, values, pod = (
             re.search(rf"```yaml\n# {title}\n(.*?)```", page, re.S)[1]
             for title in (r"Chart\.yaml of the app", r"values\.yaml of the app", "its Deployment")
@@ -73,14 +95,19 @@ class Chart(Case):
         self.assertNotIn("kind: StatefulSet", done.stdout)
         for line in ("- restartPolicy: Always", 'value: 127.0.0.1:8080', "name: prod-ringfence", "image: registry.example.com/ringfence:0.1.0"):
             self.assertIn(line, done.stdout)
-        validate = tool("kubernetes-validate", required=False)
+        validate = tool("kubernetes-validate")
         (self.folder / "app.yaml").write_text(done.stdout)
         self.succeeds(validate, "--strict", "--no-warn", "-k", "1.30.0", self.folder / "app.yaml")
 
     def test_its_alert_rules_are_rules(self):
         promtool = tool("promtool")
-        text = self.rendered(*self.VARIANTS[3])
+        text = self.rendered(*self.VARIANTS[4])
         spec = re.search(r"kind: PrometheusRule\n(?:.*\n)*?spec:\n((?:  .*\n|\n)+)", text)[1]
         (self.folder / "rules.yml").write_text(re.sub(r"(?m)^  ", "", spec))
         said = self.succeeds(promtool, "check", "rules", self.folder / "rules.yml")
         self.assertIn(f"{rules_text().count('- alert:') + rules_text().count('- record:')} rules", said)
+
+    def test_its_alerts_lead_to_the_docs_of_the_operator(self):
+        text = self.rendered(*self.VARIANTS[4], "prometheusRule.docsUrl=https://wiki.example.org/fence")
+        self.assertEqual(text.count("runbook_url: https://wiki.example.org/fence/runbook.html#"), rules_text().count("- alert:"))
+        self.assertNotIn(DOCS_URL, text)

@@ -87,7 +87,7 @@ class Fronts(Case):
         self.assertEqual(self.upgraded(port, "calls.example.com"), 403)
 
     def test_caddy(self):
-        caddy = tool("caddy", required=False)
+        caddy = tool("caddy")
         file = DEPLOY / "fronts/Caddyfile"
         env = {**os.environ, "HOME": str(self.folder), "XDG_DATA_HOME": str(self.folder), "XDG_CONFIG_HOME": str(self.folder)}
         self.succeeds(caddy, "validate", "--config", file, "--adapter", "caddyfile", env=env)

@@ -2,11 +2,14 @@
 
 import concurrent.futures
 import os
+import re
+import unittest
 
-from support import BINARY, Case, DEPLOY, ROOT, run
+from support import BINARY, Case, DEPLOY, of_the_whole, ROOT, run
 
 
 class Incidents(Case):
+    @of_the_whole
     def test_each_is_found_by_the_commands_of_the_runbook(self):
         env = {**os.environ, "RINGFENCE_BIN": BINARY}
         incidents = DEPLOY / "incidents"
@@ -22,7 +25,25 @@ class Incidents(Case):
                     self.skipTest(one.stdout.strip().splitlines()[-1])
                 self.assertEqual(one.returncode, 0, one.stdout + one.stderr)
 
-    def test_each_has_its_heading(self):
+    @of_the_whole
+    @unittest.skipUnless(os.environ.get("RINGFENCE_OLD_BIN"), "RINGFENCE_OLD_BIN names no program of the version before")
+    def test_the_version_before_takes_over(self):
+        done = run("bash", DEPLOY / "incidents/rollback.sh", env={**os.environ, "RINGFENCE_BIN": BINARY})
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+
+    def test_each_runs_the_commands_of_its_heading(self):
         page = (ROOT / "docs/runbook.md").read_text()
+        sections = re.split(r"(?m)^## ", page)
         for script in (DEPLOY / "incidents").glob("[01][0-9]-*.sh"):
-            self.assertIn(script.name, page)
+            [section] = (one for one in sections if f"`{script.name}`" in one)
+            commands = re.findall(r"(?m)^\$ (.+)$", section)
+            self.assertIn(len(commands), range(1, 4), script.name)
+            run_there = re.findall(r"operator '(.+)'$", script.read_text(), re.M)
+            self.assertEqual([one for one in commands if one not in run_there], [], script.name)
+
+    def test_commands_of_the_runbook_need_nothing_that_the_image_lacks(self):
+        page = (ROOT / "docs/runbook.md").read_text()
+        for command in re.findall(r"(?m)^\$ (.+)$", page):
+            self.assertRegex(command, r"^(ringfence|journalctl) ")
+        page = page[page.index("## The sidecar is down") :]
+        self.assertEqual(re.findall(r"(?:curl|jq|sqlite3) .*", page), [])

@@ -6,19 +6,21 @@ import re
 import shutil
 import urllib.request
 
-from support import Case, DEPLOY, ROOT, rules_text, tool
+from support import Case, DEPLOY, DOCS_URL, ROOT, rules_text, tool
+
+# Words of the docs and of deploy/ that begin as metrics do, and are none.
+NO_METRICS = {"ringfence_0", "ringfence_call", "ringfence_client", "ringfence_connection", "ringfence_webhooks"}
 
 
 @functools.cache
 def metrics():
-    """Every metric with its labels, as src/metrics.rs makes it."""
-    source = (ROOT / "src/metrics.rs").read_text()
+    """Every metric with its labels, as the reference page has them, which a test of the program writes."""
+    page = (ROOT / "docs/reference/metrics.md").read_text()
     found = {}
-    makes = r'm\s*\.(gauge|gauges|counter|counters|seconds)\(\s*"(\w+)",\s*"(?:[^"\\]|\\.)*",?\s*(?:&\[([^\]]*)\])?'
-    for kind, name, labels in re.findall(makes, source):
-        names = set(re.findall(r'"(\w+)"', labels))
+    for name, kind, labels in re.findall(r"(?m)^\| `(\w+)` \| (gauge|counter|histogram) \| ([^|]*) \|", page):
+        names = set(re.findall(r"`(\w+)`", labels))
         found[name] = names
-        if kind == "seconds":
+        if kind == "histogram":
             found[f"{name}_bucket"] = names | {"le"}
             found[f"{name}_sum"] = found[f"{name}_count"] = names
     return found
@@ -39,7 +41,7 @@ def expressions(board, shown):
 
 
 class Observing(Case):
-    def held_to_the_source(self, text):
+    def held_to_the_page(self, text):
         """Every selector in a text names a metric and labels that the program has."""
         known = metrics()
         prefixes = "ringfence_|platform_|concurrent_rejected|elevenlabs_429|active_call_|subscription_"
@@ -51,12 +53,12 @@ class Observing(Case):
                 self.assertIn(label, known[name] | {"job", "instance"}, f"{name}{{{matchers}}}")
         return {name for name, _ in selectors}
 
-    def test_the_source_is_read_whole(self):
+    def test_the_page_is_read_whole(self):
         self.assertGreater(len(metrics()), 40)
         self.assertEqual(metrics()["concurrent_rejected_total"], {"reason", "plan"})
         self.assertEqual(metrics()["platform_global_active_calls"], set())
 
-    def test_metrics_of_the_source_are_those_of_the_program(self):
+    def test_metrics_of_the_page_are_those_of_the_program(self):
         _, ready = self.ringfence()
         self.assertEqual([self.place(ready, f"+155520000{n}0") for n in range(3)], [200, 200, 503])
         with urllib.request.urlopen(f"http://{ready['admin']}/metrics") as answer:
@@ -70,11 +72,18 @@ class Observing(Case):
             self.assertEqual(set(re.findall(r'(\w+)="', labels)), metrics()[name], name)
 
     def test_rules_name_metrics_that_exist(self):
-        self.held_to_the_source(re.sub(r'"(?:[^"\\]|\\.)*[a-z] (?:[^"\\]|\\.)*"|^ *#.*$', "", rules_text(), flags=re.M))
+        self.held_to_the_page(re.sub(r'"(?:[^"\\]|\\.)*[a-z] (?:[^"\\]|\\.)*"|^ *#.*$', "", rules_text(), flags=re.M))
         for name in re.findall(r"by \(([^)]*)\)", rules_text()):
             for label in name.split(", "):
                 known = set().union(*metrics().values()) | {"instance", "job"}
                 self.assertIn(label, known)
+
+    def test_every_metric_that_is_written_about_exists(self):
+        texts = [ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "config").rglob("*.toml")]
+        texts += [file for file in DEPLOY.rglob("*") if file.is_file()]
+        for file in texts:
+            named = set(re.findall(r"\b(?:ringfence_[a-z0-9_]+|\w+_total)\b", file.read_text()))
+            self.assertEqual(named - metrics().keys() - NO_METRICS, set(), file)
 
     def test_rules_fire_and_stay_quiet(self):
         promtool = tool("promtool")
@@ -94,15 +103,15 @@ class Observing(Case):
         headings = re.findall(r"^#+ (.+)$", page, re.M)
         anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
         for name, block in re.findall(r"- alert: (\w+)\n((?:(?!  - alert:).*\n)*)", rules_text()):
-            where = re.search(r"runbook: (\S+)#(\S+)", block)
+            where = re.search(rf"runbook_url: {DOCS_URL}/runbook\.html#(\S+)", block)
             self.assertIsNotNone(where, name)
-            self.assertEqual(where[1], "docs/runbook.md")
-            self.assertIn(where[2], anchors, name)
+            self.assertIn(where[1], anchors, name)
+            self.assertIn(f"`{name}`", page)
 
     def test_expressions_of_the_dashboard_parse_and_name_metrics_that_exist(self):
         board, shown = panels()
         all_of = expressions(board, shown)
-        named = set().union(*(self.held_to_the_source(expr) for expr in all_of if "up{" not in expr))
+        named = set().union(*(self.held_to_the_page(expr) for expr in all_of if "up{" not in expr))
         plain = {name.removesuffix("_bucket") for name in named}
         bare = {name for name in metrics() if not re.search(r"_(bucket|sum|count)$", name)}
         bare |= {"active_call_sessions_count", "subscription_active_calls_sum"}

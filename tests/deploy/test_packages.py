@@ -8,7 +8,7 @@ import tomllib
 import unittest
 from pathlib import Path
 
-from support import BINARY, Case, DEPLOY, environment, ROOT, run, tool
+from support import BINARY, Case, DEPLOY, environment, of_the_whole, ROOT, run, tool
 
 
 class Packages(Case):
@@ -60,6 +60,8 @@ class Packages(Case):
     def package(self):
         """The Debian package: by cargo-deb, or put together as its table in Cargo.toml says where there is none."""
         package = self.folder / "ringfence.deb"
+        # What deploy/debian/package.sh lets the program write.
+        self.succeeds("bash", DEPLOY / "debian/package.sh", "--files", BINARY, ROOT / "target/debian-files")
         if shutil.which("cargo-deb"):
             out = self.folder / "target/release"
             out.mkdir(parents=True)
@@ -71,7 +73,7 @@ class Packages(Case):
         tree = self.folder / "package"
         unit = ["deploy/systemd/ringfence.service", "usr/lib/systemd/system/", "644"]
         for source, target, mode in [*manifest["assets"], unit]:
-            files = [Path(BINARY)] if source.startswith("target/") else ROOT.glob(source)
+            files = [Path(BINARY)] if source == "target/release/ringfence" else ROOT.glob(source)
             for file in files:
                 to = tree / target / file.name
                 to.parent.mkdir(parents=True, exist_ok=True)
@@ -106,11 +108,17 @@ class Packages(Case):
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
         return done.stdout
 
+    @of_the_whole
     def test_the_debian_package_installs_and_goes(self):
         said = self.inside("""
             chroot /mnt/all sh -ec '
                 dpkg -i --force-depends /ringfence.deb
                 getent passwd ringfence
+                grep -q "^.TH ringfence-calls-list 1" /usr/share/man/man1/ringfence-calls-list.1
+                bash -n /usr/share/bash-completion/completions/ringfence
+                grep -q "^#compdef ringfence" /usr/share/zsh/vendor-completions/_ringfence
+                grep -q "^complete -c ringfence" /usr/share/fish/vendor_completions.d/ringfence.fish
+                /usr/share/ringfence/backup.sh 2>&1 | grep -q "usage: backup.sh"
                 stat -c "%U:%G %a %n" /etc/ringfence /etc/ringfence/ringfence.toml /etc/ringfence/ringfence.env
                 ELEVENLABS_API_KEY=k setpriv --reuid=ringfence --regid=ringfence --clear-groups \\
                     ringfence check --config /etc/ringfence/ringfence.toml
@@ -129,6 +137,7 @@ class Packages(Case):
                      "root:ringfence 640 /etc/ringfence/ringfence.env", "gone"):
             self.assertIn(line, said)
 
+    @of_the_whole
     def test_the_service_under_systemd(self):
         tool("systemd-nspawn")
         (self.folder / "try.sh").write_text("""
@@ -178,7 +187,7 @@ UNIT
         self.assertNotIn("Uid: 0", said)
 
     def test_dockerfiles_are_clean(self):
-        hadolint = tool("hadolint", required=False)
+        hadolint = tool("hadolint")
         self.succeeds(hadolint, ROOT / "Dockerfile", DEPLOY / "platforms/Dockerfile")
 
     def test_the_image_is_of_no_user_and_what_it_copies_is_sent(self):
@@ -192,8 +201,22 @@ UNIT
                 inside = os.path.relpath((source.parent / path).resolve(), ROOT)
                 self.assertTrue(any(inside == one or inside.startswith(one + "/") for one in sent), f"{source}: {path}")
 
+    def test_health_checks_of_containers_say_how_it_is(self):
+        """The commands of the image and of compose, beside a ringfence that asks for tokens."""
+        texts = ((ROOT / "Dockerfile").read_text(), (DEPLOY / "docker/compose.yml").read_text())
+        image = json.loads(re.search(r"HEALTHCHECK .* CMD (\[.*\])", texts[0])[1])
+        compose = re.search(r"test: \[CMD, (/usr/bin/ringfence.*)\]", texts[1])[1].split(", ")
+        self.ringfence('admin = { token_secret = { env = "RINGFENCE_TOKEN_SECRET" } }')
+        ask = [[BINARY, *command[1:]] for command in (image, compose) if command[0] == "/usr/bin/ringfence"]
+        self.assertEqual(len(ask), 2)
+        done = [run(*command, cwd=self.folder, env=environment()) for command in ask]
+        self.assertEqual([one.stdout for one in done], ["ok\n", "ready\n"])
+        self.processes["serve"].terminate()
+        self.processes["serve"].wait()
+        self.assertEqual([run(*command, cwd=self.folder, env=environment()).returncode for command in ask], [1, 1])
+
     def test_compose_is_what_compose_reads(self):
-        check = tool("check-jsonschema", required=False)
+        check = tool("check-jsonschema")
         self.succeeds(check, "--builtin-schema", "vendor.compose-spec", DEPLOY / "docker/compose.yml")
 
     def test_platform_files_parse_and_agree_on_the_port(self):
@@ -209,6 +232,6 @@ UNIT
         self.assertTrue((ROOT / railway["build"]["dockerfilePath"]).exists())
 
     def test_shell_scripts_are_clean(self):
-        shellcheck = tool("shellcheck", required=False)
-        scripts = sorted((DEPLOY / "incidents").glob("*.sh")) + [DEPLOY / "backup.sh"]
+        shellcheck = tool("shellcheck")
+        scripts = [*sorted((DEPLOY / "incidents").glob("*.sh")), DEPLOY / "backup.sh", DEPLOY / "debian/package.sh"]
         self.succeeds(shellcheck, "-x", *scripts, cwd=ROOT)

@@ -13,7 +13,7 @@ import zipfile
 from email import message_from_bytes
 from pathlib import Path
 
-from support import BINARY, Case, DEPLOY, environment, PATIENCE_SECS, ROOT, run, tool
+from support import BINARY, Case, DEPLOY, environment, of_the_whole, PATIENCE_SECS, ROOT, run, tool
 
 PACK = DEPLOY / "pack.py"
 
@@ -24,6 +24,40 @@ def child_of(process):
     return child
 
 
+class Packing(Case):
+    """Any program of this machine will do; a small one is packed in no time."""
+
+    def test_the_same_program_gives_the_same_files(self):
+        programs = [self.folder / "one/ringfence", self.folder / "two/ringfence"]
+        for n, program in enumerate(programs):
+            program.parent.mkdir()
+            shutil.copyfile("/bin/true", program)
+            program.chmod(0o755 - n * 0o111)
+            os.utime(program, (n * 1e9, n * 1e9))
+            self.succeeds(sys.executable, PACK, program, program.parent)
+            program.unlink()
+        files = [{path.name: path.read_bytes() for path in program.parent.iterdir()} for program in programs]
+        self.assertEqual(len(files[0]), 3)
+        self.assertEqual(*files)
+
+    def test_a_program_of_another_processor_adds_its_own(self):
+        program = bytearray(Path("/bin/true").read_bytes())
+        for machine in (62, 183):  # e_machine in the header: x86-64, AArch64
+            program[18] = machine
+            (self.folder / "program").write_bytes(program)
+            self.succeeds(sys.executable, PACK, self.folder / "program", self.folder / "packages")
+        kinds = {re.sub(r"-\d+\.\d+\.\d+|manylinux_\d+_\d+_", "", path.name) for path in (self.folder / "packages").iterdir()}
+        self.assertEqual(kinds, {"ringfence.tgz", "ringfence-linux-x64.tgz", "ringfence-linux-arm64.tgz",
+                                 "ringfence-py3-none-x86_64.whl", "ringfence-py3-none-aarch64.whl"})
+
+    def test_what_would_not_run_elsewhere_is_not_packed(self):
+        done = run(sys.executable, PACK, tool("curl"), self.folder)
+        self.assertEqual(done.returncode, 1)
+        self.assertRegex(done.stderr, r"^error: failed to make portable packages: .* needs .*libcurl\.so\.4.*\n hint: ")
+        self.assertEqual(list(self.folder.iterdir()), [])
+
+
+@of_the_whole
 class Registries(Case):
     @classmethod
     def setUpClass(cls):
@@ -90,7 +124,7 @@ class Registries(Case):
         self.assertFalse((venv / "bin/ringfence").exists())
 
     def test_uvx_runs_the_wheel_and_passes_sigterm_on(self):
-        uvx = tool("uvx", required=False)
+        uvx = tool("uvx")
         command = [uvx, "--offline", "--no-config", "--cache-dir", self.folder / "uv", "--python", sys.executable]
         command += ["--from", self.wheel, "ringfence"]
         self.assertIn(self.version, self.succeeds(*command, "--version"))
@@ -122,33 +156,3 @@ class Registries(Case):
         done = run(launcher, "--version")
         self.assertEqual(done.returncode, 1)
         self.assertRegex(done.stderr, r"^error: failed to find package @ringfence/linux-\w+\n hint: .*--omit=optional\n$")
-
-    def test_the_same_program_gives_the_same_files(self):
-        # Any program of this machine will do; a small one is packed in no time.
-        programs = [self.folder / "one/ringfence", self.folder / "two/ringfence"]
-        for n, program in enumerate(programs):
-            program.parent.mkdir()
-            shutil.copyfile("/bin/true", program)
-            program.chmod(0o755 - n * 0o111)
-            os.utime(program, (n * 1e9, n * 1e9))
-            self.succeeds(sys.executable, PACK, program, program.parent)
-            program.unlink()
-        files = [{path.name: path.read_bytes() for path in program.parent.iterdir()} for program in programs]
-        self.assertEqual(len(files[0]), 3)
-        self.assertEqual(*files)
-
-    def test_a_program_of_another_processor_adds_its_own(self):
-        program = bytearray(Path("/bin/true").read_bytes())
-        for machine in (62, 183):  # e_machine in the header: x86-64, AArch64
-            program[18] = machine
-            (self.folder / "program").write_bytes(program)
-            self.succeeds(sys.executable, PACK, self.folder / "program", self.folder / "packages")
-        kinds = {re.sub(r"-\d+\.\d+\.\d+|manylinux_\d+_\d+_", "", path.name) for path in (self.folder / "packages").iterdir()}
-        self.assertEqual(kinds, {"ringfence.tgz", "ringfence-linux-x64.tgz", "ringfence-linux-arm64.tgz",
-                                 "ringfence-py3-none-x86_64.whl", "ringfence-py3-none-aarch64.whl"})
-
-    def test_what_would_not_run_elsewhere_is_not_packed(self):
-        done = run(sys.executable, PACK, tool("curl"), self.folder)
-        self.assertEqual(done.returncode, 1)
-        self.assertRegex(done.stderr, r"^error: failed to make portable packages: .* needs .*libcurl\.so\.4.*\n hint: ")
-        self.assertEqual(list(self.folder.iterdir()), [])

@@ -64,9 +64,11 @@ env:
   - name: RINGFENCE_STORE_MIGRATE_ON_START
     value: "false"
   {{- end }}
+{{- if eq .Values.secretAs "env" }}
 envFrom:
   - secretRef:
       name: {{ .Values.secretName }}
+{{- end }}
 ports:
   - { name: api, containerPort: 8080 }
   - { name: webhooks, containerPort: 8081 }
@@ -74,15 +76,15 @@ ports:
   - { name: admin, containerPort: 9900 }
 # It answers /health as soon as it listens, and /ready once the database can be written.
 startupProbe:
-  httpGet: { path: /health, port: admin }
+  httpGet: { path: /health, port: {{ .Values.probes.port }}, scheme: {{ .Values.probes.scheme }} }
   periodSeconds: 2
   failureThreshold: 60
 livenessProbe:
-  httpGet: { path: /health, port: admin }
+  httpGet: { path: /health, port: {{ .Values.probes.port }}, scheme: {{ .Values.probes.scheme }} }
   periodSeconds: 10
   timeoutSeconds: 5
 readinessProbe:
-  httpGet: { path: /ready, port: admin }
+  httpGet: { path: /ready, port: {{ .Values.probes.port }}, scheme: {{ .Values.probes.scheme }} }
   periodSeconds: 5
   timeoutSeconds: 6
 {{- if gt (int .Values.preStopSleepSeconds) 0 }}
@@ -96,10 +98,13 @@ resources:
 securityContext:
   {{- include "ringfence.securityContext" . | nindent 2 }}
 volumeMounts:
-  # The folder, not the file: so that a change of the ConfigMap is seen.
+  # Folders, not their files: so that a change of the ConfigMap or of the Secret is seen.
   - { name: ringfence-config, mountPath: /etc/ringfence, readOnly: true }
   - { name: ringfence-spool, mountPath: /var/lib/ringfence }
   - { name: ringfence-run, mountPath: /run/ringfence }
+  {{- if eq .Values.secretAs "files" }}
+  - { name: ringfence-secret, mountPath: /run/secrets/ringfence, readOnly: true }
+  {{- end }}
 {{- end }}
 
 {{/* For the app's own chart: one of its pods' `initContainers`. With restartPolicy Always it starts before the app, and ends after it. */}}
@@ -115,6 +120,11 @@ volumeMounts:
     name: {{ include "ringfence.name" . }}
 - name: ringfence-run
   emptyDir: {}
+{{- if eq .Values.secretAs "files" }}
+- name: ringfence-secret
+  secret:
+    secretName: {{ .Values.secretName }}
+{{- end }}
 {{- if not (and .Values.persistence.enabled (eq .Values.mode "deployment")) }}
 - name: ringfence-spool
   emptyDir:
