@@ -1,4 +1,4 @@
-//! What is done to a run by hand.
+//! Operators' actions on runs.
 
 use super::Runs;
 use crate::call::Outcome;
@@ -11,8 +11,8 @@ const RETRIABLE: [RunState; 5] =
     [RunState::Running, RunState::Paused, RunState::Done, RunState::Canceled, RunState::Failed];
 
 impl Runs {
-    /// Cancels a run, and its jobs that are queued; calls that are up go on. How many jobs; `None`: it is done, or has failed. May be
-    /// repeated, if the store failed in between.
+    /// Cancels a run and its queued jobs; live calls continue. Returns the number of jobs, or `None` if the run is done or failed. May be
+    /// repeated after an error.
     ///
     /// # Errors
     /// The store failed.
@@ -28,7 +28,8 @@ impl Runs {
         store.cancel_jobs(run, now_ms).await.map(Some)
     }
 
-    /// Queues the jobs of a run again that ended so, and has it go on. How many jobs; `None`: in its state it cannot.
+    /// Requeues the jobs of a run with these outcomes, and resumes it. Returns the number of jobs, or `None` if its state does not allow
+    /// it.
     ///
     /// # Errors
     /// The store failed.
@@ -38,7 +39,7 @@ impl Runs {
         }
         let (store, now_ms) = (&calls.lifecycle.store, calls.lifecycle.clock.now_ms());
         if run.state == RunState::Canceled {
-            // Whoever canceled it may have been interrupted: of what is still queued only these outcomes are dialled.
+            // The cancel may have been interrupted. Only jobs with these outcomes are to be dialled.
             store.cancel_jobs(&run.id, now_ms).await?;
         }
         let jobs = store.retry_jobs(&run.id, outcomes, now_ms).await?;

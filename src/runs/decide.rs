@@ -1,4 +1,4 @@
-//! What follows from the end of a job's call, and when a run is paused for its failures. Pure.
+//! The settlement of jobs whose calls have ended, and the breaker. Pure.
 
 use std::collections::VecDeque;
 
@@ -7,10 +7,10 @@ use crate::call::{EndProof, Outcome};
 use crate::clock::UnixMs;
 use crate::store::runs::{EndedJob, JobState, RunState, Settle};
 
-/// Calls of one try after another that were never made, after which a job is given up.
+/// The number of recorded calls after which a job whose call was never created fails.
 const TRIES_MAX: u32 = 50;
 
-/// What becomes of a job whose call is over.
+/// The settlement of a job whose call has ended.
 pub fn after(ended: &EndedJob, spec: &Spec, run: RunState, now_ms: UnixMs) -> Settle {
     let job = &ended.job;
     let next = Settle { tries: job.tries + 1, ..Settle::of(job) };
@@ -25,12 +25,12 @@ pub fn after(ended: &EndedJob, spec: &Spec, run: RunState, now_ms: UnixMs) -> Se
         ..settle
     };
     match (ended.outcome, ended.proof) {
-        // Proven not to have been made: it costs no attempt.
+        // Proven not created: no attempt.
         (Outcome::NotCreated, EndProof::Provider | EndProof::Deadline) if job.tries < TRIES_MAX => again(now_ms, next),
         (Outcome::NotCreated, _) => done(Outcome::Failed, Some("no call could be made"), next),
         (outcome, proof) => {
             let next = Settle { attempts: job.attempts + 1, outcome: Some(outcome), ..next };
-            // There was a call, and nobody knows how it ended: never dialled again on doubt.
+            // The outcome of the call is unknown: not retried.
             let is_lost = proof == EndProof::Deadline && outcome == Outcome::Failed;
             match spec.retry.get(&outcome) {
                 Some(rule) if !is_lost && job.attempts + 1 < rule.attempts => {
@@ -43,12 +43,12 @@ pub fn after(ended: &EndedJob, spec: &Spec, run: RunState, now_ms: UnixMs) -> Se
     }
 }
 
-/// The last calls of a run, as one replica saw them end.
+/// The latest calls of a run that ended at this replica.
 #[derive(Debug, Default)]
 pub struct Recent(VecDeque<bool>);
 
 impl Recent {
-    /// Notes a call. `Some`: so many of the last calls failed that the run is to be paused.
+    /// Records a call. `Some`: the breaker trips, after this number of failures.
     pub fn note(&mut self, failed: bool, breaker: &Breaker) -> Option<u32> {
         self.0.push_back(failed);
         while self.0.len() > breaker.window as usize {
@@ -57,14 +57,14 @@ impl Recent {
         let failures = self.0.iter().filter(|failed| **failed).count() as u32;
         let trips = failed && breaker.failures > 0 && failures >= breaker.failures;
         if trips {
-            // When it goes on it has another chance.
+            // After a resume it counts anew.
             self.0.clear();
         }
         trips.then_some(failures)
     }
 }
 
-/// Whether a call counts as failed for the breaker: a busy line and nobody at home are no failures.
+/// Whether an outcome counts as a failure for the breaker. Busy and no answer do not.
 pub fn is_failure(outcome: Outcome) -> bool {
     matches!(outcome, Outcome::Failed | Outcome::NotCreated)
 }

@@ -1,9 +1,9 @@
-//! The dialler of a replica: it settles jobs whose calls are over, shares free slots among the runs that wait, claims jobs and has
-//! their calls placed. It sleeps until a call ends, a job is due or somebody changes a run.
+//! The dialler of a replica: settles jobs whose calls have ended, shares free slots among waiting runs, claims jobs and places their
+//! calls. It sleeps until a call ends, a job is due or a run changes.
 //!
-//! A call that ends at a replica makes that replica dial: the slot is handed over without a message to the others. Where several
-//! share the limits, each hands over as many slots as calls ended at it, so that they do not all ask for the same ones. A slot whose
-//! replica has died, does not dial, or missed the end is found by the others: `WAITING_POLL_INTERVAL`.
+//! The replica at which a call ends dials the next job, without a message to the others. Where several share the limits, each hands over
+//! as many slots as calls ended at it, so that they do not ask for the same ones. The slot of a replica that died, does not dial or
+//! missed the end is found by the others after `WAITING_POLL_INTERVAL`.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -34,64 +34,64 @@ use crate::policy::{Binding, Bound, Scope};
 use crate::store::Result;
 use crate::store::runs::{Claim, DueRun, JobState, LostClaims, RunChange, RunState};
 
-/// How often runs that wait for a slot are tried, if no call ends here.
+/// How often free slots are looked for, if no call ends here.
 const WAITING_POLL_INTERVAL: Duration = Duration::from_millis(300);
-/// How often runs are looked for that were made, or became due, elsewhere.
+/// How often running runs are read.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// How often claims of dead replicas are looked for.
+/// How often lost claims are looked for.
 const RECOVERY_INTERVAL: Duration = Duration::from_secs(2);
-/// A claim that is younger than this, in milliseconds, is not taken for one of a dead replica: that one may not have been heard yet.
+/// The age, in milliseconds, before which a claim is not lost: the heartbeat of its replica may not have been seen yet.
 const CLAIM_AGE_MIN_MS: i64 = 5_000;
-/// A call that was never made is settled by who placed it, who knows why; after this, in milliseconds, by anybody.
+/// The time, in milliseconds, for which only the replica that placed a call that was never created settles its job, with the reason.
 const UNMADE_CALL_WAIT_MS: i64 = 10_000;
-/// Jobs that are settled at once, and claimed in one round.
+/// Maximum jobs settled at once, and claimed in one round.
 const SETTLED_MAX: u32 = 500;
 const CLAIMED_MAX: u32 = 64;
-/// How long a run waits that this replica cannot dial, and one whose own limit is full that no share knows of, in milliseconds.
+/// The pauses, in milliseconds, of a run that this replica cannot dial, and of one whose number or agent is at its limit.
 const HELD_MS: i64 = 5_000;
 const SHARED_AGAIN_MS: i64 = 300;
-/// The pause after the store, or the limiter, was away.
+/// The pause after an error of the store or the limiter.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 
 struct Dialler {
     runs: Runs,
     feedback: Arc<Feedback>,
     claims: Arc<Claims>,
-    /// A run's plan as it was last read.
+    /// Plans by run.
     plans: HashMap<String, Arc<Plan>>,
-    /// When each run was served last.
+    /// The turn in which each run was served last.
     served: HashMap<String, u64>,
     turns: u64,
-    /// Runs of which the log says that they wait.
+    /// Runs whose wait for a slot has been logged.
     waiting: HashSet<String>,
-    /// Runs of which the log says that this replica cannot dial them.
+    /// Runs that cannot be dialled here, as has been logged.
     held: HashSet<String>,
-    /// No run was running in the last round.
+    /// There was no running run in the last round.
     is_idle: bool,
     recovered: Option<Instant>,
 }
 
-/// A run that has something to dial now.
+/// A run with due jobs.
 struct Due {
     one: DueRun,
     plan: Arc<Plan>,
-    /// Slots that each limit of concurrent calls keeps free of it.
+    /// Slots that each concurrency limit keeps free of its calls.
     reserve: u32,
     bindings: Vec<Binding>,
 }
 
-/// What became of the jobs of a run that were claimed together.
+/// The result of one claim.
 struct Dialled<'d> {
     due: &'d Due,
     admitted: u32,
-    /// They wait for something else than a slot, or will never be dialled.
+    /// Jobs that failed, or wait for something other than a slot.
     passed_over: u32,
-    /// One may not be called yet.
+    /// A job was postponed.
     is_postponed: bool,
     full: Option<LimitExceeded>,
 }
 
-/// Dials until stopped. `newest` is the running generation, with how its runs are dialled.
+/// Dials until stopped. `newest` returns the current generation and its settings.
 pub async fn run(newest: impl Fn() -> (Calls, Runs) + Send, stop: CancellationToken) {
     let (calls, runs) = newest();
     let mut wakeups = Wakeups::new(&calls.lifecycle.hub, runs.wake.clone());
@@ -132,8 +132,7 @@ pub async fn run(newest: impl Fn() -> (Calls, Runs) + Send, stop: CancellationTo
 }
 
 impl Dialler {
-    /// One round: settles, finds the runs that are due, shares the free slots among them and dials. Returns for how long there will
-    /// be nothing to do.
+    /// One round: settle jobs, share the free slots among due runs, dial. Returns the pause until the next round.
     async fn round(&mut self, calls: &Calls, round: &Round) -> Result<Duration> {
         let now_ms = calls.lifecycle.clock.now_ms();
         let (ended, slots) = match round {

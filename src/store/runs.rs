@@ -1,8 +1,8 @@
-//! Bulk runs and their jobs: what is asked for, what is claimed, what came of it.
+//! Bulk runs and their jobs.
 //!
-//! A job is claimed by one statement that takes only what is queued, has no call and no lock token. What a claim is for is put on
-//! record with the call itself: the call has the alias [`JOB_KIND`] of the job's next try, which no other call can have. So a claim
-//! whose replica died is settled by that alias, and no try of a job is ever dialled twice, whoever claims it.
+//! A job is claimed by one statement, which takes only queued jobs without a call or a lock token. The call of a claimed job is recorded
+//! with an alias of kind [`JOB_KIND`] that names the job's next try, and an alias belongs to one call. So the claim of a dead replica is
+//! settled by that alias, and no try of a job is dialled twice.
 
 use std::collections::BTreeMap;
 
@@ -14,49 +14,49 @@ use crate::call::{EndProof, Outcome, words};
 use crate::clock::UnixMs;
 use crate::ids::{Alias, CallId};
 
-/// What the idempotency keys of runs begin with that were submitted as batches.
+/// The prefix of the idempotency keys of runs that were submitted as batches.
 pub const BATCH_KEY: &str = "batch:";
 
 /// The alias kind that binds a call to the try of a job.
 pub const JOB_KIND: &str = "run_job";
 
 words!(
-    /// Where a run stands.
+    /// The state of a run.
     RunState {
-        /// Its leads are being taken in.
+        /// Its leads are being loaded.
         Loading = "loading",
-        /// It waits for its leads.
+        /// It has no leads yet.
         Ready = "ready",
-        /// Its jobs are dialled when they are due.
+        /// Due jobs are dialled.
         Running = "running",
-        /// Nothing of it is dialled until it is resumed.
+        /// No job is dialled until it is resumed.
         Paused = "paused",
-        /// Every job is done.
+        /// All jobs are done.
         Done = "done",
-        /// Somebody ended it.
+        /// Canceled by an operator or the app.
         Canceled = "canceled",
-        /// It cannot be dialled at all.
+        /// It cannot be dialled.
         Failed = "failed",
     }
 );
 
 impl RunState {
-    /// Nothing of it is dialled any more.
+    /// Whether the state is final, unless it is retried by hand.
     pub const fn is_finished(self) -> bool {
         matches!(self, Self::Done | Self::Canceled | Self::Failed)
     }
 }
 
 words!(
-    /// Where a job stands.
+    /// The state of a job.
     JobState {
-        /// It waits for its time and a slot.
+        /// Waiting for its due time and a slot.
         Queued = "queued",
-        /// A replica has claimed it.
+        /// Claimed by a replica.
         Dialing = "dialing",
-        /// It has a call that is not over, as far as is known.
+        /// Its call has not ended, as far as is known.
         Calling = "calling",
-        /// Its outcome is final.
+        /// Ended, with a final outcome.
         Done = "done",
     }
 );
@@ -64,50 +64,50 @@ words!(
 /// A run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Run {
-    /// Its id.
+    /// The id.
     pub id: String,
-    /// The business whose capacity it uses.
+    /// The business whose limits bind its calls.
     pub business: String,
-    /// At which account.
+    /// The account that places its calls.
     pub account: String,
-    /// What its maker calls it.
+    /// The display name.
     pub name: Option<String>,
-    /// The key that makes a second create the same run.
+    /// The idempotency key: a second create with it returns this run.
     pub key: Option<String>,
-    /// The digest of what was asked for.
+    /// The digest of its leads.
     pub digest: String,
-    /// Where it stands.
+    /// The state.
     pub state: RunState,
-    /// What it asks for, as JSON.
+    /// The specification, as JSON.
     pub spec: String,
-    /// Leads.
+    /// The number of leads.
     pub total: i64,
-    /// It is not dialled before.
+    /// The start time: no job is dialled before.
     pub start_at: UnixMs,
-    /// When it was made.
+    /// The creation time.
     pub created_at: UnixMs,
-    /// When it was changed last.
+    /// The time of the last change.
     pub updated_at: UnixMs,
-    /// When it was over.
+    /// The time at which it became done, canceled or failed.
     pub finished_at: Option<UnixMs>,
-    /// When it goes on by itself.
+    /// The time of the automatic resume.
     pub resume_at: Option<UnixMs>,
-    /// Why it is paused or failed.
+    /// The reason of a pause or failure.
     pub reason: Option<String>,
-    /// How often its jobs were queued again by hand.
+    /// The number of retries by hand.
     pub retries: i64,
-    /// The replica that takes its leads in.
+    /// The replica that loads its leads.
     pub replica: Option<String>,
-    /// The token of that load. Each load of a run has a fresh one, so that none writes or deletes what is another's.
+    /// The token of that load. Each load has a fresh one, so that none writes or deletes rows of another load.
     pub load: Option<String>,
 }
 
-/// A lead that is to be a job.
+/// A job to be inserted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewJob {
-    /// Its place in the list, from 1.
+    /// The position in the list, from 1.
     pub seq: i64,
-    /// Whom it calls.
+    /// The number to call, in E.164 form.
     pub number: String,
     /// The lead, a JSON object.
     pub lead: String,
@@ -116,113 +116,113 @@ pub struct NewJob {
 /// A job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Job {
-    /// Its run.
+    /// The run.
     pub run: String,
-    /// Its place in the list.
+    /// The position in the list.
     pub seq: i64,
-    /// Whom it calls.
+    /// The number to call, in E.164 form.
     pub number: String,
     /// The lead, a JSON object.
     pub lead: String,
-    /// Where it stands.
+    /// The state.
     pub state: JobState,
-    /// How its last call ended.
+    /// The outcome of its last call.
     pub outcome: Option<Outcome>,
-    /// Calls that its provider took.
+    /// The number of calls that the provider accepted.
     pub attempts: u32,
-    /// Calls that were put on record for it.
+    /// The number of calls recorded for it.
     pub tries: u32,
-    /// It is not dialled before.
+    /// The due time: it is not dialled before.
     pub due_at: UnixMs,
-    /// The token of its claim.
+    /// The lock token of its claim.
     pub token: Option<String>,
-    /// Its call.
+    /// The current or last call.
     pub call: Option<CallId>,
-    /// Why it failed.
+    /// The error of a failed job.
     pub error: Option<String>,
-    /// When its outcome was final.
+    /// The time at which it was done.
     pub settled_at: Option<UnixMs>,
 }
 
 impl Job {
-    /// The id by which the call of its next try is known.
+    /// The alias of its next call.
     pub fn alias(&self) -> Alias {
         Alias { kind: JOB_KIND.to_owned(), id: format!("{}-{}-{}", self.run, self.seq, self.tries) }
     }
 }
 
-/// A job of which something was changed lately.
+/// A job that was changed lately.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChangedJob {
-    /// Its place in the list.
+    /// The position in the list.
     pub seq: i64,
-    /// Where it stands.
+    /// The state.
     pub state: JobState,
-    /// How its last call ended.
+    /// The outcome of its last call.
     pub outcome: Option<Outcome>,
-    /// Calls that its provider took.
+    /// The number of calls that the provider accepted.
     pub attempts: u32,
-    /// Its call.
+    /// The current or last call.
     pub call: Option<CallId>,
-    /// Why it failed.
+    /// The error of a failed job.
     pub error: Option<String>,
 }
 
-/// A run that may have something to dial.
+/// A running run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DueRun {
-    /// It.
+    /// The run.
     pub run: Run,
-    /// Its jobs that are claimed or in a call, at every replica.
+    /// The number of jobs claimed or in a call, at all replicas.
     pub open: u32,
-    /// When the first of its queued jobs is due; none: nothing is queued.
+    /// The earliest due time of a queued job. `None`: no job is queued.
     pub next_due: Option<UnixMs>,
 }
 
-/// A job whose call is over.
+/// A job whose call has ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EndedJob {
-    /// It.
+    /// The job.
     pub job: Job,
-    /// Where its run stands.
+    /// The state of its run.
     pub run_state: RunState,
-    /// How the call ended.
+    /// The outcome of the call.
     pub outcome: Outcome,
-    /// Why it counts as over.
+    /// The proof of its end.
     pub proof: EndProof,
-    /// When.
+    /// The time of its end.
     pub ended_at: UnixMs,
 }
 
-/// What becomes of a job that is claimed or in a call. Written only if it still has that claim, or that call.
+/// The settlement of a job that is claimed or in a call. Written only if the job still has that claim or call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settle {
-    /// Its run.
+    /// The run.
     pub run: String,
-    /// Its place.
+    /// The position in the list.
     pub seq: i64,
-    /// The call that it has, or
+    /// Its present call, or
     pub call: Option<CallId>,
-    /// the token of its claim.
+    /// the lock token of its claim.
     pub token: Option<String>,
-    /// Its call from now on.
+    /// The new call.
     pub new_call: Option<CallId>,
-    /// Where it goes.
+    /// The new state.
     pub state: JobState,
-    /// How its call ended.
+    /// The outcome of its call.
     pub outcome: Option<Outcome>,
-    /// Calls that its provider took.
+    /// The number of calls that the provider accepted.
     pub attempts: u32,
-    /// Calls on record.
+    /// The number of calls recorded for it.
     pub tries: u32,
-    /// When it is due again.
+    /// The new due time.
     pub due_at: UnixMs,
-    /// Why it failed.
+    /// The error of a failed job.
     pub error: Option<String>,
 }
 
 impl Settle {
-    /// Leaves everything as it is.
+    /// No change.
     pub fn of(job: &Job) -> Self {
         Self {
             run: job.run.clone(),
@@ -240,131 +240,128 @@ impl Settle {
     }
 }
 
-/// A job as it is exported.
+/// The result of a job, for export.
 #[derive(Debug, Clone, PartialEq)]
 pub struct JobResult {
-    /// It.
+    /// The job.
     pub job: Job,
-    /// Ids of its call outside, by kind.
+    /// Aliases of its call, by kind.
     pub ids: BTreeMap<String, String>,
-    /// When its call was admitted.
+    /// The time at which its call was admitted.
     pub started_at: Option<UnixMs>,
-    /// When its call was answered.
+    /// The time at which its call was answered.
     pub answered_at: Option<UnixMs>,
-    /// When its call ended.
+    /// The time at which its call ended.
     pub ended_at: Option<UnixMs>,
-    /// How long it was, in seconds, as its provider says.
+    /// The duration in seconds, as reported by the provider.
     pub duration_secs: Option<i64>,
-    /// What it cost, as its provider says.
+    /// The cost, as reported by the provider.
     pub cost: Option<f64>,
-    /// In which unit.
+    /// The unit of the cost.
     pub cost_unit: Option<String>,
 }
 
-/// How many jobs of a run stand where.
+/// The jobs of a run by state and outcome.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RunCounts {
-    /// When the first of those that wait is due.
+    /// The earliest due time of a queued job.
     #[serde(skip)]
     pub next_due: Option<UnixMs>,
-    /// Wait.
+    /// Queued.
     pub queued: u64,
-    /// Are claimed.
+    /// Claimed.
     pub dialing: u64,
-    /// Are in a call.
+    /// In a call.
     pub calling: u64,
-    /// Were answered.
+    /// Answered.
     pub completed: u64,
-    /// Met a busy line.
+    /// Busy.
     pub busy: u64,
-    /// Were not answered.
+    /// Not answered.
     pub no_answer: u64,
     /// Failed.
     pub failed: u64,
-    /// Were canceled.
+    /// Canceled.
     pub canceled: u64,
 }
 
 impl RunCounts {
-    /// Those whose outcome is final.
+    /// The number of jobs with a final outcome.
     pub fn done(&self) -> u64 {
         self.completed + self.busy + self.no_answer + self.failed + self.canceled
     }
 }
 
-/// What became of a run that was to be made.
+/// The result of creating a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RunMade {
-    /// It is new.
+    /// Created.
     New,
-    /// Its key belongs to this one.
+    /// This run has its idempotency key.
     Known(Box<Run>),
 }
 
-/// The part of a [`super::Store`] that keeps bulk runs.
+/// The bulk runs of a [`super::Store`].
 #[async_trait]
 pub trait Runs: Send + Sync {
-    /// Makes a run, unless its business has used its key. Tells the app of one that has failed already, if it wants to know.
+    /// Creates a run, unless its business has one with its key. `tell`: with an event for the app, if it has failed at once.
     async fn create_run(&self, run: &Run, tell: bool) -> Result<RunMade>;
 
-    /// Begins a load, or takes one over: of a run that is loading or waits for its leads, and whose last load had the token `before`.
-    /// `false`: somebody else was first.
+    /// Begins a load of a run, or takes one over, if the last load had the token `before`. `false`: another load was first, or the run
+    /// is loaded.
     async fn take_load(&self, load: TakeLoad) -> Result<bool>;
 
-    /// Adds leads to a run that is being loaded under this token. `false`: it is not, any more.
+    /// Adds jobs to a run under the token of its load. `false`: the load was taken over.
     async fn add_jobs(&self, run: &str, load: &str, jobs: Vec<NewJob>) -> Result<bool>;
 
-    /// Moves a run that is in one of these states to another, and tells the app of it if that wants to know. `false`: it is in none
-    /// of them.
+    /// Changes the state of a run that is in one of the given states. `tell`: with an event for the app. `false`: it is in another state.
     async fn move_run(&self, change: RunChange, tell: bool) -> Result<bool>;
 
-    /// Forgets the jobs of a run, little by little. Their calls stay.
+    /// Deletes the jobs of a run, batch by batch. Their calls stay.
     async fn forget_jobs(&self, run: &str) -> Result<u64>;
 
-    /// Resumes runs that a breaker paused, if their time has come. Their ids.
+    /// Resumes paused runs whose automatic resume is due. Returns their ids.
     async fn resume_runs(&self, now_ms: UnixMs, tell: bool) -> Result<Vec<String>>;
 
-    /// Forgets a run and its jobs, little by little. Its calls stay. One that is dialled stays too.
+    /// Deletes a run and its jobs, batch by batch. Its calls stay, and so does a run that is running or paused.
     async fn forget_run(&self, run: &str) -> Result<u64>;
 
     /// A run.
     async fn run_of(&self, id: &str) -> Result<Option<Run>>;
 
-    /// The latest runs; of these businesses, if any are named.
+    /// The latest runs; with `businesses`, only theirs.
     async fn latest_runs(&self, businesses: Option<Vec<String>>, limit: u32) -> Result<Vec<Run>>;
 
-    /// Runs of an account whose idempotency key begins with [`BATCH_KEY`], the latest first, before (older than) one of them.
+    /// Runs of an account that were submitted as batches, the latest first; with `before`, only older ones than that run.
     async fn batch_runs(&self, account: &str, before: Option<String>, limit: u32) -> Result<Vec<Run>>;
 
-    /// The latest run of a business whose idempotency key is this one, or goes on after it with a colon.
+    /// The latest run of a business whose idempotency key is `key`, or `key` and a colon and more.
     async fn latest_keyed_run(&self, business: &str, key: &str) -> Result<Option<Run>>;
 
-    /// How many jobs of a run stand where.
+    /// The jobs of a run by state and outcome.
     async fn run_counts(&self, run: &str) -> Result<RunCounts>;
 
-    /// The jobs of a run that were claimed or settled last, the latest first. What is canceled or queued again all at once does
-    /// not count as changed.
+    /// The jobs of a run that were claimed or settled last, the latest first. Jobs canceled or requeued in bulk are not among them.
     async fn changed_jobs(&self, run: &str, limit: u32) -> Result<Vec<ChangedJob>>;
 
-    /// Runs that are running, the oldest first.
+    /// The running runs, the oldest first.
     async fn due_runs(&self) -> Result<Vec<DueRun>>;
 
-    /// Claims jobs of a run that are due, at most `limit`, in order, for a replica, under a fresh token: one statement, which takes
-    /// only what is queued, has no call and no token.
+    /// Claims due jobs of a run, in order, by one statement, which takes only queued jobs without a call or a lock token.
     async fn claim_jobs(&self, claim: Claim) -> Result<Vec<Job>>;
 
-    /// Jobs of a run that are due, in the order in which they are claimed. They are not claimed.
+    /// The due jobs of a run, in the order in which they would be claimed.
     async fn due_jobs(&self, run: &str, now_ms: UnixMs, limit: u32) -> Result<Vec<Job>>;
 
-    /// Puts jobs off that are still queued: by their place, until when at least.
+    /// Postpones queued jobs: positions with their earliest due times. Returns how many.
     async fn postpone_jobs(&self, run: &str, later: Vec<(i64, UnixMs)>) -> Result<u64>;
 
-    /// Settles jobs. How many of them still were as they are said to have been.
+    /// Settles jobs. Returns how many still had their claim or call.
     async fn settle_jobs(&self, settles: Vec<Settle>, now_ms: UnixMs) -> Result<u64>;
 
-    /// Jobs in a call that is over, of all or of these calls alone; of those whose call was never made only if that was known before
-    /// `not_created_before`: until then the replica that placed it says why.
+    /// Jobs whose call has ended; with `calls`, only of these. A call that was never created counts only if it ended before
+    /// `not_created_before`: until then the replica that placed it settles the job, with the reason.
     async fn ended_jobs(
         &self,
         calls: Option<Vec<CallId>>,
@@ -372,23 +369,24 @@ pub trait Runs: Send + Sync {
         limit: u32,
     ) -> Result<Vec<EndedJob>>;
 
-    /// Settles lost claims: with the call that has the try's alias, or queued again (of a run that was canceled: done). How many.
+    /// Settles lost claims: a job whose call is on record is `calling`, others are queued again, or canceled with their run. Returns how
+    /// many.
     async fn recover_jobs(&self, lost: LostClaims, now_ms: UnixMs) -> Result<u64>;
 
-    /// Runs that are running and have no job left to be done are done from now on. Their ids.
+    /// Completes running runs without open jobs. Returns their ids.
     async fn finish_runs(&self, now_ms: UnixMs, tell: bool) -> Result<Vec<String>>;
 
-    /// Ends what is queued of a run that was canceled. How many jobs.
+    /// Cancels the queued jobs of a run. Returns how many.
     async fn cancel_jobs(&self, run: &str, now_ms: UnixMs) -> Result<u64>;
 
-    /// Queues jobs again that ended so. How many.
+    /// Requeues jobs with these outcomes. Returns how many.
     async fn retry_jobs(&self, run: &str, outcomes: Vec<Outcome>, now_ms: UnixMs) -> Result<u64>;
 
-    /// Jobs after a place in the list, with what is known of their calls.
+    /// Results of the jobs after a position.
     async fn job_results(&self, run: &str, after: i64, limit: u32) -> Result<Vec<JobResult>>;
 
-    /// Runs that were finished before a time, or that nobody finished loading since before it; their ids. `of_these`: of these
-    /// businesses, else of all others.
+    /// The ids of runs that finished before a time, or whose load was abandoned before it. `of_these`: of these businesses; else of
+    /// all others.
     async fn old_runs(
         &self,
         before: UnixMs,
@@ -398,76 +396,76 @@ pub trait Runs: Send + Sync {
     ) -> Result<Vec<String>>;
 }
 
-/// Claims that nobody works on.
+/// Selects claims that no replica works on.
 #[derive(Debug, Clone)]
 pub struct LostClaims {
-    /// Replicas that live. A claim of any other is lost.
+    /// The live replicas. Claims of others are lost.
     pub live: Vec<String>,
     /// This replica,
     pub replica: String,
-    /// and the tokens of its claims that it works on. Any other claim of its own is lost: its database did not answer when it claimed.
+    /// and the tokens of the claims that it works on. Its other claims are lost: the answer of their commit did not arrive.
     pub tokens: Vec<String>,
-    /// Only those from before this time.
+    /// Only claims before this time.
     pub before: UnixMs,
 }
 
 /// A claim.
 #[derive(Debug, Clone)]
 pub struct Claim {
-    /// Of which run.
+    /// The run.
     pub run: String,
-    /// At most so many.
+    /// The maximum number of jobs.
     pub limit: u32,
-    /// Jobs that the run may have open at once, those included that are open.
+    /// The maximum number of open jobs of the run, including those open now.
     pub open_max: u32,
-    /// Fresh.
+    /// The lock token: fresh.
     pub token: String,
-    /// Who claims.
+    /// The claiming replica.
     pub replica: String,
-    /// Now.
+    /// The present time.
     pub now_ms: UnixMs,
 }
 
-/// The begin of a load.
+/// Parameters of [`Runs::take_load`].
 #[derive(Debug, Clone)]
 pub struct TakeLoad {
-    /// Of which run.
+    /// The run.
     pub run: String,
-    /// The token of its last load, if it had one.
+    /// The token of the last load, if there was one.
     pub before: Option<String>,
-    /// Fresh.
+    /// The token of the new load: fresh.
     pub load: String,
-    /// Who loads.
+    /// The loading replica.
     pub replica: String,
-    /// Now.
+    /// The present time.
     pub now_ms: UnixMs,
 }
 
-/// A move of a run.
+/// A change of a run's state.
 #[derive(Debug, Clone)]
 pub struct RunChange {
     /// The run.
     pub run: String,
-    /// It is in one of these states.
+    /// The states in which it applies.
     pub from: Vec<RunState>,
-    /// Where it goes.
+    /// The new state.
     pub to: RunState,
-    /// Why.
+    /// The reason.
     pub reason: Option<String>,
-    /// When it goes on by itself.
+    /// The time of the automatic resume.
     pub resume_at: Option<UnixMs>,
-    /// How many leads it has, where that is known now; and their digest.
+    /// At the end of a load: the number of leads and their digest.
     pub loaded: Option<(i64, String)>,
-    /// It is being loaded under this token.
+    /// Only if this is the token of its load.
     pub load: Option<String>,
-    /// Its jobs were queued again by hand.
+    /// It counts as a retry by hand.
     pub is_retry: bool,
-    /// Now.
+    /// The present time.
     pub now_ms: UnixMs,
 }
 
 impl RunChange {
-    /// A move without a reason.
+    /// A change without a reason.
     pub fn of(run: &str, from: &[RunState], to: RunState, now_ms: UnixMs) -> Self {
         let run = run.to_owned();
         let from = from.to_vec();
