@@ -1,32 +1,31 @@
-//! How free slots are shared among runs. Pure.
+//! The fair share of free slots among runs. Pure.
 //!
-//! The rule: the next slot goes to the business that has the fewest jobs open for its weight, and of that to the run that has the
-//! fewest open for its own. Open are jobs that are claimed or in a call, at every replica. A business weighs as much as the heaviest of
-//! its runs that wait. Where that is equal, the one goes first that was served longest ago. So a run with no job open is never behind
-//! one that has some, and nobody starves: each slot that a run is given takes it back by one.
+//! The rule: the next slot goes to the business with the fewest open jobs for its weight, and there to the run with the fewest open jobs for
+//! its own weight. Open jobs are claimed or in a call, at any replica. A business has the weight of its heaviest waiting run. Ties go to
+//! the run that was served longest ago. So a run without open jobs is never behind one with open jobs, and no run starves.
 
 use std::collections::HashMap;
 
-/// A run that has something to dial.
+/// A run with due jobs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lane {
-    /// Whose it is.
+    /// The business.
     pub business: String,
-    /// Its weight, from 1.
+    /// The weight, from 1.
     pub weight: u32,
-    /// Its open jobs, at every replica.
+    /// The number of open jobs, at all replicas.
     pub open: u32,
-    /// When it was served last: a count that goes up.
+    /// The turn in which it was served last.
     pub served: u64,
-    /// Jobs that it may have open at once.
+    /// The maximum number of open jobs.
     pub open_max: u32,
-    /// Slots that each limit keeps free of it.
+    /// Slots that each concurrency limit keeps free of its calls.
     pub reserve: u32,
-    /// The limits that bind its calls, by key.
+    /// The keys of the limits that bind its calls.
     pub keys: Vec<String>,
 }
 
-/// Gives out slots, at most `slots` in all and no more than `room` has under any of a lane's keys. How many each lane gets.
+/// Shares at most `slots` slots, and no more than `room` has under any key of a lane. Returns the slots of each lane.
 pub fn share(lanes: &[Lane], slots: u32, room: &mut HashMap<String, u32>) -> Vec<u32> {
     let mut given = vec![0_u32; lanes.len()];
     let mut businesses: HashMap<&str, (u32, u32)> = HashMap::new();

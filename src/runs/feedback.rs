@@ -1,4 +1,4 @@
-//! What this replica's calls have shown of each running run: how the last ones ended, and whether its next one has to wait.
+//! The breaker and the pauses of each running run, as seen by this replica.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -18,9 +18,9 @@ pub(super) struct Feedback(Mutex<HashMap<String, OfRun>>);
 #[derive(Default)]
 struct OfRun {
     recent: Recent,
-    /// Nothing of it is dialled before: its provider takes no calls, or its rate has no token.
+    /// No job is dialled before: the provider is full, or a rate limit has no token.
     held_until: UnixMs,
-    /// A rate has held it back: it tries one job at a time.
+    /// A rate limit was full: one job is tried at a time.
     is_paced: bool,
 }
 
@@ -30,7 +30,7 @@ impl Feedback {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Forgets all runs but these. A hold outlasts a pause: whoever resumes a run does not shorten what its provider asked for.
+    /// Drops all other runs. A hold survives a pause, so that a resume does not shorten the provider's wait.
     pub(super) fn retain(&self, is_running: impl Fn(&str) -> bool, now_ms: UnixMs) {
         self.runs().retain(|run, of| {
             if is_running(run) {
@@ -41,19 +41,19 @@ impl Feedback {
         });
     }
 
-    /// Dials nothing of a run before a time.
+    /// Dials no job of a run before a time.
     pub(super) fn hold(&self, run: &str, until: UnixMs) {
         self.runs().entry(run.to_owned()).or_default().held_until = until;
     }
 
-    /// Dials a run one job at a time, from a time on.
+    /// Dials one job of a run at a time, from a time on.
     pub(super) fn pace(&self, run: &str, from: UnixMs) {
         let mut runs = self.runs();
         let run = runs.entry(run.to_owned()).or_default();
         (run.held_until, run.is_paced) = (from, true);
     }
 
-    /// When a run may be dialled, as far as is known.
+    /// The time before which no job of a run is dialled.
     pub(super) fn held_until(&self, run: &str) -> UnixMs {
         self.runs().get(run).map_or(0, |run| run.held_until)
     }
@@ -63,7 +63,7 @@ impl Feedback {
         self.runs().get(run).is_some_and(|run| run.is_paced)
     }
 
-    /// Records how a call of a run ended, and pauses the run if too many failed. `why` is the cause of the last failure.
+    /// Records the end of a call, and pauses the run if its breaker trips. `why` is the cause of the last failure.
     pub(super) async fn record(&self, calls: &Calls, run: &str, failed: bool, why: &str, breaker: &Breaker) {
         let failures = self.runs().entry(run.to_owned()).or_default().recent.note(failed, breaker);
         let Some(failures) = failures else { return };

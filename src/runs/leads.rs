@@ -7,13 +7,13 @@ use std::rc::Rc;
 use serde::de::{DeserializeSeed, Deserializer as _, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-/// A lead is no longer than this, in bytes.
+/// The maximum length of a lead, in bytes.
 pub const LEAD_BYTES_MAX: usize = 16 * 1024;
 
 /// Bytes that are read at most without the end of a row, or of what stands before the leads.
 const UNENDED_BYTES_MAX: usize = 1024 * 1024;
 
-/// How a list is written.
+/// The format of a list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     /// A JSON array of objects.
@@ -36,16 +36,16 @@ impl Format {
     }
 }
 
-/// A row of a list: the line where it begins or, of a JSON array, ends; and the lead, or what is wrong with it.
+/// A row of a list.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Row {
-    /// From 1.
+    /// The line where it begins or, in a JSON array, ends; from 1.
     pub line: u64,
-    /// What it holds.
+    /// The lead, or the mistake in it.
     pub lead: Result<Map<String, Value>, String>,
 }
 
-/// Whoever takes rows wants no more of them.
+/// The consumer of rows has stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Enough;
 

@@ -1,4 +1,4 @@
-//! How a run comes into the store: all of its leads, or none and every mistake by its line.
+//! Loads the leads of a run: all of them, or none, with every mistake by its line.
 
 use std::collections::HashMap;
 use std::collections::hash_map::{Entry, RandomState};
@@ -18,17 +18,17 @@ use crate::clock::UnixMs;
 use crate::store::StoreError;
 use crate::store::runs::{NewJob, Run, RunChange, RunMade, RunState, TakeLoad};
 
-/// Mistakes that are told one by one; beyond, they are counted.
+/// Mistakes reported one by one; more are only counted.
 pub const MISTAKES_MAX: usize = 1_000;
-/// Leads that are written at once.
+/// Leads per write.
 const WRITTEN: usize = 1_000;
-/// The pause before an incomplete run is discarded, when the store was away.
+/// The pause before an incomplete load is discarded again, after an error of the store.
 const DISCARD_RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// Why a run of an operation that needs callbacks cannot be dialled (contract §3).
+/// The reason of a run whose provider needs a callback URL that is not configured. Dashboards of earlier systems look for this text.
 pub const NO_PUBLIC_HOST: &str = "No public host configured";
 
-/// A row that cannot be called.
+/// A lead that cannot be called.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Mistake {
     /// Its line in the list.
@@ -37,21 +37,21 @@ pub struct Mistake {
     pub error: String,
 }
 
-/// Why a run was not made.
+/// Why a run was not created.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// What it asks for is wrong.
+    /// The specification is invalid.
     #[error("{0}")]
     Invalid(String),
-    /// Some leads are wrong; nothing was taken in.
-    #[error("{count} leads cannot be called; nothing was taken in")]
+    /// Some leads are invalid; none was stored.
+    #[error("{count} leads cannot be called; none was stored")]
     Leads {
         /// How many.
         count: u64,
         /// The first [`MISTAKES_MAX`] of them.
         mistakes: Vec<Mistake>,
     },
-    /// It is there, and something else was asked for.
+    /// It conflicts with another run or load.
     #[error("{0}")]
     Conflict(String),
     /// There is no such run.
@@ -62,41 +62,41 @@ pub enum LoadError {
     Store(#[from] StoreError),
 }
 
-/// A run whose leads come in. What is dropped before it is whole (its client went away, the store failed) is taken back.
+/// A load in progress. Dropped before its end (the client disconnected, the store failed), it is discarded.
 pub struct Loading {
     runs: Runs,
     calls: Calls,
     run: Run,
     plan: Plan,
-    /// It is there already: its leads are compared with those that come.
+    /// The run existed: its leads are compared with those that arrive.
     known: bool,
-    /// It was made by this request, and goes if its leads are wrong.
+    /// The run was created by this request, and is deleted if its leads are invalid.
     fresh: bool,
-    /// It is neither whole nor taken back.
+    /// It is neither complete nor discarded.
     is_open: bool,
     digest: Context,
-    /// By a hash of the number: the line where it came first. Not the number: a list may be long.
+    /// The first line of each number, by a hash of the number, since lists are long.
     seen: HashMap<u64, u64>,
     hasher: RandomState,
     waiting: Vec<NewJob>,
     total: i64,
     mistakes: Vec<Mistake>,
     wrong: u64,
-    /// Leads that cannot be called are left out, so many so far.
+    /// The number of invalid leads left out so far, where they are left out.
     left_out: Option<u64>,
 }
 
-/// What became of a run that was asked for.
+/// A loaded run.
 #[derive(Debug)]
 pub struct Loaded {
-    /// It.
+    /// The run.
     pub run: Run,
-    /// It was there before, and the same was asked for.
+    /// It existed before, with the same specification.
     pub known: bool,
 }
 
 impl Runs {
-    /// Begins a run, and takes its leads in if any `follow`.
+    /// Creates a run, and begins its load if leads `follow`.
     ///
     /// # Errors
     /// [`LoadError`].
@@ -133,7 +133,7 @@ impl Runs {
         if let Some(why) = no_public_host(&plan, calls) {
             (run.state, run.reason, run.finished_at) = (RunState::Failed, Some(why.to_owned()), Some(now_ms));
         }
-        // From here on it is taken back if this is dropped: whether it was made may stay unknown.
+        // From here on it is discarded if this is dropped: whether it was created may stay unknown.
         let mut loading = self.loading(calls, run, plan, false, true);
         loop {
             match calls.lifecycle.store.create_run(&loading.run, calls.lifecycle.tell).await? {
@@ -144,7 +144,7 @@ impl Runs {
                         calls.lifecycle.store.forget_run(&known.id).await?;
                     }
                 }
-                // Nobody was called, and what was wrong with it has been set right.
+                // Nobody was called, and its configuration has been fixed.
                 RunMade::Known(known) if has_failed_at_once(&known) && loading.run.state != RunState::Failed => {
                     calls.lifecycle.store.forget_run(&known.id).await?;
                 }
@@ -180,7 +180,7 @@ impl Runs {
         Ok(loading)
     }
 
-    /// Begins to take the leads of a run in that waits for them.
+    /// Begins the load of a run without leads.
     ///
     /// # Errors
     /// [`LoadError`].
@@ -194,7 +194,7 @@ impl Runs {
         let run = Run { state: RunState::Loading, load: Some(load.clone()), ..run };
         let loading = self.loading(calls, run, plan, false, false);
         if !take_load(calls, &loading.run.id, before, load).await? {
-            return Err(LoadError::Conflict("somebody else sends leads for this run just now".to_owned()));
+            return Err(LoadError::Conflict("another request is loading this run".to_owned()));
         }
         calls.lifecycle.store.forget_jobs(&loading.run.id).await?;
         Ok(loading)
@@ -221,12 +221,12 @@ impl Runs {
     }
 }
 
-/// Why a run's calls cannot be told of, if its provider has to call us.
+/// [`NO_PUBLIC_HOST`], if the plan's provider needs a callback URL and there is none.
 pub fn no_public_host(plan: &Plan, calls: &Calls) -> Option<&'static str> {
     (plan.needs_public_url && calls.settings.app.public_url.is_none()).then_some(NO_PUBLIC_HOST)
 }
 
-/// The replica that took its leads in is no more.
+/// Whether the replica that loads it is dead.
 fn is_abandoned(run: &Run, calls: &Calls) -> bool {
     let capacity = &calls.lifecycle.capacity;
     let me = capacity.replica();
@@ -236,7 +236,7 @@ fn is_abandoned(run: &Run, calls: &Calls) -> bool {
     run.state == RunState::Loading && !run.replica.as_deref().is_some_and(lives)
 }
 
-/// It failed before any lead came in.
+/// Whether it failed before its load.
 fn has_failed_at_once(run: &Run) -> bool {
     run.state == RunState::Failed && run.total == 0
 }
@@ -252,43 +252,43 @@ impl Loading {
         &self.run
     }
 
-    /// What makes its calls.
+    /// The operation that places its calls.
     pub fn operation(&self) -> &str {
         &self.plan.operation.name
     }
 
-    /// Whether it was there already.
+    /// Whether the run existed.
     pub fn is_known(&self) -> bool {
         self.known
     }
 
-    /// Whether nobody is to be called, and nothing is wrong.
+    /// Whether there are no leads, and no mistakes.
     pub fn is_empty(&self) -> bool {
         self.total == 0 && self.wrong == 0
     }
 
-    /// Leaves out leads that cannot be called, instead of taking none.
+    /// Leaves invalid leads out, instead of rejecting all.
     pub fn leave_out(&mut self) {
         self.left_out = Some(0);
     }
 
-    /// How many were left out, and what is wrong with the first ones.
+    /// The number of leads left out, and the first mistakes.
     pub fn left_out(&self) -> (u64, &[Mistake]) {
         (self.left_out.unwrap_or(0), &self.mistakes)
     }
 
-    /// Whether leads are of any use.
+    /// Whether it takes leads: a failed run does not.
     pub fn wants_leads(&self) -> bool {
         self.run.state != RunState::Failed
     }
 
-    /// Takes rows.
+    /// Adds rows.
     ///
     /// # Errors
     /// [`LoadError::Store`].
     pub async fn take(&mut self, rows: Vec<Row>) -> Result<(), LoadError> {
         for row in rows {
-            // A row that cannot be read, or one too many, is no lead that could be left out.
+            // An unreadable row, or one above the maximum, is not left out: it rejects the list.
             let is_full = self.total >= i64::from(self.runs.settings.leads_max);
             let is_readable = row.lead.is_ok();
             if let Err(why) = row.lead.and_then(|lead| self.one(row.line, lead)) {
@@ -317,13 +317,13 @@ impl Loading {
             return Err(format!("missing: {}", missing.join(", ")));
         }
         if self.plan.spec.duplicates == Duplicates::Reject {
-            // Of a JSON array that is one line, all rows have the same.
+            // All rows of a JSON array on one line have the same line.
             match self.seen.entry(self.hasher.hash_one(&number)) {
                 Entry::Occupied(first) => return Err(format!("the same number as in line {}", first.get())),
                 Entry::Vacant(place) => drop(place.insert(line)),
             }
         }
-        // What cannot be filled in is told now, and not when it is dialled.
+        // Reported now rather than at the time of the call.
         let (body, _) = self.plan.body(&self.run.id, 0, &number, &lead, self.calls.settings.app.public_url.as_ref())?;
         self.plan.check_business(&self.calls, Some(&body))?;
         self.total += 1;
@@ -344,23 +344,23 @@ impl Loading {
         if self.calls.lifecycle.store.add_jobs(&self.run.id, load, jobs).await? {
             return Ok(());
         }
-        Err(LoadError::Conflict("the run was taken away while its leads came in".to_owned()))
+        Err(LoadError::Conflict("the run was taken over by another load".to_owned()))
     }
 
-    /// What was sent is not whole: nothing is kept of it.
+    /// Discards the load.
     pub async fn give_up(mut self) {
         if self.is_open {
-            // Else it is done when this is dropped.
+            // After an error, `drop` tries again.
             self.is_open = discard(&self.calls, &self.run, self.fresh).await.is_err();
         }
     }
 
-    /// Ends a run without leads, for now.
+    /// Ends the request without leads.
     pub fn without_leads(self) -> Loaded {
         Loaded { run: self.run.clone(), known: self.known }
     }
 
-    /// Starts the run, if all of its leads can be called.
+    /// Starts the run, if all leads are valid.
     ///
     /// # Errors
     /// [`LoadError`].
@@ -394,7 +394,7 @@ impl Loading {
             ..RunChange::of(&self.run.id, &[RunState::Loading], RunState::Running, now_ms)
         };
         if !store.move_run(change, self.calls.lifecycle.tell).await? {
-            return Err(LoadError::Conflict("the run was taken away while its leads came in".to_owned()));
+            return Err(LoadError::Conflict("the run was taken over by another load".to_owned()));
         }
         self.is_open = false;
         self.runs.wake.notify_one();
@@ -410,7 +410,7 @@ impl Drop for Loading {
             return;
         }
         let (calls, run, fresh) = (self.calls.clone(), self.run.clone(), self.fresh);
-        // Not among the tasks that a drain waits for: of a replica that is gone the run is taken over.
+        // A drain does not wait for it: another replica takes the load of a dead one over.
         tokio::spawn(async move {
             while let Err(error) = discard(&calls, &run, fresh).await {
                 debug!(run = run.id, %error, "failed to discard incomplete run; retrying");
@@ -424,16 +424,15 @@ fn load_token() -> String {
     Ulid::new().to_string()
 }
 
-/// Begins a load of a run whose last load had the token `before`. `false`: somebody else was first, or the run is whole.
+/// Begins a load of a run whose last load had the token `before`. `false`: another load was first, or the run is loaded.
 async fn take_load(calls: &Calls, run: &str, before: Option<String>, load: String) -> Result<bool, StoreError> {
     let (run, replica) = (run.to_owned(), calls.lifecycle.capacity.replica().to_owned());
     let now_ms = calls.lifecycle.clock.now_ms();
     calls.lifecycle.store.take_load(TakeLoad { run, before, load, replica, now_ms }).await
 }
 
-/// Forgets what came in of a run, and the run if it is `fresh`, unless it is whole: whether it is may have been decided without an
-/// answer. Nothing is deleted before the load has a token that nobody else knows, so that it is not what somebody else sends
-/// meanwhile. May be repeated.
+/// Deletes the jobs of an incomplete load, and the run if it is `fresh`. A load whose last write succeeded without an answer is kept. The
+/// load first gets a token of its own, so that no rows of another load are deleted. May be repeated.
 async fn discard(calls: &Calls, run: &Run, fresh: bool) -> Result<(), StoreError> {
     let (store, id) = (&calls.lifecycle.store, &run.id);
     let load = Some(format!("{}-discarded", run.load.as_deref().unwrap_or_default()));

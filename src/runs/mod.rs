@@ -1,16 +1,15 @@
-//! Bulk runs: an app hands over a list of leads, and ringfence dials it inside the same limits as every other call.
+//! Bulk runs: lists of leads that ringfence dials inside the limits of all calls.
 //!
-//! [`spec`] is what a run asks for, [`leads`] reads the list row by row, [`load`] takes it into the store, all or nothing,
-//! [`fair`] shares free slots among runs, [`decide`] says what follows from the end of a call, [`dialler`] claims and dials,
-//! [`recurring`] makes runs by a schedule, `batches` of a provider's batches.
+//! [`spec`]: the specification of a run. [`leads`]: reads lists row by row. [`load`]: stores a list, all or nothing. [`fair`]: shares free slots
+//! among runs. [`dialler`]: claims jobs. `placement`: places their calls. [`decide`]: settles them. [`recurring`]: creates runs by a schedule.
+//! `batches`: creates runs from a provider's batches.
 //!
-//! What is always true:
+//! Invariants:
 //!
-//! 1. A try of a job is dialled at most once, whatever crashes: its call is put on record under the name of the try, which no
-//!    second call can have ([`crate::store::runs::JOB_KIND`]), before anything is sent.
-//! 2. A job whose call's outcome is unknown is parked with that call, until look-ups have settled it.
-//! 3. Calls of runs are admitted by the limiter that admits all calls. One that finds a limit full costs no attempt, and leaves no
-//!    rejection.
+//! 1. A try of a job is dialled at most once, whatever crashes: its call is recorded with the alias of the try
+//!    ([`crate::store::runs::JOB_KIND`]), which belongs to one call, before it is sent.
+//! 2. A job whose call has an unknown outcome keeps that call until it is reconciled.
+//! 3. Calls of runs pass the limiter of all calls. A full limit costs no attempt, and leaves no rejection.
 
 mod acts;
 mod batches;
@@ -40,22 +39,22 @@ use crate::schedule::Zone;
 use recurring::source::Sources;
 use spec::Spec;
 
-/// Leads of a run at most, unless configured.
+/// The default maximum number of leads of a run.
 pub const LEADS_MAX: u32 = 100_000;
 
-/// How runs are dialled.
+/// The settings of bulk runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// Where recurring runs have their leads from.
+    /// The lead sources of recurring runs.
     pub sources: Sources,
     /// This replica dials.
     pub dials: bool,
     /// Slots that each limit of concurrent calls keeps free of bulk calls, unless a business or a run says otherwise. `None`: one,
     /// where the limit has just turned a direct or inbound call away.
     pub reserve_for_direct: Option<u32>,
-    /// Leads of a run at most.
+    /// The maximum number of leads of a run.
     pub leads_max: u32,
-    /// ElevenLabs' batches are dialled as runs.
+    /// Whether ElevenLabs' batches become runs.
     pub elevenlabs_batches: bool,
 }
 
@@ -89,13 +88,13 @@ pub enum MayDial {
     },
 }
 
-/// Pause before a list that cannot be read is asked again, in milliseconds.
+/// The pause before an unreadable do-not-call list is read again, in milliseconds.
 const LIST_AGAIN_MS: i64 = 5_000;
 
-/// The time zone of a lead: its field `timezone`, an IANA name, which wins over what its number says. One that is empty is none.
+/// The time zone of a lead: its field `timezone`, an IANA name, which overrides the zone of its number. Empty counts as absent.
 ///
 /// # Errors
-/// A sentence: there is no such zone.
+/// The name is not a time zone.
 pub(crate) fn zone_of(lead: &Map<String, Value>) -> Result<Option<Zone>, String> {
     match lead.get("timezone") {
         None | Some(Value::Null) => Ok(None),
@@ -133,27 +132,27 @@ pub fn may_dial(
     }
 }
 
-/// What is said of a lead that holds no number.
+/// The mistake of a lead without a number.
 pub(crate) fn not_a_number() -> String {
     "not a telephone number in E.164 form that can be called, as in +15550001101".to_owned()
 }
 
-/// What the parts of this module share. Cloning is cheap.
+/// The state shared by the parts of this module. Cloning is cheap.
 #[derive(Clone)]
 pub struct Runs {
     /// Wakes the dialler of this replica.
     pub wake: Arc<Notify>,
-    /// How runs are dialled.
+    /// The settings of bulk runs.
     pub settings: Settings,
 }
 
 impl Runs {
-    /// Runs with these settings.
+    /// Creates it.
     pub fn new(settings: Settings) -> Self {
         Self { wake: Arc::default(), settings }
     }
 
-    /// Who answers batch calling instead of the provider, if anybody does.
+    /// The handler of the provider's batch calling, if batches become runs.
     pub fn batch_calling(&self) -> Option<Arc<dyn BatchCalling>> {
         self.settings.elevenlabs_batches.then(|| Arc::new(self.clone()) as Arc<dyn BatchCalling>)
     }

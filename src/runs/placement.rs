@@ -1,4 +1,4 @@
-//! Places the call of one claimed job, and records what became of the job.
+//! Places the call of one claimed job, and settles the job.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,36 +20,37 @@ use crate::policy::{Binding, Bound, Scope};
 use crate::store::Store;
 use crate::store::runs::{Job, JobState, Settle};
 
-/// The pause before a job is recorded again, when the store was away.
+/// The pause before a job is settled again, after an error of the store.
 const STORE_RETRY_DELAY: Duration = Duration::from_secs(1);
-/// The pause of a run while no limiter can decide, and of a job whose provider could not be reached, in milliseconds.
+/// The pauses, in milliseconds, of a run while no limiter can decide, and of a job whose provider is unreachable.
 const NO_LIMITER_PAUSE_MS: i64 = 1_000;
 const UNREACHABLE_PAUSE_MS: i64 = 5_000;
 
-/// What is known of a job once its call is admitted, or cannot be.
+/// The result of admission.
 pub(super) enum Admission {
-    /// Its call has a slot.
+    /// The call has a slot.
     Admitted,
     /// A limit is full.
     LimitExceeded(LimitExceeded),
-    /// It may not be called yet.
+    /// The number may not be called yet.
     Postponed,
-    /// It waits for something else than a slot, or will never be dialled.
+    /// The job failed, or waits for something other than a slot.
     PassedOver,
 }
 
-/// What it takes to place a job.
+/// A placement of jobs of one run.
 pub(super) struct Placement {
     pub(super) calls: Calls,
     pub(super) runs: Runs,
     pub(super) feedback: Arc<Feedback>,
     pub(super) plan: Arc<Plan>,
-    /// Slots that each limit keeps free of it.
+    /// Slots that each concurrency limit keeps free of the call.
     pub(super) reserve: u32,
 }
 
 impl Placement {
-    /// Places a job's call. `admission` receives one message, long before the provider has answered; none: it was passed over.
+    /// Places the call of a job. `admission` receives the result of admission, before the provider answers; closed without one, the job was
+    /// passed over.
     pub(super) async fn place(self, job: Job, admission: oneshot::Sender<Admission>) {
         let lead = serde_json::from_str::<Map<String, Value>>(&job.lead).unwrap_or_default();
         let now_ms = self.calls.lifecycle.clock.now_ms();
@@ -106,7 +107,7 @@ impl Placement {
         }
     }
 
-    /// The limits of the run itself.
+    /// The run's own limits.
     fn own_limits(&self, run: &str) -> Vec<Binding> {
         let rate = self.plan.rate.map(|rate| Binding {
             limit: "run.rate".into(),
@@ -117,7 +118,7 @@ impl Placement {
         rate.into_iter().collect()
     }
 
-    /// Records what became of a job. The result, as metrics name it.
+    /// Settles a job. Returns the result for metrics.
     async fn record(&self, job: &Job, placed: &JobPlaced) -> &'static str {
         let now_ms = self.calls.lifecycle.clock.now_ms();
         match placed {
@@ -127,7 +128,7 @@ impl Placement {
                 "known"
             }
             JobPlaced::LimitExceeded(full) => {
-                // A rate says when it has a token; a free slot is notified.
+                // A rate limit has a next time; a free slot is notified.
                 if let Bound::Rate(_) = full.bound {
                     self.feedback.pace(&job.run, now_ms + full.free_in_ms.unwrap_or(1).max(1));
                 }
@@ -142,7 +143,7 @@ impl Placement {
             }
             JobPlaced::ProviderLimit { wait_secs } => {
                 self.feedback.hold(&job.run, now_ms + i64::from(*wait_secs) * 1000);
-                // In its place: those behind it are not dialled before it.
+                // It keeps its place in the queue.
                 self.settle(Settle { tries: job.tries + 1, ..queued(job) }).await;
                 "provider_limit"
             }
@@ -165,7 +166,7 @@ impl Placement {
         self.feedback.record(&self.calls, run, true, why, &self.plan.spec.breaker).await;
     }
 
-    /// Writes what became of a job, now or when the store is back: nobody else will, while this replica lives.
+    /// Writes a settlement, and repeats it until the store accepts it: no other replica settles the jobs of a live one.
     async fn settle(&self, settle: Settle) {
         let store: &Arc<dyn Store> = &self.calls.lifecycle.store;
         loop {

@@ -1,5 +1,4 @@
-//! Puts off what may not be called yet, page by page, without claiming it: a run whose windows have closed does not come back with each of
-//! its jobs.
+//! Postpones due jobs outside their calling hours, page by page, without claiming them one by one.
 
 use serde_json::{Map, Value};
 
@@ -10,12 +9,12 @@ use crate::clock::UnixMs;
 use crate::store::Result;
 use crate::store::runs::Job;
 
-/// Jobs that are judged at once.
+/// Jobs per page.
 const PAGE: u32 = 1_000;
-/// Pages of one look: other runs get their turn in between.
+/// Pages per call, so that other runs get their turn.
 const PAGES: usize = 20;
 
-/// Goes through the jobs of a run that are due, the first ones first, and puts off those that may not be called now, until most of a page may.
+/// Postpones due jobs of a run that may not be called now, in order, until most jobs of a page may be called.
 ///
 /// # Errors
 /// The store failed.
