@@ -218,7 +218,7 @@ impl Admitter {
         let policy = lifecycle.policy.load_full();
         if !policy.has_account(&request.facts.account) {
             let account = &request.facts.account;
-            let message = format!("Not dialled: account {account} has just been taken out of the config.");
+            let message = format!("Not dialled: account {account} was just removed from the config.");
             return Err(Rejection::new(RejectionCode::AccountRemoved, message).into());
         }
         let at_ms = lifecycle.clock.now_ms();
@@ -316,7 +316,7 @@ impl Admitter {
         if since_boot() > send_by {
             lifecycle.end_surely(&call, End::NotCreated, EndProof::Deadline, Source::Order).await;
             warn!(%call, "process paused past the send deadline; a job was not sent");
-            return Err(JobPlaced::NotSent("the process was paused between admission and dialling".to_owned()));
+            return Err(JobPlaced::NotSent("process paused past the send deadline; request not sent".to_owned()));
         }
         let marks = Marks { slots, would_reject: None };
         Ok(Admitted { lease, request: prepared.request, send_by, claim: None, joining: None, marks })
