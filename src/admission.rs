@@ -1,8 +1,8 @@
 //! The admission request and its outcome; and the decision itself, which every limiter makes alike. Pure.
 //!
 //! [`decide`] is the decision of the Rust back ends over the usage that they read; the Redis script implements the same, and one
-//! reference model keeps them equal. A decision knows no names of people: it says which of the request's limits was short
-//! ([`Shortfall`]), and [`RetryAfterEstimator`] turns that into what a caller is told ([`LimitExceeded`]).
+//! reference model keeps them equal. A decision does not use names: it reports which of the request's limits was short
+//! ([`Shortfall`]), and [`RetryAfterEstimator`] turns that into the answer for the caller ([`LimitExceeded`]).
 
 mod rate;
 mod retry_after;
@@ -216,7 +216,7 @@ impl std::str::FromStr for GateMode {
         [Self::Memory, Self::Database, Self::Redis]
             .into_iter()
             .find(|mode| mode.as_str() == word)
-            .ok_or_else(|| format!("{word:?} is no mode of the gate"))
+            .ok_or_else(|| format!("{word:?} is not a mode of the limiter"))
     }
 }
 
@@ -229,7 +229,7 @@ pub struct GateState {
     pub mode: GateMode,
 }
 
-/// The first full limit, as a caller is told.
+/// The first full limit, as reported to a caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LimitExceeded {
     /// Its name.

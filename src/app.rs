@@ -50,7 +50,7 @@ pub use reload::{ConfigSource, SetLogFilter};
 use reload::{Listener, Live};
 use startup_gate::Doors;
 
-/// The pause between two tries to reach the record during the start.
+/// The pause between two attempts to reach the database during the start.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 /// How long a start waits for Redis.
 const REDIS_WITHIN: Duration = Duration::from_secs(3);
@@ -352,7 +352,7 @@ impl App {
         let grace = self.live.config().drain;
         info!(grace_secs = grace.as_secs(), in_flight = self.api.in_flight(), "draining");
         failpoint::hit("drain.begun").await;
-        // WebSocket clients are told to reconnect; they do not delay the drain for long.
+        // WebSocket clients get a close frame to reconnect; they do not delay the drain for long.
         let (api, webhooks, _) = tokio::join!(
             self.api.drain(grace),
             self.webhooks.drain(grace),
@@ -424,7 +424,11 @@ async fn open_gate(config: &Config, database: String) -> Result<GateAndChannel, 
                 Ok(problems) if problems.is_empty() => {}
                 Ok(problems) => {
                     let each: Vec<String> = problems.iter().map(ToString::to_string).collect();
-                    return Err(StartError(format!("{} is no gate: {}", settings.shown(), each.join("; "))));
+                    return Err(StartError(format!(
+                        "{} cannot be used as the limiter: {}",
+                        settings.shown(),
+                        each.join("; ")
+                    )));
                 }
                 Err(error) => {
                     warn!(redis = %settings.shown(), %error, "Redis unavailable at start; the database admits calls until it is back")
@@ -437,7 +441,7 @@ async fn open_gate(config: &Config, database: String) -> Result<GateAndChannel, 
     })
 }
 
-/// Opens the store. While its server is unavailable, clients are told so.
+/// Opens the store. While its server is unavailable, the listeners answer 503.
 async fn open_store(config: &Config, doors: &Doors) -> Result<Arc<dyn Store>, StartError> {
     let (settings, migrate) = (&config.store, config.store.migrate_on_start);
     let sharing = if config.gate.home == GateMode::Memory { OwnershipMode::Exclusive } else { OwnershipMode::Shared };
@@ -482,7 +486,7 @@ async fn follow_do_not_call(mut roles: Receiver<Role>, live: Arc<Live>, stop: Ca
         if !calls.destinations.knows_do_not_call(change)
             && let Err(error) = calls.destinations.refresh_do_not_call().await
         {
-            warn!(%error, "failed to read the do-not-call lists; nobody is called whom they may name");
+            warn!(%error, "failed to read the do-not-call lists; numbers that may be listed are rejected until they load");
         }
     }
 }

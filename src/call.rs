@@ -191,7 +191,7 @@ pub fn stronger(a: Event, b: Event) -> Event {
     }
 }
 
-/// The session status in the answers of `/sessions` (contract §4).
+/// The session status in the answers of `/sessions`.
 pub fn session_status(phase: Phase, outcome: Option<Outcome>) -> &'static str {
     match (phase, outcome) {
         (Phase::Ended, Some(Outcome::Completed)) => "ended",
@@ -201,7 +201,7 @@ pub fn session_status(phase: Phase, outcome: Option<Outcome>) -> &'static str {
     }
 }
 
-/// The call status in live transcripts (contract §5).
+/// The call status in live transcripts.
 pub fn stream_status(phase: Phase, outcome: Option<Outcome>) -> &'static str {
     match (phase, outcome) {
         (Phase::Ended, Some(Outcome::Completed)) => "completed",

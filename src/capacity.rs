@@ -108,7 +108,7 @@ struct Inner {
     /// Serialises transitions.
     moving: tokio::sync::Mutex<()>,
     waits: RetryAfterEstimator,
-    undone: Mutex<PendingOps>,
+    pending_ops: Mutex<PendingOps>,
     counted: Mutex<Option<(Instant, Counts)>>,
     /// The limiter has lost data and has to be rebuilt.
     unfilled: AtomicBool,
@@ -198,7 +198,7 @@ impl Capacity {
             deciding: RwLock::default(),
             moving: tokio::sync::Mutex::default(),
             waits: RetryAfterEstimator::default(),
-            undone: Mutex::default(),
+            pending_ops: Mutex::default(),
             counted: Mutex::default(),
             unfilled: AtomicBool::new(false),
             min_epoch: AtomicI64::new(0),
@@ -270,7 +270,7 @@ impl Capacity {
         }
         *lock(&self.0.moved_at) = Instant::now();
         self.0.metrics.gate_state(now.epoch, now.mode.as_str(), now.mode != self.0.settings.home);
-        lock(&self.0.undone).moved(now.mode);
+        lock(&self.0.pending_ops).moved(now.mode);
         self.0.wake.notify_one();
         if before.epoch == 0 || before.mode == now.mode {
             return;
@@ -305,12 +305,12 @@ impl Capacity {
                 (None, GateMode::Database) => self.decide_in_store(&request, call.clone(), state).boxed().await?,
                 (None, mode) => {
                     self.0.wake.notify_one();
-                    let why = format!("the gate is in {}, and this replica has no such gate", mode.as_str());
-                    Next::Wait(why)
+                    let why = format!("limiter {} is not configured at this replica", mode.as_str());
+                    Attempt::Wait(why)
                 }
             };
             match decided {
-                Next::Done(admission) => {
+                Attempt::Done(admission) => {
                     match &admission {
                         Admission::Refused(full) if !is_bulk => {
                             self.0.turned_away.refused(&request.bindings, &full.limit, Instant::now());
@@ -320,8 +320,8 @@ impl Capacity {
                     }
                     return Ok(admission);
                 }
-                Next::Again => {}
-                Next::Wait(why) => {
+                Attempt::Again => {}
+                Attempt::Wait(why) => {
                     if Instant::now() >= until {
                         return Err(AdmissionError::Gate(why));
                     }
@@ -345,12 +345,12 @@ impl Capacity {
         request: &AdmissionRequest,
         mut call: NewCall,
         state: GateState,
-    ) -> std::result::Result<Next, AdmissionError> {
+    ) -> std::result::Result<Attempt, AdmissionError> {
         let (slots, would) = match gate.admit(state.epoch, request).await {
-            Ok(Decision::Refused(short)) => return Ok(Next::Done(Admission::Refused(self.full(request, &short)?))),
+            Ok(Decision::Refused(short)) => return Ok(Attempt::Done(Admission::Refused(self.full(request, &short)?))),
             Ok(Decision::Admitted { slots, would }) => (slots, would),
             Err(GateError::Away(why)) => {
-                self.undone(pending_ops::GateOp::Forbid(state.epoch, request.call.clone()));
+                self.defer_op(pending_ops::GateOp::Forbid(state.epoch, request.call.clone()));
                 return self.in_outage(request, call, state, why).boxed().await;
             }
             Err(error) => return self.is_elsewhere(state, &error).boxed().await,
@@ -361,16 +361,16 @@ impl Capacity {
         match self.0.store.open(call, claim).await {
             Ok(InsertOutcome::New(news)) => {
                 let would = would.map(|short| self.full(request, &short)).transpose()?;
-                Ok(Next::Done(Admission::Admitted(Lease::new(request.call.clone(), slots), would, news)))
+                Ok(Attempt::Done(Admission::Admitted(Lease::new(request.call.clone(), slots), would, news)))
             }
             Ok(InsertOutcome::Known(known)) => {
                 self.give_back(&request.call).boxed().await;
-                Ok(Next::Done(Admission::Known(known)))
+                Ok(Attempt::Done(Admission::Known(known)))
             }
             Ok(InsertOutcome::Outdated(now)) => {
                 // Its lease belonged to an epoch that is over.
                 self.adopt_epoch(now);
-                Ok(Next::Again)
+                Ok(Attempt::Retry)
             }
             Err(error) => {
                 self.give_back(&request.call).boxed().await;
@@ -384,23 +384,23 @@ impl Capacity {
         request: &AdmissionRequest,
         call: NewCall,
         state: GateState,
-    ) -> std::result::Result<Next, AdmissionError> {
+    ) -> std::result::Result<Attempt, AdmissionError> {
         if self.0.settings.home != GateMode::Database {
             match self.0.policy.load().on_outage(&call.facts) {
                 OnOutage::Database => self.0.metrics.degraded("database"),
-                _ => return self.in_outage(request, call, state, "Redis is away".to_owned()).boxed().await,
+                _ => return self.in_outage(request, call, state, "Redis is unavailable".to_owned()).boxed().await,
             }
         }
         match self.0.store.admit(call, request.clone(), state.epoch).await? {
             AdmitOutcome::New { slots, would, news } => {
                 let would = would.map(|short| self.full(request, &short)).transpose()?;
-                Ok(Next::Done(Admission::Admitted(Lease::new(request.call.clone(), slots), would, news)))
+                Ok(Attempt::Done(Admission::Admitted(Lease::new(request.call.clone(), slots), would, news)))
             }
-            AdmitOutcome::Known(known) => Ok(Next::Done(Admission::Known(known))),
-            AdmitOutcome::Refused(short) => Ok(Next::Done(Admission::Refused(self.full(request, &short)?))),
+            AdmitOutcome::Known(known) => Ok(Attempt::Done(Admission::Known(known))),
+            AdmitOutcome::Refused(short) => Ok(Attempt::Done(Admission::Refused(self.full(request, &short)?))),
             AdmitOutcome::Outdated(now) => {
                 self.adopt_epoch(now);
-                Ok(Next::Again)
+                Ok(Attempt::Retry)
             }
         }
     }
@@ -412,7 +412,7 @@ impl Capacity {
         mut call: NewCall,
         state: GateState,
         why: String,
-    ) -> std::result::Result<Next, AdmissionError> {
+    ) -> std::result::Result<Attempt, AdmissionError> {
         let choice = self.0.policy.load().on_outage(&call.facts);
         if choice != OnOutage::Open {
             self.0.metrics.degraded("closed");
@@ -425,29 +425,29 @@ impl Capacity {
         match self.0.store.open(call, Some(state.epoch)).await? {
             InsertOutcome::New(news) => {
                 // Queued after the operation that revokes its admission.
-                self.undone(pending_ops::GateOp::Adopt(state.epoch, held));
-                Ok(Next::Done(Admission::Admitted(Lease::new(request.call.clone(), slots), None, news)))
+                self.defer_op(pending_ops::GateOp::Adopt(state.epoch, held));
+                Ok(Attempt::Done(Admission::Admitted(Lease::new(request.call.clone(), slots), None, news)))
             }
-            InsertOutcome::Known(known) => Ok(Next::Done(Admission::Known(known))),
+            InsertOutcome::Known(known) => Ok(Attempt::Done(Admission::Known(known))),
             InsertOutcome::Outdated(now) => {
                 self.adopt_epoch(now);
-                Ok(Next::Again)
+                Ok(Attempt::Retry)
             }
         }
     }
 
     /// The limiter is not filled for the epoch that this process has: either that epoch is over, or the limiter has yet to be
     /// rebuilt.
-    async fn is_elsewhere(&self, state: GateState, error: &GateError) -> std::result::Result<Next, AdmissionError> {
+    async fn is_elsewhere(&self, state: GateState, error: &GateError) -> std::result::Result<Attempt, AdmissionError> {
         if self.is_shared() {
             let now = self.0.store.gate_state().await?;
             if now.epoch > state.epoch {
                 self.adopt_epoch(now);
-                return Ok(Next::Again);
+                return Ok(Attempt::Retry);
             }
         }
         self.note_unfilled(state);
-        Ok(Next::Wait(error.to_string()))
+        Ok(Attempt::Wait(error.to_string()))
     }
 
     /// Has the limiter rebuilt, unless its epoch is over.
@@ -550,7 +550,7 @@ impl Capacity {
         bindings
     }
 
-    /// The right to send a create that nobody can count, in no limit and not on record: in observe mode alone.
+    /// The permission to send a create that no limiter can count: in no limit and not recorded, only in observe mode.
     pub fn uncounted(&self, call: CallId) -> Option<Lease> {
         (self.mode() == Mode::Observe).then(|| Lease::new(call, 0))
     }
@@ -566,7 +566,7 @@ impl Capacity {
         self.fresh_counts().await
     }
 
-    /// The same, counted now wherever the count is: for who is about to ask for slots, and else would ask in vain.
+    /// The same, counted now wherever the count is: uncached, for callers that reserve slots.
     pub async fn fresh_counts(&self) -> std::result::Result<Counts, AdmissionError> {
         let state = self.state();
         if let Some(gate) = self.gate_of(state.mode) {
@@ -587,7 +587,7 @@ impl Capacity {
             epoch: state.epoch,
             degraded: state.mode != self.0.settings.home || away.is_some(),
             away,
-            waiting: lock(&self.0.undone).len(),
+            waiting: lock(&self.0.pending_ops).len(),
             replica: self.0.replica.id.clone(),
             replicas: role.live.len().max(1),
             leads: role.leads,
@@ -615,11 +615,11 @@ fn lease_of(call: &NewCall) -> LeaseRow {
     }
 }
 
-/// The next step of an admission.
-enum Next {
+/// The result of one attempt of an admission.
+enum Attempt {
     Done(Admission),
     /// The epoch has changed: retry.
-    Again,
+    Retry,
     /// The limiter is being rebuilt: wait.
     Wait(String),
 }

@@ -1,4 +1,4 @@
-//! Points at which a debug build fails on request, so that tests see what a crash leaves behind.
+//! Points at which a debug build fails on request, so that tests can check the state after a crash.
 //!
 //! `RINGFENCE_FAIL="create.recorded=abort"` kills the process, as `kill -9` does, when a create has just been recorded. Several
 //! are separated by commas. Actions:
@@ -42,10 +42,10 @@ pub const ALL: &[&str] = &[
     "run.recorded",
     "run.sending",
     "run.answered",
-    // A firing of a schedule: its run begun, its leads taken in and the run started.
+    // A firing of a schedule: its run is created, its leads are stored and the run is started.
     "schedule.begun",
     "schedule.fired",
-    // A call that a provider brings.
+    // A call that a provider reports.
     "inbound.opened",
     "inbound.full",
     "inbound.adopted",

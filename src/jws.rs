@@ -30,7 +30,7 @@ pub enum Algorithm {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Unreadable {
     /// Not three parts in base64url, or no JSON object where one has to be.
-    #[error("it is no JWT")]
+    #[error("not a JWT")]
     Malformed,
     /// `alg` is none of [`Algorithm`].
     #[error("alg must be HS256, RS256 or ES256")]
@@ -156,7 +156,7 @@ struct KeySet {
 /// # Errors
 /// A sentence: it is no such set, or has no such key.
 pub fn key_set(text: &str) -> Result<Vec<PublicKey>, String> {
-    let set: KeySet = serde_json::from_str(text).map_err(|e| format!("is no JSON Web Key Set: {e}"))?;
+    let set: KeySet = serde_json::from_str(text).map_err(|e| format!("is not a JSON Web Key Set: {e}"))?;
     let keys: Vec<PublicKey> = set.keys.iter().filter_map(public_key).collect();
     if keys.is_empty() {
         return Err("has no key for RS256 (2048 bits at least) or ES256".to_owned());

@@ -8,10 +8,10 @@
 //! ```text
 //! L0  ids          identifiers, checked once, where they enter
 //!     clock        the time, as a handle
-//!     failpoint    where a debug build fails when a test asks for it
+//!     failpoint    points at which a debug build fails on request
 //!     schedule     time zones of numbers, hours of the week, recurring times. Pure
 //! L1  call         what a call is: phases, events, next(phase, event), proofs of an end. Pure
-//!     destinations whom the app may call: numbers, lists, hours. Pure
+//!     destinations numbers that may be called: lists, types, hours. Pure
 //!     jws          signed tokens: taken apart, checked, made. Pure
 //!     metrics      every metric; the only caller of prometheus
 //! L2  policy       which limits bind a call; which business a request belongs to. Pure

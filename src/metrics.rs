@@ -1,6 +1,6 @@
 //! All metrics: name, labels, meaning. The only caller of the prometheus crate.
 //!
-//! The five unprefixed names are those of the systems that ringfence replaces (contract §1), so that their alerts keep working.
+//! The five unprefixed names are those of the systems that ringfence replaces, so that their alerts keep working.
 
 mod busiest;
 mod by_business;
@@ -157,7 +157,7 @@ impl Metrics {
             }
             m.upstream_seconds.with_label_values(&[account]);
             ["concurrency", "rate", "busy"].iter().for_each(|class| zero(&m.provider_limit, &[account, class]));
-            ["webhook", "asked", "missing"].iter().for_each(|came| zero(&m.records, &[account, came]));
+            ["webhook", "asked", "missing"].iter().for_each(|source| zero(&m.records, &[account, source]));
             zero(&m.webhooks, &[account, "unverified", "refused"]);
             for plan in &may.plans {
                 ["outbound", "inbound"].iter().for_each(|direction| zero(&m.admitted, &[account, direction, plan]));
@@ -311,8 +311,8 @@ impl Metrics {
     }
 
     /// Counts a post-call record by its source, or as given up.
-    pub fn record(&self, account: &str, came: &str) {
-        self.inner.records.with_label_values(&[account, came]).inc();
+    pub fn record(&self, account: &str, source: &str) {
+        self.inner.records.with_label_values(&[account, source]).inc();
     }
 
     /// Sets how many of the latest calls in a row lacked a watched webhook, and when it last came.

@@ -13,7 +13,7 @@ use crate::ids::CallId;
 use crate::store::Utterance;
 pub use pubsub::carry;
 
-/// Notifications that a slow subscriber may lag behind. Beyond that it is told so, and checks everything it follows.
+/// The maximum lag of a slow subscriber. Beyond it the subscriber gets an error, and checks everything it follows.
 const BEHIND_MAX: usize = 4096;
 
 /// The longest text in a notification, in bytes; longer ones are read from the store.
@@ -77,25 +77,25 @@ impl Hub {
     /// Notifies that something of a call was stored: an utterance, a post-call record.
     pub fn notify(&self, call: &CallId) {
         self.clear_partial(call);
-        self.bell(call, News::Record);
+        self.send(call, News::Record);
     }
 
     /// Notifies that a call ended and its slots are free.
     pub fn ended(&self, call: &CallId) {
         self.clear_partial(call);
-        self.bell(call, News::Ended);
+        self.send(call, News::Ended);
     }
 
     /// The same, with the stored utterance.
     pub fn publish(&self, call: &CallId, said: Utterance) {
         self.clear_partial(call);
         let is_short = said.text.len() <= TOLD_BYTES_MAX;
-        self.bell(call, if is_short { News::Said(Arc::new(said)) } else { News::Record });
+        self.send(call, if is_short { News::Said(Arc::new(said)) } else { News::Record });
     }
 
     /// Notifies that the call itself changed; an interim utterance stays valid.
     pub fn changed(&self, call: &CallId) {
-        self.bell(call, News::Record);
+        self.send(call, News::Record);
     }
 
     /// Drops the interim utterance: it was stored, or never will be.
@@ -117,7 +117,7 @@ impl Hub {
         self.pass_on(call, News::Ended, false);
     }
 
-    fn bell(&self, call: &CallId, news: News) {
+    fn send(&self, call: &CallId, news: News) {
         self.pass_on(call, news, true);
     }
 

@@ -25,11 +25,11 @@ pub use declared::Declared;
 pub use in_force::InForce;
 pub use rate::Rate;
 
-/// The demo business (contract §1). It has a limit of its own and counts towards the global limit.
+/// The demo business. It has a limit of its own and counts towards the global limit.
 pub const DEMO_BUSINESS: &str = "999999";
-/// Concurrent calls of [`DEMO_BUSINESS`] (contract §1).
+/// Concurrent calls of [`DEMO_BUSINESS`].
 pub const DEMO_CALLS_MAX: u32 = 999;
-/// Concurrent calls of the whole platform where neither the operator nor an account sets a number (contract §1).
+/// Concurrent calls of the whole platform where neither the operator nor an account sets a number.
 pub const GLOBAL_CALLS_DEFAULT: u32 = 5;
 /// The plan of businesses that have none.
 pub const DEFAULT_PLAN: &str = "default";
@@ -196,7 +196,7 @@ pub struct Plan {
     pub rate: Option<Rate>,
     /// What an inbound caller hears when the business is full.
     pub when_full: Option<WhenFull>,
-    /// Destination rules for its businesses, in addition to those for everybody.
+    /// Destination rules for its businesses, in addition to the global ones.
     pub destinations: destinations::Rules,
 }
 
@@ -263,7 +263,7 @@ pub struct Settings {
     pub when_full: WhenFull,
     /// How much of a call's transcript is kept, unless the business overrides it.
     pub transcripts: Privacy,
-    /// Destination rules for everybody.
+    /// The global destination rules.
     pub destinations: Arc<destinations::Settings>,
 }
 
@@ -418,7 +418,7 @@ impl Policy {
         Identified { business, stranger: stranger.map(UnknownBusiness), ignored }
     }
 
-    /// The destination rules of a business on a plan: the plan's and its own, in addition to those for everybody.
+    /// The destination rules of a business on a plan: the plan's and its own, in addition to the global ones.
     pub fn destination_rules(&self, business: &BusinessId, plan: &str) -> Vec<&destinations::Rules> {
         let of_plan = self.settings.plans.get(plan).map(|plan| &plan.destinations);
         let own = self.businesses.get(business).and_then(|business| business.destinations.as_ref());

@@ -57,7 +57,7 @@ const VOICE_WEBHOOK_MS: i64 = 15_000;
 /// The status of an account's sweeps.
 #[derive(Debug, Clone, Default, serde::Serialize)]
 pub struct SweepStatus {
-    /// The result and time of the last one. Other replicas are told of it.
+    /// The result and time of the last one. Other replicas are notified of it.
     pub last: Sighting,
     /// Calls whose state has been unreadable for long enough to raise an alarm.
     pub unread: BTreeMap<CallId, Unread>,

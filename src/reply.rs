@@ -120,7 +120,7 @@ fn rejection_response(rejection: &Rejection, style: ResponseStyle<'_>) -> Respon
     respond(status, headers, Value::Object(body).to_string().into())
 }
 
-/// The fields that clients of the replaced systems read (contract §1), and ringfence's own.
+/// The fields that clients of the replaced systems read, and ringfence's own.
 fn contract_fields(rejection: &Rejection, shape: &RefusalShape) -> Map<String, Value> {
     let mut fields = Map::new();
     fields.insert("error".to_owned(), rejection.code.as_str(shape).into());
@@ -210,7 +210,7 @@ mod tests {
         (response, body)
     }
 
-    /// experience.md §4: the ElevenLabs shape.
+    /// The ElevenLabs shape.
     #[test]
     fn elevenlabs_refusals_have_its_shape_and_the_contracts_fields() {
         let what = full_business();
@@ -233,7 +233,7 @@ mod tests {
         );
     }
 
-    /// experience.md §4: the Twilio shape; `details` reaches the app through both SDKs.
+    /// The Twilio shape; `details` reaches the app through both SDKs.
     #[test]
     fn twilio_refusals_have_its_shape() {
         let (response, body) = answer("twilio", &full_business(), None);

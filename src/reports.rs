@@ -1,9 +1,8 @@
-//! Panics and logged errors, reported to Sentry, GlitchTip, or whatever speaks their protocol
+//! Panics and logged errors, reported to Sentry, GlitchTip or a compatible server
 //! (<https://develop.sentry.dev/sdk/foundations/transport/envelopes/>).
 //!
-//! A report has what the log line has, with less: no path, no peer, no text that stands in quotes in a panic, numbers masked. It waits in
-//! a bounded queue and is dropped where that is full, or where there are many a minute: whoever is told of an error is not told of it a
-//! thousand times.
+//! A report has the fields of the log line except paths, peers and quoted text of a panic, with masked numbers. Reports are dropped if
+//! their bounded queue is full, or beyond a rate per minute: a repeated error does not need a thousand reports.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -29,24 +28,24 @@ use crate::ids::mask_numbers_in;
 use crate::net::Upstream;
 use crate::provider::secret::Secret;
 
-/// Reports that wait to be sent.
+/// The maximum number of queued reports.
 const QUEUE: usize = 32;
-/// Reports a minute.
+/// Maximum reports a minute.
 const EACH_MINUTE: u32 = 20;
-/// How long a report may take.
+/// The timeout of a report.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long an exit waits for the last reports.
 const FLUSH_WITHIN: Duration = Duration::from_secs(2);
-/// The part of an answer that is read, in bytes.
+/// The maximum answer, in bytes.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 /// The longest text of a report, in characters.
 const TEXT_CHARS_MAX: usize = 400;
-/// Who reports.
+/// The name of this client.
 const AGENT: &str = concat!("ringfence/", env!("CARGO_PKG_VERSION"));
-/// Fields of log lines that a report leaves out: they may hold what a client sent, or name a server.
+/// Fields of log lines that reports omit: they may contain client input, or name a server.
 const LEFT_OUT: [&str; 4] = ["path", "peer", "body", "store"];
 
-/// Where reports go.
+/// The destination of reports.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     dsn: Secret,
@@ -55,35 +54,35 @@ pub struct Settings {
 
 impl Settings {
     /// # Errors
-    /// The DSN is none.
+    /// The DSN is invalid.
     pub fn new(dsn: Secret, environment: Option<String>) -> Result<Self, String> {
         // The error may show the DSN.
-        Dsn::from_str(dsn.expose()).map_err(|_| "is no DSN: https://KEY@HOST/PROJECT".to_owned())?;
+        Dsn::from_str(dsn.expose()).map_err(|_| "is not a DSN: https://KEY@HOST/PROJECT".to_owned())?;
         Ok(Self { dsn, environment })
     }
 }
 
-/// What takes the logged errors of a process.
+/// Layer for the logged errors of a process.
 pub type ErrorLayer = Box<dyn Layer<Registry> + Send + Sync>;
 
-/// What sends reports.
+/// Sender of reports.
 pub struct Reporter(JoinHandle<()>, mpsc::Sender<Item>);
 
-/// What waits in the queue.
+/// An item of the queue.
 enum Item {
     Report(Box<Event<'static>>),
     /// Everything before it has been sent.
     Flush(oneshot::Sender<()>),
 }
 
-/// Starts to report panics of the process, and errors that its subscriber gives the layer. `upstream` is what reports are sent with.
+/// Starts reporting panics of the process, and errors that reach the layer. `upstream` sends the reports.
 ///
 /// # Errors
-/// The DSN is none.
+/// The DSN is invalid.
 pub fn start(settings: &Settings, upstream: Upstream) -> Result<(ErrorLayer, Reporter), String> {
-    let dsn = Dsn::from_str(settings.dsn.expose()).map_err(|_| "the DSN is none".to_owned())?;
-    let url: Uri = dsn.envelope_api_url().as_str().parse().map_err(|_| "the DSN's address is none".to_owned())?;
-    let mut auth = HeaderValue::try_from(dsn.to_auth(Some(AGENT)).to_string()).map_err(|_| "the DSN is none")?;
+    let dsn = Dsn::from_str(settings.dsn.expose()).map_err(|_| "invalid DSN".to_owned())?;
+    let url: Uri = dsn.envelope_api_url().as_str().parse().map_err(|_| "invalid address in the DSN".to_owned())?;
+    let mut auth = HeaderValue::try_from(dsn.to_auth(Some(AGENT)).to_string()).map_err(|_| "invalid DSN")?;
     auth.set_sensitive(true);
     let (to, mut queue) = mpsc::channel(QUEUE);
     let environment = settings.environment.clone();
@@ -129,7 +128,7 @@ async fn send(upstream: &Upstream, url: &Uri, auth: &HeaderValue, event: Event<'
 }
 
 impl Reporter {
-    /// Sends what waits, for a while.
+    /// Flushes the queue, with a timeout.
     pub async fn stop(self) {
         let Self(sending, to) = self;
         let (done, sent) = oneshot::channel();
@@ -144,10 +143,10 @@ impl Reporter {
     }
 }
 
-/// A way into the queue for so many reports a minute.
+/// A rate-limited sender to the queue.
 struct Limited {
     to: mpsc::Sender<Item>,
-    /// Since when, and how many.
+    /// The start of the current minute, and its number of reports.
     minute: Mutex<(Instant, u32)>,
 }
 
@@ -166,13 +165,13 @@ impl Limited {
             minute.1 > EACH_MINUTE
         };
         if !is_too_many {
-            // The queue is full, or nobody sends any more.
+            // The queue is full, or its receiver is gone.
             let _ = self.to.try_send(Item::Report(Box::new(event)));
         }
     }
 }
 
-/// A report without anything said yet.
+/// A report without content.
 fn event(level: Level) -> Event<'static> {
     Event { level, platform: "native".into(), release: Some(AGENT.replace('/', "@").into()), ..Event::default() }
 }
@@ -182,7 +181,7 @@ fn of_panic(info: &PanicHookInfo<'_>) -> Event<'static> {
     let said = said.downcast_ref::<&str>().copied().or(said.downcast_ref::<String>().map(String::as_str));
     let exception = Exception {
         ty: "panic".to_owned(),
-        value: Some(of_program(said.unwrap_or("it says nothing"))),
+        value: Some(of_program(said.unwrap_or("(no message)"))),
         ..Exception::default()
     };
     Event {
@@ -192,7 +191,7 @@ fn of_panic(info: &PanicHookInfo<'_>) -> Event<'static> {
     }
 }
 
-/// The part of a panic's message that the program wrote: what it quotes may be what a client sent.
+/// The program's part of a panic message: quoted text may be client input.
 fn of_program(message: &str) -> String {
     let own = message.split(['\'', '"', '`']).next().unwrap_or_default();
     short(&mask_numbers_in(own))

@@ -299,7 +299,7 @@ mod tests {
     const EC_KEY: &str = "MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgQTw+ZkeH6QSTAQpmC2r2Gatvn8kIfkgDEEa4yZ0pSD6h\
         RANCAATc+oHVQBf6xnm+hDu8tZCA6IPo8ICX4OKg8CqPaVjkBf4DSr7mKdtwxeS1KG+Yh47/jAxWJ1nAbIIya5HU3lQ0";
 
-    /// An RSA key beside the other, made by OpenSSL; and what its private half, which is gone, has signed there.
+    /// An RSA key beside the other, made by OpenSSL; and a signature by its private half, which was deleted.
     const RSA_JWKS: &str = r#"{"keys":[
         {"kty":"EC","crv":"P-256","kid":"one","alg":"ES256","use":"sig",
          "x":"3PqB1UAX-sZ5voQ7vLWQgOiD6PCAl-DioPAqj2lY5AU","y":"_gNKvuYp23DF5LUob5iHjv-MDFYnWcBsgjJrkdTeVDQ"},
@@ -370,7 +370,7 @@ mod tests {
                 && keys.authenticate(&with(Some("one")), 1000, &[]).is_ok()
         );
         assert!(keys.authenticate(&with(Some("two")), 1000, &[]).is_err());
-        // A public key is no secret: whoever signs with it as if it were one is not believed.
+        // A public key is not a secret: signatures made with it as one are rejected.
         let forged = jws::sign(JWKS.as_bytes(), &json!({"exp": 2000})).unwrap();
         assert!(keys.authenticate(&forged, 1000, &[]).is_err());
         assert!(Keys::default().with_jwks(r#"{"keys":[]}"#).is_err() && Keys::default().with_jwks("{").is_err());

@@ -68,13 +68,13 @@ pub enum Denied {
     #[error("{0}")]
     NoToken(String),
     /// The token's scope is too small.
-    #[error("scope must have {:?} for this, or a word that allows more", .0.as_str())]
+    #[error("scope {:?} or higher is needed", .0.as_str())]
     TooLittle(Scope),
     /// The token is for some businesses, and all are needed.
-    #[error("the token is for some businesses; this concerns all of them")]
+    #[error("this needs a token for all businesses")]
     SomeBusinesses,
     /// A request that ringfence itself sent on behalf of a tenant.
-    #[error("requests of ringfence's own are not answered here")]
+    #[error("requests sent by ringfence are rejected here")]
     OwnRequest,
 }
 
@@ -93,7 +93,7 @@ impl Access {
         let from = exchange.peer().to_string();
         if let Some(token) = bearer(exchange.headers())? {
             if self.keys.is_empty() {
-                return Err(Denied::NoToken("no admin.token_secret is set, so no token counts".to_owned()));
+                return Err(Denied::NoToken("admin.token_secret is not set: tokens are disabled".to_owned()));
             }
             let who = self.keys.operator(token, now_secs)?;
             let scope = who.scope.filter(|scope| *scope >= needs).ok_or(Denied::TooLittle(needs))?;
@@ -112,11 +112,11 @@ impl Access {
         match exchange.peer() {
             Peer::Local { .. } => Ok(local(Scope::Operate)),
             Peer::Net(_) if !self.keys.is_empty() => {
-                Err(Denied::NoToken("a bearer token is needed: ringfence token --scope read".to_owned()))
+                Err(Denied::NoToken("bearer token missing: ringfence token --scope read".to_owned()))
             }
             Peer::Net(_) if is_on_loopback(exchange) && needs < Scope::Operate => Ok(local(Scope::Read)),
             Peer::Net(_) if is_on_loopback(exchange) => Err(Denied::NoToken(self.how_to_change())),
-            Peer::Net(_) => Err(Denied::NoToken("no admin.token_secret is set, so only loopback may ask".to_owned())),
+            Peer::Net(_) => Err(Denied::NoToken("admin.token_secret is not set: only loopback is allowed".to_owned())),
         }
     }
 
@@ -133,7 +133,7 @@ impl Access {
         Ok(())
     }
 
-    /// The same for `/api/concurrent-metrics/prometheus`, whose older clients send `X-Cron-Secret` (contract §5). Where no secret
+    /// The same for `/api/concurrent-metrics/prometheus`, whose older clients send `X-Cron-Secret`. If no secret
     /// is configured the header is ignored.
     ///
     /// # Errors

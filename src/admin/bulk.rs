@@ -37,7 +37,7 @@ impl Admin {
         };
         let (businesses, wrong) = read_rows(rows, &self.calls.lifecycle.policy.load());
         if !wrong.is_empty() {
-            let message = format!("{} bad rows; nothing was put", wrong.len());
+            let message = format!("{} invalid rows; nothing stored", wrong.len());
             let rows: Vec<Value> = wrong.into_iter().take(BAD_ROWS_MAX).collect();
             let body = json!({"error": "INVALID_BUSINESSES", "message": message, "rows": rows});
             return Ok(json_answer(StatusCode::UNPROCESSABLE_ENTITY, &body));
@@ -75,9 +75,9 @@ fn read_rows(rows: Vec<Value>, policy: &Policy) -> (Vec<Business>, Vec<Value>) {
         let mut say = |message: String| wrong.push(json!({"row": row + 1, "id": id, "message": message}));
         // Via a map: serde also accepts a struct as an array.
         let business = match serde_json::from_value::<Map<String, Value>>(value) {
-            Ok(fields) if !fields.contains_key("id") => Err("it has no id".to_owned()),
+            Ok(fields) if !fields.contains_key("id") => Err("id is missing".to_owned()),
             Ok(fields) => serde_json::from_value::<Business>(fields.into()).map_err(|error| error.to_string()),
-            Err(_) => Err("it is no object".to_owned()),
+            Err(_) => Err("not an object".to_owned()),
         };
         let business = match business {
             Ok(business) => business,
@@ -93,7 +93,7 @@ fn read_rows(rows: Vec<Value>, policy: &Policy) -> (Vec<Business>, Vec<Value>) {
         }
         for key in keys_of(&business) {
             match owners.insert(key.clone(), business.id.clone()) {
-                Some(other) if other != business.id => messages.push(format!("{key} belongs to {other}, too")),
+                Some(other) if other != business.id => messages.push(format!("{key} also belongs to {other}")),
                 _ => {}
             }
         }
@@ -116,7 +116,7 @@ pub(super) fn invalid(business: &Business, policy: &Policy, yields: impl Fn(&Bus
             None if name == DEFAULT_PLAN => {}
             None => {
                 let known: Vec<&str> = plans.keys().map(String::as_str).collect();
-                wrong.push(format!("{name:?} is no plan; known: {}", known.join(", ")));
+                wrong.push(format!("{name:?} is not a plan; known: {}", known.join(", ")));
             }
             Some(plan) if plan.concurrent.is_none() && business.max_calls.is_none() && name != DEFAULT_PLAN => {
                 wrong.push(format!("max_calls is needed: plan {name} leaves the number to each business"));

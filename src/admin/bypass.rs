@@ -1,4 +1,4 @@
-//! The bypass: for a while limits refuse nothing, at every replica.
+//! The bypass: for a limited time limits reject nothing, at every replica.
 
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -12,11 +12,11 @@ use crate::store::Bypass;
 
 /// The longest bypass, in seconds: a day.
 const SECS_MAX: u64 = 86_400;
-/// The longest reason that is kept, in characters.
+/// The longest stored reason, in characters.
 const REASON_CHARS_MAX: usize = 500;
 
 impl Admin {
-    /// The bypass that is in force; null: none is.
+    /// The bypass in force, or null.
     pub(super) fn bypass_shown(&self) -> Value {
         let capacity = &self.calls.lifecycle.capacity;
         let Some(bypass) = capacity.bypass() else { return Value::Null };
@@ -27,8 +27,8 @@ impl Admin {
         })
     }
 
-    /// Shows it, switches it on (`{"for_secs": 900, "reason": "…"}`), or off. It is switched even where the store takes no writes: that
-    /// may be why it is needed. Then it holds in this process, and the answer says so.
+    /// Shows it, starts it (`{"for_secs": 900, "reason": "…"}`), or ends it. It works even if the store rejects writes, which may be why
+    /// it is needed. Then it applies in this process only, and the answer says so.
     pub(super) async fn bypass(&self, exchange: &mut Exchange, method: &Method, who: &Caller) -> Answer {
         let capacity = &self.calls.lifecycle.capacity;
         let (act, after, new) = match *method {
@@ -36,11 +36,12 @@ impl Admin {
             Method::DELETE => ("bypass off", Value::Null, None),
             Method::PUT => {
                 let body = exchange.read_body(BODY_BYTES_MAX).await.map_err(|e| bad(e.to_string()))?;
-                let body: Value = serde_json::from_slice(&body).map_err(|e| bad(format!("no bypass: {e}")))?;
+                let body: Value =
+                    serde_json::from_slice(&body).map_err(|e| bad(format!("body must be a bypass: {e}")))?;
                 let secs = body["for_secs"].as_u64().filter(|secs| (1..=SECS_MAX).contains(secs));
-                let secs = secs.ok_or_else(|| bad(format!("for_secs is a number from 1 to {SECS_MAX}")))?;
+                let secs = secs.ok_or_else(|| bad(format!("for_secs must be a number from 1 to {SECS_MAX}")))?;
                 let reason = body["reason"].as_str().map(str::trim).filter(|reason| !reason.is_empty());
-                let reason = reason.ok_or_else(|| bad("a bypass needs a reason, which stands in the audit"))?;
+                let reason = reason.ok_or_else(|| bad("reason is required (audit log)"))?;
                 let now_ms = self.calls.lifecycle.clock.now_ms();
                 let bypass = Bypass {
                     since_ms: now_ms,
@@ -61,7 +62,7 @@ impl Admin {
         let changes = Act::new(act, "*").because(reason.as_deref()).changes(before, after);
         self.audit_with_retry(who, changes).await;
         let told = capacity.set_bypass(new).await;
-        let note = told.err().map(|error| format!("in this process alone, until the store can be told: {error}"));
+        let note = told.err().map(|error| format!("this process only: {error}"));
         ok(&json!({"bypass": self.bypass_shown(), "note": note}))
     }
 }

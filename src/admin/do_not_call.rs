@@ -52,7 +52,7 @@ fn list_of(query: &str, who: &Caller) -> Result<String, Problem> {
 }
 
 fn key(number: &str) -> Result<u64, Problem> {
-    let why = "no telephone number with its country code, as in +905321234567";
+    let why = "not a telephone number with its country code, as in +905321234567";
     key_of(number).ok_or_else(|| Problem::Is(StatusCode::UNPROCESSABLE_ENTITY, "INVALID_NUMBERS", why.to_owned()))
 }
 
@@ -76,7 +76,7 @@ impl Admin {
                         let key = key(number)?;
                         let body = exchange.read_body(BODY_BYTES_MAX).await.map_err(|e| bad(e.to_string()))?;
                         let body = if body.is_empty() { Ok(Value::Null) } else { serde_json::from_slice(&body) };
-                        let body = body.map_err(|e| bad(format!("no object with a reason: {e}")))?;
+                        let body = body.map_err(|e| bad(format!("body must be an object with a reason: {e}")))?;
                         Numbers { keys: vec![key], reason: reason(&body) }
                     }
                     None => {
@@ -101,8 +101,8 @@ impl Admin {
     async fn do_not_call_page(&self, list: &str, query: &str, who: &Caller) -> Answer {
         let limit = limit_of(query);
         let after = form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == "after").map(|(_, value)| value);
-        let after =
-            after.map_or(Ok(0), |text| text.parse::<i64>().map_err(|_| bad("after is the next of a page before")))?;
+        let after = after
+            .map_or(Ok(0), |text| text.parse::<i64>().map_err(|_| bad("after must be an earlier page's `next`")))?;
         let page = self.calls.lifecycle.store.do_not_call(list, after, limit).await?;
         let is_full = page.len() >= usize::try_from(limit).unwrap_or(usize::MAX);
         let next = page.last().filter(|_| is_full).map(|last| last.change);
@@ -178,7 +178,7 @@ fn reason(body: &Value) -> Option<String> {
 
 /// Parses `{"numbers": ["+90…", …], "reason": "…"}`; returns invalid rows apart.
 fn read_numbers(body: &[u8]) -> Result<(Numbers, Vec<Value>), Problem> {
-    let body: Value = serde_json::from_slice(body).map_err(|e| bad(format!("no list of numbers: {e}")))?;
+    let body: Value = serde_json::from_slice(body).map_err(|e| bad(format!("body must be a list of numbers: {e}")))?;
     let Some(rows) = body["numbers"].as_array() else {
         return Err(bad("send {\"numbers\": [\"+905321234567\", …], \"reason\": \"…\"}"));
     };
@@ -186,7 +186,7 @@ fn read_numbers(body: &[u8]) -> Result<(Numbers, Vec<Value>), Problem> {
     for (at, row) in rows.iter().enumerate() {
         match row.as_str().and_then(key_of) {
             Some(key) => drop(keys.insert(key)),
-            None => wrong.push(json!({"row": at + 1, "message": "no telephone number with its country code"})),
+            None => wrong.push(json!({"row": at + 1, "message": "not a telephone number with its country code"})),
         }
     }
     Ok((Numbers { keys: keys.into_iter().collect(), reason: reason(&body) }, wrong))
@@ -194,7 +194,7 @@ fn read_numbers(body: &[u8]) -> Result<(Numbers, Vec<Value>), Problem> {
 
 /// The response for invalid rows: nothing was changed.
 fn bad_rows(mut wrong: Vec<Value>) -> Response<Bytes> {
-    let message = format!("{} bad rows; nothing was changed", wrong.len());
+    let message = format!("{} invalid rows; nothing stored", wrong.len());
     wrong.truncate(BAD_ROWS_MAX);
     let body = json!({"error": "INVALID_NUMBERS", "message": message, "rows": wrong});
     json_answer(StatusCode::UNPROCESSABLE_ENTITY, &body)

@@ -1,4 +1,4 @@
-//! Why a create was refused, or would be: which limits bind it, who holds their slots, what is decided, what to do.
+//! Why a create was refused, or would be: the limits that apply, the calls that hold their slots, the decision, and advice.
 
 mod meaning;
 
@@ -19,22 +19,22 @@ use crate::reply::RejectionCode;
 use crate::store::{CallRecord, RefusalRecord};
 use meaning::meaning;
 
-/// Holders of a limit that are shown; of more, how many there are.
+/// Maximum holders of a limit that are listed; of further ones, their number.
 const HOLDERS_MAX: usize = 20;
-/// Calls that are looked through for those that held a slot at a time.
+/// Maximum calls that are searched for past holders of a slot.
 const CALLS_MAX: u32 = 10_000;
 
-/// What stands now, read once.
+/// The current state, read once.
 struct Now {
     at_ms: UnixMs,
     policy: std::sync::Arc<Policy>,
     open: Vec<CallRecord>,
     by_key: BTreeMap<String, u32>,
-    /// What was admitted within the longest window of a rate.
+    /// Calls admitted within the longest window of a rate.
     recent: Vec<(UnixMs, Facts)>,
 }
 
-/// A limit that binds, and how much of it is used.
+/// A limit that applies, and its usage.
 struct Standing {
     binding: Binding,
     used: u32,
@@ -66,7 +66,7 @@ impl Now {
         Standing { binding, used, allows }
     }
 
-    /// The key of the config, or the request, that a limit comes from; and how much it allows.
+    /// The config key or request that sets a limit, and its bound.
     fn written(&self, binding: &Binding) -> (String, String) {
         let is_rate = matches!(binding.bound, Bound::Rate(_));
         let all = self.policy.in_force();
@@ -115,13 +115,13 @@ fn holder(call: &CallRecord, at_ms: UnixMs) -> Value {
 /// A create that might be sent.
 struct WouldBe {
     facts: Facts,
-    /// Why nobody knows its business, where that refuses.
+    /// Why its business is unknown, if unknown ones are rejected.
     stranger: Option<String>,
-    /// Why whom it calls is not called.
+    /// Why its destination is blocked.
     blocked: Option<String>,
 }
 
-/// What is decided, and what to do.
+/// A decision, with advice.
 struct Decision {
     /// `admitted`, `refused`, or `admitted and marked`.
     outcome: &'static str,
@@ -139,7 +139,7 @@ impl Decision {
     }
 }
 
-/// What would become of a create now.
+/// The decision about a create now.
 fn decide(now: &Now, create: &WouldBe, standings: &[Standing], observes: bool, bypassed: bool) -> Decision {
     let outcome = if observes { "admitted and marked" } else { "refused" };
     let refused = |code, limit, because: String, advice| Decision { outcome, code: Some(code), limit, because, advice };
@@ -147,11 +147,11 @@ fn decide(now: &Now, create: &WouldBe, standings: &[Standing], observes: bool, b
     let mut decision = if let Some(why) = &create.stranger {
         let advice = vec![
             format!(
-                "make it known: `ringfence businesses import`, PUT /api/businesses/{business}, or [[businesses]] in the config"
+                "register it: `ringfence businesses import`, PUT /api/businesses/{business}, or [[businesses]] in the config"
             ),
-            "or take strangers on a plan: businesses.unknown = \"PLAN\"".to_owned(),
+            "or accept unknown businesses on a plan: businesses.unknown = \"PLAN\"".to_owned(),
         ];
-        refused("UNKNOWN_BUSINESS", None, format!("nobody knows the business: {why}"), advice)
+        refused("UNKNOWN_BUSINESS", None, format!("unknown business: {why}"), advice)
     } else if let Some(why) = &create.blocked {
         let advice = vec!["look at [destinations], and at the lists: GET /api/do-not-call".to_owned()];
         refused("DO_NOT_CALL_BLOCKED", None, why.clone(), advice)
@@ -171,18 +171,15 @@ fn decide(now: &Now, create: &WouldBe, standings: &[Standing], observes: bool, b
         let because = match standings.iter().min_by_key(|one| one.allows.saturating_sub(one.used)) {
             Some(next) => {
                 let free = next.allows.saturating_sub(next.used);
-                format!(
-                    "every limit has room; the nearest is {} with {free} of {} left",
-                    next.binding.limit, next.allows
-                )
+                format!("no limit is full; the nearest is {} with {free} of {} free", next.binding.limit, next.allows)
             }
-            None => "no limit binds it".to_owned(),
+            None => "no limit applies".to_owned(),
         };
         return Decision { outcome: "admitted", code: None, limit: None, because, advice: vec![] };
     };
     if observes {
         let why = if bypassed { "limits are bypassed" } else { "mode is observe" };
-        decision.because.push_str(&format!(" ({why}: it is sent all the same, and marked)"));
+        decision.because.push_str(&format!(" ({why}: it is sent, and marked)"));
     }
     decision
 }
@@ -197,7 +194,7 @@ fn code_of(full: &LimitExceeded) -> &'static str {
     }
 }
 
-/// What to do about a limit that is full.
+/// The advice for a full limit.
 fn advice(now: &Now, full: &Standing) -> Vec<String> {
     let binding = &full.binding;
     let (from, _) = now.written(binding);
@@ -216,14 +213,14 @@ fn advice(now: &Now, full: &Standing) -> Vec<String> {
         }
         let doubtful = holding.iter().filter(|call| call.unsettled || call.phase == Phase::Reserved).count();
         if doubtful > 0 {
-            advice.push(format!("of {doubtful} holders it is not known that they are up: ringfence reconcile"));
+            advice.push(format!("{doubtful} holders unconfirmed: ringfence reconcile"));
         }
     }
     advice.push(match binding.scope {
         Scope::Account => {
-            format!("if more was bought at the provider, raise {from}; calls of others count too (ringfence status: external)")
+            format!("if more was bought at the provider, raise {from}; external calls count too (ringfence status)")
         }
-        _ => format!("if it should allow more, raise it: {from}"),
+        _ => format!("to allow more, raise {from}"),
     });
     advice
 }
@@ -278,24 +275,24 @@ impl Admin {
         })
     }
 
-    /// The account that is named; or the only one that places calls.
+    /// The named account, or the only one that places calls.
     fn account_asked(&self, name: Option<&str>) -> Result<&Account, Problem> {
         if let Some(name) = name {
             let found = AccountName::parse(name).ok().and_then(|name| self.calls.accounts.get(&name));
-            return found.map(|account| &**account).ok_or_else(|| not_found("no account of this name is configured"));
+            return found.map(|account| &**account).ok_or_else(|| not_found("unknown account"));
         }
         let all: Vec<_> = self.calls.accounts.values().filter(|one| !one.provider.operations.is_empty()).collect();
         match all.as_slice() {
             [one] => Ok(one),
             _ => {
                 let names: Vec<&str> = all.iter().map(|account| account.name.as_str()).collect();
-                Err(bad(format!("say which account: {}", names.join(", "))))
+                Err(bad(format!("account is needed: {}", names.join(", "))))
             }
         }
     }
 
     fn would_be(&self, now: &Now, query: &str, who: &Caller) -> Result<WouldBe, Problem> {
-        let business = asked(query, "business").ok_or_else(|| bad("give id, or business"))?;
+        let business = asked(query, "business").ok_or_else(|| bad("id or business is needed"))?;
         let business = BusinessId::parse(&business).map_err(|error| bad(error.to_string()))?;
         if !who.sees(business.as_str()) {
             return Err(not_found("no such business"));
@@ -304,7 +301,7 @@ impl Admin {
         let direction = match asked(query, "direction").as_deref() {
             None | Some("outbound") => Direction::Outbound,
             Some("inbound") => Direction::Inbound,
-            Some(_) => return Err(bad("direction is outbound or inbound")),
+            Some(_) => return Err(bad("direction must be outbound or inbound")),
         };
         let facts = facts(now, business, account, direction);
         let facts = Facts {
@@ -370,15 +367,13 @@ impl Admin {
         let holds = record.phase != Phase::Ended && record.counts();
         let state = match (record.phase, record.unsettled) {
             (Phase::Ended, _) => {
-                let proof = record.proof.map_or("nobody's", |proof| proof.as_str());
-                format!("it is over (proof: {proof}) and holds nothing")
+                let proof = record.proof.map_or("none", |proof| proof.as_str());
+                format!("ended (proof: {proof}); holds no slot")
             }
-            (_, true) => {
-                "nobody knows whether it was dialled; its slot is held until the provider was asked".to_owned()
-            }
+            (_, true) => "unknown whether it was dialled; its slot is held until reconciled".to_owned(),
             (phase, false) => {
                 let (by, secs) = (record.seen_by.as_str(), age(record.seen_at));
-                format!("it is {}, last heard of {secs} s ago by {by}", phase.as_str())
+                format!("{}, last seen {secs} s ago ({by})", phase.as_str())
             }
         };
         answer["call"]["explained"] = state.into();
@@ -387,7 +382,7 @@ impl Admin {
     }
 }
 
-/// What a create of a business at an account would be, where nothing else is known of it.
+/// The facts of a create of a business at an account, without further details.
 fn facts(now: &Now, business: BusinessId, account: &Account, direction: Direction) -> Facts {
     let operations = &account.provider.operations;
     let operation = operations.iter().find(|one| one.direction == direction).or(operations.first());

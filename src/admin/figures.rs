@@ -33,7 +33,7 @@ impl Admin {
         for call in open.into_iter().flatten().filter(|c| !c.over_limit) {
             *by_business.entry(call.facts.business.as_str()).or_default() += call.slots;
         }
-        // Only counts that are per nothing: a label a business would have no bound. A limit that nobody holds a slot of is one, too.
+        // Only limits without `per`: a label per business would be unbounded. Unused limits are included.
         let limits_max = self.calls.lifecycle.policy.load().single_count_bounds();
         let mut limits: BTreeMap<String, u32> = limits_max.iter().map(|(name, _)| (name.clone(), 0)).collect();
         limits.extend(counts.by_key.iter().filter_map(|(key, n)| Some((key.strip_suffix('|')?.to_owned(), *n))));

@@ -1,5 +1,5 @@
-//! Calls and refusals as lists. A list is narrowed before it is cut to its length: what a caller may not see, or does not ask for, takes
-//! no place in it.
+//! Lists of calls and refusals. Filters apply before the limit: rows that a caller may not see, or did not ask for, do not count
+//! towards it.
 
 use serde_json::{Value, json};
 
@@ -22,8 +22,8 @@ fn seconds(query: &str, name: &str) -> Result<Option<i64>, Problem> {
     Ok(Some(i64::from(secs) * 1000))
 }
 
-/// The businesses that a query asks for, of those that its caller may see; none: all. One that the caller may not see is not among
-/// them, and its list is empty, as that of one that does not exist.
+/// The businesses of a query that its caller may see; `None`: all. For one that the caller may not see the list is empty, as for one
+/// that does not exist.
 pub(super) fn visible_businesses(query: &str, who: &Caller) -> Option<Vec<String>> {
     match asked(query, "business") {
         Some(business) => Some(who.sees(&business).then_some(business).into_iter().collect()),
@@ -31,7 +31,7 @@ pub(super) fn visible_businesses(query: &str, who: &Caller) -> Option<Vec<String
     }
 }
 
-/// What a query narrows a list to, within what its caller may see.
+/// The filter of a query, restricted to businesses that its caller may see.
 fn filter_of(query: &str, who: &Caller, now_ms: UnixMs) -> Result<ListFilter, Problem> {
     let phases = match asked(query, "phase") {
         Some(words) => {
@@ -63,7 +63,7 @@ fn fits(filter: &ListFilter, call: &CallRecord) -> bool {
         && filter.before_ms.is_none_or(|before_ms| call.admitted_at < before_ms)
 }
 
-/// A refusal as an operator sees it.
+/// A refusal as JSON.
 pub(super) fn refusal(refusal: &RefusalRecord) -> Value {
     let mut shown = serde_json::to_value(refusal).unwrap_or_default();
     shown["at"] = rfc3339(refusal.at).into();
@@ -71,7 +71,7 @@ pub(super) fn refusal(refusal: &RefusalRecord) -> Value {
 }
 
 impl Admin {
-    /// Calls that are up; with `all` ended ones too, the latest first.
+    /// Live calls; with `all` also ended ones, the latest first.
     pub(super) async fn list(&self, query: &str, who: &Caller) -> Answer {
         let now_ms = self.calls.lifecycle.clock.now_ms();
         let filter = filter_of(query, who, now_ms)?;
@@ -99,7 +99,7 @@ impl Admin {
         ok(&json!({"refusals": refusals.iter().map(refusal).collect::<Vec<_>>(), "now": rfc3339(now_ms)}))
     }
 
-    /// A refusal by its id. What its caller may not see is not there.
+    /// A refusal by its id. One that its caller may not see is not found.
     pub(super) async fn find_refusal(&self, id: &str, who: &Caller) -> Result<RefusalRecord, Problem> {
         let found = match RefusalId::parse(id) {
             Some(id) => self.calls.lifecycle.store.refusal(&id).await?,

@@ -1,5 +1,5 @@
 //! `listen.admin`: health, status, metrics, calls, businesses, bulk runs and their schedules, do-not-call lists. The paths under
-//! `/api/concurrent-metrics` are those of the systems that ringfence replaces (contract §1).
+//! `/api/concurrent-metrics` are those of the systems that ringfence replaces (docs/compatibility.md).
 
 pub mod api;
 pub mod auth;
@@ -121,7 +121,7 @@ impl Problem {
 }
 
 fn not_allowed(methods: &str) -> Response<Bytes> {
-    let message = format!("this path takes {methods}");
+    let message = format!("allowed methods: {methods}");
     let mut answer = problem(StatusCode::METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED", &message);
     if let Ok(methods) = HeaderValue::from_str(methods) {
         answer.headers_mut().insert(ALLOW, methods);
@@ -169,7 +169,7 @@ pub fn secured<B>(exchange: &Exchange, mut response: Response<B>) -> Response<B>
 }
 
 /// The message for clients without read access while the database is unavailable.
-pub const RECORD_AWAY: &str = "The record does not answer; /status says why.";
+pub const RECORD_AWAY: &str = "The database is unavailable; /status says why.";
 
 impl Admin {
     async fn route(&self, exchange: &mut Exchange) -> Answer {
@@ -472,7 +472,7 @@ impl Admin {
         let reason = body["reason"].as_str().unwrap_or_default().trim();
         if body["force"] != true || reason.is_empty() {
             return Err(bad(
-                "releasing frees the slot while the call may go on: send {\"force\":true,\"reason\":\"…\"}",
+                "release frees the slot while the call may continue: send {\"force\":true,\"reason\":\"…\"}",
             ));
         }
         let (before, after) = (json!({"phase": record.phase}), json!({"phase": Phase::Ended}));
@@ -516,7 +516,7 @@ fn shown_to(call: &CallRecord, who: &Caller) -> Value {
 
 fn call_json_with(call: &CallRecord, number: fn(&str) -> String) -> Value {
     let masked = |n: &Option<String>| n.as_deref().map(number);
-    // By a key's hash nobody finds anything.
+    // A key's hash is no lookup key.
     let ids = call.aliases.iter().filter(|alias| alias.kind != KEY_KIND);
     let aliases: Map<String, Value> = ids.map(|a| (a.kind.clone(), a.id.clone().into())).collect();
     json!({

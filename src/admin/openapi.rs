@@ -137,7 +137,7 @@ fn reference(name: &str) -> Value {
     json!({"$ref": format!("#/components/schemas/{name}")})
 }
 
-/// A type, or an object of the fields that are written as [`SCHEMAS`] says.
+/// A type, or an object with fields in the notation of [`SCHEMAS`].
 pub(super) fn schema(written: &str) -> Value {
     if !written.contains(':') {
         return kind(written);

@@ -114,7 +114,7 @@ pub struct Reloaded {
 /// The config that is in force.
 #[derive(Debug, Clone)]
 pub struct InForce {
-    /// The start of the SHA-256 of its file; none where it came from none.
+    /// The start of the SHA-256 of its file; `None` without a file.
     pub hash: Option<String>,
     /// Counts policies since the start.
     pub generation: u64,
@@ -125,7 +125,7 @@ pub struct InForce {
 }
 
 impl InForce {
-    /// As `/status` shows it.
+    /// Its JSON in `/status`.
     pub fn shown(&self) -> Value {
         let failed = self.last_failed.as_ref();
         json!({

@@ -1,4 +1,4 @@
-//! Recurring runs: made, shown, paused, resumed, fired, deleted.
+//! Recurring runs: create, list, pause, resume, fire, delete.
 
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -133,7 +133,7 @@ impl Admin {
         let changes = (json!({"state": schedule.state}), json!({"state": to}));
         self.note(who, Act::new(what, &schedule.id).changes(changes.0, changes.1)).await?;
         let mut schedule = schedule;
-        // Its keeper may change it at the same time: what is asked here comes after that.
+        // The scheduler may change it concurrently: this change is applied after that one.
         for _ in 0..5 {
             if schedule.state == to {
                 return ok(&shown(&schedule, true));
@@ -158,7 +158,7 @@ impl Admin {
     }
 }
 
-/// A schedule as its operators see it.
+/// A schedule as JSON.
 fn shown(one: &Schedule, whole: bool) -> Value {
     let spec: Value = serde_json::from_str(&one.spec).unwrap_or_default();
     let time = |at: Option<UnixMs>| at.map(rfc3339);

@@ -107,7 +107,7 @@ impl Admin {
     /// Sends a call and its transcript, as they change. `None`: the client disconnected.
     async fn follow(&self, id: CallId, who: &Caller, to: mpsc::Sender<Bytes>) -> Option<()> {
         let (store, hub) = (&self.calls.lifecycle.store, &self.calls.lifecycle.hub);
-        let mut bells = hub.listen();
+        let mut notifications = hub.listen();
         let (mut before, mut after, mut murmured) = (Value::Null, 0, 0);
         loop {
             let found = store.call(&id).await.ok().flatten().filter(|call| who.sees(call.facts.business.as_str()));
@@ -139,8 +139,8 @@ impl Admin {
             tokio::time::sleep(PAUSE).await;
             let heard = async {
                 loop {
-                    match bells.recv().await {
-                        Ok(bell) if bell.call != id => {}
+                    match notifications.recv().await {
+                        Ok(notification) if notification.call != id => {}
                         Ok(_) | Err(RecvError::Lagged(_)) => return,
                         Err(RecvError::Closed) => return std::future::pending().await,
                     }

@@ -81,7 +81,7 @@ impl FromStr for RateLog {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let bad = || format!("{text:?} is no log of a rate");
+        let bad = || format!("{text:?} is not a log of a rate");
         let (held, rest) = text.split_once(';').ok_or_else(bad)?;
         let entry = |one: &str| {
             let (at, n) = one.split_once(':')?;

@@ -1,4 +1,4 @@
-//! TLS of the listeners: who speaks it, whose clients show a certificate, and how a changed file is taken up.
+//! TLS of the listeners: which ones use it, which require client certificates, and the reload of changed files.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::config::{ListenerName, TlsSettings};
 use crate::metrics::Metrics;
 use crate::net::{ReloadingTls, TlsError};
 
-/// How often certificate files are looked at.
+/// How often certificate files are checked.
 const CERTIFICATE_CHECK: Duration = Duration::from_secs(10);
 
 /// The certificates in use.
@@ -33,7 +33,7 @@ impl ListenerTls {
         Ok(Self { listeners: settings.listeners.clone(), plain: Some(plain), mutual })
     }
 
-    /// What a listener speaks.
+    /// The protocol of a listener.
     pub(super) fn of(&self, listener: ListenerName) -> Option<ReloadingTls> {
         let mutual = self.mutual.as_ref().filter(|(_, of)| of.contains(&listener)).map(|(tls, _)| tls);
         mutual.or(self.plain.as_ref()).filter(|_| self.listeners.contains(&listener)).cloned()
@@ -43,14 +43,14 @@ impl ListenerTls {
         self.plain.iter().chain(self.mutual.iter().map(|(tls, _)| tls))
     }
 
-    /// Puts into the metrics when what is in use expires.
+    /// Sets the metrics of expiry of the certificates in use.
     pub(super) fn show_expiries(&self, metrics: &Metrics) {
         for (certificate, at_secs) in self.all().flat_map(ReloadingTls::expiries) {
             metrics.certificate_expires(certificate, at_secs);
         }
     }
 
-    /// Takes up changed files until it is told to stop.
+    /// Reloads changed files until stopped.
     pub(super) async fn follow(self, metrics: Metrics, stop: CancellationToken) {
         while self.plain.is_some() {
             tokio::select! {

@@ -128,7 +128,7 @@ impl Handler for Listener {
         // ringfence sent it to a tenant's URL: whatever way it came back, it has no rights.
         if !is_webhooks && exchange.headers().contains_key(CALLBACK_MARK) {
             warn!(path = exchange.path(), "request denied: a callback sent by ringfence reached its own listener");
-            let message = "A callback of ringfence's own is not taken here.";
+            let message = "Callbacks sent by ringfence are rejected here.";
             return exchange.respond(problem(StatusCode::FORBIDDEN, "CALLBACK_REFUSED", message)).await;
         }
         // Headers of this prefix are ringfence's own. `listen.admin` rejects requests with one.

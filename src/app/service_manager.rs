@@ -1,5 +1,4 @@
-//! Tells the service manager how the program stands, in systemd's words (sd_notify(3), sd_watchdog_enabled(3)): that it serves, that
-//! it stops, and every so often that it lives.
+//! Notifies the service manager by systemd's protocol (sd_notify(3), sd_watchdog_enabled(3)): ready, stopping, and the watchdog.
 
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::ffi::OsStrExt as _;
@@ -10,7 +9,7 @@ use tracing::warn;
 
 use crate::net::cores;
 
-/// Where the service manager listens, where there is one.
+/// The socket of the service manager.
 #[derive(Debug)]
 pub struct ServiceManager {
     socket: UnixDatagram,
@@ -19,7 +18,7 @@ pub struct ServiceManager {
 }
 
 impl ServiceManager {
-    /// The one that the environment names.
+    /// The one of the environment.
     pub fn from_environment() -> Option<Self> {
         let path = std::env::var_os("NOTIFY_SOCKET").filter(|path| !path.is_empty())?;
         let found = match path.as_bytes().strip_prefix(b"@") {
@@ -28,7 +27,7 @@ impl ServiceManager {
         };
         let opened = found.and_then(|at| {
             let socket = UnixDatagram::unbound()?;
-            // Nobody waits for a service manager that reads nothing.
+            // A service manager that does not read must not block us.
             socket.set_nonblocking(true)?;
             Ok((socket, at))
         });
@@ -39,18 +38,18 @@ impl ServiceManager {
         Some(Self { socket, at, watchdog })
     }
 
-    /// It serves.
+    /// Reports that the program is ready.
     pub fn ready(&self) {
         self.say("READY=1");
     }
 
-    /// It stops.
+    /// Reports that the program is stopping.
     pub fn stopping(&self) {
         self.say("STOPPING=1");
     }
 
-    /// Says that the program lives, three times in the time that it has for it, for as long as every thread that serves answers. Returns
-    /// at once where nobody asks for it.
+    /// Notifies the watchdog, three times within its timeout, as long as every serving thread responds. Returns at once without a
+    /// watchdog.
     pub async fn live(&self) {
         let Some(every) = self.watchdog.map(|within| within / 3) else { return };
         loop {
@@ -62,7 +61,7 @@ impl ServiceManager {
 
     fn say(&self, state: &str) {
         if let Err(error) = self.socket.send_to_addr(state.as_bytes(), &self.at) {
-            warn!(state, %error, "failed to tell the service manager");
+            warn!(state, %error, "failed to notify the service manager");
         }
     }
 }

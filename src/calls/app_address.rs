@@ -77,12 +77,12 @@ impl ForwardPaths {
                 text.starts_with('/') && !path.contains(['*', '?', '#']) && readings(path).iter().count() == 1;
             is_path
                 .then(|| Forward { path: normal(path), below })
-                .ok_or_else(|| format!("{text:?} is no path such as /media or /media/*"))
+                .ok_or_else(|| format!("{text:?} is not a path such as /media or /media/*"))
         };
         paths.iter().map(|text| parse(text.as_ref())).collect::<Result<_, _>>().map(Some).map(Self)
     }
 
-    /// Whether every path is forwarded that no description knows.
+    /// Whether every path without a description is forwarded.
     pub fn are_all(&self) -> bool {
         self.0.is_none()
     }

@@ -1,4 +1,4 @@
-//! Who answers a provider's batch calling in its place, where batches are to be dialled call by call.
+//! The handler of a provider's batch calling API, if batches are dialled call by call.
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -8,7 +8,7 @@ use super::Calls;
 use super::outbound::CreateRequest;
 use crate::provider::account::Account;
 
-/// Answers requests about batches in the provider's shape. What it does not answer goes to the provider.
+/// Answers requests about batches in the provider's shape. Other requests are proxied to the provider.
 #[async_trait]
 pub trait BatchCalling: Send + Sync {
     /// Answers a request that would create calls: a new batch, or a retry of one.

@@ -191,7 +191,7 @@ impl Found {
             (None, "") => "the destination".to_owned(),
             (None, masked) => masked.to_owned(),
         };
-        let all = if self.at.is_some() { "; nobody of the batch was called" } else { "" };
+        let all = if self.at.is_some() { "; no recipient of the batch was called" } else { "" };
         let why = self.why;
         format!("{who} {why}{all}")
     }

@@ -59,7 +59,7 @@ impl Inbound {
         }
         let document = Document::decode(Some("text/xml"), response.body());
         let message = Message { body: &document, query: &[], path: &Default::default(), headers: response.headers() };
-        let Document::Xml(twiml) = &document else { return Err("the answer is no TwiML".to_owned()) };
+        let Document::Xml(twiml) = &document else { return Err("the answer is not TwiML".to_owned()) };
         let bind = front.ids.read(&message);
         if bind.is_empty() {
             warn!(call = %record.id, "TwiML names no conversation; the call is tracked by its carrier only");

@@ -167,7 +167,7 @@ impl Inbound {
                 Ok(id)
             }
             InsertOutcome::Known(call) => Ok(call),
-            InsertOutcome::Outdated(_) => Err(StoreError::Failed("the gate is being moved".to_owned())),
+            InsertOutcome::Outdated(_) => Err(StoreError::Failed("limiter transition in progress".to_owned())),
         }
     }
 
@@ -245,7 +245,7 @@ impl Inbound {
             account: Some(account.name.as_str()),
             ..RequestAttributes::default()
         };
-        // A call of an unknown business has to be counted too: the limits for everybody bind it.
+        // A call of an unknown business has to be counted too: the limits for all businesses apply to it.
         let found = policy.identify(&marks);
         let business = if found.stranger.is_some() { BusinessId::default_business() } else { found.business };
         Facts {

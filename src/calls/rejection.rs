@@ -19,7 +19,7 @@ use crate::provider::description::LimitClass;
 use crate::reply::{Disposition, NoteRejection, Observed, Rejection, RejectionCode, ResponseStyle};
 use crate::store::RefusalRecord;
 
-/// The code of an inbound call that a limit had no slot for (contract §1).
+/// The code of an inbound call that a full limit rejected, as clients of the replaced systems expect it.
 pub const CAPACITY_INBOUND: &str = "capacity_inbound";
 
 /// The kind of a rejected request.
@@ -94,7 +94,7 @@ impl NoteRejection for Noted<'_> {
             limit = rejection.limit.as_ref().map(|(name, ..)| name.as_str()),
             retry_after_secs = rejection.wait_secs(),
             to = of.to.map(mask_number),
-            "refused"
+            "request denied"
         );
         if !self.is_retry {
             let reason = rejection.code.metric_reason(&of.account.provider.refusal);
@@ -150,7 +150,7 @@ impl Rejections {
     pub(super) fn outcome_unknown(&self, of: &RejectedRequest<'_>, call: &CallId, why: &str) -> Response<Bytes> {
         warn!(%call, why, "create outcome unknown; slot held until the call is looked up");
         let message = format!(
-            "It is not known whether the call was dialled: {why}. Do not send it again; its slot is held until {} was asked. [{call}]",
+            "It is not known whether the call was dialled: {why}. Do not send it again; its slot is held until {} confirms the outcome. [{call}]",
             of.account.provider.name
         );
         self.respond(Rejection::new(RejectionCode::OutcomeUnknown, message), of)
@@ -164,8 +164,8 @@ impl Rejections {
             self.context.sweep_requests.request(&account.name);
         }
         let why = match class {
-            LimitClass::Concurrency => "says that the account's concurrent calls are used up",
-            LimitClass::Rate => "takes no more requests just now",
+            LimitClass::Concurrency => "reports that the account's concurrent calls are used up",
+            LimitClass::Rate => "reports that its rate limit is reached",
             LimitClass::Busy => "is overloaded",
         };
         let message = format!("Not dialled: {provider} {why}; try again in about {} s.", wait_secs.max(1));
@@ -200,7 +200,7 @@ impl Rejections {
                 format!("Not dialled: calls are not available to {who} (limit {} is 0).", full.limit)
             }
             Bound::Concurrent(n) => format!(
-                "Not dialled: {who} meets limit {}, {} of {n} calls in use{about}. In all {used} of {all}.",
+                "Not dialled: {who} has reached limit {} ({} of {n}){about}; platform: {used} of {all}.",
                 full.limit, full.current
             ),
         };
@@ -224,7 +224,7 @@ impl Rejections {
             account = %facts.account,
             limit = %full.limit,
             from = facts.other_number.as_deref().map(mask_number),
-            "inbound refused"
+            "inbound call denied"
         );
         let business = facts.business.as_str();
         self.record(business, &facts.account, facts.direction, &rejection, CAPACITY_INBOUND, Recorded::Rejected);
@@ -249,7 +249,7 @@ impl Rejections {
     pub(super) fn observed(&self, rejection: &Rejection, of: &RejectedRequest<'_>) {
         let code = rejection.code.as_str(&of.account.provider.refusal);
         self.count_observed(code);
-        info!(refusal = %rejection.id, business = of.business, account = %of.account.name, code, why = rejection.message, "would refuse");
+        info!(refusal = %rejection.id, business = of.business, account = %of.account.name, code, why = rejection.message, "request would be denied");
         self.record(of.business, &of.account.name, of.direction, rejection, code, Recorded::Observed);
     }
 

@@ -34,7 +34,7 @@ impl SdkRetries {
     }
 
     /// The id of a rejection, and whether an SDK's earlier attempt of this request had it already; `fresh` otherwise.
-    /// `told_secs`: the longest `Retry-After` that the SDK is told; a later request is a new one.
+    /// `told_secs`: the longest `Retry-After` sent to the SDK; a later request is a new one.
     pub(super) fn id_of(&self, key: &str, told_secs: u32, fresh: RefusalId) -> (RefusalId, bool) {
         let told = Duration::from_secs(told_secs.into());
         let mut all = self.rejected();

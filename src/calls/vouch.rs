@@ -1,4 +1,4 @@
-//! Which account's signature is valid for news of which call.
+//! The accounts whose signatures are valid for news of a call.
 
 use super::context::Context;
 use crate::ids::AccountName;

@@ -198,7 +198,7 @@ impl Capacity {
                 ended = found.ended,
                 orphans = found.orphans,
                 uncounted = found.uncounted,
-                "leases differed from the record; mended"
+                "lease mismatches repaired"
             );
         }
         self.0.metrics.gate_compared(found.ended, found.orphans, found.uncounted);

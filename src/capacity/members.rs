@@ -78,8 +78,8 @@ impl Capacity {
         Replica { state, ..self.0.replica.clone() }
     }
 
-    /// Takes over the others' state.
-    pub(super) fn hear(&self, live: &[Living]) {
+    /// Adopts the state of other replicas from their heartbeats.
+    pub(super) fn update_members(&self, live: &[Living]) {
         let mine = self.0.policy.load().hash().to_owned();
         let (mut members, mut others, mut elsewhere) = (vec![], vec![], BTreeMap::<String, Sighting>::new());
         for (n, one) in live.iter().enumerate() {

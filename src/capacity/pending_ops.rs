@@ -79,8 +79,8 @@ impl PendingOps {
 }
 
 impl Capacity {
-    pub(super) fn undone(&self, what: GateOp) {
-        lock(&self.0.undone).push(what);
+    pub(super) fn defer_op(&self, what: GateOp) {
+        lock(&self.0.pending_ops).push(what);
         self.0.wake.notify_one();
     }
 
@@ -89,12 +89,12 @@ impl Capacity {
         let state = self.state();
         if state.mode == GateMode::Database {
             if let GateOp::Release(call) = what {
-                lock(&self.0.undone).ended(call);
+                lock(&self.0.pending_ops).ended(call);
             }
             return;
         }
         if self.try_send(&what).boxed().await.is_err() {
-            self.undone(what);
+            self.defer_op(what);
         }
     }
 
@@ -111,9 +111,9 @@ impl Capacity {
     /// Sends queued operations in order, until one fails. Returns whether any is left.
     pub(super) async fn flush_pending(&self) -> bool {
         loop {
-            let Some(what) = lock(&self.0.undone).waiting.pop_front() else { return false };
+            let Some(what) = lock(&self.0.pending_ops).waiting.pop_front() else { return false };
             if self.try_send(&what).boxed().await.is_err() {
-                lock(&self.0.undone).waiting.push_front(what);
+                lock(&self.0.pending_ops).waiting.push_front(what);
                 return true;
             }
             // The call may have ended meanwhile, and its release may have been sent first.

@@ -73,14 +73,14 @@ impl Capacity {
     /// Sends a heartbeat, and reads the other live replicas. Called once before anything else, then by the supervisor.
     pub async fn heartbeat(&self) -> Result<()> {
         if !self.is_shared() {
-            // There is nobody to be told.
+            // There are no other replicas.
             self.apply_stored_bypass(self.0.store.bypass().await?).boxed().await;
             let alone = Role { live: vec![self.replica().to_owned()], leads: true, ..Role::default() };
             self.0.role.send_replace(alone);
             return Ok(());
         }
         let fleet = self.0.store.heartbeat(&self.myself()).await?;
-        self.hear(&fleet.live);
+        self.update_members(&fleet.live);
         self.apply_stored_bypass(fleet.bypass.clone()).boxed().await;
         let role = Role {
             leads: fleet.leads(),
@@ -188,7 +188,7 @@ mod tests {
         let redis = Settings { home: GateMode::Redis, ..Settings::default() };
         let calm = view(GateMode::Redis);
         assert_eq!(next(&redis, &calm), None);
-        assert_eq!(next(&redis, &View { away_for: Some(SECOND), ..calm }), None, "a hiccup moves nobody");
+        assert_eq!(next(&redis, &View { away_for: Some(SECOND), ..calm }), None, "a short outage causes no transition");
         assert_eq!(next(&redis, &View { away_for: Some(SECOND * 2), ..calm }), Some(GateMode::Database));
         assert_eq!(next(&redis, &View { away_for: Some(SECOND * 2), leads: false, ..calm }), Some(GateMode::Database));
 

@@ -32,7 +32,7 @@ pub(super) struct Console {
     /// A token for listen.admin; not needed over its Unix socket
     #[arg(long, env = "RINGFENCE_TOKEN", hide_env_values = true, value_name = "TOKEN", global = true)]
     token: Option<String>,
-    /// A certificate to show where listen.admin asks for one (listen.tls_client_ca), PEM
+    /// A client certificate, if listen.admin requires one (listen.tls_client_ca), PEM
     #[arg(long, env = "RINGFENCE_ADMIN_CERT", value_name = "FILE", global = true, requires = "admin_key")]
     admin_cert: Option<PathBuf>,
     /// Its key, PEM
@@ -125,7 +125,7 @@ impl Console {
         }
     }
 
-    /// A client that trusts the certificate that the config names, and shows the one that was given.
+    /// A client that trusts the certificate of the config, and presents the given one.
     fn upstream(&self) -> anyhow::Result<Upstream> {
         let cert = match (self.configured(), &self.admin) {
             // Another machine's sidecar may have a certificate that others vouch for.
@@ -136,7 +136,7 @@ impl Console {
         self.client(cert, None)
     }
 
-    /// A client for a listener of the sidecar: trusts its certificate, and shows the one that was given.
+    /// A client for a listener of the sidecar: trusts its certificate, and presents the given one.
     pub(super) fn client(&self, cert: Option<PathBuf>, extra_ca: Option<PathBuf>) -> anyhow::Result<Upstream> {
         crate::net::install_crypto_provider();
         let own = OwnListener { cert, client: self.admin_cert.clone().zip(self.admin_key.clone()) };
@@ -158,7 +158,7 @@ impl Console {
         address.ok_or_else(|| anyhow::anyhow!("listen.admin of {} cannot be read: ringfence check", path.display()))
     }
 
-    /// Sends a request; returns status and answer. An error means that nobody answers.
+    /// Sends a request; returns status and answer. An error means that there is no answer.
     pub(super) async fn send(
         &self,
         method: Method,

@@ -42,7 +42,7 @@ pub(super) fn alarms(status: &Value) -> Vec<Alarm> {
     if bypass.is_object() {
         let until = field(bypass, "until");
         let what = format!("bypass on until {until}, by {}: {}", field(bypass, "by"), field(bypass, "reason"));
-        add(Level::Bad, what, "limits refuse nothing; to end it: ringfence bypass off");
+        add(Level::Bad, what, "limits reject nothing; to end it: ringfence bypass off");
         if bypass["everywhere"] == false {
             let what = "the bypass is on in this process only: the database does not answer".to_owned();
             add(Level::Warn, what, "switch it on at every replica, or repair the database");
@@ -59,13 +59,13 @@ pub(super) fn alarms(status: &Value) -> Vec<Alarm> {
     }
     let gate = &status["gate"]["standing"];
     if gate["degraded"] == true {
-        let why = gate["away"].as_str().unwrap_or("it has just come back");
-        let what = format!("gate: {} decides in place of {}: {why}", field(gate, "mode"), field(gate, "backend"));
-        add(Level::Bad, what, "look at Redis; it returns by itself when Redis answers");
+        let why = gate["away"].as_str().unwrap_or("it has just recovered");
+        let what = format!("limiter: {} active instead of {}: {why}", field(gate, "mode"), field(gate, "backend"));
+        add(Level::Bad, what, "check Redis; the limiter returns to it automatically");
     }
     if count(&gate["waiting"]) > 0 {
-        let what = format!("{} changes wait to be told to the gate", count(&gate["waiting"]));
-        add(Level::Warn, what, "it is told when it answers");
+        let what = format!("{} limiter operations pending", count(&gate["waiting"]));
+        add(Level::Warn, what, "sent when the limiter responds");
     }
     if status["policiesDiffer"] == true {
         let what = "replicas run different policies; the lower number of each limit applies".to_owned();
@@ -87,14 +87,14 @@ fn of_account(account: &Value, add: &mut impl FnMut(Level, String, &'static str)
     let name = field(account, "name");
     let count = |key: &str| account[key].as_u64().unwrap_or(0);
     if let Some(error) = account["sweepError"].as_str() {
-        let what = format!("account {name}: its provider cannot be asked about calls: {error}");
-        add(Level::Warn, what, "ringfence doctor; until then ends come only by webhooks and deadlines");
+        let what = format!("account {name}: cannot query its provider: {error}");
+        add(Level::Warn, what, "ringfence doctor; until then only webhooks and deadlines end calls");
     }
     if let Some(limit) = account["limit"].as_u64().filter(|limit| *limit > 0) {
         let in_use = count("inUse");
         let what = format!("account {name}: {in_use} of {limit} calls in use");
         if in_use >= limit {
-            add(Level::Bad, what, "creates are refused until one ends: ringfence calls list --account NAME");
+            add(Level::Bad, what, "creates are rejected until one ends: ringfence calls list --account NAME");
         } else if in_use * 5 >= limit * 4 {
             add(Level::Warn, what, "nearly full");
         }
@@ -105,11 +105,11 @@ fn of_account(account: &Value, add: &mut impl FnMut(Level, String, &'static str)
     }
     if count("unsettled") > 0 {
         let what = format!("account {name}: {} creates have an unknown outcome", count("unsettled"));
-        add(Level::Warn, what, "they are being looked up; ringfence reconcile does it now");
+        add(Level::Warn, what, "they are being looked up; ringfence reconcile does so now");
     }
     if let Some(live) = account["providerLive"].as_u64().filter(|live| *live > count("inUse")) {
         let what = format!("account {name}: its provider reports {live} calls, {} are known here", count("inUse"));
-        add(Level::Warn, what, "calls are placed outside ringfence, or it has just started to see them");
+        add(Level::Warn, what, "calls are placed outside ringfence, or not reconciled yet");
     }
     let unread = account["unread"].as_object().map_or(0, |unread| unread.len());
     if unread > 0 {
@@ -119,7 +119,7 @@ fn of_account(account: &Value, add: &mut impl FnMut(Level, String, &'static str)
     for seen in list(account, "hooks").iter().filter(|seen| seen["late"] == true) {
         let (webhook, missed) = (field(seen, "webhook"), &seen["missedInARow"]);
         let what = format!("account {name}: {missed} calls in a row ended without its webhook {webhook}");
-        add(Level::Warn, what, "look at the webhook at the provider: ringfence doctor");
+        add(Level::Warn, what, "check the webhook at the provider: ringfence doctor");
     }
 }
 
@@ -129,7 +129,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn what_presses_comes_first_and_a_sound_status_is_silent() {
+    fn alarms_are_sorted_by_severity() {
         let sound = json!({
             "draining": false, "bypass": null, "store": {"ok": true, "journaled": 0}, "policiesDiffer": false,
             "gate": {"standing": {"degraded": false, "waiting": 0}}, "policy": {"hash": "x", "lastFailedReload": null},

@@ -1,8 +1,8 @@
-//! Asks whoever has the terminal.
+//! Questions on the terminal.
 
 use std::io::{BufRead as _, Write};
 
-/// Whether somebody answers a question with yes; nobody there is a no. The question goes to `out`, the answer comes from stdin.
+/// Whether a question is answered with yes; without input the answer is no. The question is written to `out`, the answer read from stdin.
 pub(super) fn agreed(out: &mut dyn Write, question: &str) -> std::io::Result<bool> {
     write!(out, "{question} [y/N] ")?;
     out.flush()?;

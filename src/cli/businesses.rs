@@ -203,7 +203,7 @@ fn from_csv(text: &str) -> anyhow::Result<Vec<Value>> {
         bail!("unknown column {unknown:?}; columns are {}", COLUMNS.join(", "));
     }
     if !head.iter().any(|name| name == "id") {
-        bail!("there is no column id");
+        bail!("missing column id");
     }
     let mut rows = Vec::new();
     for record in reader.records() {
@@ -268,7 +268,7 @@ mod tests {
     fn a_file_that_is_no_list_of_businesses_says_where() {
         let wrong = |text: &str| from_csv(text).unwrap_err().to_string();
         assert!(wrong("id,plann\nacme,PRO\n").contains("unknown column \"plann\""));
-        assert!(wrong("plan\nPRO\n").contains("no column id"));
+        assert!(wrong("plan\nPRO\n").contains("missing column id"));
         assert!(wrong("id,max_calls\nacme,3\nbirch,many\n").contains("line 3: max_calls is \"many\""));
         assert_eq!(from_csv("\u{feff}id , plan\n acme , \n").unwrap(), [json!({"id": "acme"})]);
     }

@@ -25,7 +25,7 @@ pub(super) enum Act {
     },
     /// End the bypass now
     Off,
-    /// Show whether it is on, since when, until when, by whom and why
+    /// Show the bypass: start, end, operator and reason
     Show,
 }
 

@@ -84,11 +84,11 @@ pub(super) enum Act {
         #[arg(long)]
         reason: Option<String>,
     },
-    /// Free only the slot. The telephone call may go on uncounted
+    /// Free only the slot. The telephone call may continue uncounted
     Release {
         /// The call
         id: String,
-        /// Confirm that the call may go on
+        /// Confirm that the call may continue
         #[arg(long)]
         force: bool,
         /// The reason, for the audit log
@@ -133,7 +133,7 @@ impl Calls {
             }
             Act::Release { id, force, reason } => {
                 if !force {
-                    let why = "releasing frees the slot although the call may go on; `calls hangup` ends it. If you are sure: --force";
+                    let why = "release frees the slot although the call may continue; `calls hangup` ends it. If you are sure: --force";
                     return Err(anyhow::anyhow!(why).into());
                 }
                 let body = json!({"force": true, "reason": reason});
@@ -141,7 +141,7 @@ impl Calls {
                 if self.json {
                     println!("{done}");
                 } else {
-                    println!("The slot of {id} is free. If the telephone call goes on, it is not counted.");
+                    println!("The slot of {id} is free. If the telephone call continues, it is not counted.");
                 }
             }
         }
@@ -198,8 +198,8 @@ fn written(listed: &Value, status: &Value, wide: bool) -> String {
     }
     for limit in list(status, "limits") {
         let text = |key: &str| limit[key].as_str().unwrap_or_default();
-        // Unexpected defaults are shown; built-in limits that bind nobody are not.
-        if matches!(text("from"), "built in") || text("from").starts_with("built in,") {
+        // Unexpected defaults are shown; built-in limits without a business are not.
+        if text("from").starts_with("built in") {
             continue;
         }
         let per = if text("per") == "all" { String::new() } else { format!(" per {}", text("per")) };

@@ -104,7 +104,7 @@ fn show(config: &Config, path: &str, broken: bool) {
     println!("  checks    {}", config.strict.because());
     if config.webhooks.forward_url.is_some() && config.webhooks.forward_paths.are_all() && config.strict.is_strict() {
         println!(
-            "  paths     every path of listen.webhooks that is no webhook's passes to the app unchecked: app.forward_paths names those that may"
+            "  paths     paths of listen.webhooks without a webhook are proxied to the app unchecked: app.forward_paths limits them"
         );
     }
 }

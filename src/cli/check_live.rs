@@ -85,7 +85,7 @@ struct Live<'a> {
     ahead_secs: RefCell<BTreeMap<String, i64>>,
 }
 
-/// A provider's settings, for whoever changes them.
+/// A provider's settings, for changes.
 pub(super) struct Provider<'a>(Live<'a>);
 
 impl<'a> Provider<'a> {
@@ -93,7 +93,7 @@ impl<'a> Provider<'a> {
         Ok(Self(Live::new(config, Depth::Doctor)?))
     }
 
-    /// Where an account's webhooks should come to; `None`: nowhere.
+    /// The expected URL of an account's webhooks; `None`: there is none.
     pub(super) fn here<'h>(&'h self, account: &'h Account) -> Option<Here<'h>> {
         self.0.here(account)
     }
@@ -110,7 +110,7 @@ impl<'a> Provider<'a> {
         id: &str,
         params: impl Iterator<Item = (&str, &str)>,
     ) -> Result<(), String> {
-        let template = hooks.change.as_deref().ok_or("its description says not how")?;
+        let template = hooks.change.as_deref().ok_or("its provider file has no such operation")?;
         let path = self.0.path_of_item(account, template, id)?;
         let body = form_urlencoded::Serializer::new(String::new()).extend_pairs(params).finish();
         let mut request = self.0.request(account, &path, Bytes::from(body))?;
@@ -434,7 +434,7 @@ impl Live<'_> {
         let path = &self.config.store.path;
         let running = holder(path).await;
         let line = match inspect(path).await {
-            Ok(Inspected::Absent) => Some(format!("store {}: not there yet, the first start makes it", path.display())),
+            Ok(Inspected::Absent) => Some(format!("store {}: does not exist; created at first start", path.display())),
             Ok(Inspected::Ready) => self.schema(&[], "", running.as_deref()),
             Ok(Inspected::Behind(missing)) => self.schema(&missing, "", running.as_deref()),
             Err(error) => {
@@ -448,7 +448,7 @@ impl Live<'_> {
     async fn postgres(&self, settings: &postgres::Settings) -> (Option<String>, Option<String>) {
         match postgres::inspect::inspect(settings).await {
             Ok(found) => {
-                let pooler = if found.server.pooled { " behind a pooler of transactions" } else { "" };
+                let pooler = if found.server.pooled { " behind a transaction pooler" } else { "" };
                 let server = format!("PostgreSQL {}{pooler}, ", found.server.version);
                 if found.server.fsync == "off" {
                     let title = format!("store {}: fsync is off: a crash of its machine loses calls", settings.shown());
@@ -465,7 +465,7 @@ impl Live<'_> {
 
     fn schema(&self, missing: &[i64], server: &str, running: Option<&str>) -> Option<String> {
         let shown = self.config.store.shown();
-        let running = running.map(|who| format!(", and {who} has it")).unwrap_or_default();
+        let running = running.map(|who| format!(", in use by {who}")).unwrap_or_default();
         if missing.is_empty() {
             return Some(format!("store {shown}: {server}its schema is up to date{running}"));
         }
@@ -488,7 +488,7 @@ impl Live<'_> {
         };
         match inspected {
             Ok(problems) if problems.is_empty() => {
-                Some(format!("gate {shown}: pool {}, nothing there would lose a lease", settings.pool))
+                Some(format!("gate {shown}: pool {}, no risk of losing leases", settings.pool))
             }
             Ok(problems) => {
                 for problem in problems {
@@ -498,7 +498,7 @@ impl Live<'_> {
                 None
             }
             Err(why) => {
-                let help = "look at gate.redis_url, at the network and at the server; until it answers, gate.on_outage says who decides";
+                let help = "check gate.redis_url, the network and the server; until it answers, gate.on_outage applies";
                 self.report.error("E055", None, format!("gate {shown}: {why}"), help);
                 None
             }

@@ -57,12 +57,12 @@ impl Demo {
             stage.app.api()
         );
         let steps: [(&str, &str); 7] = [
-            ("Burst", "10 calls at once, cap 5"),
-            ("Inbound, full", "two callers more while 5 of 5 are in use"),
-            ("Provider 429", "the provider refuses what ringfence let through"),
-            ("Re-POST", "an app repeats what it got no answer to"),
-            ("Lost webhook", "a call ends and no webhook comes"),
-            ("kill -9", "a process dies while 4 calls are up"),
+            ("Burst", "10 concurrent calls, cap 5"),
+            ("Inbound, full", "two more callers while 5 of 5 are in use"),
+            ("Provider 429", "the provider rejects an admitted call"),
+            ("Retry", "the app retries an unanswered create"),
+            ("Lost webhook", "a call ends without a webhook"),
+            ("kill -9", "a process dies while 4 calls are live"),
             ("Bulk run", "20 leads through the 3 slots of a business"),
         ];
         let mut good = 0;
@@ -99,8 +99,8 @@ impl Demo {
         }
         let counts = stage.control.counts();
         println!(
-            "\n {good} of {} ok, {} calls. The provider never had more than {CAP} that ringfence could refuse; the native one of\n \
-             step 2 is answered before anybody is asked, so it could only be hung up.\n",
+            "\n {good} of {} ok, {} calls. At most {CAP} admitted calls were live. The native call of step 2 is answered\n \
+             before ringfence is asked, so ringfence can only hang it up.\n",
             steps.len(),
             counts.creates_el + counts.inbound,
         );
@@ -111,11 +111,11 @@ impl Demo {
         } else if all_good {
             let ringfence = std::env::args().next().unwrap_or_else(|| "ringfence".to_owned());
             println!(
-                " Next:  {ringfence} init           writes ringfence.toml from your keys (observe mode: refuses nothing)"
+                " Next:  {ringfence} init           writes ringfence.toml from your keys (observe mode: rejects nothing)"
             );
             println!("        {ringfence} demo --stay    leaves this running, with curl and SDK lines to try");
         }
-        stage.strike(all_good).await;
+        stage.tear_down(all_good).await;
         Ok(if all_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 }
@@ -157,7 +157,7 @@ impl Stage {
         Ok(Self { app, simulator, control, client: Upstream::new(UpstreamSettings::default())?, log_file, folder })
     }
 
-    async fn strike(self, tidy: bool) {
+    async fn tear_down(self, tidy: bool) {
         self.app.drain().await;
         self.simulator.stop().await;
         if tidy {
@@ -318,7 +318,7 @@ impl Stage {
             lines.push(format!("{word} → 503 Retry-After {secs} s"));
         }
         match self.in_use().await {
-            0 => lines.push("told apart; both slots are back".to_owned()),
+            0 => lines.push("distinguished; slots released".to_owned()),
             n => return Err(format!("expected every slot back; {n} are held")),
         }
         Ok(lines)

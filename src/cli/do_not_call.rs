@@ -27,7 +27,7 @@ pub(super) struct DoNotCall {
     /// Print JSON
     #[arg(long, global = true)]
     json: bool,
-    /// The list of this business [default: the list for everybody]
+    /// The list of this business [default: the global list]
     #[arg(long, global = true, value_name = "ID")]
     business: Option<String>,
     #[command(subcommand)]
@@ -87,10 +87,10 @@ impl DoNotCall {
                 let body = json!({"numbers": numbers, "reason": reason});
                 let Some(answer) = self.change(Method::DELETE, body).await? else { return Ok(ExitCode::FAILURE) };
                 let gone = answer["deleted"].as_u64().unwrap_or(0);
-                self.print_result(&answer, &format!("{gone} of {} taken off {}", numbers.len(), self.list()));
+                self.print_result(&answer, &format!("{gone} of {} removed from {}", numbers.len(), self.list()));
             }
             Act::Import { file, reason } => {
-                let numbers = read(file).with_context(|| format!("{}; nothing was put", file.display()))?;
+                let numbers = read(file).with_context(|| format!("{}; nothing stored", file.display()))?;
                 let (mut all, mut new) = (0, 0);
                 for some in numbers.chunks(AT_ONCE) {
                     let Some((put, added)) = self.put(some.to_vec(), reason.as_deref()).await? else {
@@ -114,7 +114,7 @@ impl DoNotCall {
                 let shown = found["number"].as_str().unwrap_or_default();
                 let print_result = match lists.as_slice() {
                     [] => format!("{shown} is on no list"),
-                    lists => format!("{shown} is not called: {}", lists.join(", ")),
+                    lists => format!("{shown} is blocked by: {}", lists.join(", ")),
                 };
                 self.print_result(&found, &print_result);
             }
@@ -127,7 +127,7 @@ impl DoNotCall {
     }
 
     fn list(&self) -> String {
-        self.business.as_ref().map_or_else(|| "everybody's list".to_owned(), |id| format!("the list of {id}"))
+        self.business.as_ref().map_or_else(|| "the global list".to_owned(), |id| format!("the list of {id}"))
     }
 
     /// The list as a query parameter, after `begin`.

@@ -142,7 +142,7 @@ pub(super) fn written(answer: &Value) -> String {
         })
         .collect();
     match rows.is_empty() {
-        true => say("no limit binds it"),
+        true => say("no limit applies"),
         false => {
             let columns = [("LIMIT", 30), ("IN USE", 16), ("", 4), ("FROM", 44)];
             table(&columns, &rows).lines().for_each(&mut say);

@@ -21,21 +21,21 @@ pub(super) struct Init {
 }
 
 const HEAD: &str = "# Written by `ringfence init`. Every other key has a default: ringfence check --defaults
-mode = \"observe\"   # counts and shows, refuses nothing; then \"enforce\"
+mode = \"observe\"   # counts and shows, rejects nothing; then \"enforce\"
 ";
 
-/// Without it an account of which nobody knows what was bought has a limit that nobody wrote.
-const CONCURRENT: &str = "concurrent = 5     # calls at once, over everything: what you want to pay for
+/// Without it, an account without `concurrent` would have an implicit limit.
+const CONCURRENT: &str = "concurrent = 5     # concurrent calls in total: what you want to pay for
 ";
 
 const TAIL: &str = "
 # Who your customers are: a request names one by the header X-Business-Id, or by /b/ID/ before the mount in its URL. Each is
-# counted by itself, known here or not; a request that names none belongs to the business \"default\".
+# counted separately, listed here or not; a request that names none belongs to the business \"default\".
 [plans]
-default = {}         # what each of them may: { concurrent = 2 } is two calls at once of each
+default = {}         # per-business limits: { concurrent = 2 } is two concurrent calls each
 
 [businesses]
-unknown = \"default\"  # whoever is not listed here is taken, on this plan; \"reject\" refuses them with 403
+unknown = \"default\"  # unlisted businesses are accepted on this plan; \"reject\" answers them 403
 ";
 
 impl Init {
@@ -45,7 +45,7 @@ impl Init {
         let text = format!("{HEAD}{}{}{TAIL}", if bought { "" } else { CONCURRENT }, accounts.toml);
         write(&self.file.config, &text, self.force)?;
 
-        println!("wrote {} in observe mode: it counts and shows, and refuses nothing", self.file.config.display());
+        println!("wrote {} in observe mode: it counts and shows, and rejects nothing", self.file.config.display());
         for line in &accounts.lines {
             println!("  {line}");
         }
@@ -63,10 +63,7 @@ impl Init {
         println!("\nNext:");
         let mut steps = Vec::new();
         if let Some(name) = accounts.unset {
-            steps.push((
-                format!("export {name}=…"),
-                "your key: it is read from there, and stands in no file".to_owned(),
-            ));
+            steps.push((format!("export {name}=…"), "your key: read from there, stored in no file".to_owned()));
         }
         steps.push((
             format!("{program} check --live{config}"),

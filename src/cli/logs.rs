@@ -100,7 +100,7 @@ where
         let level = *event.metadata().level();
         let colour = match (what.as_str(), level) {
             (_, Level::ERROR) => 31,
-            ("refused" | "inbound refused", _) | (_, Level::WARN) => 33,
+            ("request denied" | "inbound call denied", _) | (_, Level::WARN) => 33,
             ("admitted" | "inbound admitted", _) => 32,
             _ => 0,
         };
@@ -109,7 +109,7 @@ where
             if out.has_ansi_escapes() { (format!("\x1b[{colour}m"), "\x1b[0m") } else { (String::new(), "") };
         if let Some(business) = fields.take("business") {
             let plan = fields.take("plan").unwrap_or_default();
-            write!(out, "{time}  {start}{what:<17}{end} {business:<16} {plan:<11}")?;
+            write!(out, "{time}  {start}{what:<19}{end} {business:<16} {plan:<11}")?;
         } else {
             write!(out, "{time}  {start}{what}{end}")?;
         }

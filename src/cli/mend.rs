@@ -1,5 +1,5 @@
-//! `ringfence doctor --fix` and `--undo`: what is safe to set at providers is shown, asked about, written to a file that takes it back, and
-//! only then set.
+//! `ringfence doctor --fix` and `--undo`: safe changes at providers are shown, confirmed, written to an undo file, and only then
+//! applied.
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
@@ -22,42 +22,42 @@ use crate::provider::check::Hooks;
 
 #[derive(Debug, Args)]
 pub(super) struct Mend {
-    /// Set at providers what is safe to set: shows it, asks, and keeps a file for --undo
+    /// Apply safe changes at providers: shows them, asks, and writes a file for --undo
     #[arg(long, conflicts_with = "undo")]
     fix: bool,
-    /// Take back what --fix has set, by its file
+    /// Revert the changes of --fix, by its file
     #[arg(long, value_name = "FILE")]
     undo: Option<PathBuf>,
     /// Do not ask
     #[arg(long)]
     yes: bool,
-    /// The VoiceFallbackUrl of numbers that have none and come here: a TwiML that answers without ringfence
+    /// The VoiceFallbackUrl for numbers without one that use ringfence: a TwiML that answers without ringfence
     #[arg(long, value_name = "URL", requires = "fix", value_parser = url)]
     fallback_url: Option<String>,
-    /// Where what was there before is kept; default: ringfence-undo-TIME.json
+    /// The file for the previous values; default: ringfence-undo-TIME.json
     #[arg(long, value_name = "FILE", requires = "fix")]
     undo_file: Option<PathBuf>,
 }
 
 fn url(text: &str) -> Result<String, String> {
-    let uri: Uri = text.parse().map_err(|_| "it is no URL".to_owned())?;
+    let uri: Uri = text.parse().map_err(|_| "it is not a URL".to_owned())?;
     let is_web = matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some();
     if is_web { Ok(text.to_owned()) } else { Err("it must start with http:// or https:// and a host".to_owned()) }
 }
 
-/// What is set of one item at a provider: as an undo file has it.
+/// The changes of one item at a provider, as in an undo file.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Step {
     account: String,
-    /// What the item is.
+    /// The kind of item.
     what: String,
     id: String,
     name: String,
     settings: Vec<Set>,
 }
 
-/// A parameter, what it was, and what it was set to.
+/// A parameter with its old and new value.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Set {
@@ -73,12 +73,12 @@ impl Step {
         Self { account: account.name.to_string(), what: hooks.what.clone(), id: change.id, name: change.name, settings }
     }
 
-    /// The same backwards, of what is still as it was set.
+    /// The reverse changes of values that are still as set.
     fn back(mut self, now: &BTreeMap<String, String>) -> Self {
         self.settings.retain(|one| {
             let is_ours = now.get(&one.param) == Some(&one.to);
             if !is_ours {
-                println!("{} {}: {} has been changed since, and stays", self.what, self.name, one.param);
+                println!("{} {}: {} changed since; kept", self.what, self.name, one.param);
             }
             is_ours
         });
@@ -112,7 +112,7 @@ fn shown(url: &str) -> String {
 }
 
 impl Mend {
-    /// Whether something is to be set.
+    /// Whether there are changes.
     pub(super) fn is_wanted(&self) -> bool {
         self.fix || self.undo.is_some()
     }
@@ -168,7 +168,7 @@ impl Mend {
         let read =
             std::fs::read(file).map_err(|error| anyhow::anyhow!("failed to read {}: {error}", file.display()))?;
         let steps: Vec<Step> = serde_json::from_slice(&read)
-            .map_err(|error| anyhow::anyhow!("{} is no file of doctor --fix: {error}", file.display()))?;
+            .map_err(|error| anyhow::anyhow!("{} is not a file of doctor --fix: {error}", file.display()))?;
         let mut back = vec![];
         for step in steps {
             let (account, hooks) = found(config, &step)?;
@@ -194,7 +194,7 @@ impl Mend {
     }
 }
 
-/// Accounts with what can be set of them.
+/// Accounts with the items that can be changed.
 fn changeable(config: &Config) -> impl Iterator<Item = (&Account, &Hooks)> {
     config.accounts.values().filter(|account| account.can_ask()).flat_map(|account| {
         let hooks = account.provider.check.iter().flat_map(|check| &check.hooks);
@@ -214,7 +214,7 @@ fn unlisted(account: &Account, hooks: &Hooks, why: &str) -> anyhow::Error {
     anyhow::anyhow!("account {}: its {}s cannot be looked at: {why}", account.name, hooks.what)
 }
 
-/// Writes a file that is not there yet, for its user alone.
+/// Creates a file that only its user can read.
 fn keep(file: &Path, steps: &[Step]) -> anyhow::Result<()> {
     let write = || {
         let mut out = OpenOptions::new().write(true).create_new(true).mode(0o600).open(file)?;

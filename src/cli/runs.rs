@@ -72,7 +72,7 @@ pub(super) enum Act {
         #[arg(long)]
         watch: bool,
     },
-    /// Stop dialling until the run is resumed. Open calls go on
+    /// Stop dialling until the run is resumed. Open calls continue
     Pause {
         /// The run
         id: String,
@@ -85,7 +85,7 @@ pub(super) enum Act {
         /// The run
         id: String,
     },
-    /// End a run. Open calls go on
+    /// End a run. Open calls continue
     Cancel {
         /// The run
         id: String,

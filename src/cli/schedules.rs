@@ -37,7 +37,7 @@ pub(super) enum Act {
         /// The schedule
         id: String,
     },
-    /// Stop firing until the schedule is resumed. Its runs go on
+    /// Stop firing until the schedule is resumed. Its runs continue
     Pause {
         /// The schedule
         id: String,

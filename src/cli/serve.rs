@@ -71,7 +71,7 @@ impl Serve {
     }
 }
 
-/// Serves until the process is told to stop.
+/// Serves until the process gets a stop signal.
 async fn serve(config: Config, written: Option<ConfigSource>, ready_json: bool) -> Outcome {
     cores::start()?;
     // Registered before anything is accepted: an early signal must drain, or reload, too.

@@ -1,5 +1,5 @@
-//! `ringfence smoke --live`: places one real call through the running sidecar, as an app would, follows it to its end, and says what
-//! works and what does not.
+//! `ringfence smoke --live`: places one real call through the running sidecar, as an app would, follows it to its end, and reports
+//! what works.
 
 mod answer;
 mod plan;
@@ -30,21 +30,21 @@ use verdict::{About, Check, judge};
 
 /// The maximum answer of a provider, in bytes.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
-/// How often the sidecar is asked.
+/// How often the sidecar is polled.
 const EVERY: Duration = Duration::from_millis(250);
 /// How long webhook, record and slot may take after the end.
 const AFTER_END: Duration = Duration::from_secs(60);
-/// How long a refusal, which is recorded beside the response, may take to be on record.
+/// How long the record of a refusal, which is written in the background, may take.
 const ON_RECORD_WITHIN: Duration = Duration::from_secs(5);
-/// Webhooks, and calls, that are searched for those of this call.
+/// The number of webhooks, and of calls, that are searched.
 const SEARCHED: &str = "200";
 
 /// The longest part of a provider's answer that is shown, in characters.
 const SHOWN_CHARS_MAX: usize = 400;
-/// What to do before another test, where there may be a call.
+/// The advice before another test, if there may be a call.
 const LOOK_FIRST: &str = "before another test: ringfence calls list --all shows whether there is a call";
 
-/// What `--live` does, for whoever has not said it.
+/// What `--live` does, printed without it.
 const WHY_LIVE: &str = "nothing was dialled: without --live no call is placed
 --live places one real call to --to NUMBER through the running sidecar, with the account's own key, as an app would. It costs
 money, and a telephone rings. It shows what it will do and asks before it dials; then it follows the call to its end.
@@ -57,7 +57,7 @@ pub(super) struct Smoke {
     /// Place one real call, which costs money; without it nothing is dialled
     #[arg(long)]
     live: bool,
-    /// The number to call, with its country code: somebody has to answer it, and to hang up
+    /// The number to call, with its country code: answer the call, and hang up
     #[arg(long, value_name = "NUMBER")]
     to: Option<String>,
     /// The account that places the call [default: the only one that can, apart from those that carry another's calls]
@@ -72,19 +72,19 @@ pub(super) struct Smoke {
     /// The agent's id at the provider; at Twilio a TwiML application's [default: of the business; at Twilio a spoken sentence]
     #[arg(long)]
     agent: Option<String>,
-    /// Your number that calls, or its id at the provider [default: of the business]
+    /// Your number to call from, or its id at the provider [default: of the business]
     #[arg(long, value_name = "NUMBER|ID")]
     from: Option<String>,
     /// Another field of the request; may be repeated
     #[arg(long = "field", value_name = "NAME=VALUE", value_parser = field)]
     fields: Vec<(String, String)>,
-    /// The sidecar's listen.api, if it is not where the config says
+    /// The sidecar's listen.api, if it differs from the config
     #[arg(long, value_name = "URL")]
     api: Option<String>,
     /// Do not ask
     #[arg(long)]
     yes: bool,
-    /// The time for the call and all that follows it, in seconds
+    /// The time for the call and its follow-up, in seconds
     #[arg(long, default_value_t = 300, value_name = "SECS", value_parser = clap::value_parser!(u32).range(1..=7200))]
     within_secs: u32,
     /// Print JSON
@@ -103,7 +103,7 @@ fn mistake(why: &str) -> Failure {
     Failure::Config
 }
 
-/// What the test came to.
+/// The result of the test.
 struct Report {
     is_sound: bool,
     /// For people.
@@ -136,9 +136,9 @@ impl Smoke {
         };
         let plan = Plan::new(config, &wanted).map_err(|why| mistake(&why))?;
         let base = self.base(config).map_err(|why| mistake(&why))?;
-        // Whether it runs is known before anything is dialled.
+        // The sidecar is checked before anything is dialled.
         self.console.ask(Method::GET, "/status", None).await?;
-        // What a script reads is stdout.
+        // Scripts read stdout.
         let mut out: Box<dyn Write> = if self.json { Box::new(std::io::stderr()) } else { Box::new(std::io::stdout()) };
         writeln!(out, "{}\n", plan.shown(&base, self.within_secs, !self.yes))?;
         if !self.yes && !agreed(&mut out, "Place this call?")? {
@@ -153,7 +153,7 @@ impl Smoke {
         Ok(if report.is_sound { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
-    /// Where apps reach the sidecar.
+    /// The URL of `listen.api`.
     fn base(&self, config: &Config) -> Result<String, String> {
         if self.api.is_none() && self.console.is_named() {
             return Err("--admin names a sidecar: say with --api where its listen.api is".to_owned());
@@ -227,18 +227,18 @@ impl Smoke {
         let mut request = Request::new(Bytes::from(body));
         request.method_mut().clone_from(&plan.operation.method);
         let path = plan.path().map_err(|why| anyhow!("failed to build the request: {why}"))?;
-        *request.uri_mut() = format!("{base}{path}").parse::<Uri>().with_context(|| format!("{base} is no URL"))?;
+        *request.uri_mut() = format!("{base}{path}").parse::<Uri>().with_context(|| format!("{base} is not a URL"))?;
         let (name, key) = plan.account.credentials().context("failed to build the request")?;
         let headers = request.headers_mut();
         headers.insert(name, key);
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
         headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
         headers.insert(USER_AGENT, HeaderValue::from_static(concat!("ringfence-smoke/", env!("CARGO_PKG_VERSION"))));
-        // Two tests in a row are two calls, and not a request and its repetition.
+        // Two tests in a row are two calls, not duplicates.
         let key = format!("smoke-{}", ulid::Ulid::new().to_string().to_lowercase());
         headers.insert("idempotency-key", HeaderValue::try_from(key)?);
         if let Some(business) = &plan.business {
-            headers.insert("x-business-id", HeaderValue::try_from(business).context("--business is no id")?);
+            headers.insert("x-business-id", HeaderValue::try_from(business).context("--business is not an id")?);
         }
         let cert = config.listen.tls.as_ref().map(|tls| tls.cert.clone());
         let client = self.console.client(cert, config.extra_ca.clone())?;
@@ -247,12 +247,12 @@ impl Smoke {
             Ok(answer) => Ok(answer),
             Err(error) => bail!(
                 "failed to place the call through {base}: {error}\n--api URL says where listen.api is, if not where the config \
-                 says; if the request may have arrived, ringfence calls list --all shows what became of it"
+                 says; if the request may have arrived, see ringfence calls list --all"
             ),
         }
     }
 
-    /// The call as it is on record: by one of its ids, else the only one to such a number since the request.
+    /// The recorded call: by one of its ids, else the only one to this masked number since the request.
     async fn recorded(&self, plan: &Plan<'_>, ids: &[Alias], started: Instant) -> Option<Value> {
         let until = Instant::now() + ON_RECORD_WITHIN;
         while !ids.is_empty() && Instant::now() < until {
@@ -278,12 +278,12 @@ impl Smoke {
                 && one["otherNumber"] == to
                 && is_of(one["businessId"].as_str().unwrap_or_default())
         };
-        // Numbers are masked: of several, none is known to be it.
+        // Numbers are masked, so several calls cannot be distinguished.
         let mut found = list(&listed, "calls").iter().filter(may_be_it);
         found.next().filter(|_| found.next().is_none()).cloned()
     }
 
-    /// What `ringfence explain` says of a refusal or a call. `None`: nothing is on record.
+    /// The explanation of a refusal or a call. `None`: it is not recorded.
     async fn explained(&self, id: &str) -> Option<Value> {
         let asked = query("/api/explain", &[("id", Some(id))]);
         let until = Instant::now() + ON_RECORD_WITHIN;
@@ -296,7 +296,7 @@ impl Smoke {
         }
     }
 
-    /// Follows the call until everything was seen, or the time is over; says why the sidecar did not answer at last.
+    /// Follows the call until everything was seen, or the time is over. Returns why the sidecar did not answer the last time.
     async fn follow(
         &self,
         plan: &Plan<'_>,
@@ -324,7 +324,7 @@ impl Smoke {
         }
     }
 
-    /// Asks the sidecar once.
+    /// Polls the sidecar once.
     async fn look(&self, plan: &Plan<'_>, track: &mut Track, started: Instant) -> anyhow::Result<()> {
         let Some(call) = track.call.clone() else { return Ok(()) };
         let ask = async |path: &str| self.console.ask(Method::GET, path, None).await;
@@ -340,7 +340,7 @@ impl Smoke {
         Ok(())
     }
 
-    /// What a call that was placed came to.
+    /// The result of a placed call.
     fn report(&self, plan: &Plan<'_>, track: &Track, about: &About) -> Report {
         let checks = judge(track, about);
         let failed = checks.iter().filter(|one| !one.ok).count();
@@ -356,7 +356,7 @@ impl Smoke {
         Report { is_sound: failed == 0, text, json }
     }
 
-    /// What a call that was not placed came to.
+    /// The result of a call that was not placed.
     fn refused(&self, plan: &Plan<'_>, what: &str, fix: &str, explained: Option<Value>) -> Report {
         let check = Check { ok: false, what: what.to_owned(), fix: fix.to_owned() };
         let text = explained.as_ref().map(|answer| format!("\n{}", explain::written(answer))).unwrap_or_default();
@@ -369,7 +369,7 @@ impl Smoke {
     }
 }
 
-/// A provider's words, as far as they are shown.
+/// A provider's message, shortened.
 fn shown(plan: &Plan<'_>, words: &str) -> String {
     plan.masked(words).chars().take(SHOWN_CHARS_MAX).collect()
 }
@@ -382,14 +382,14 @@ fn millis_since(started: Instant) -> i64 {
     i64::try_from(started.elapsed().as_millis()).unwrap_or(i64::MAX)
 }
 
-/// A step for people.
+/// A step as text.
 fn line(step: &Step) -> String {
     // The cast is exact below centuries.
     let head = format!("{:>8.2} s  {:<9}  ", step.after_ms as f64 / 1000.0, step.step);
     wrap(&head, &step.detail, WIDTH).trim_end().to_owned()
 }
 
-/// A check for people.
+/// A check as text.
 fn written(check: &Check) -> String {
     if check.ok {
         return format!("{}\n", wrap("ok       ", &check.what, WIDTH));

@@ -96,7 +96,7 @@ impl SupportBundle {
                 let mut out = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
                 out.write_all(shown.as_bytes())?;
                 println!(
-                    "{}: {} KiB. Read it before you send it: secrets and numbers are taken out, names of businesses are not.",
+                    "{}: {} KiB. Read it before you send it: secrets and numbers are removed, names of businesses are not.",
                     path.display(),
                     shown.len() / 1024 + 1
                 );
@@ -106,7 +106,7 @@ impl SupportBundle {
     }
 }
 
-/// An answer, or the fact that nobody answers.
+/// An answer, or the error if there is none.
 fn answered(asked: anyhow::Result<(http::StatusCode, HeaderMap, bytes::Bytes)>) -> Value {
     match asked {
         Ok((status, _, body)) => {

@@ -172,7 +172,7 @@ pub(super) fn warn(
             report.warning("W003", None, title, &help);
         }
         if account.terminate.iter().any(|m| account.provider.terminate.get(m).is_some_and(|t| t.deletes_record)) {
-            let title = format!("account {name} ends calls by deleting their record: the call may go on unseen");
+            let title = format!("account {name} ends calls by deleting their record: the call may continue unseen");
             report.warning("W006", None, title, "list methods that hang up first, as in terminate = [\"twilio\"]");
         }
         let unchecked = account.provider.webhooks.iter().any(|w| {

@@ -20,13 +20,13 @@ pub const CODES: &[(&str, &str)] = &[
     ("E011", "A file that the config names cannot be read, or is empty."),
     (
         "E014",
-        "Unknown key. The message names the nearest known key, and the table that the key slid under where that is the likely cause.",
+        "Unknown key. The message names the nearest known key, and the table that the key is in by mistake, if that is the likely cause.",
     ),
     ("E020", "Unknown provider, or a provider file in `providers_dir` has a mistake."),
     ("E021", "Unknown plan."),
     ("E022", "Unknown account."),
     ("E023", "An agent or number belongs to two businesses."),
-    ("E030", "Two keys say the same, or two limits have one name and would share a count."),
+    ("E030", "Two keys are duplicates, or two limits have one name and would share a count."),
     (
         "E040",
         "Times contradict each other: `deadlines.reserved_secs` must be longer than `timeouts.create_secs`, else a create in progress would be looked up as lost.",
@@ -73,7 +73,7 @@ pub const CODES: &[(&str, &str)] = &[
     ("W030", "With `doctor`: a disk that ringfence writes to is nearly full."),
     ("W031", "With `doctor`: this machine's clock differs from a provider's."),
     ("W032", "With `doctor`: a setting of an agent or a number at a provider affects calls."),
-    ("W033", "With `doctor`: `public_url` does not lead to a ringfence, as far as can be seen from here."),
+    ("W033", "With `doctor`: `public_url` does not reach ringfence from this machine."),
     ("W034", "With `doctor`: the running sidecar has something that needs attention."),
-    ("W035", "A key has the name that it had in an earlier version. It counts."),
+    ("W035", "A key has the name that it had in an earlier version. It is still accepted."),
 ];

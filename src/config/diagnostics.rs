@@ -261,7 +261,7 @@ mod tests {
         ] {
             let drawn = drawn(&format!("[app]\nforward_url = \"{url}\"\n"), "forward_url");
             assert!(drawn.contains("E014") && !drawn.contains("hunter2") && !drawn.contains("ter2"), "{drawn}");
-            let told = without_password(&format!("`app.forward_url`: {url:?} is no URL"));
+            let told = without_password(&format!("`app.forward_url`: {url:?} is not a URL"));
             assert!(!told.contains("hunter2") && !told.contains("ter2"), "{told}");
         }
     }

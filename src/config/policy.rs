@@ -29,7 +29,7 @@ pub(super) fn read(root: &Table<'_>, limits_of: Vec<AccountLimits>, accounts: &A
     if let Some(n) = per_business {
         let default = plans.entry(DEFAULT_PLAN.to_owned()).or_default();
         if default.concurrent.is_some() {
-            let title = "`per_business` and `plans.default.concurrent` say the same thing";
+            let title = "`per_business` and `plans.default.concurrent` set the same limit";
             root.report().error("E030", root.span("per_business"), title, "keep one of them");
         }
         default.concurrent = Some(n);

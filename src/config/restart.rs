@@ -6,7 +6,7 @@ use super::diagnostics::{Diagnostic, Report};
 use super::{Config, Listen};
 
 /// The changed keys that need a restart, as errors at their place in the new text. With any of them, no part of the new config
-/// is put in force: a half-applied config is one that nobody wrote.
+/// is put in force: a half-applied config was never written.
 pub fn needs_restart(old: &Config, new: &Config, text: &str) -> Vec<Diagnostic> {
     let (was, is) = (&old.listen, &new.listen);
     let tls = |listen: &Listen| {

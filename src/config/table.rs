@@ -150,7 +150,7 @@ impl<'a> Table<'a> {
     }
 
     /// Reads a variable. An empty one counts as unset, which is what `NAME=${OTHER}` without OTHER means. An empty secret would be
-    /// worse than none, because anybody can sign with it.
+    /// worse than none, because anyone can sign with it.
     pub fn variable(&self, name: &str) -> Option<String> {
         self.source.variables.borrow_mut().insert(name.to_owned());
         (self.source.env)(name).filter(|value| !value.trim().is_empty())
@@ -331,7 +331,7 @@ impl<'a> Table<'a> {
         let (path, span) = (self.path_of(key), Some(value.span()));
         if let Some(text) = value.get_ref().as_str() {
             if text.trim().is_empty() {
-                let help = "anybody can sign with an empty secret: write one, or remove the key";
+                let help = "anyone can sign with an empty secret: write one, or remove the key";
                 self.report().error("E003", span, format!("`{path}` is empty"), help);
                 return None;
             }

@@ -220,7 +220,7 @@ fn a_former_name_of_a_key_counts_and_is_told() {
     }
 }
 
-/// experience.md §4: a key at the end of the file, filed under the last table by TOML.
+/// A key at the end of the file, filed under the last table by TOML.
 #[test]
 fn a_root_key_below_a_table_is_recognised() {
     let text = format!("{ACCOUNT}per_business = 1\n");
@@ -273,7 +273,7 @@ fn near_misses_are_guessed() {
 fn broken_toml_names_its_place() {
     let shown = drawn("mode = \"observe\nconcurrent = 3\n");
     assert!(shown.contains("error[E001]") && shown.contains("ringfence.toml:1:"), "{shown}");
-    // Of a key that stands twice both places are shown.
+    // For a duplicate key both places are shown.
     for text in ["concurrent = 5\nmode = \"observe\"\nconcurrent = 6\n", "[store]\n[plans]\n[store]\npath = \"x\"\n"] {
         let loaded = load(text, Path::new("/"), &|_| None);
         let [duplicate] = &loaded.diagnostics.iter().filter(|d| d.code == "E001").collect::<Vec<_>>()[..] else {
@@ -534,7 +534,7 @@ fn a_hundred_thousand_businesses_are_read_in_seconds() {
 }
 
 #[test]
-fn strangers_are_taken_unless_it_is_written_otherwise() {
+fn unknown_businesses_are_accepted_by_default() {
     use crate::policy::Unknown;
     let unknown = |text: &str| read(&format!("{ACCOUNT}{text}")).config.unwrap().policy.unknown;
     assert_eq!(unknown(""), Unknown::Plan("default".to_owned()));

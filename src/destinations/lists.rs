@@ -178,7 +178,7 @@ impl NumberSet {
 pub enum Listed {
     /// The operator's file.
     File,
-    /// The table's list for everybody.
+    /// The table's global list.
     All,
     /// The table's list of the business.
     Business,
@@ -225,7 +225,7 @@ impl DoNotCall {
         if lists.unreadable { Err(Unreadable) } else { Ok(None) }
     }
 
-    /// Applies changes in order: the list's business (empty: everybody), the number, and whether it was added. `change` is the last one.
+    /// Applies changes in order: the list's business (empty: the global list), the number, and whether it was added. `change` is the last one.
     pub fn take_up<'a>(&self, changes: impl IntoIterator<Item = (&'a str, u64, bool)>, change: i64) {
         let mut lists = self.0.write().unwrap_or_else(PoisonError::into_inner);
         for (business, key, listed) in changes {

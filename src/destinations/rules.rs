@@ -48,7 +48,7 @@ impl From<Prefix> for String {
     }
 }
 
-/// Destination rules of everybody, of a plan, or of a business. A call must pass all that apply.
+/// Global destination rules, or those of a plan or a business. A call must pass all that apply.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Rules {
@@ -135,7 +135,7 @@ pub struct Settings {
     pub validate: Validate,
     /// The country of numbers without a country code.
     pub country: Option<Country>,
-    /// The rules for everybody.
+    /// The global rules.
     pub rules: Rules,
     /// The only destinations allowed, in a trial.
     pub only: Option<Test>,

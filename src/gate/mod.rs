@@ -30,13 +30,13 @@ use crate::ids::CallId;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum GateError {
     /// No answer. Unless it was known to be unavailable before, the operation may have happened, or may still happen.
-    #[error("the gate does not answer: {0}")]
+    #[error("the limiter does not answer: {0}")]
     Away(String),
     /// It is filled for this other epoch. Nothing was done.
-    #[error("the gate is at epoch {0}")]
+    #[error("the limiter is at epoch {0}")]
     Epoch(i64),
     /// It was never filled for the epoch, or has lost data. Nothing was done.
-    #[error("the gate has to be filled anew: {0}")]
+    #[error("the limiter needs a rebuild: {0}")]
     Unfilled(String),
 }
 

@@ -35,12 +35,12 @@ pub struct MetricDescription {
 }
 
 /// Registers metrics and keeps their descriptions.
-struct Maker<'a> {
+struct Registrar<'a> {
     registry: &'a Registry,
     descriptions: RefCell<Vec<MetricDescription>>,
 }
 
-impl Maker<'_> {
+impl Registrar<'_> {
     fn add<C: prometheus::core::Collector + Clone + 'static>(
         &self,
         kind: &'static str,
@@ -77,7 +77,7 @@ impl Metrics {
     /// A fresh registry with every metric in it.
     pub fn new() -> Result<Self, BadMetric> {
         let registry = Registry::new();
-        let m = Maker { registry: &registry, descriptions: RefCell::default() };
+        let m = Registrar { registry: &registry, descriptions: RefCell::default() };
         let inner = Inner {
             active_calls: m.gauge("platform_global_active_calls", "Calls that hold a slot.")?,
             rejected: m.counters(

@@ -239,7 +239,7 @@ impl Gathered {
         self.len
     }
 
-    /// Adds a chunk. An error means that the machine is out of memory; the process goes on.
+    /// Adds a chunk. An error means that the machine is out of memory; the process continues.
     pub(super) fn push(&mut self, chunk: Bytes) -> Result<(), TryReserveError> {
         self.len += chunk.len();
         if self.len == chunk.len() {

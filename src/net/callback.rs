@@ -1,4 +1,4 @@
-//! Callback URLs that tenants choose, and which of them ringfence may call. The author of such a URL may be anybody; without rules
+//! Callback URLs that tenants choose, and which of them ringfence may call. The author of such a URL may be anyone; without rules
 //! it could make ringfence send requests into its operator's own network (server-side request forgery,
 //! <https://owasp.org/Top10/A10_2021-Server-Side_Request_Forgery_%28SSRF%29/>).
 //!
@@ -121,7 +121,7 @@ impl CallbackRules {
         }
         // Both parsers must see the same host: one checks it, the other one's is called.
         let sent: Uri =
-            without_fragment(text).parse().map_err(|_| BadCallback::unusable("it is no URL that can be called"))?;
+            without_fragment(text).parse().map_err(|_| BadCallback::unusable("it is not a URL that can be called"))?;
         let Some(port) = parsed.port_or_known_default().filter(|port| *port != 0) else {
             return Err(BadCallback::unusable("it has no port that can be called"));
         };
@@ -501,7 +501,7 @@ mod tests {
         ] {
             assert!(refused(&rules, no).is_some(), "{no}");
         }
-        // A name that is allowed may lead anywhere, another only where the Internet leads.
+        // A name that is allowed may resolve to any address, another only where the Internet leads.
         let at = |ip: &str| SocketAddr::new(ip.parse().unwrap(), 9);
         assert_eq!(rules.check_address("app", at("192.168.0.1")), Ok(()));
         assert_eq!(rules.check_address("evil.example.com", at("192.168.0.1")).unwrap_err().reason, "private");

@@ -211,7 +211,7 @@ impl Connection {
 
     /// Serves until hyper is finished with the connection and the last handler has returned.
     ///
-    /// Handlers run in this task, beside hyper, because hyper drops its service futures when a client goes away, and a handler must go on.
+    /// Handlers run in this task, beside hyper, because hyper drops its service futures when a client goes away, and a handler must continue.
     async fn drive_http1(self: &Arc<Self>, wire: &Arc<Wire>, mut closing: Pin<&mut impl Future<Output = ()>>) -> Ended {
         let settings = &self.shared.settings;
         let turns = Turns::default();
@@ -507,7 +507,7 @@ impl Service<Request<Incoming>> for Http2 {
             Ok(begun) => begun,
             Err(answer) => return answer,
         };
-        // In a task of its own: hyper drops its service futures when a client goes away, and a handler must go on.
+        // In a task of its own: hyper drops its service futures when a client goes away, and a handler must continue.
         let shared = self.connection.shared.clone();
         tokio::spawn(async move {
             tokio::select! {

@@ -60,7 +60,7 @@ pub(super) struct SocketFile {
 }
 
 impl SocketFile {
-    /// Removes the file, so that nobody can connect any more. The lock stays until the value is dropped.
+    /// Removes the file, so that no client can connect. The lock stays until the value is dropped.
     pub(super) fn remove(&self) {
         let _ = fs::remove_file(&self.path);
     }
@@ -103,7 +103,7 @@ impl LocalSocket {
         }
         match fs::symlink_metadata(path) {
             Ok(found) if found.file_type().is_socket() => fs::remove_file(path)?,
-            Ok(_) => return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is a file that is no socket")),
+            Ok(_) => return Err(io::Error::new(io::ErrorKind::AlreadyExists, "a file that is not a socket exists")),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }

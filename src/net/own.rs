@@ -1,5 +1,5 @@
-//! TLS towards a listener of ringfence's own: its certificate is known from the config, so that nobody has to sign it, and a client may
-//! show one.
+//! TLS towards a listener of ringfence's own. Its certificate is known from the config, so self-signed certificates work. A client may
+//! present one.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, Signatur
 /// What is known of a listener of ringfence's own.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct OwnListener {
-    /// Its certificate, PEM: trusted as it is, whatever its names and whoever signed it.
+    /// Its certificate, PEM: trusted as it is, regardless of its names and issuer.
     pub cert: Option<PathBuf>,
     /// A certificate to show, and its key, PEM.
     pub client: Option<(PathBuf, PathBuf)>,

@@ -75,7 +75,7 @@ pub enum RelayError {
     #[error("the client went away")]
     ClientGone,
     /// The answer redirects to this host, which belongs to the upstream and is not behind this proxy. It was not passed on.
-    #[error("the answer leads to {0}, past this proxy")]
+    #[error("the redirect to {0} would bypass ringfence")]
     LeadsPast(String),
     /// The maximum number of WebSocket tunnels is open: 503.
     #[error("too many open tunnels")]

@@ -51,7 +51,7 @@ pub(super) struct DeliverySignal {
 }
 
 impl DeliverySignal {
-    /// For an HTTP/2 answer that nobody waits for: a client that opens no window for it loses the stream.
+    /// For an HTTP/2 answer without a waiting client: a client that opens no window for it loses the stream.
     pub(super) fn of_stream(stall: Duration, end: CancellationToken) -> Option<Self> {
         let (sender, delivered) = oneshot::channel();
         let runtime = tokio::runtime::Handle::try_current().ok()?;

@@ -7,7 +7,7 @@ use http::header::{DATE, HeaderName, RETRY_AFTER};
 
 use crate::clock::UnixMs;
 
-/// The maximum that is honoured, in seconds. A client that is told a longer wait asks again after this one.
+/// The maximum that is honoured, in seconds. A longer wait is reduced to it.
 pub const RETRY_AFTER_MAX_SECS: u32 = 3600;
 
 /// `Retry-After` in whole seconds, rounded up, at most [`RETRY_AFTER_MAX_SECS`] (RFC 9110 §10.2.3): seconds, possibly with a fraction,

@@ -22,7 +22,7 @@ use super::transport::Transport;
 use super::upstream::{Upstream, UpstreamError};
 use super::wire;
 
-/// How long the other direction may go on after one has ended. WebSocket peers close both (RFC 6455 §7.1.1); the limit is for
+/// How long the other direction may continue after one has ended. WebSocket peers close both (RFC 6455 §7.1.1); the limit is for
 /// those that do not.
 const HALF_CLOSED: Duration = Duration::from_secs(30);
 

@@ -284,7 +284,7 @@ impl Upstream {
         lane: Lane,
         unsent: &mut Option<Request<Outgoing>>,
     ) -> Result<Response<Answer>, UpstreamError> {
-        let missing = || UpstreamError::Invalid("there is no request".to_owned());
+        let missing = || UpstreamError::Invalid("missing request".to_owned());
         let request = unsent.as_mut().ok_or_else(missing)?;
         if request.method() == Method::CONNECT {
             return Err(UpstreamError::Invalid("CONNECT is not for upstreams".to_owned()));
@@ -383,7 +383,7 @@ fn frame(request: &mut Request<Outgoing>, uri: &Uri) {
     }
 }
 
-/// Why an answer cannot be passed on: an upgrade that nobody requested, or a transfer coding other than chunked.
+/// Why an answer cannot be passed on: an upgrade that was not requested, or a transfer coding other than chunked.
 fn unfit(response: &Response<Incoming>, is_upgrade: bool) -> Option<&'static str> {
     if response.status() == StatusCode::SWITCHING_PROTOCOLS && !is_upgrade {
         return Some("a 101 that was not requested");

@@ -363,7 +363,7 @@ impl State {
                 if let Some(end) = head::end(&self.ahead, self.scanned) {
                     let (head, behind) = self.ahead.split_at(end);
                     let judged = judge(head, settings).and_then(|framing| match framing {
-                        // The part of the body that has arrived is checked before anybody answers.
+                        // The part of the body that has arrived is checked before it is answered.
                         Framing::Chunked if Chunks::new().decode(&mut behind.to_vec()).is_err() => {
                             Err(Refusal::MALFORMED)
                         }

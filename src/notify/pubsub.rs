@@ -90,22 +90,22 @@ async fn publish_all(hub: &Hub, mut notifications: broadcast::Receiver<Notificat
             // The store has what was missed.
             Ok(Err(RecvError::Lagged(_))) => continue,
             Err(_) => words.extend(Message::of(me, None, None, false, false)),
-            Ok(Ok(bell)) => {
+            Ok(Ok(notification)) => {
                 // By call: whether there is nothing but a partial, and whether it has ended.
-                let mut rung = BTreeMap::new();
-                let mut next = Some(bell);
-                while let Some(bell) = next.take() {
-                    if bell.is_ours {
-                        let (is_partial, is_over) = rung.entry(bell.call).or_insert((true, false));
-                        *is_partial &= bell.news == News::Partial;
-                        *is_over |= bell.news == News::Ended;
+                let mut pending = BTreeMap::new();
+                let mut next = Some(notification);
+                while let Some(notification) = next.take() {
+                    if notification.is_ours {
+                        let (is_partial, is_over) = pending.entry(notification.call).or_insert((true, false));
+                        *is_partial &= notification.news == News::Partial;
+                        *is_over |= notification.news == News::Ended;
                     }
-                    if rung.len() < TOLD_AT_ONCE {
+                    if pending.len() < TOLD_AT_ONCE {
                         next = notifications.try_recv().ok();
                     }
                 }
-                for (call, (is_partial, is_over)) in rung {
-                    // One that is over by now was said in full, which has a bell of its own.
+                for (call, (is_partial, is_over)) in pending {
+                    // A partial that is final by now is not sent: its final utterance has its own notification.
                     let half = hub.partial_since(&call, 0).map(|(_, partial)| partial);
                     let is_quiet = half.is_none();
                     let partial = half.filter(|_| is_partial);
@@ -208,8 +208,7 @@ mod tests {
         tokio::time::sleep(WORD_EVERY * 5).await;
         let shown = |notifications: &mut broadcast::Receiver<Notification>| {
             let all = std::iter::from_fn(|| notifications.try_recv().ok());
-            let mut all: Vec<String> =
-                all.map(|bell| format!("{} {} {:?}", bell.is_ours, bell.call, bell.news)).collect();
+            let mut all: Vec<String> = all.map(|one| format!("{} {} {:?}", one.is_ours, one.call, one.news)).collect();
             all.sort();
             all
         };
@@ -223,7 +222,7 @@ mod tests {
         assert_eq!(shown(&mut at_a), expected(&of_a, &of_b));
         assert_eq!(shown(&mut at_b), expected(&of_b, &of_a));
         assert_eq!(b.partial_since(&other, 0).map(|(_, partial)| partial), Some(partial("good mor")));
-        // It is said in full where it was half said.
+        // A final utterance removes the partial one everywhere.
         a.notify(&other);
         tokio::time::sleep(WORD_EVERY).await;
         assert_eq!(b.partial_since(&other, 0), None);

@@ -86,7 +86,7 @@ pub struct Business {
     /// `runs.reserve_for_direct`. Not serialised when unset.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reserve_for_direct: Option<u32>,
-    /// Destination rules, in addition to those for everybody and for the plan. Not serialised when unset.
+    /// Destination rules, in addition to the global ones and those of the plan. Not serialised when unset.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub destinations: Option<destinations::Rules>,
 }
@@ -206,13 +206,13 @@ pub struct Identified {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Ignored {
     /// `X-Business-Id` is malformed.
-    #[error("X-Business-Id: its value is no business id")]
+    #[error("X-Business-Id: its value is not a business id")]
     BadHeader,
     /// No rule uses `X-Business-Id`.
     #[error("X-Business-Id: businesses.identify_by does not name \"header\"")]
     Header,
     /// The id in `/b/…/` is malformed.
-    #[error("/b/…/: it names no business id")]
+    #[error("/b/…/: it has no business id")]
     BadPath,
     /// No rule uses `/b/…/`.
     #[error("/b/…/: businesses.identify_by does not name \"path\"")]

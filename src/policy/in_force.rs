@@ -54,7 +54,7 @@ impl Policy {
         for (id, n) in own.iter().take(BUSINESSES_MAX) {
             let written = settings.businesses.iter().any(|b| b.id == **id);
             let from = match (id.as_str() == super::DEMO_BUSINESS, written) {
-                (true, false) => "built in, for visitors".to_owned(),
+                (true, false) => "built in: demo business".to_owned(),
                 (_, true) => format!("businesses.{id}.max_calls"),
                 (_, false) => format!("PUT /api/businesses/{id}"),
             };

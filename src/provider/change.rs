@@ -1,5 +1,5 @@
-//! What `ringfence doctor --fix` would change at a provider, as far as it is safe: webhooks that come to another host by a path of ours,
-//! status callbacks that are empty, and a fallback where the operator names one. Pure.
+//! Safe changes at a provider for `ringfence doctor --fix`: webhooks with a path of ours at another host, empty status callbacks, and a
+//! fallback if the operator names one. Pure.
 
 use std::collections::BTreeMap;
 
@@ -9,30 +9,30 @@ use serde_json::Value;
 use super::check::{Here, Hooks};
 use super::select::{Document, Message};
 
-/// What would be changed of one item.
+/// The changes of one item.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ItemChange {
-    /// The provider's id of it.
+    /// Its id at the provider.
     pub id: String,
-    /// What the item is told from others by.
+    /// Its display name.
     pub name: String,
     /// Its settings.
     pub settings: Vec<SettingChange>,
 }
 
-/// A setting with another value.
+/// A changed setting.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SettingChange {
     /// The parameter of the request.
     pub param: String,
-    /// What it is.
+    /// The current value.
     pub from: String,
-    /// What it is to be.
+    /// The new value.
     pub to: String,
 }
 
 impl Hooks {
-    /// What would make its items come here. `fallback` is the URL that the provider is to ask while ringfence cannot be reached.
+    /// The changes that direct its items to ringfence. `fallback` is the URL that the provider calls while ringfence is unreachable.
     pub fn changes(&self, items: &[Value], here: Here<'_>, fallback: Option<&str>) -> Vec<ItemChange> {
         let change = |item: &Value| {
             let settings = self.settings(item, here, fallback)?;
@@ -42,7 +42,7 @@ impl Hooks {
         items.iter().filter_map(change).collect()
     }
 
-    /// The values that its parameters have, of the item with this id.
+    /// The current values of the parameters of the item with this id.
     pub fn values_of(&self, items: &[Value], id: &str) -> Option<BTreeMap<String, String>> {
         let item = items.iter().find(|item| self.told_by(item).is_some_and(|(one, _)| one == id))?;
         let (body, path, headers) = (Document::Json(item.clone()), BTreeMap::new(), HeaderMap::new());
@@ -52,7 +52,7 @@ impl Hooks {
         Some(all.map(|(param, at)| (param, at.text(&message).unwrap_or_default().into_owned())).collect())
     }
 
-    /// `None`: the provider uses something else than its URLs.
+    /// `None`: the provider does not use its URLs.
     fn settings(&self, item: &Value, here: Here<'_>, fallback: Option<&str>) -> Option<Vec<SettingChange>> {
         let (body, path, headers) = (Document::Json(item.clone()), BTreeMap::new(), HeaderMap::new());
         let message = Message { body: &body, query: &[], path: &path, headers: &headers };
@@ -64,13 +64,13 @@ impl Hooks {
         for url in &self.urls {
             let from = url.at.text(&message).unwrap_or_default().into_owned();
             if here.misses(&from, &url.webhook).is_none() {
-                // One that is told and not asked (a status callback) says nothing of who answers.
+                // A notification (a status callback) does not decide which program answers.
                 comes_here |= !url.if_empty;
                 continue;
             }
             let to = match from.trim().is_empty() {
                 true => url.if_empty.then(|| here.url_of(url)),
-                // Its path says that it was meant for ringfence: it changes house and nothing else.
+                // Its path is one of ringfence: only the host changes.
                 false => rehosted(&from, here.base).filter(|to| here.misses(to, &url.webhook).is_none()),
             };
             if let Some((param, to)) = url.param.clone().zip(to) {
@@ -141,7 +141,7 @@ mod tests {
                 None,
                 is(&[("StatusCallback", status)]),
             ),
-            // Somebody else's: who answers is not changed, nor who is told.
+            // Another program's: neither the answering URL nor the callback is changed.
             (
                 number("https://demo.twilio.com/welcome", "https://crm.example.com/calls", ""),
                 Some("https://f.example.com"),

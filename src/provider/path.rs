@@ -25,7 +25,7 @@ struct Spelling {
     is_end: bool,
 }
 
-/// A path, and what tells at a glance that most patterns do not match it.
+/// A path, with properties that rule out most patterns quickly.
 #[derive(Debug, Clone, Copy)]
 pub struct Reading<'p> {
     text: &'p str,
@@ -129,7 +129,7 @@ impl PathPattern {
                 whole.ok_or_else(|| format!("path {written:?} opens a parenthesis and does not close it"))?;
             spellings.extend(words.split('|').map(|word| format!("{before}{word}{after}")));
             if spellings.len() > SPELLINGS_MAX {
-                return Err(format!("path {written:?} stands for more than {SPELLINGS_MAX} paths"));
+                return Err(format!("path {written:?} matches more than {SPELLINGS_MAX} paths"));
             }
         }
         let spellings = spellings.iter().map(|one| Spelling::new(one)).collect();

@@ -181,7 +181,7 @@ impl Selector {
         text.split('|').map(|place| parse_place(place.trim())).collect::<Result<_, _>>().map(Self)
     }
 
-    /// The names of which one stands in every body that has a value, unless it is escaped or encoded.
+    /// Names, one of which is in every body that has a value, unless it is escaped or encoded.
     pub fn body_names(&self) -> impl Iterator<Item = &str> {
         self.0.iter().filter_map(|place| match place {
             Place::Body(steps) => steps.last().map(|step| step.name.as_str()),
@@ -201,7 +201,7 @@ impl Selector {
     }
 
     /// Whether a place counts. A value that may be in body or query is only read from the body, if there is one: the query is then part
-    /// of the URL, which may be chosen by somebody other than the sender.
+    /// of the URL, which may be chosen by someone other than the sender.
     fn counts(&self, place: &Place, message: &Message<'_>) -> bool {
         !matches!(place, Place::Query(_))
             || *message.body == Document::Empty

@@ -104,7 +104,7 @@ pub(super) async fn parse(
         if calls.observes() {
             let code = RejectionCode::EncodedBody.as_str(&account.provider.refusal);
             calls.lifecycle.metrics.would_refuse(code);
-            info!(account = %account.name, path, code, "would refuse");
+            info!(account = %account.name, path, code, "request would be denied");
             return Ok(Parsed::Other);
         }
         let message = "Not dialled: a create's body must not be compressed.";
@@ -123,7 +123,7 @@ pub(super) async fn parse(
     let mut would_reject = None;
     if operation.facts.selectors().any(|selector| selector.is_doubled(&message)) {
         // We and the provider may each read another of the two values, and then the limits would be those of another call.
-        let message = "Not dialled: the request says more than once who calls, or who is called.";
+        let message = "Not dialled: the request gives its caller or its destination more than once.";
         let rejected = reject(RejectionCode::InvalidRequest, message.to_owned(), operation.direction);
         if !calls.observes() {
             return Err(rejected);

@@ -30,7 +30,7 @@ use route::{Destination, NoAccount, may_create, route};
 pub struct Proxy {
     /// The outbound pipeline.
     pub calls: Arc<Calls>,
-    /// Who answers batch calling instead of the provider, if anybody does.
+    /// The handler of batch calling in place of the provider, if any.
     pub batches: Option<Arc<dyn BatchCalling>>,
 }
 
@@ -75,7 +75,7 @@ impl Proxy {
             Ok(to) => to,
             Err(NoAccount::Unknown) => {
                 let mounts: Vec<String> = calls.accounts.keys().map(|name| format!("/{name}/…")).collect();
-                let message = format!("Nothing is mounted at this path. Known: {}", mounts.join(", "));
+                let message = format!("Unknown path. Mounts: {}", mounts.join(", "));
                 exchange.respond(problem(StatusCode::NOT_FOUND, "UNKNOWN_ROUTE", &message)).await;
                 return (Kind::Unknown, 404);
             }
@@ -148,7 +148,7 @@ impl Proxy {
         let (response, gone) = tokio::select! {
             biased;
             () = exchange.client_gone() => {
-                // The request goes on without its client, which may retry it.
+                // The request continues without its client, which may retry it.
                 client.gone();
                 (answer.await, true)
             }
@@ -156,8 +156,8 @@ impl Proxy {
         };
         let status = respond(exchange, response, &to.account).await;
         if exchange.is_delivered() && !gone {
-            let unheard = client.delivered();
-            exchange.if_reset(move || unheard.lost());
+            let delivery = client.delivered();
+            exchange.if_reset(move || delivery.lost());
         }
         (Kind::Create, status)
     }

@@ -143,7 +143,7 @@ fn shown<'a>(
         });
         is_key || (user.is_some() && own_id(a) == user)
     };
-    candidates().find(|a| shows_key(a)).map(|account| (account, "the key it shows"))
+    candidates().find(|a| shows_key(a)).map(|account| (account, "its API key"))
 }
 
 fn own_id(account: &Account) -> Option<String> {

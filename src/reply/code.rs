@@ -6,7 +6,7 @@ use crate::admission::LimitExceeded;
 use crate::policy::{Bound, Scope};
 use crate::provider::description::RefusalShape;
 
-/// The code of a rejection or failure: those of the contract (§1), and those that ringfence adds.
+/// The code of a rejection or failure: those of the replaced systems (docs/compatibility.md), and those that ringfence adds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RejectionCode {
     /// The limit of the platform, or of the bought capacity, is full.
@@ -245,7 +245,7 @@ impl RejectionCode {
         }
     }
 
-    /// The label `reason` of `concurrent_rejected_total` (contract §1).
+    /// The label `reason` of `concurrent_rejected_total`.
     pub fn metric_reason(self, shape: &RefusalShape) -> &str {
         match self {
             RejectionCode::BusinessLimitExceeded => "BUSINESS_LIMIT",
@@ -257,7 +257,7 @@ impl RejectionCode {
     pub fn status(self, shape: &RefusalShape) -> StatusCode {
         match self {
             RejectionCode::PlanNotAllowed | RejectionCode::UnknownBusiness => StatusCode::FORBIDDEN,
-            // Statuses that no SDK of the provider retries by itself.
+            // Statuses that no SDK of the provider retries automatically.
             RejectionCode::OutcomeUnknown
             | RejectionCode::AlreadyPlaced
             | RejectionCode::UpstreamSilent
@@ -332,7 +332,7 @@ impl RejectionCode {
         )
     }
 
-    /// The default `Retry-After` in seconds where nothing better is known (contract §1); `None`: no such header.
+    /// The default `Retry-After` in seconds where nothing better is known; `None`: no such header.
     pub const fn default_wait_secs(self) -> Option<u32> {
         match self {
             RejectionCode::GlobalCapacityExceeded | RejectionCode::ProviderLimit => Some(60),

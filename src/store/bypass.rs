@@ -1,18 +1,18 @@
-//! The bypass: for a while limits refuse nothing, at every replica. It ends by itself.
+//! The bypass: for a limited time limits reject nothing, at every replica. It ends automatically.
 
 use serde::{Deserialize, Serialize};
 
 use crate::clock::UnixMs;
 
-/// A bypass that somebody has switched on.
+/// An active bypass.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bypass {
-    /// Since when, in milliseconds since 1970.
+    /// Its start, in milliseconds since 1970.
     pub since_ms: UnixMs,
-    /// When it is over, in milliseconds since 1970.
+    /// Its end, in milliseconds since 1970.
     pub until_ms: UnixMs,
-    /// Who switched it on.
+    /// The operator.
     pub who: String,
-    /// Why.
+    /// The reason.
     pub reason: String,
 }

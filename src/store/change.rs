@@ -28,7 +28,7 @@ pub struct Change {
     /// The replica that answers the request's client with "unknown", where several share the store. The real outcome is
     /// undelivered by that: until it is delivered, the request may be retried. No effect if another replica owns the request by
     /// now.
-    pub untold_by: Option<String>,
+    pub reported_unknown_by: Option<String>,
     /// Marks the call as one that exists although it was rejected or had ended for us.
     pub over_limit: Option<bool>,
     /// Records that a look-up did not find it (`true`) or found it again.
@@ -51,7 +51,7 @@ impl Change {
             at_ms,
             deadlines: deadlines.clone(),
             unsettled: None,
-            untold_by: None,
+            reported_unknown_by: None,
             over_limit: None,
             absent: None,
             answer: None,

@@ -1,11 +1,11 @@
-//! Do-not-call lists: one for everybody, and one for each business that has its own.
+//! Do-not-call lists: a global one, and one for each business that has its own.
 
 use async_trait::async_trait;
 
 use super::Result;
 use crate::clock::UnixMs;
 
-/// The list that holds for everybody.
+/// The global list.
 pub const EVERYBODY: &str = "";
 /// Numbers that one write adds or removes at most, so that other writes get their turn.
 pub const NUMBERS_AT_ONCE: usize = 1_000;

@@ -1,25 +1,25 @@
-//! What lists of calls and refusals are narrowed to, before they are cut to their length.
+//! Filters for lists of calls and refusals, applied before their limit.
 
 use crate::call::Phase;
 use crate::clock::UnixMs;
 
-/// Narrows a list; what is not said narrows nothing.
+/// The filter of a list; fields that are not set do not filter.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ListFilter {
-    /// Of these businesses alone.
+    /// Only of these businesses.
     pub businesses: Option<Vec<String>>,
-    /// Of this account alone; of a call also its carrier's.
+    /// Only of this account; for calls also as their carrier.
     pub account: Option<String>,
-    /// Calls in these phases alone.
+    /// Only calls in these phases.
     pub phases: Option<Vec<Phase>>,
-    /// That began, or came, at this time or later.
+    /// Only from this time on.
     pub from_ms: Option<UnixMs>,
-    /// That began, or came, before this time.
+    /// Only before this time.
     pub before_ms: Option<UnixMs>,
 }
 
 impl ListFilter {
-    /// Of the phases, as the database has them; whether all will do comes first.
+    /// The phases as in the database; first: match all phases.
     pub(super) fn phase_words(&self) -> (bool, Vec<String>) {
         let words = self.phases.iter().flatten().map(|phase| phase.as_str().to_owned());
         (self.phases.is_none(), words.collect())

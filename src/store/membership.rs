@@ -19,8 +19,8 @@ impl OwnershipMode {
     /// The advice when another process has the database.
     pub(super) fn advice(self) -> &'static str {
         match self {
-            Self::Exclusive => "The memory gate belongs to one process: stop that one",
-            Self::Shared => "A process with the memory gate shares with nobody: stop that one",
+            Self::Exclusive => "The memory limiter needs the database exclusively: stop the other process",
+            Self::Shared => "A process with the memory limiter has the database exclusively: stop it",
         }
     }
 }

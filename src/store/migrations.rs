@@ -145,7 +145,7 @@ fn newer<'a>(known: &Migrator, applied: &'a AppliedMigrations) -> impl Iterator<
 fn is_newer(known: &Migrator, version: i64) -> String {
     let newest = newest(known);
     format!(
-        "has migration {version}, of a newer ringfence; this one knows up to {newest}: run the newer one, or its `ringfence migrate down --to {newest}` first"
+        "has migration {version}, of a newer ringfence; this one supports up to {newest}: run the newer one, or its `ringfence migrate down --to {newest}` first"
     )
 }
 

@@ -21,7 +21,7 @@ pub(super) enum Fault {
     Damaged(String),
     #[error("a value cannot be written: {0}")]
     Unwritable(#[from] serde_json::Error),
-    #[error("a step of a transaction waited, which it may not on SQLite")]
+    #[error("a step of a transaction waited, which SQLite does not allow")]
     Waited,
 }
 
@@ -123,9 +123,9 @@ impl SqliteRow {
         let from = self.next.load(Ordering::Relaxed);
         let is_it = |at: &usize| self.names.get(*at).is_some_and(|name| name == column);
         let at = (from..self.names.len()).chain(0..from).find(is_it);
-        let at = at.ok_or_else(|| damaged(format!("there is no column {column}")))?;
+        let at = at.ok_or_else(|| damaged(format!("missing column {column}")))?;
         self.next.store(at + 1, Ordering::Relaxed);
-        self.cells.get(at).ok_or_else(|| damaged(format!("there is no column {column}")))
+        self.cells.get(at).ok_or_else(|| damaged(format!("missing column {column}")))
     }
 
     pub(super) fn text(&self, column: &str) -> Sql<Option<&str>> {

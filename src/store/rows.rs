@@ -15,7 +15,7 @@ use crate::policy::{Business, Facts};
 use crate::provider::description::PostCall;
 
 pub(super) fn call_id(text: &str) -> Sql<CallId> {
-    CallId::parse(text).ok_or_else(|| damaged(format!("{text:?} is no call id")))
+    CallId::parse(text).ok_or_else(|| damaged(format!("{text:?} is not a call id")))
 }
 
 pub(super) fn business_and_id(row: &Row) -> Sql<(String, CallId)> {
@@ -230,7 +230,7 @@ pub(super) fn delivery(row: &Row) -> Sql<Delivery> {
 pub(super) fn refusal(row: &Row) -> Sql<RefusalRecord> {
     let id = row.str("id")?;
     Ok(RefusalRecord {
-        id: RefusalId::parse(id).ok_or_else(|| damaged(format!("{id:?} is no refusal id")))?,
+        id: RefusalId::parse(id).ok_or_else(|| damaged(format!("{id:?} is not a refusal id")))?,
         at: row.number("at")?,
         business: row.text("business")?,
         account: row.text("account")?,

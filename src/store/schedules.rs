@@ -1,4 +1,4 @@
-//! Recurring runs: what fires, when, and how it went.
+//! Recurring runs: schedules, their times, and the results of their firings.
 
 use async_trait::async_trait;
 
@@ -21,51 +21,51 @@ words!(
 pub struct Schedule {
     /// Its id.
     pub id: String,
-    /// Whose runs it makes.
+    /// Its business.
     pub business: String,
-    /// Its name, which no other of its business has.
+    /// Its name, unique within the business.
     pub name: String,
-    /// What it asks for, as JSON.
+    /// The definition of its runs, as JSON.
     pub spec: String,
     /// Whether it fires.
     pub state: ScheduleState,
-    /// All firings up to this time were made, or left out.
+    /// All firings up to this time were made or skipped.
     pub done_at: UnixMs,
-    /// When there is something to do; none: nothing ever again.
+    /// Next due time; `None`: no more firings.
     pub next_at: Option<UnixMs>,
-    /// The firing that is tried again, as its leads could not be had.
+    /// The firing that is retried, because its leads could not be fetched.
     pub failing_at: Option<UnixMs>,
-    /// How often that was tried.
+    /// The number of its attempts.
     pub tries: u32,
-    /// Why it failed last.
+    /// The last error.
     pub error: Option<String>,
     /// The last firing that was made.
     pub fired_at: Option<UnixMs>,
-    /// The run that it made; none: there were no leads.
+    /// The run of that firing; `None`: it had no leads.
     pub run: Option<String>,
-    /// What is to be said of it: leads that were left out.
+    /// Note on the last firing: skipped leads.
     pub note: Option<String>,
-    /// When it was made.
+    /// Creation time.
     pub created_at: UnixMs,
-    /// When anything of it changed last.
+    /// Time of the last change.
     pub updated_at: UnixMs,
-    /// Goes up with every change: who has read an old one changes nothing.
+    /// Version, incremented by every change: a write with an older one is rejected.
     pub version: i64,
 }
 
-/// What became of a schedule that was to be made.
+/// Outcome of the creation of a schedule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ScheduleMade {
-    /// It is new.
+    /// Created.
     New,
-    /// Its business has one of this name.
+    /// The business already has one of this name.
     Known(Box<Schedule>),
 }
 
-/// The part of a [`super::Store`] that keeps schedules.
+/// The schedules of a [`super::Store`].
 #[async_trait]
 pub trait Schedules: Send + Sync {
-    /// Makes a schedule, unless its business has one of its name.
+    /// Creates a schedule, unless its business has one of the same name.
     async fn create_schedule(&self, schedule: &Schedule) -> Result<ScheduleMade>;
 
     /// A schedule.
@@ -74,15 +74,15 @@ pub trait Schedules: Send + Sync {
     /// Schedules by business and name; of these businesses, if any are named.
     async fn schedules(&self, businesses: Option<Vec<String>>, limit: u32) -> Result<Vec<Schedule>>;
 
-    /// Active schedules that have something to do by now, the first ones first.
+    /// Active schedules that are due, the earliest first.
     async fn due_schedules(&self, now_ms: UnixMs, limit: u32) -> Result<Vec<Schedule>>;
 
-    /// How many active schedules have a firing that is tried again.
+    /// The number of active schedules with a failing firing.
     async fn failing_schedules(&self) -> Result<u64>;
 
-    /// Writes how a schedule stands, if it still is at the version that is given. `false`: it is not, or is gone.
+    /// Writes a schedule if the stored version is the given one. `false`: it is not, or the schedule is deleted.
     async fn change_schedule(&self, schedule: &Schedule) -> Result<bool>;
 
-    /// Deletes a schedule. Its runs stay. `false`: there is none.
+    /// Deletes a schedule. Its runs are kept. `false`: it does not exist.
     async fn delete_schedule(&self, id: &str) -> Result<bool>;
 }

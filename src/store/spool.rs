@@ -25,7 +25,7 @@ const NAME_FILE: &str = "name";
 #[derive(Debug, thiserror::Error)]
 pub enum SpoolError {
     /// The quota or the disk is full.
-    #[error("the spool has no room: {0}")]
+    #[error("the spool is full: {0}")]
     Full(String),
     /// The folder cannot be written.
     #[error("the spool {folder} cannot be written: {why}")]

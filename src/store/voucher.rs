@@ -51,9 +51,9 @@ impl Contradiction {
     /// A sentence for the log.
     pub const fn why(self) -> &'static str {
         match self {
-            Self::OtherAccount => "it is signed by an account that has no part in the call",
-            Self::OtherSubaccount => "it is signed by a subaccount that has no part in the call",
-            Self::OtherCall => "it names another conversation or leg than the one that the call is known by",
+            Self::OtherAccount => "it is signed by an account that does not own the call",
+            Self::OtherSubaccount => "it is signed by a subaccount that does not own the call",
+            Self::OtherCall => "its conversation or leg is not that of the call",
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Spans and log lines on their way to a collector: OTLP over HTTP, as protobuf (<https://opentelemetry.io/docs/specs/otlp/#otlphttp>).
 //!
 //! A finished span, or a line, is put into a bounded queue, and is dropped where that is full; a thread of each queue sends what is in
-//! it. A collector that is slow or away delays nobody.
+//! it. A slow or unreachable collector delays no request.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -32,7 +32,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 const FLUSH_WITHIN: Duration = Duration::from_secs(2);
 /// The part of a collector's answer that is read, in bytes.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
-/// What ringfence is called unless `OTEL_SERVICE_NAME` or `OTEL_RESOURCE_ATTRIBUTES` says otherwise.
+/// The default of `OTEL_SERVICE_NAME`.
 const SERVICE: &str = "ringfence";
 
 /// Where spans and log lines go.
@@ -47,7 +47,7 @@ pub struct Settings {
 /// A part of a process's subscriber.
 pub type TelemetryLayer = Box<dyn Layer<Registry> + Send + Sync>;
 
-/// What takes the spans and the log lines of a process.
+/// Layers for the spans and the log lines of a process.
 #[derive(Default)]
 pub struct Layers {
     /// Takes spans, and no other.
@@ -64,7 +64,7 @@ pub struct Exporter {
 }
 
 /// Starts an exporter. Its layers take spans and lines once they are in the process's subscriber; `upstream` is what these are sent
-/// with, on the runtime of whoever calls this.
+/// with, on the runtime of the caller.
 ///
 /// # Errors
 /// A variable of OpenTelemetry has a value that cannot be used.
@@ -112,7 +112,7 @@ fn over_http<B: WithExportConfig + WithHttpConfig>(builder: B, endpoint: &Uri, c
         .with_timeout(TIMEOUT)
 }
 
-/// What the variables say of this process, with a name of the service if they give none.
+/// The resource of this process from the variables, with a default service name.
 fn resource() -> Resource {
     let version = KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
     let named = Resource::builder().build().get(&Key::from_static_str("service.name"));
@@ -170,7 +170,7 @@ impl Client {
             Some(error) if !was_away => {
                 warn!(error, "failed to send {what} to the collector; they are dropped meanwhile")
             }
-            None if was_away => info!("the collector takes {what} again"),
+            None if was_away => info!("export of {what} resumed"),
             _ => {}
         }
     }

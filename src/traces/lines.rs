@@ -1,8 +1,7 @@
 //! Log lines as OTLP log records, within the trace that they were written in.
 //!
-//! A record has what the line has, with less: no path, no URL with one, no body. Numbers are masked where a line is written, and once
-//! more here.
-//! What sending writes is not sent: it would be written again with each batch.
+//! A record has the fields of the line except paths, URLs and bodies. Numbers are masked when a line is written, and again here. Lines
+//! about the export are not exported: each batch would cause more of them.
 
 use std::fmt;
 use std::future::Future;
@@ -17,27 +16,27 @@ use tracing_subscriber::layer::Context;
 
 use crate::ids::mask_numbers_in;
 
-/// Fields of log lines that a record leaves out, as spans do: they hold what a client sent.
+/// Fields of log lines that records omit, as spans do: they contain client input.
 const LEFT_OUT: [&str; 3] = ["path", "url", "body"];
-/// Who writes of sending.
+/// Targets excluded from export.
 const SENDERS: [&str; 2] = ["ringfence::traces", "opentelemetry"];
 
 tokio::task_local! {
-    /// The current task sends what was collected.
+    /// Set in tasks that export.
     static EXPORTING: ();
 }
 
-/// Runs what sends a batch: nothing that it writes becomes a record.
+/// Runs an export; its log lines do not become records.
 pub(super) fn exporting<F: Future>(sending: F) -> impl Future<Output = F::Output> {
     EXPORTING.scope((), sending)
 }
 
-/// Whether a line is about sending.
+/// Whether a line is about the export.
 fn is_of_sending(target: &str) -> bool {
     SENDERS.iter().any(|sender| target.starts_with(sender)) || EXPORTING.try_with(|()| ()).is_ok()
 }
 
-/// Takes the log lines of a process.
+/// Layer for the log lines of a process.
 pub(super) struct Lines(SdkLogger);
 
 impl Lines {
@@ -81,7 +80,7 @@ impl Fields<'_> {
     fn put(&mut self, field: &Field, value: AnyValue) {
         match field.name() {
             "message" => self.0.set_body(value),
-            // The log crate's own fields say where a line stands in a dependency's code.
+            // The log crate's own fields are source locations in a dependency.
             name if LEFT_OUT.contains(&name) || name.starts_with("log.") => {}
             name => self.0.add_attribute(name, value),
         }

@@ -1,9 +1,9 @@
-//! Traces: a span tree for each create, webhook and delivery, for whoever collects them by OTLP (`export`); and log lines, which go the
-//! same way (`lines`).
+//! Traces: a span tree for each create, webhook and delivery, exported by OTLP (`export`); and log lines, exported likewise
+//! (`lines`).
 //!
-//! The phases of `calls/outbound` and `webhook/receive` are the steps of a tree. Where a request shows a `traceparent`
-//! (<https://www.w3.org/TR/trace-context/>) its tree goes on with that trace, or is linked to it where the sender is not known yet,
-//! and what is sent to providers and to the app shows ours. Without a collector no span is made, and these headers pass as they came.
+//! The phases of `calls/outbound` and `webhook/receive` are the steps of a tree. The `traceparent` of a request
+//! (<https://www.w3.org/TR/trace-context/>) is continued, or linked if the sender is not authenticated yet. Requests to providers and
+//! to the app have ours. Without a collector there are no spans, and these headers pass unchanged.
 //!
 //! No attribute has a secret, a whole telephone number, a path or a body.
 
@@ -24,10 +24,10 @@ use crate::net::Outcome;
 use crate::policy::Facts;
 pub use export::{Exporter, Layers, Settings, TelemetryLayer, start};
 
-/// The target of every span of a trace, and of nothing else: logs leave it out, and the exporter takes nothing but it.
+/// The target of trace spans only: logs exclude it, and the exporter includes only it.
 pub const TARGET: &str = "ringfence_trace";
 
-/// The headers of a trace context. A state that came with another parent, or without one, must not stand beside ours (§3.3).
+/// The headers of a trace context. The state of another parent must not be sent with ours (§3.3).
 pub const STATE: [HeaderName; 2] = [HeaderName::from_static("traceparent"), HeaderName::from_static("tracestate")];
 
 /// The tree of a create.
@@ -50,8 +50,8 @@ pub fn job(account: &str) -> Span {
     )
 }
 
-/// The tree of a webhook. It is linked to the trace that its headers show, and not a part of it: whether anything of the request can be
-/// believed is not known yet, so it decides neither the trace nor whether it is kept.
+/// The tree of a webhook. It is linked to the trace of the headers, not part of it: the request is not authenticated yet, so it
+/// decides neither the trace nor its sampling.
 pub fn webhook(account: &str, webhook: &str, headers: &HeaderMap) -> Span {
     let span = info_span!(
         target: TARGET, "webhook", otel.kind = "server", otel.status_code = field::Empty, ringfence.account = account,
@@ -64,7 +64,7 @@ pub fn webhook(account: &str, webhook: &str, headers: &HeaderMap) -> Span {
     span
 }
 
-/// The tree of an attempt to deliver a webhook to the app; it goes on with the webhook's trace, which the stored headers show.
+/// The tree of an attempt to deliver a webhook to the app. It continues the webhook's trace, from the stored headers.
 pub fn delivery(event_id: &str, attempt: u32, headers: &HeaderMap) -> Span {
     let span = info_span!(
         target: TARGET, "delivery", otel.kind = "client", otel.status_code = field::Empty, ringfence.event_id = event_id,
@@ -78,7 +78,7 @@ pub fn step(name: &'static str) -> Span {
     info_span!(target: TARGET, "step", otel.name = name)
 }
 
-/// A step of the current tree that waits for somebody else.
+/// A step of the current tree that waits for a response.
 pub fn request(name: &'static str) -> Span {
     info_span!(
         target: TARGET, "request", otel.name = name, otel.kind = "client", otel.status_code = field::Empty,
@@ -91,7 +91,7 @@ pub fn note(name: &'static str, value: &str) {
     Span::current().record(name, value);
 }
 
-/// Writes what a create is about into the current tree's root.
+/// Writes a create's facts into the current tree's root.
 pub fn note_facts(facts: &Facts) {
     let span = Span::current();
     if span.is_disabled() {
@@ -123,13 +123,13 @@ pub fn note_outcome(span: &Span, outcome: &Outcome) {
     failed(span, why);
 }
 
-/// Writes into a span that there was no answer.
+/// Marks a span as failed without an answer.
 pub fn failed(span: &Span, why: &'static str) {
     span.record("otel.status_code", "ERROR");
     span.record("error.type", why);
 }
 
-/// Puts a span's context into the headers of a request, in place of another's. Without a collector they stay as they are.
+/// Replaces the trace context in the headers of a request by a span's. Without a collector they are unchanged.
 pub fn put_on(span: &Span, headers: &mut HeaderMap) {
     let ours = context(span);
     if !ours.is_empty() {
@@ -152,16 +152,16 @@ pub fn context(span: &Span) -> Vec<(HeaderName, HeaderValue)> {
         .collect()
 }
 
-/// Lets a new tree go on with the trace that headers show.
+/// Continues the trace of the headers in a new tree.
 fn follow(span: Span, headers: &HeaderMap) -> Span {
     if let Some(parent) = shown(&span, headers) {
-        // It fails only where no exporter runs, or the span has been entered.
+        // It fails only without an exporter, or if the span has been entered.
         let _ = span.set_parent(parent);
     }
     span
 }
 
-/// The trace that headers show; none without a collector.
+/// The trace of the headers; none without a collector.
 fn shown(span: &Span, headers: &HeaderMap) -> Option<Context> {
     let is_of_use = !span.is_disabled() && headers.contains_key("traceparent");
     is_of_use.then(|| TraceContextPropagator::new().extract(&HeaderExtractor(headers)))

@@ -1,4 +1,4 @@
-//! Calls in the format of the replaced systems: lists, one call, one with its transcript (contract §5). Fields that only their own
+//! Calls in the format of the replaced systems: lists, one call, one with its transcript (docs/compatibility.md). Fields that only their own
 //! database knew are null.
 
 use bytes::Bytes;
@@ -93,7 +93,7 @@ impl Client {
     }
 }
 
-/// The driver in the app's own id, `EL_{driver}_{unix time}` (contract §5).
+/// The driver in the app's own id, `EL_{driver}_{unix time}`.
 fn driver_id(call: &CallRecord) -> Option<&str> {
     let (driver, at) = call.alias(APP_ID_KIND)?.strip_prefix("EL_")?.rsplit_once('_')?;
     let is_time = !at.is_empty() && at.bytes().all(|byte| byte.is_ascii_digit());

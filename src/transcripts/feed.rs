@@ -84,7 +84,7 @@ pub(super) struct Channel {
     call: CallId,
     /// Notifications after which the database must be read.
     notifications: AtomicU64,
-    /// Utterances from notifications that nobody has read yet.
+    /// Utterances from notifications that no follower has read yet.
     said: Mutex<Vec<Arc<Utterance>>>,
     followers: Mutex<HashMap<u64, Arc<Wake>>>,
     kept: tokio::sync::Mutex<Kept>,
@@ -130,7 +130,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Drop for Following {
     fn drop(&mut self) {
-        // The same lock order as `follow`, so that nobody can follow a channel that is being removed.
+        // The same lock order as `follow`, so that no follower can join a channel that is being removed.
         let mut channels = lock(&self.feed.0.channels);
         let mut followers = lock(&self.channel.followers);
         followers.remove(&self.connection);

@@ -1,4 +1,4 @@
-//! The messages of the socket, byte for byte those of the replaced systems (contract §2), and their extensions. Pure.
+//! The messages of the socket, byte for byte those of the replaced systems, and their extensions. Pure.
 
 use std::collections::BTreeMap;
 
@@ -73,14 +73,14 @@ pub fn confirmed(identifier: &str, call: &CallRecord, resumed: Option<i64>) -> V
     message
 }
 
-/// The message `cannot_resume`: the client has another transcript. This one follows from its beginning.
+/// The message `cannot_resume`: the epoch or position is not that of this transcript, which restarts.
 pub fn cannot_resume(identifier: &str, call: &CallRecord, last: i64) -> Value {
     json!({
         "type": "cannot_resume",
         "identifier": identifier,
         "epoch": call.id,
         "sequence_number": last,
-        "message": "This is not the transcript to resume; it follows from its beginning",
+        "message": "Cannot resume: unknown epoch or position. The transcript restarts",
     })
 }
 
@@ -224,7 +224,7 @@ pub enum Command {
     Subscribe {
         /// A call SID, a conversation id, or a ringfence call id.
         identifier: String,
-        /// The last number received; `None`: only what is said from now on.
+        /// The last number received; `None`: only utterances from now on.
         after: Option<i64>,
         /// The epoch of the transcript to resume.
         epoch: Option<String>,

@@ -1,5 +1,5 @@
 //! `listen.client`: live transcripts for clients with a token: `/ws/calls/transcriptions`, `/calls/{id}/transcript` and
-//! `/conversations/{id}/fetch` (contract §2); and calls in the format of the replaced systems (§5).
+//! `/conversations/{id}/fetch`; and calls in the format of the replaced systems (docs/compatibility.md).
 
 mod calls;
 mod feed;

@@ -1,8 +1,8 @@
-//! Bulk runs that somebody here follows: each is read twice a second, once for all who follow it, whichever replica dials it.
+//! Followed bulk runs: each is read twice a second, once for all its followers, whichever replica dials it.
 //!
-//! The jobs that changed last are compared with those of the read before. So a job is reported as it stands when it is read, and
-//! what a replica recorded late is not missed. Memory is bounded: a follower that is behind, or a run that changes faster than it
-//! is read, skips events and is told so. The counts are always those of the record.
+//! The jobs with the latest changes are compared with those of the previous read. So a job is reported in its state at the read, and
+//! late records of a replica are not missed. Memory is bounded: a follower that is behind, or a run that changes faster than it is
+//! read, skips events and gets `run_jobs_skipped`. The counts are always those of the database.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,16 +20,16 @@ use crate::ids::CallId;
 use crate::store::runs::{ChangedJob, JobState, Run, RunCounts};
 use crate::store::{Result, Store};
 
-/// Runs that a connection follows at most.
+/// Maximum runs that a connection follows.
 pub(super) const FOLLOWED_RUNS_MAX: usize = 50;
-/// Runs that are followed at most, by all connections together.
+/// Maximum runs followed by all connections together.
 const RUNS_MAX: usize = 1_000;
 /// Jobs in a read.
 const READ_MAX: u32 = 500;
-/// Messages of a run that are kept for its followers.
+/// Messages of a run kept for its followers.
 const KEPT_MAX: usize = 1_000;
 const READ_INTERVAL: Duration = Duration::from_millis(500);
-/// A run that is over is read in one of so many turns.
+/// An ended run is read once in this many reads.
 const FINISHED_TURNS: u64 = 10;
 
 /// The followed runs of this process. Cloning is cheap.
@@ -41,14 +41,14 @@ struct Inner {
     channels: Mutex<HashMap<String, Weak<Channel>>>,
 }
 
-/// A run that somebody follows.
+/// A followed run.
 struct Channel {
     run: String,
     followers: Mutex<HashMap<u64, Arc<Wake>>>,
     kept: Mutex<Kept>,
-    /// Held while the run is read, so that its reads are compared one after the other.
+    /// Held during a read, so that reads are compared in order.
     last_read: tokio::sync::Mutex<Option<LastRead>>,
-    /// Nothing of it will change by itself.
+    /// It has ended, and changes only by an action of an operator.
     is_finished: AtomicBool,
 }
 
@@ -67,10 +67,10 @@ struct LastRead {
     jobs: HashMap<i64, JobStatus>,
 }
 
-/// What is reported of a job.
+/// The reported state of a job.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct JobStatus {
-    /// `None`: it is queued, and nobody has called.
+    /// `None`: it is queued and was not called yet.
     state: Option<JobState>,
     outcome: Option<Outcome>,
     attempts: u32,
@@ -84,22 +84,22 @@ pub(super) struct RunMessage {
     pub(super) text: Utf8Bytes,
 }
 
-/// What a follower has not been sent yet.
+/// Messages that a follower has not received yet.
 pub(super) struct RunNews {
     pub(super) messages: Vec<RunMessage>,
-    /// Where it goes on.
+    /// The number of the next message.
     pub(super) next: u64,
     pub(super) is_deleted: bool,
 }
 
-/// Keeps a connection among the followers of a run.
+/// A subscription of a connection to a run.
 pub(super) struct FollowedRun {
     channel: Arc<Channel>,
     feed: RunFeed,
     connection: u64,
-    /// Whose run it is.
+    /// The business of the run.
     pub(super) business: String,
-    /// The number of the message that is to be sent next.
+    /// The number of the next message to send.
     pub(super) next: u64,
 }
 
@@ -109,7 +109,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Drop for FollowedRun {
     fn drop(&mut self) {
-        // In the order of `follow`, so that nobody joins a channel that is about to go.
+        // In the order of `follow`, so that no follower joins a channel that is being removed.
         let mut channels = lock(&self.feed.0.channels);
         let mut followers = lock(&self.channel.followers);
         followers.remove(&self.connection);
@@ -120,7 +120,7 @@ impl Drop for FollowedRun {
 }
 
 impl FollowedRun {
-    /// What is new since the last message that was sent.
+    /// The messages since the last one sent.
     pub(super) fn news(&self) -> RunNews {
         let kept = lock(&self.channel.kept);
         let first = kept.next - kept.messages.len() as u64;
@@ -130,7 +130,7 @@ impl FollowedRun {
         RunNews { messages, next: kept.next, is_deleted: kept.is_deleted }
     }
 
-    /// Reads the run, and goes on from there. Its progress; none: it was deleted.
+    /// Reads the run and continues from there. Returns its progress; `None`: it was deleted.
     ///
     /// # Errors
     /// The store failed.
@@ -147,7 +147,7 @@ impl RunFeed {
         Self(Arc::new(Inner { store, channels: Mutex::default() }))
     }
 
-    /// Follows a run. `None`: too many are followed already.
+    /// Follows a run. `None`: the maximum is reached.
     pub(super) fn follow(&self, run: &Run, connection: u64, wake: &Arc<Wake>) -> Option<FollowedRun> {
         let mut channels = lock(&self.0.channels);
         let channel = match channels.get(&run.id).and_then(Weak::upgrade) {
@@ -170,7 +170,7 @@ impl RunFeed {
         Some(FollowedRun { channel, feed: self.clone(), connection, business: run.business.clone(), next: 0 })
     }
 
-    /// Reads what is followed, again and again. Never ends.
+    /// Polls the followed runs. Never returns.
     pub(super) async fn run(self) {
         let mut turns = tokio::time::interval(READ_INTERVAL);
         turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -199,7 +199,7 @@ impl RunFeed {
         let changed = store.changed_jobs(&run.id, READ_MAX).await?;
         let known = last_read.as_ref().map(|last| &last.jobs);
         let (jobs, mut messages) = compare(&run.id, known, &changed);
-        // A canceled run has its jobs canceled little by little, of which none counts as changed.
+        // The jobs of a canceled run are canceled in batches, and none counts as changed.
         let counts = match last_read.as_ref() {
             Some(last) if last.run == run && messages.is_empty() && last.jobs == jobs && !last.is_canceling() => {
                 last.counts
@@ -244,8 +244,8 @@ impl LastRead {
     }
 }
 
-/// Compares jobs, the latest change first, with those of the read before (none: this is the first): as they stand now, and what is
-/// new, in order.
+/// Compares jobs, the latest change first, with those of the previous read (`None`: this is the first). Returns their states, and the
+/// changes in order.
 fn compare(
     run: &str,
     known: Option<&HashMap<i64, JobStatus>>,
@@ -255,7 +255,7 @@ fn compare(
     for job in changed.iter().rev() {
         let before = known.and_then(|known| known.get(&job.seq));
         let now = match job.state {
-            // A claim that finds no slot goes back; only its call is worth a word.
+            // A claim without a slot is undone; only its call is reported.
             JobState::Dialing => before.cloned().unwrap_or_default(),
             JobState::Queued if job.attempts == 0 => JobStatus::default(),
             state => {
@@ -268,7 +268,7 @@ fn compare(
         }
         jobs.insert(job.seq, now);
     }
-    // Nothing in the read is as it was: more changed than was read.
+    // Every job in the read changed: there were more changes than were read.
     if known.is_some() && !is_joined && changed.len() >= READ_MAX as usize {
         messages.insert(0, skipped(run));
     }
@@ -279,7 +279,7 @@ fn message(kind: &'static str, text: &Value) -> RunMessage {
     RunMessage { kind, text: text.to_string().into() }
 }
 
-/// `run_job`: where a job stands.
+/// `run_job`: the state of a job.
 fn of_job(run: &str, job: &ChangedJob) -> RunMessage {
     let text = json!({
         "type": "run_job",
@@ -294,7 +294,7 @@ fn of_job(run: &str, job: &ChangedJob) -> RunMessage {
     message("run_job", &text)
 }
 
-/// `run_progress`: where a run stands.
+/// `run_progress`: the state of a run.
 fn progress(run: &Run, counts: &RunCounts) -> RunMessage {
     let text = json!({
         "type": "run_progress",
@@ -319,7 +319,7 @@ fn progress(run: &Run, counts: &RunCounts) -> RunMessage {
     message("run_progress", &text)
 }
 
-/// `run_jobs_skipped`: some `run_job` messages were left out.
+/// `run_jobs_skipped`: some `run_job` messages were skipped.
 fn skipped(run: &str) -> RunMessage {
     message("run_jobs_skipped", &json!({"type": "run_jobs_skipped", "run_id": run}))
 }
@@ -360,7 +360,7 @@ mod tests {
         ];
         let (known, messages) = compare("r", Some(&known), &next);
         assert_eq!(texts(&messages), [told("run_job", 3, "done"), told("run_job", 2, "queued")], "in order");
-        // Claimed again, and put back as there was no slot.
+        // Claimed again, and queued again without a slot.
         let (known, messages) = compare("r", Some(&known), &[job(2, JobState::Dialing, Some(Outcome::NoAnswer), 1)]);
         assert_eq!(messages, []);
         let (known, messages) = compare("r", Some(&known), &[job(2, JobState::Queued, Some(Outcome::NoAnswer), 1)]);

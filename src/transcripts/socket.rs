@@ -352,7 +352,7 @@ impl Connection {
         }
     }
 
-    /// Looks at the calls whose time has come.
+    /// Checks the calls that are due.
     async fn look(&mut self) -> Going {
         let now_ms = self.client.lifecycle.clock.now_ms();
         let due: Vec<CallId> = self

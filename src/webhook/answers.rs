@@ -26,7 +26,7 @@ pub(super) fn body_missing(error: BodyError) -> Response<Bytes> {
 
 /// The response for a call of another account.
 pub(super) fn not_yours() -> Response<Bytes> {
-    let message = "The call is not one of those that the signature vouches for.";
+    let message = "The account that signed the request does not own this call.";
     problem(StatusCode::FORBIDDEN, "CALL_NOT_YOURS", message)
 }
 

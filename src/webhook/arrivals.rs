@@ -1,4 +1,4 @@
-//! How many requests each address sends.
+//! The request rate of each address.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -7,15 +7,15 @@ use std::time::{Duration, Instant};
 use crate::net::PeerKey;
 use crate::policy::Rate;
 
-/// Addresses that are kept count of at once. More than that are not limited: memory is.
+/// The maximum number of counted addresses, to bound memory. Further ones are not limited.
 const ADDRESSES_MAX: usize = 20_000;
 
-/// When the requests of each address will have been worked off at the rate that it may have (a leaky bucket as a time).
+/// The time at which the bucket of each address is empty (a leaky bucket as a time).
 #[derive(Debug, Default)]
 pub(super) struct Arrivals(Mutex<HashMap<PeerKey, Instant>>);
 
 impl Arrivals {
-    /// Takes one request of an address, or says after which time the next is taken.
+    /// Admits one request of an address, or returns the wait until the next.
     pub(super) fn take(&self, from: PeerKey, rate: Rate, now: Instant) -> Result<(), Duration> {
         let window = Duration::from_millis(u64::try_from(rate.window_ms).unwrap_or(1));
         let each = window / rate.count.max(1);

@@ -93,7 +93,7 @@ impl Webhooks {
                     let path = shortened(path);
                     warn!(account = %account.name, path, left_out, "failed to verify a subaccount's webhook");
                 }
-                let message = "The provider could not be asked for the subaccount's token; send it again.";
+                let message = "The subaccount's token could not be fetched from the provider; retry.";
                 Err(problem(StatusCode::SERVICE_UNAVAILABLE, "SIGNATURE_UNCHECKED", message))
             }
             Signer::Nobody => Err(self.unsigned(&account, path, &error)),

@@ -34,7 +34,7 @@ pub struct Webhooks {
     pub(super) journal: Journal,
     /// Ids of stored webhooks that could not be applied.
     pub(super) left: Arc<Mutex<Vec<String>>>,
-    /// How many requests came from where.
+    /// The request rates of addresses.
     pub(super) arrivals: Arc<Arrivals>,
 }
 

@@ -83,7 +83,7 @@ pub(super) fn compose(event_id: &str, to: To<'_>, signed: &Resign<'_>, spool: Op
     for gone in REPLACED.iter().chain(&[HOST, CONTENT_LENGTH]) {
         kept.remove(gone);
     }
-    // It is delivered later, and its tree is to go on with this one.
+    // It is delivered later; its span tree continues this trace.
     traces::put_on(&Span::current(), &mut kept);
     if body.is_empty() && spool.is_none() {
         kept.remove(CONTENT_TYPE);
@@ -269,7 +269,7 @@ fn credentials(url: &Uri) -> Option<HeaderValue> {
 }
 
 /// Delivers what is due until `stop`. Deliveries of one call are sent one after the other, by whichever process, as long as none
-/// fails; a failed one is retried by itself. A slow one delays no other call's. Unfinished ones are due again after a restart.
+/// fails; a failed one is retried separately. A slow one delays no other call's. Unfinished ones are due again after a restart.
 ///
 /// `newest` gives the newest generation of calls; `spool` has large bodies.
 pub async fn run(newest: impl Fn() -> Calls, spool: Spool, wake: Arc<Notify>, stop: CancellationToken) {

@@ -1,4 +1,4 @@
-//! Responses at paths whose caller learns by the status what is wrong, in the shape of the older systems (contract §5), beside
+//! Responses at paths whose caller learns by the status what is wrong, in the shape of the older systems (docs/compatibility.md), beside
 //! ringfence's own fields.
 
 use bytes::Bytes;

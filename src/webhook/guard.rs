@@ -1,5 +1,5 @@
-//! Who is let in at `listen.webhooks`, before anything of a request is read: by its address alone. Who may report on what is a
-//! matter of signatures.
+//! Addresses allowed at `listen.webhooks`, checked before a request is read. Signatures decide later which calls a request may
+//! report on.
 
 use std::time::Instant;
 
@@ -13,12 +13,12 @@ use super::noise::Noise;
 use crate::net::{Exchange, PeerKey};
 use crate::reply::problem;
 
-/// Lines about who was not let in.
+/// Limits of the log lines about denied requests.
 static NOT_ALLOWED: Noise = Noise::new();
 static TOO_MANY: Noise = Noise::new();
 
 impl Webhooks {
-    /// The answer to a request that is not let in.
+    /// The answer to a request that is denied.
     pub(super) fn rejection(&self, exchange: &Exchange) -> Option<Response<Bytes>> {
         let settings = &self.settings;
         if settings.allow_from.is_none() && settings.rate_per_address.is_none() {
@@ -28,9 +28,9 @@ impl Webhooks {
         let from = exchange.client_address()?;
         if settings.allow_from.as_ref().is_some_and(|allowed| !allowed.contain(from)) {
             if let Some(left_out) = NOT_ALLOWED.admits() {
-                warn!(%from, left_out, "webhook denied: webhooks.allow_from does not have its address");
+                warn!(%from, left_out, "webhook denied: address not in webhooks.allow_from");
             }
-            let message = "Webhooks are not taken from this address.";
+            let message = "Webhooks from this address are not allowed.";
             return Some(problem(StatusCode::FORBIDDEN, "ADDRESS_NOT_ALLOWED", message));
         }
         let rate = settings.rate_per_address?;

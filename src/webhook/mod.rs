@@ -1,7 +1,7 @@
 //! `listen.webhooks`: authenticate → persist → translate → apply → reply or deliver (`receive`). Requests that no description
 //! matches are forwarded to the app (`pass`).
 //!
-//! A webhook is stored before it is answered: the response tells its provider not to send it again.
+//! A webhook is stored before it is answered: after the response its provider does not send it again.
 
 mod answers;
 mod app_view;
@@ -67,12 +67,12 @@ impl Handler for Webhooks {
         let (kind, status) = match find(&self.calls.accounts, &self.settings.extra_paths, exchange.path()) {
             Found::Nothing => ("passed", self.pass(exchange).await),
             Found::Ambiguous => {
-                let message = "This path can be read as a webhook's and as another: write it without escapes.";
+                let message = "This path is ambiguous: write it without escapes.";
                 ("refused", self.reject_path(exchange, "AMBIGUOUS_PATH", message).await)
             }
             // Providers POST webhooks. A socket at a webhook path would reach the app unchecked.
             Found::Webhooks(_) if exchange.is_upgrade() => {
-                let message = "No upgrade is expected at the path of a webhook.";
+                let message = "Upgrades are not allowed at the path of a webhook.";
                 ("refused", self.reject_path(exchange, "UPGRADE_NOT_EXPECTED", message).await)
             }
             Found::Webhooks(found) => ("webhook", self.take(exchange, &found).await),

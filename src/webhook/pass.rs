@@ -20,18 +20,18 @@ use crate::net::{BodyError, Exchange, HostRule, RelayTarget, relay, relay_with_b
 use crate::provider::sign::{Checked, Keys};
 use crate::reply::problem;
 
-/// Bounds the log lines about an unreachable app: anybody can send such requests.
+/// Bounds the log lines about an unreachable app: anyone can send such requests.
 static AWAY: Noise = Noise::new();
 
 impl Webhooks {
     /// Forwards a request that no description matches.
     pub(super) async fn pass(&self, exchange: &mut Exchange) -> u16 {
         let Some(base) = self.settings.forward_url.clone() else {
-            let message = "Nothing is known at this path, and app.forward_url is not set.";
+            let message = "Unknown path, and app.forward_url is not set.";
             return self.answer(exchange, problem(StatusCode::NOT_FOUND, "UNKNOWN_ROUTE", message)).await;
         };
         if !self.settings.forward_paths.contain(exchange.path()) {
-            let message = "Nothing is known at this path, and app.forward_paths does not let it pass to the app.";
+            let message = "Unknown path, and app.forward_paths does not allow it.";
             return self.answer(exchange, problem(StatusCode::NOT_FOUND, "UNKNOWN_ROUTE", message)).await;
         }
         let (path_and_query, headers) = (exchange.path_and_query().to_owned(), exchange.arrived());

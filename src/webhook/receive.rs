@@ -166,13 +166,13 @@ impl Webhooks {
         let is_doubled =
             webhook.is_doubled(&parsed.message) || subaccounts.is_some_and(|rule| rule.id.is_doubled(&parsed.message));
         let (outcome, message) = if is_doubled {
-            ("doubled", "The request names a call, or what happened to it, more than once.")
+            ("doubled", "A call id or status appears twice in the request.")
         } else if webhook.is_foreign(&parsed.message) && !parsed.aliases.is_empty() {
-            ("foreign", "The request is about something else than a call, and names a call.")
+            ("foreign", "The request is not a webhook of a call, but contains a call id.")
         } else {
             return None;
         };
-        warn!(account = %from.account.name, webhook = webhook.name, outcome, "webhook rejected: it contradicts itself");
+        warn!(account = %from.account.name, webhook = webhook.name, outcome, "webhook rejected: ambiguous");
         self.count(parsed, outcome);
         Some(problem(StatusCode::BAD_REQUEST, "INVALID_PAYLOAD", message))
     }
@@ -185,7 +185,7 @@ impl Webhooks {
             warn!(account = %parsed.from.account.name, %error, "failed to store an unreadable webhook");
             return not_recorded();
         }
-        let message = "The payload names no type, or no conversation.";
+        let message = "The payload has no type, or no conversation id.";
         problem(StatusCode::BAD_REQUEST, "INVALID_PAYLOAD", message)
     }
 
@@ -209,7 +209,7 @@ impl Webhooks {
                         if matches!(error, SpoolError::Full(_)) { "spool_full" } else { "spool_failed" },
                     );
                     warn!(account = %parsed.from.account.name, webhook = webhook.name, bytes, %error, "failed to keep a large webhook");
-                    let message = "There is no room for a body of this size just now; send it again.";
+                    let message = "No space for a body of this size; retry later.";
                     let answer = problem(StatusCode::SERVICE_UNAVAILABLE, "SPOOL_UNAVAILABLE", message);
                     return Ok(Persisted::Done(answer));
                 }
@@ -294,7 +294,7 @@ impl Webhooks {
             return Ok(Some(not_yours()));
         }
         if applied.disposition == Disposition::MissingId {
-            let message = "The request names no call.";
+            let message = "The request has no call id.";
             return Ok(Some(problem(StatusCode::BAD_REQUEST, "INVALID_PAYLOAD", message)));
         }
         match &applied.refused {

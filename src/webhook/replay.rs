@@ -105,7 +105,7 @@ impl Webhooks {
             self.deliver.notify_one();
             return Ok((deliveries > 0).then_some(Replayed { event: None, deliveries }));
         };
-        // Before it is applied: a new delivery is due by itself, and may be sent already.
+        // Before it is applied: a new delivery is due on its own, and may be sent already.
         let mut deliveries = store.redeliver(id, now_ms).await?;
         // A webhook that waited for a reply is not applied: its sender is gone.
         let applies = event.outcome.is_none() || !self.is_answered_by_reply(&event);
@@ -134,7 +134,7 @@ impl Webhooks {
         // Counted before, so that an attempt that kills the process counts too.
         let tries = store.begin_try(&id).await? as usize;
         let why = if tries > RETRY_DELAYS_SECS.len() + 1 {
-            "the process died while it was applied, again and again".to_owned()
+            "the process crashed on every attempt to apply it".to_owned()
         } else {
             let this = self.clone();
             match finish(async move { this.replay_one(event).await }).await {

@@ -89,13 +89,13 @@ pub struct Settings {
     pub extra_paths: ExtraPaths,
     /// Paths that are forwarded to the app although no description matches.
     pub forward_paths: ForwardPaths,
-    /// The status for an unknown call, where the sender is told.
+    /// The status for an unknown call, if the sender gets one.
     pub unknown_status: u16,
     /// The spool's quota, in bytes.
     pub spool_bytes_max: u64,
     /// How long a body stays in the spool at most, in days.
     pub spool_days: u32,
-    /// From where webhooks may come. `None`: from anywhere.
+    /// Addresses that webhooks may come from. `None`: all.
     pub allow_from: Option<TrustedPeers>,
     /// Requests of one address.
     pub rate_per_address: Option<Rate>,

@@ -17,7 +17,7 @@ const YOUNG_MS: i64 = 10 * 60_000;
 /// How long past its due time a body in another process's spool is waited for, in milliseconds.
 const STRANDED_MS: i64 = 3_600_000;
 /// The reason for giving up a body in another process's spool.
-const STRANDED: &str = "the replica that has its body was not there for an hour; it delivers it when it comes back";
+const STRANDED: &str = "the replica that owns its body is down for an hour; delivered when it returns";
 /// The reason for a missing body.
 pub(super) const BODY_GONE: &str = "its body is not in the spool any more";
 

@@ -29,7 +29,7 @@ impl Webhooks {
             Some(problem(StatusCode::UNPROCESSABLE_ENTITY, "INVALID_PAYLOAD", why))
         };
         match parsed.utterance.as_ref()? {
-            // A provider would retry for ever; an app with a token is told.
+            // A provider would retry for ever; an app with a token gets an error.
             Err(_) if parsed.from.webhook().signature.is_over_message() => None,
             Err(why) => invalid(why),
             Ok(_) if parsed.aliases.is_empty() => {

@@ -1,4 +1,4 @@
-//! The acceptance tests of the systems that ringfence replaces (contract §1), by their letters, and the oracle.
+//! The acceptance tests of the systems that ringfence replaces, by their letters, and the oracle.
 
 use std::sync::Arc;
 

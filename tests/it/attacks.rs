@@ -285,7 +285,7 @@ async fn ready_tells_strangers_nothing_of_the_record() {
         let answer = stage.over_tcp(request.body(Bytes::new()).unwrap()).await;
         (answer.status, answer.json()["message"].as_str().unwrap().to_owned())
     };
-    let told = "The record does not answer; /status says why.";
+    let told = "The database is unavailable; /status says why.";
     assert_eq!(ready(&[]).await, (503, told.to_owned()));
     assert_eq!(ready(&[("authorization", "Bearer forged")]).await, (503, told.to_owned()));
     let (status, why) = ready(&[("authorization", &token)]).await;

@@ -446,7 +446,7 @@ fn check_live_finds_nothing_where_nothing_is_wrong() {
     assert_eq!((code, coded(&found)), (Some(0), vec![]), "{found:?}");
     let lines = lines.join("\n");
     for part in
-        ["elevenlabs accepts", "twilio accepts", "its webhook comes here", "its number comes here", "not there yet"]
+        ["elevenlabs accepts", "twilio accepts", "its webhook comes here", "its number comes here", "does not exist"]
     {
         assert!(lines.contains(part), "{part} is not in\n{lines}");
     }

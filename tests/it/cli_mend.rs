@@ -76,7 +76,7 @@ fn what_is_safe_is_shown_asked_about_set_and_taken_back() {
     configure(&url, &json!({"number_status_url": STATUS}));
     let (code, out, err) = doctor(&["--undo", "undo.json", "--yes"]);
     assert_eq!(code, Some(0), "{out}{err}");
-    assert!(out.contains("VoiceFallbackUrl has been changed since"), "{out}");
+    assert!(out.contains("VoiceFallbackUrl changed since; kept"), "{out}");
     assert_eq!(urls(&url), [OLD, OLD_STATUS, "https://mine.example.com/busy.xml"]);
 }
 

@@ -273,7 +273,7 @@ fn businesses_go_in_and_out_as_csv_and_json() {
     }
     let bad = sidecar.folder.write("bad.csv", "id,plan\ndate,PRO\nelder,PROO\n");
     let (code, _, err) = sidecar.run(&["businesses", "import", &bad]);
-    assert!(code == Some(1) && err.contains("line 3 (elder)") && err.contains("nothing was put"), "{err}");
+    assert!(code == Some(1) && err.contains("line 3 (elder)") && err.contains("nothing stored"), "{err}");
     let (code, ..) = sidecar.run(&["businesses", "show", "date"]);
     assert_eq!(code, Some(1));
 }

@@ -13,7 +13,7 @@ use crate::support::stage::{Setup, Stage};
 const HOLES: [(&str, &str, &[&str]); 18] = [
     (
         "3.1",
-        "a record is being written while the gate moves: either the move counts it, or it is told of the move",
+        "a record is written during a transition of the limiter: either the transition counts it, or the write is rejected",
         &[
             "src/store/postgres/tests/limiter.rs::a_move_waits_for_who_wrote_before_it_and_counts_the_call",
             "src/store/postgres/tests/limiter.rs::who_comes_while_a_move_is_under_way_is_told_the_new_epoch",
@@ -23,7 +23,7 @@ const HOLES: [(&str, &str, &[&str]); 18] = [
     ),
     (
         "3.2",
-        "who stood still while he filled the gate wakes, and it was filled for a later epoch",
+        "a paused rebuilder resumes after a later epoch was published",
         &[
             "src/capacity/races.rs::hole_3_02_a_stale_rebuilder_wakes",
             "src/gate/redis/tests.rs::epochs_go_upward_and_take_the_one_before_with_them",

@@ -275,7 +275,7 @@ async fn a_create_that_began_before_a_reload_is_decided_by_the_limits_after_it()
     stage.rewrite("[accounts.elevenlabs]", "[accounts.renamed]\nprovider = \"elevenlabs\"");
     came(&stage.reload().await, 200, "loaded");
     let answer = finish_create(begun, &body).await;
-    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("taken out of the config"), "{answer}");
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("removed from the config"), "{answer}");
     assert_eq!(stage.control.counts().creates_el, 1);
     stage.finish().await;
 }

@@ -438,8 +438,8 @@ async fn a_query_is_a_source_and_can_only_read() {
     post(&stage, &format!("/api/runs/{}/cancel", fired["run"]["runId"].as_str().unwrap()), json!({})).await;
     for (name, part) in [
         ("takes", "only reads"),
-        ("deletes", "says:"),
-        ("two", "says:"),
+        ("deletes", "reports:"),
+        ("two", "reports:"),
         ("slow", "within 2 s"),
         ("wrong", "nothing"),
         ("away", "cannot be reached"),

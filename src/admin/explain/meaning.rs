@@ -1,6 +1,6 @@
-//! What each code of a refusal means, and what to do about it.
+//! The meaning of each refusal code, and its fix.
 
-/// What a code means, and what to do.
+/// The meaning of a code, and its fix.
 pub(super) fn meaning(code: &str) -> (&'static str, &'static str) {
     match code {
         "GLOBAL_CAPACITY_EXCEEDED" => (
@@ -20,12 +20,12 @@ pub(super) fn meaning(code: &str) -> (&'static str, &'static str) {
         ),
         "PLAN_NOT_ALLOWED" => ("the plan of the business allows 0 calls", "give the business another plan"),
         "UNKNOWN_BUSINESS" => (
-            "nothing in the request named a business that is known",
-            "make the business known (ringfence businesses import), or set businesses.unknown to a plan",
+            "the request names no known business",
+            "register the business (ringfence businesses import), or set businesses.unknown to a plan",
         ),
         "CALL_INITIATION_FAILED" => (
             "the provider could not be reached, so nothing was dialled",
-            "look at the network and at the provider's status: ringfence doctor",
+            "check the network and the provider's status: ringfence doctor",
         ),
         "ACCOUNT_REMOVED" => ("its account was removed from the config at that moment", "send it to another account"),
         "BATCH_ENDED" => ("the batch that was to be retried had ended", "submit a new one"),
@@ -38,38 +38,39 @@ pub(super) fn meaning(code: &str) -> (&'static str, &'static str) {
             "look for CPU limits, swapping or a paused machine",
         ),
         "OVERLOADED" => {
-            ("there was no memory for the request's body", "send less at once, or give the process more memory")
+            ("there was no memory for the request's body", "reduce concurrency, or give the process more memory")
         }
-        "IDEMPOTENCY_KEY_REUSED" => {
-            ("its Idempotency-Key belonged to another request", "make a new key for every new call")
-        }
+        "IDEMPOTENCY_KEY_REUSED" => ("its Idempotency-Key belonged to another request", "use a new key for every call"),
         "INVALID_DESTINATION_PHONE" => (
-            "the destination is no number that can be called",
+            "the destination is not a valid telephone number",
             "write it in E.164, as in +905321234567, or set destinations.default_country",
         ),
         "DO_NOT_CALL_BLOCKED" => (
-            "the destination must not be called: a do-not-call list, or the rules of [destinations]",
-            "leave it, or look at the rule that the answer named in blockedBy",
+            "the destination is blocked: a do-not-call list, or the rules of [destinations]",
+            "do not call it, or check the rule named in blockedBy",
         ),
-        "CLIENT_HUNG_UP" => {
-            ("the app had gone before its request was admitted, so nothing was dialled", "raise the app's own time-out")
-        }
+        "CLIENT_HUNG_UP" => (
+            "the app disconnected before its request was admitted, so nothing was dialled",
+            "raise the app's own time-out",
+        ),
         "CALL_STORE_UNAVAILABLE" => {
-            ("the call could not be put on record, so nothing was dialled", "look at the store: ringfence status")
+            ("the call could not be recorded, so nothing was dialled", "check the database: ringfence status")
         }
         "GATE_REBUILDING" => (
-            "nobody could decide at that moment: the gate was away or was being filled",
-            "it passes within seconds; if not, look at Redis: ringfence status",
+            "the limiter was unavailable or being rebuilt",
+            "it recovers within seconds; if not, check Redis: ringfence status",
         ),
         "capacity_inbound" => (
-            "an inbound call came while a limit was full; its caller met when_full",
-            "wait for a call to end, or raise the limit that it names",
+            "an inbound call arrived while a limit was full; when_full applied",
+            "wait for a call to end, or raise the limit named here",
         ),
         "INVALID_REQUEST"
         | "BODY_TOO_LARGE"
         | "UNSUPPORTED_CONTENT_ENCODING"
         | "ACCOUNT_MISMATCH"
-        | "UNKNOWN_ROUTE" => ("the request could not be read, or goes nowhere", "look at the answer's message"),
+        | "UNKNOWN_ROUTE" => {
+            ("the request could not be read, or its route is unknown", "read the message of the response")
+        }
         _ => (
             "the provider's own limit was full: it answered 429",
             "compare `concurrent` with what was bought (ringfence doctor), and look for calls placed outside ringfence",

@@ -271,7 +271,7 @@ impl Admitter {
         if since_boot() > send_by {
             self.context.lifecycle.end_surely(&call, End::NotCreated, EndProof::Deadline, Source::Order).await;
             warn!(%call, "process paused past the send deadline; a job was not sent");
-            return Err(JobPlaced::NotSent("the process was paused between admission and dialling".to_owned()));
+            return Err(JobPlaced::NotSent("process paused past the send deadline; request not sent".to_owned()));
         }
         let marks = Marks { slots, would_reject: None };
         Ok(Admitted { lease, request: prepared.request, send_by, claim: None, joining: None, marks })
@@ -356,7 +356,7 @@ fn not_sent(request: &CreateRequest, why: NotAdmitted) -> NotSent {
         NotAdmitted::Rejected(rejection) => rejection.into(),
         NotAdmitted::LimitExceeded(full) => NotSent::LimitExceeded(full),
         NotAdmitted::AccountRemoved => {
-            let message = format!("Not dialled: account {account} has just been taken out of the config.");
+            let message = format!("Not dialled: account {account} was just removed from the config.");
             Rejection::new(RejectionCode::AccountRemoved, message).into()
         }
         NotAdmitted::Undecided(AdmissionError::Gate(why)) => {

@@ -67,7 +67,7 @@ async fn requested(context: &Context, provider: &ProviderClient, request: &Creat
     let none = BTreeMap::new();
     let message = Message { body: &request.body, query: &[], path: &none, headers: request.upstream.headers() };
     let Some(wanted) = rule.wanted(&message) else {
-        let message = "Not dialled: the request does not say whom to call, or how many at once.";
+        let message = "Not dialled: the request names no recipients, or no concurrency.";
         return Err(Rejection::new(RejectionCode::InvalidRequest, message).into());
     };
     let slots = if rule.cut.is_some() { Slots::up_to(wanted) } else { Slots::exactly(wanted) };
@@ -99,7 +99,7 @@ async fn retried(
         return Ok(Sizing::Admit(SlotRequest { slots: Slots::exactly(record.slots), aliases: vec![first] }));
     }
     let unknown = |why: String| {
-        let message = format!("Not dialled: it is not known how many calls at once this makes: {why}.");
+        let message = format!("Not dialled: the concurrency of the batch is unknown: {why}.");
         Rejection::new(RejectionCode::BatchSizeUnknown, message)
     };
     let group = request.account.provider.groups.iter().find(|g| g.needs == id.kind);
@@ -108,7 +108,7 @@ async fn retried(
         Ok(LookedUpGroup::Found { slots: Some(n), .. }) => {
             Ok(Sizing::Admit(SlotRequest { slots: Slots::exactly(n), aliases: vec![id.clone()] }))
         }
-        Ok(LookedUpGroup::Found { slots: None, .. }) => Err(unknown("its record does not say so".to_owned()).into()),
+        Ok(LookedUpGroup::Found { slots: None, .. }) => Err(unknown("it is missing in its record".to_owned()).into()),
         Ok(LookedUpGroup::Absent) => {
             Err(unknown(format!("{} has no record of it", request.account.provider.name)).into())
         }

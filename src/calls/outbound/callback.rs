@@ -28,7 +28,7 @@ fn check_callback(context: &Context, url: &str) -> Result<(), BadCallback> {
     let app = &context.settings.app;
     if let Some(path) = app.path_of(url) {
         if climbs(path.split('?').next().unwrap_or_default()) {
-            return Err(BadCallback::unusable("its path leaves the place where it begins"));
+            return Err(BadCallback::unusable("its path escapes its root"));
         }
         if app.forward_url.is_some() {
             return match context.may_forward(path) {

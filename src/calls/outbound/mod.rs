@@ -184,7 +184,7 @@ impl Outbound {
         let observes = self.context.observes();
         if let Err(bad) = callback::check_callbacks(&self.context, request) {
             self.context.lifecycle.metrics.callback_refused("create", bad.reason);
-            let message = format!("Not dialled: the callback URL is not one that is called: {bad}.");
+            let message = format!("Not dialled: callback URL not allowed: {bad}.");
             let rejection = Rejection::new(RejectionCode::InvalidRequest, message);
             if !observes {
                 return Err(rejection.into());
@@ -225,7 +225,7 @@ impl Outbound {
                 self.rejections.outcome_unknown(&request.rejected(), &call, why)
             }
             Err(_) => {
-                // The task continues by itself.
+                // The task continues detached.
                 drop(settling);
                 if let Some(in_flight) = in_flight {
                     in_flight.mark_reported_unknown();
@@ -265,7 +265,7 @@ impl Outbound {
             Err(_) => format!("no answer within {} s", self.context.settings.create_timeout.as_secs()),
         };
         let message = format!(
-            "It is not known whether the call was dialled: {why}. Do not send it again; it is not counted, as the record was away."
+            "It is not known whether the call was dialled: {why}. Do not send it again; it is not counted: the database is unavailable."
         );
         self.rejections.respond(Rejection::new(RejectionCode::OutcomeUnknown, message), &request.rejected())
     }
@@ -281,7 +281,7 @@ impl Outbound {
     async fn run_job(&self, request: Arc<CreateRequest>, terms: JobTerms) -> JobPlaced {
         traces::note_facts(&request.facts);
         if let Err(bad) = callback::check_callbacks(&self.context, &request) {
-            return JobPlaced::Rejected(format!("the callback URL is not one that is called: {bad}"));
+            return JobPlaced::Rejected(format!("callback URL not allowed: {bad}"));
         }
         let admitted = match self.admitter.admit_job(&request, terms).boxed().instrument(traces::step("admit")).await {
             Ok(admitted) => admitted,

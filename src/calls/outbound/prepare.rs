@@ -65,7 +65,7 @@ pub(super) fn prepare(
             let cut = request.operation.slots.as_ref().and_then(|rule| rule.cut.as_deref());
             if let Some(at) = cut.filter(|_| slots.is_cut()) {
                 let free = slots.granted;
-                let unfit = || rejected(format!("Not dialled: {at} cannot be set to {free}, which is what is free."));
+                let unfit = || rejected(format!("Not dialled: {at} cannot be reduced to the {free} free slots."));
                 body = put(&body, at, &free.into()).ok_or_else(unfit)?.into();
             }
             for one in &request.operation.inject {

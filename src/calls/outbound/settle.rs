@@ -191,12 +191,12 @@ impl Settlement {
         pass_on(answer)
     }
 
-    /// Records that the outcome is unknown, and tells the client so.
+    /// Records that the outcome is unknown, and answers the client.
     pub(super) async fn unknown(&self, call: &CallId, request: &CreateRequest, why: &str) -> Response<Bytes> {
         failpoint::hit("create.unknown").await;
         let lifecycle = &self.context.lifecycle;
-        let untold_by = self.context.replica();
-        let change = Change { unsettled: Some(true), untold_by, ..lifecycle.change(call, Source::Order) };
+        let reported_unknown_by = self.context.replica();
+        let change = Change { unsettled: Some(true), reported_unknown_by, ..lifecycle.change(call, Source::Order) };
         lifecycle.apply_with_retry(change).await;
         failpoint::hit("create.unknown.recorded").await;
         self.rejections.outcome_unknown(&request.rejected(), call, why)

@@ -20,7 +20,7 @@ use crate::store::{CallRecord, StoreError};
 
 /// `Retry-After` when too many fetches are in progress, in seconds.
 const AGAIN_SOON_SECS: u32 = 1;
-/// `Retry-After` when the provider limits us without naming a time (contract §1), in seconds.
+/// `Retry-After` when the provider limits us without naming a time, in seconds.
 const LIMITED_SECS: u32 = 60;
 
 impl PostCallRecords {
@@ -67,7 +67,7 @@ impl PostCallRecords {
             }
         };
         let Some(asked) = came.wait_for(Option::is_some).await.ok().and_then(|asked| asked.clone()) else {
-            return problem(StatusCode::INTERNAL_SERVER_ERROR, "FAILED", "The question did not come to its end.");
+            return problem(StatusCode::INTERNAL_SERVER_ERROR, "FAILED", "The fetch was interrupted.");
         };
         let provider = |why: &str| problem(StatusCode::BAD_GATEWAY, "PROVIDER_FAILED", why);
         match asked {
@@ -88,9 +88,9 @@ impl PostCallRecords {
             Asked::Absent => {
                 problem(StatusCode::NOT_FOUND, "CALL_NOT_FOUND", "The provider has no record of this conversation.")
             }
-            Asked::NoWay => provider("The account of this call cannot be asked: it has no credentials in the config."),
+            Asked::NoWay => provider("The account of this call has no credentials in the config."),
             Asked::Limited { code, retry_after_secs } => {
-                let message = "The provider was asked too often; try again.";
+                let message = "The provider limits requests; try again.";
                 later(&code, message, retry_after_secs.unwrap_or(LIMITED_SECS).max(1))
             }
             Asked::Failed(why) => provider(&why),

@@ -209,7 +209,7 @@ impl PostCallRecords {
         searched.until_ms = Some(if is_step { last_ms } else { until_ms });
         for (call, tries) in store.due_post_calls(now_ms, ASKED_AT_ONCE).await? {
             let Some(record) = store.call(&call).await? else {
-                store.missed_post_call(&call, "its call is forgotten", None).await?;
+                store.missed_post_call(&call, "its call was deleted", None).await?;
                 continue;
             };
             let again = RETRY_DELAYS_SECS.get(tries as usize).map(|secs| now_ms + secs * 1000);
@@ -218,10 +218,10 @@ impl PostCallRecords {
                 // A record that cannot be written must not block the others.
                 Asked::Store(error) if store.ping().await.is_ok() => (error.to_string(), again),
                 Asked::Store(error) => return Err(error),
-                Asked::NoWay => ("nobody can be asked for it".to_owned(), None),
+                Asked::NoWay => ("no account can fetch it".to_owned(), None),
                 Asked::Absent => ("the provider has no record of it".to_owned(), again),
                 Asked::Failed(why) => (why, again),
-                Asked::Limited { .. } => ("the provider was asked too often".to_owned(), again),
+                Asked::Limited { .. } => ("the provider limits requests".to_owned(), again),
                 Asked::StillUp => ("the call is up".to_owned(), again),
             };
             if again.is_none() {

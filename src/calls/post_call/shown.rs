@@ -1,4 +1,4 @@
-//! A post-call record as it is shown to a reader.
+//! A post-call record as JSON.
 
 use serde_json::{Value, json};
 
@@ -41,7 +41,7 @@ fn has_number(text: &str) -> bool {
     text.bytes().filter(u8::is_ascii_digit).count() >= 7
 }
 
-/// A record as it is shown to a reader.
+/// A record as JSON.
 pub fn shown(kept: &StoredPostCall, numbers: Numbers) -> Value {
     let mut shown = serde_json::to_value(&kept.found).unwrap_or_default();
     if numbers == Numbers::Masked {

@@ -27,7 +27,7 @@ pub struct ProviderClient {
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum AskError {
     /// The account has no credentials, or the provider has no such operation.
-    #[error("{0} cannot be asked: {1}")]
+    #[error("cannot query {0}: {1}")]
     NoWay(AccountName, &'static str),
     /// A template names a missing value.
     #[error(transparent)]
@@ -36,7 +36,7 @@ pub enum AskError {
     #[error(transparent)]
     Upstream(#[from] UpstreamError),
     /// The provider answered 429: too many requests.
-    #[error("the provider answered 429: it was asked too often")]
+    #[error("the provider answered 429: rate limited")]
     Limited {
         /// Seconds until it accepts another request, if it says so.
         retry_after_secs: Option<u32>,

@@ -184,7 +184,7 @@ impl ProviderClient {
         match failed {
             Some(error) => Err(error),
             None if absent => Ok(LookedUp::Absent),
-            None => Err(AskError::NoWay(record.facts.account.clone(), "the call has no id that it knows")),
+            None => Err(AskError::NoWay(record.facts.account.clone(), "the call has no id usable at this provider")),
         }
     }
 
@@ -239,7 +239,7 @@ impl ProviderClient {
 
     /// Fetches a post-call record from an account.
     pub async fn look_up_record(&self, account: &Account, record: &CallRecord) -> Result<LookedUpRecord, AskError> {
-        let no_way = || AskError::NoWay(account.name.clone(), "its provider tells nothing of ended calls");
+        let no_way = || AskError::NoWay(account.name.clone(), "its provider has no look-up of ended calls");
         let lookup = account.provider.lookup.as_ref().ok_or_else(no_way)?;
         let rules = lookup.record.as_ref().ok_or_else(no_way)?;
         let path = self.path(account, Some(record), &lookup.path)?;

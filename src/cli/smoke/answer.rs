@@ -1,4 +1,4 @@
-//! What the answer to a create says. Pure.
+//! The outcome of a create, from its answer. Pure.
 
 use bytes::Bytes;
 use http::Response;
@@ -9,10 +9,10 @@ use crate::ids::Alias;
 use crate::provider::description::Operation;
 use crate::provider::select::{Document, Message};
 
-/// What became of a create.
+/// Outcome of a create.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Answer {
-    /// The provider has the call, under these ids.
+    /// The provider accepted the call; these are its ids.
     Placed(Vec<Alias>),
     /// ringfence refused it.
     Refused {
@@ -20,14 +20,14 @@ pub(super) enum Answer {
         id: String,
         /// Its code.
         code: String,
-        /// Its sentence.
+        /// Its message.
         message: String,
-        /// It does not rule out that there is a call.
+        /// There may be a call.
         may_be_placed: bool,
     },
-    /// The provider rejected it, in these words.
+    /// The provider rejected it, with this message.
     Rejected(String),
-    /// It does not say whether there is a call: an answer that no description lists, or somebody else's.
+    /// Unknown whether there is a call: the answer is not in the description, or not the provider's.
     Unclear(String),
 }
 
@@ -58,13 +58,13 @@ fn of_refusal<'b>(body: &'b Document, name: &str) -> Option<&'b Value> {
     body.get(name).or_else(|| body.get("details")?.get(name))
 }
 
-/// What somebody can do about a provider's rejection.
+/// The fix for a provider's rejection.
 pub(super) fn fix_of_rejection(status: u16) -> &'static str {
     match status {
-        401 | 403 => "the account's key may not place calls: ringfence doctor asks the provider about it",
-        402 => "the provider wants to be paid: look at the account's balance",
+        401 | 403 => "the account's key may not place calls: ringfence doctor checks it",
+        402 => "payment required: check the account's balance",
         404 => "the provider does not know the agent or the number: compare --agent and --from with its console",
-        _ => "the provider's words say which field is wrong: --agent, --from, --field NAME=VALUE set them",
+        _ => "the provider's message names the wrong field: set it with --agent, --from, --field NAME=VALUE",
     }
 }
 

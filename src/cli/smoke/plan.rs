@@ -1,4 +1,4 @@
-//! What a test call asks of the provider: account, operation and fields, out of the options and the config. Pure.
+//! The request of a test call: account, operation and fields, from the options and the config. Pure.
 
 use serde_json::{Map, Value};
 
@@ -9,7 +9,7 @@ use crate::provider::account::Account;
 use crate::provider::description::{Dial, Operation};
 use crate::provider::render::{Target, render};
 
-/// What the options say.
+/// The options.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Wanted<'a> {
     pub to: &'a str,
@@ -21,7 +21,7 @@ pub(super) struct Wanted<'a> {
     pub fields: &'a [(String, String)],
 }
 
-/// A field of the request, and where its value comes from.
+/// A field of the request, and the source of its value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Field {
     name: String,
@@ -39,15 +39,15 @@ pub(super) struct Plan<'c> {
     pub business: Option<String>,
     to: String,
     fields: Vec<Field>,
-    /// The path on `listen.api` below which the account is served.
+    /// The path prefix of the account on `listen.api`.
     mount: String,
 }
 
 impl<'c> Plan<'c> {
-    /// Fills what the options leave open from the config.
+    /// Completes the options from the config.
     ///
     /// # Errors
-    /// Sentences: what is missing, and how to say it.
+    /// Messages: what is missing, and the option that gives it.
     pub(super) fn new(config: &'c Config, wanted: &Wanted<'_>) -> Result<Self, String> {
         let account = account_of(config, wanted.account)?;
         let (operation, dial) = operation_of(account, wanted.operation)?;
@@ -90,7 +90,7 @@ impl<'c> Plan<'c> {
             && !is_given(name)
             && !(stands_in && wanted.agent.is_none())
         {
-            // An agent of the config may be another provider's: it is taken only where nothing else can be said.
+            // An agent of the config may be another provider's: it is used only without an option.
             let own = business.filter(|_| dial.test.is_empty());
             let own = own.and_then(|one| Some((one, one.agent_ids.first()?)));
             match (wanted.agent, own) {
@@ -109,7 +109,7 @@ impl<'c> Plan<'c> {
         Ok(Self { account, operation, dial, business, to, fields, mount: mount(config, account) })
     }
 
-    /// The number that is called, masked.
+    /// The called number, masked.
     pub(super) fn masked_to(&self) -> String {
         mask_number(&self.to)
     }
@@ -124,7 +124,7 @@ impl<'c> Plan<'c> {
     /// The request's path on `listen.api`.
     ///
     /// # Errors
-    /// A sentence: the account has no value for a part of it.
+    /// A message: the account has no value for a part of it.
     pub(super) fn path(&self) -> Result<String, String> {
         let path = render(&self.dial.path, Target::Url, |name| self.account.value(name)).map_err(|e| e.to_string())?;
         Ok(format!("{}{path}", self.mount))
@@ -144,7 +144,7 @@ impl<'c> Plan<'c> {
         (Value::Object(self.fields.iter().map(typed).collect::<Map<_, _>>()).to_string(), "application/json")
     }
 
-    /// What will be done, for whoever is asked. The number is whole only if `is_question`.
+    /// The plan as text. The number is whole only if `is_question`.
     pub(super) fn shown(&self, base: &str, within_secs: u32, is_question: bool) -> String {
         use std::fmt::Write as _;
         let account = self.account;
@@ -173,7 +173,7 @@ impl<'c> Plan<'c> {
     }
 }
 
-/// What no option and no config says.
+/// The error for values that neither an option nor the config gives.
 #[derive(Debug, Default)]
 struct Missing<'c> {
     agent: Option<&'c Dial>,
@@ -201,7 +201,7 @@ impl Missing<'_> {
         given("--from", wanted.from.or(of_from));
         if let Some(name) = self.agent.and_then(|dial| dial.agent.as_deref()) {
             names.push(name);
-            lines.push(format!("  --agent  {name}: the agent that talks, by its id at {provider}"));
+            lines.push(format!("  --agent  {name}: the agent id at {provider}"));
         }
         if let Some(dial) = self.from {
             names.push(&dial.from);
@@ -210,7 +210,7 @@ impl Missing<'_> {
             lines.push(format!("  --from   {}: your number that calls, {what}", dial.from));
         }
         format!(
-            "failed to build the request: {} of {provider} needs {}, which neither an option nor a business of the config says\n{}\nFor example: {example}",
+            "failed to build the request: {} of {provider} needs {}, which neither an option nor a business of the config gives\n{}\nFor example: {example}",
             operation.name,
             names.join(" and "),
             lines.join("\n")
@@ -229,7 +229,7 @@ fn account_of<'c>(config: &'c Config, name: Option<&str>) -> Result<&'c Account,
     if let Some(name) = name {
         let known: Vec<&str> = all().map(|one| one.name.as_str()).collect();
         let found = all().find(|one| one.name.as_str() == name);
-        let account = found.ok_or_else(|| format!("there is no account {name}: {}", known.join(", ")))?;
+        let account = found.ok_or_else(|| format!("unknown account {name}: {}", known.join(", ")))?;
         if !account.can_ask() {
             let keys = account.provider.secrets.join(" and ");
             return Err(format!("account {name} has no key to call with: set {keys} of [accounts.{name}]"));
@@ -237,7 +237,7 @@ fn account_of<'c>(config: &'c Config, name: Option<&str>) -> Result<&'c Account,
         return Ok(account);
     }
     let able: Vec<&Account> = all().filter(can).collect();
-    // An account that carries another's calls is part of that one's test.
+    // An account that carries another's calls is tested with that one.
     let carries = |one: &&&Account| able.iter().any(|other| other.carrier.as_ref() == Some(&one.name));
     let first: Vec<&Account> = able.iter().filter(|one| !carries(one)).copied().collect();
     match (able.as_slice(), first.as_slice()) {
@@ -264,7 +264,7 @@ fn operation_of<'c>(account: &'c Account, name: Option<&str>) -> Result<(&'c Ope
     })
 }
 
-/// The business of the config that the options speak of: the named one, the owner of agent or number, or the only one.
+/// The business of the options: the named one, the owner of agent or number, or the only one.
 fn business_of<'c>(config: &'c Config, wanted: &Wanted<'_>) -> Option<&'c Business> {
     let all = &config.policy.businesses;
     if let Some(id) = wanted.business {
@@ -278,7 +278,7 @@ fn business_of<'c>(config: &'c Config, wanted: &Wanted<'_>) -> Option<&'c Busine
     })
 }
 
-/// Where `listen.api` serves an account: below its own name, unless that is a provider's mount.
+/// The mount of an account on `listen.api`: its own name, unless that is a provider's mount.
 fn mount(config: &Config, account: &Account) -> String {
     let name = account.name.as_str();
     let is_mount = config.accounts.values().any(|one| one.provider.mount.strip_prefix('/') == Some(name));
@@ -335,7 +335,7 @@ mod tests {
         let why = refused(Wanted { to: TO, account: Some("twilio"), ..Wanted::default() });
         assert!(why.contains("needs From,") && why.contains("--from +15550001101"), "{why}");
         for (wanted, part) in [
-            (Wanted { account: Some("acme"), ..Wanted::default() }, "no account acme: elevenlabs, twilio"),
+            (Wanted { account: Some("acme"), ..Wanted::default() }, "unknown account acme: elevenlabs, twilio"),
             (Wanted { operation: Some("calls"), ..Wanted::default() }, "sip_trunk_outbound_call"),
         ] {
             let why = refused(Wanted { to: TO, ..wanted });

@@ -1,4 +1,4 @@
-//! What is seen of a test call, step by step. Pure.
+//! The observed steps of a test call. Pure.
 
 use std::collections::BTreeSet;
 
@@ -7,20 +7,20 @@ use serde_json::Value;
 
 use crate::cli::text::{field, list};
 
-/// Polling may find an end that its webhook has just brought, and that is not applied yet: how much earlier it came, in milliseconds.
+/// Polling may find an end before its webhook is applied: how much earlier the webhook may have arrived, in milliseconds.
 const OVERTAKEN_MS: i64 = 1_000;
 
-/// Something that happened to the call.
+/// An observed step of the call.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Step {
     pub step: &'static str,
-    /// When, in milliseconds since the request was sent.
+    /// Its time, in milliseconds since the request.
     pub after_ms: i64,
     pub detail: String,
 }
 
-/// How the call ended.
+/// The end of the call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct End {
     pub outcome: String,
@@ -35,24 +35,24 @@ impl End {
     }
 }
 
-/// The call as far as it was seen.
+/// The observed call.
 #[derive(Debug, Default)]
 pub(super) struct Track {
     pub steps: Vec<Step>,
     pub call: Option<String>,
     pub end: Option<End>,
     pub is_slot_free: bool,
-    /// Looks in a row that showed its slot as free: one may have come between two changes.
+    /// Polls in a row that showed its slot as free: a single one may be between two changes.
     free_looks: u32,
-    /// There are more open calls than one answer lists, so that its slot cannot be told from theirs.
+    /// There are more open calls than one answer lists, so its slot cannot be identified.
     pub is_slot_hidden: bool,
     pub has_record: bool,
-    /// Its account's webhook of the end came, whoever proved the end.
+    /// Its account's webhook of the end arrived, whatever proved the end.
     pub has_end_webhook: bool,
     admitted_at_ms: Option<i64>,
     answered_at_ms: Option<i64>,
     webhooks: BTreeSet<String>,
-    /// Steps that were taken already.
+    /// Steps that were returned already.
     taken: usize,
 }
 
@@ -67,7 +67,7 @@ impl Track {
         self.steps.push(Step { step, after_ms, detail: detail.into() });
     }
 
-    /// The steps since this was last asked.
+    /// The steps since the last call.
     pub(super) fn news(&mut self) -> &[Step] {
         let from = std::mem::replace(&mut self.taken, self.steps.len());
         self.steps.get(from..).unwrap_or_default()
@@ -77,12 +77,12 @@ impl Track {
         self.steps.iter().any(|one| one.step == step)
     }
 
-    /// A time of the sidecar's clock as one since the request; its differences hold whatever that clock shows.
+    /// A time of the sidecar's clock, relative to the request; differences are independent of its offset.
     fn after(&self, at_ms: Option<i64>, now_ms: i64) -> i64 {
         at_ms.zip(self.admitted_at_ms).map_or(now_ms, |(at, from)| (at - from).max(0))
     }
 
-    /// Takes the call's admission from its record.
+    /// Reads the call's admission from its record.
     pub(super) fn see_admission(&mut self, call: &Value) {
         self.call = call["callId"].as_str().map(str::to_owned);
         self.admitted_at_ms = millis(&call["startedAt"]);
@@ -90,7 +90,7 @@ impl Track {
         self.note("admitted", 0, format!("{} of {whose}", field(call, "callId")));
     }
 
-    /// Takes what is new of the call's record; `now_ms` is the time since the request.
+    /// Reads changes of the call's record; `now_ms` is the time since the request.
     pub(super) fn see_call(&mut self, call: &Value, now_ms: i64) {
         let phase = field(call, "phase");
         if phase == "ringing" && !self.has("ringing") {
@@ -126,7 +126,7 @@ impl Track {
         }
     }
 
-    /// Takes what is new of the inbox, the oldest first; `account` is the one that places the call.
+    /// Reads new webhooks, the oldest first; `account` is the one that places the call.
     pub(super) fn see_webhooks(&mut self, events: &Value, account: &str, now_ms: i64) {
         for event in list(events, "events").iter().rev() {
             let (Some(id), Some(outcome)) = (event["id"].as_str(), event["outcome"].as_str()) else { continue };
@@ -146,7 +146,7 @@ impl Track {
         }
     }
 
-    /// Takes whether the call's slot is free: it is not among the open calls, and the limiter holds no more slots than these have.
+    /// Reads whether the call's slot is free: it is not among the open calls, and the limiter holds no more slots than these have.
     /// The limiter's count is the older of the two.
     pub(super) fn see_slots(&mut self, status: &Value, open: &Value, now_ms: i64) {
         let calls = list(open, "calls");
@@ -169,7 +169,7 @@ impl Track {
         self.has_end_webhook || self.end.as_ref().is_some_and(|end| end.proof == "webhook")
     }
 
-    /// Whether nothing more is to be seen.
+    /// Whether everything was observed.
     pub(super) fn is_whole(&self, expects_webhooks: bool) -> bool {
         let has_webhook = !expects_webhooks || self.has_webhook_of_end();
         let has_record = self.has_record || self.end.as_ref().is_some_and(|end| !end.is_completed());
@@ -228,7 +228,7 @@ pub(super) mod tests {
         let see = |track: &mut Track, events: &[Value]| track.see_webhooks(&json!({"events": events}), "twilio", 9500);
         let mut overtaken = ended_by("provider");
         see(&mut overtaken, &[event("ev_3", "2026-01-01T00:00:08.99Z")]);
-        assert!(overtaken.has_webhook_of_end(), "polling overtook it");
+        assert!(overtaken.has_webhook_of_end(), "found by polling first");
         let mut track = ended_by("provider");
         see(&mut track, &[event("ev_0", "2026-01-01T00:00:03.5Z"), event("ev_1", "2026-01-01T00:00:01Z")]);
         assert!(!track.has_webhook_of_end());

@@ -1,10 +1,10 @@
-//! What worked in a test call and what did not, with the fix. Pure.
+//! The results of a test call, with fixes. Pure.
 
 use serde::Serialize;
 
 use super::track::Track;
 
-/// Something that had to work.
+/// A checked property.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct Check {
     pub ok: bool,
@@ -22,38 +22,38 @@ impl Check {
     }
 }
 
-/// What is known apart from the call itself.
+/// Facts about the environment of the call.
 #[derive(Debug, Clone, Default)]
 pub(super) struct About {
     pub provider: String,
     /// `public_url` is set, so the provider can report the end.
     pub expects_webhooks: bool,
     pub within_secs: u32,
-    /// The limit, or the code, that would have refused it, in observe mode.
+    /// The limit or code that would have rejected it, in observe mode.
     pub would_refuse: Option<String>,
-    /// Why the sidecar did not answer at last.
+    /// Why the sidecar did not answer the last time.
     pub silence: Option<String>,
 }
 
-/// Judges a call that its provider took.
+/// The checks of a call that its provider accepted.
 pub(super) fn judge(track: &Track, about: &About) -> Vec<Check> {
     let provider = &about.provider;
-    let mut checks = vec![Check::passed(format!("{provider} took the call"))];
+    let mut checks = vec![Check::passed(format!("{provider} accepted the call"))];
     if let Some(reason) = &about.would_refuse {
-        let fix = "ringfence refusals list says why; mend it before mode = \"enforce\"";
-        checks.push(Check::failed(format!("mode enforce would have refused it: {reason}"), fix));
+        let fix = "see ringfence refusals list; fix it before mode = \"enforce\"";
+        checks.push(Check::failed(format!("mode enforce would have rejected it: {reason}"), fix));
     }
     let Some(call) = &track.call else {
-        let fix = "ringfence calls list --all shows what is on record; its log says what it made of the answer";
+        let fix = "ringfence calls list --all shows recorded calls; see its log";
         checks.push(Check::failed("the sidecar has no record of the call", fix));
         return checks;
     };
     if let Some(error) = &about.silence {
-        let fix = "ringfence health --ready, and its log";
+        let fix = "ringfence health --ready; see its log";
         checks.push(Check::failed(format!("the sidecar stopped answering: {error}"), fix));
     }
     let Some(end) = &track.end else {
-        let what = format!("the call is not over after {} s", about.within_secs);
+        let what = format!("the call has not ended after {} s", about.within_secs);
         let fix = format!("hang up, or: ringfence calls hangup {call}; --within-secs lets it take longer");
         checks.push(Check::failed(what, fix));
         return checks;
@@ -69,14 +69,14 @@ pub(super) fn judge(track: &Track, about: &About) -> Vec<Check> {
         false => Check::failed("its slot is still held", "ringfence reconcile compares leases, records and providers"),
     });
     match track.has_record {
-        true => checks.push(Check::passed("its post-call record is there")),
-        // Of what was not answered there is little to report.
+        true => checks.push(Check::passed("its post-call record was received")),
+        // Calls that were not answered may have no record.
         false if !end.is_completed() => {}
         false => {
             let fix = format!(
-                "it is fetched records.wait_secs after the end: ringfence calls show {call}; if it stays away, ringfence doctor"
+                "it is fetched records.wait_secs after the end: ringfence calls show {call}; if still missing, ringfence doctor"
             );
-            checks.push(Check::failed("no post-call record came", fix));
+            checks.push(Check::failed("no post-call record was received", fix));
         }
     }
     checks
@@ -86,12 +86,12 @@ fn answered(outcome: &str, call: &str) -> Check {
     match outcome {
         "completed" => Check::passed("it was answered"),
         "busy" | "no_answer" | "canceled" => {
-            Check::failed(format!("nobody answered: {outcome}"), "call a number that somebody answers")
+            Check::failed(format!("not answered: {outcome}"), "call a number that is answered")
         }
         "capacity" => Check::failed("ringfence ended it because a limit was full", format!("ringfence explain {call}")),
         other => {
-            let fix = "the provider's own log of the call says why; ringfence doctor looks at agents and numbers";
-            Check::failed(format!("the provider could not carry it: {other}"), fix)
+            let fix = "see the provider's log of the call; ringfence doctor checks agents and numbers";
+            Check::failed(format!("the call failed at the provider: {other}"), fix)
         }
     }
 }
@@ -101,20 +101,18 @@ fn ended(proof: &str, track: &Track, about: &About) -> Check {
     match proof {
         "webhook" => Check::passed("a webhook reported its end"),
         "provider" if !about.expects_webhooks => {
-            Check::passed("polling found its end; without public_url no webhook can come")
+            Check::passed("polling found its end; without public_url there are no webhooks")
         }
-        "provider" if track.has_webhook_of_end() => {
-            Check::passed("polling found its end, and the webhook of it came too")
-        }
+        "provider" if track.has_webhook_of_end() => Check::passed("polling found its end, its webhook followed"),
         "provider" => {
-            let what = format!("its end was found by polling alone: no webhook of {provider} reported it");
+            let what = format!("its end was found by polling only: no webhook of {provider} reported it");
             let fix = "ringfence doctor shows where its webhooks go, and whether public_url leads here";
             Check::failed(what, fix)
         }
-        "operator" => Check::failed("an operator released its slot", "let the call end by itself"),
+        "operator" => Check::failed("an operator released its slot", "hang up on the phone"),
         other => {
             let fix = "ringfence doctor: neither webhooks nor look-ups work for this account";
-            Check::failed(format!("nobody reported its end: it counts as over by {other}"), fix)
+            Check::failed(format!("its end was not reported: ended by {other}"), fix)
         }
     }
 }
@@ -140,7 +138,7 @@ mod tests {
         let mut polled = ended_by("provider");
         (polled.is_slot_free, polled.has_record) = (true, true);
         let [failure] = &failures(&polled, &about())[..] else { panic!("one failure") };
-        assert!(failure.contains("by polling alone") && failure.contains("ringfence doctor"), "{failure}");
+        assert!(failure.contains("by polling only") && failure.contains("ringfence doctor"), "{failure}");
         assert!(failures(&polled, &About { expects_webhooks: false, ..about() }).is_empty());
         polled.has_end_webhook = true;
         assert!(failures(&polled, &about()).is_empty());
@@ -151,11 +149,11 @@ mod tests {
         let track = admitted();
         let observed = About { would_refuse: Some("plan.PRO".to_owned()), silence: Some("gone".to_owned()), ..about() };
         let told = failures(&track, &observed).join("\n");
-        for part in ["refused it: plan.PRO", "stopped answering: gone", "not over after 300 s", "calls hangup c_1"] {
+        for part in ["rejected it: plan.PRO", "stopped answering: gone", "not ended after 300 s", "calls hangup c_1"] {
             assert!(told.contains(part), "{part} is not in {told}");
         }
         let told = failures(&ended_by("deadline"), &about()).join("\n");
-        for part in ["nobody reported its end", "slot is still held", "calls show c_1"] {
+        for part in ["its end was not reported", "slot is still held", "calls show c_1"] {
             assert!(told.contains(part), "{part} is not in {told}");
         }
         for outcome in ["busy", "no_answer", "failed", "capacity"] {

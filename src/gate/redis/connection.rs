@@ -277,11 +277,11 @@ async fn follow(mut node: ConnectionInfo, settings: &Settings, keys: &Keys, as_i
             other => return other,
         }
     }
-    Err(Fault::Away(format!("{}: sent on more than {HOPS_MAX} times", settings.shown())))
+    Err(Fault::Away(format!("{}: redirected more than {HOPS_MAX} times", settings.shown())))
 }
 
 fn moved(from: &ConnectionInfo, to: &str) -> Result<ConnectionInfo, Fault> {
-    let (host, port) = to.rsplit_once(':').ok_or_else(|| Fault::Away(format!("sent on to {to}")))?;
+    let (host, port) = to.rsplit_once(':').ok_or_else(|| Fault::Away(format!("redirected to {to}")))?;
     // A node that does not know its own name redirects to a port of the queried host.
     let host = match (host, from.addr()) {
         ("", ConnectionAddr::Tcp(host, _) | ConnectionAddr::TcpTls { host, .. }) => host,
@@ -292,7 +292,7 @@ fn moved(from: &ConnectionInfo, to: &str) -> Result<ConnectionInfo, Fault> {
 
 /// The same server at another address.
 fn at(info: &ConnectionInfo, host: &str, port: &str) -> Result<ConnectionInfo, Fault> {
-    let port = port.parse().map_err(|_| Fault::Away(format!("sent on to {host}:{port}")))?;
+    let port = port.parse().map_err(|_| Fault::Away(format!("redirected to {host}:{port}")))?;
     let host = host.trim_matches(['[', ']']).to_owned();
     let address = match info.addr() {
         ConnectionAddr::TcpTls { .. } => ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None },
@@ -318,7 +318,7 @@ async fn ask_sentinel(
     let unknown = |why: String| Fault::Away(format!("sentinel {}: {why}", sentinel.addr()));
     match said.map_err(|fault| unknown(fault.to_string()))? {
         Some((host, port)) => at(master, &host, &port),
-        None => Err(unknown(format!("knows no master {name:?}"))),
+        None => Err(unknown(format!("does not know master {name:?}"))),
     }
 }
 

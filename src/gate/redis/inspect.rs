@@ -93,7 +93,7 @@ fn of_info(info: &str) -> Vec<Problem> {
     let mut problems = Vec::new();
     if let Some(policy) = field(info, "maxmemory_policy").filter(|policy| *policy != "noeviction") {
         problems.push(Problem::new(
-            format!("maxmemory-policy is {policy}: leases would be thrown away when its memory is full"),
+            format!("maxmemory-policy is {policy}: leases would be evicted when its memory is full"),
             "set maxmemory-policy noeviction, or give the gate a Redis of its own",
         ));
     }
@@ -118,7 +118,7 @@ fn field<'i>(info: &'i str, name: &str) -> Option<&'i str> {
 
 /// The strings of an answer.
 pub(super) fn words(said: Value) -> Result<Vec<String>, String> {
-    redis::from_redis_value(said).map_err(|error| format!("an answer that is none: {error}"))
+    redis::from_redis_value(said).map_err(|error| format!("unexpected reply: {error}"))
 }
 
 #[cfg(test)]

@@ -112,7 +112,7 @@ impl Gate for RedisGate {
     fn away(&self) -> Option<(Instant, String)> {
         let health = self.health();
         let since = Instant::now().checked_sub(health.lasting).unwrap_or_else(Instant::now);
-        (!health.up).then(|| (since, health.last_error.unwrap_or_else(|| "it has not been reached yet".to_owned())))
+        (!health.up).then(|| (since, health.last_error.unwrap_or_else(|| "not connected yet".to_owned())))
     }
 }
 
@@ -176,7 +176,7 @@ impl RedisGate {
         let words = self.ask(Script::Admit, &keys, &args, self.shared.settings.timeout).await?;
         match words[0].as_str() {
             "held" => Ok(Decision::Admitted { slots: number(&words, 1)?, would: None }),
-            "gone" => Err(GateError::Away("this admission was given up before".to_owned())),
+            "gone" => Err(GateError::Away("this admission was already revoked".to_owned())),
             "admitted" => {
                 let would = if words.len() > 2 { Some(short(&words[2..])?) } else { None };
                 Ok(Decision::Admitted { slots: number(&words, 1)?, would })
@@ -262,7 +262,7 @@ impl RedisGate {
             let args = [epoch.to_string(), from, HELD_PAGE.to_string()];
             let page = self.ask(Script::LeaseRow, &keys, &args, ADMIN_TIMEOUT).await?;
             for member in &page[1..] {
-                all.push(keys::lease(member).ok_or_else(|| strange("a lease that is none"))?);
+                all.push(keys::lease(member).ok_or_else(|| strange("malformed lease"))?);
             }
             match page.last() {
                 Some(last) if page.len() > HELD_PAGE => from = last.clone(),
@@ -322,7 +322,7 @@ fn number<T: FromStr>(words: &[String], at: usize) -> Result<T> {
 }
 
 fn strange(what: &str) -> GateError {
-    GateError::Away(format!("an answer that is none: {what}"))
+    GateError::Away(format!("unexpected reply: {what}"))
 }
 
 /// Parses binding, held, missing, wait, oldest….

@@ -73,7 +73,7 @@ impl Settings {
     pub(super) fn usable(&self) -> Result<(), String> {
         self.finding()?;
         if self.pool.is_empty() || self.pool.contains(['{', '}', '|']) {
-            return Err(format!("{:?} cannot be a pool's name: it stands in a key between braces", self.pool));
+            return Err(format!("{:?} cannot be a pool's name: it is put in keys between braces", self.pool));
         }
         Ok(())
     }

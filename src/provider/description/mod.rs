@@ -238,7 +238,7 @@ mod tests {
             assert_eq!(told.iter().filter(|t| t.contains(one)).count(), 1, "{one}: {told:#?}");
         }
         assert_eq!(told.len(), 4, "{told:#?}");
-        // What is no TOML is told whole, too.
+        // A syntax error is reported in full too.
         let bad = Registry::new(&[("mine.toml".to_owned(), "name = \nmount = 'x\n".to_owned())]).unwrap_err();
         assert!(bad.len() >= 2, "{bad:?}");
     }

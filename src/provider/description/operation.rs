@@ -121,7 +121,7 @@ pub struct Unfenced {
     needles: OnceLock<Vec<Needle>>,
 }
 
-/// The bytes that stand in every answer that has an id of a kind: one of these names, and the prefix.
+/// The bytes in every answer that has an id of a kind: one of these names, and the prefix.
 #[derive(Debug, Clone)]
 struct Needle {
     names: Vec<Finder<'static>>,

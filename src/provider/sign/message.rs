@@ -215,7 +215,7 @@ impl MessageSignature {
         let has = |part: &Part| self.message.has(part);
         if !has(&Part::Body) && !has(&Part::TwilioParams) && !has(&Part::PlivoV3Base) {
             return Err(
-                "message must have {body}, {twilio_params} or {plivo_v3_base}: else anybody can change the body"
+                "message must have {body}, {twilio_params} or {plivo_v3_base}: else anyone can change the body"
                     .to_owned(),
             );
         }
@@ -229,9 +229,9 @@ impl MessageSignature {
         ];
         for (key, part, is_given) in headers {
             match (has(&part), is_given) {
-                (true, false) => return Err(format!("message has {{{key}}}, but {key} does not say where it stands")),
+                (true, false) => return Err(format!("message has {{{key}}}, but {key} does not say where it is")),
                 (false, true) => {
-                    return Err(format!("{key} is given, but message does not have {{{key}}}: anybody can change it"));
+                    return Err(format!("{key} is given, but message does not have {{{key}}}: anyone can change it"));
                 }
                 _ => {}
             }

@@ -112,7 +112,7 @@ pub enum BadSignature {
     #[error("the token is not signed by HS256")]
     Algorithm,
     /// The token is genuine, but not for this request.
-    #[error("the token's claim {0} is missing or does not fit")]
+    #[error("the token's claim {0} is missing or does not match")]
     Claim(String),
     /// No configured secret matches the signature.
     #[error(
@@ -209,7 +209,7 @@ impl Signature {
         self.headers().any(|name| headers.contains_key(name))
     }
 
-    /// Whether a header is a credential by itself: anyone who reads it can replay it.
+    /// Whether a header alone is a credential: anyone who reads it can replay it.
     pub fn is_credential(&self, header: &HeaderName) -> bool {
         matches!(&self.scheme, Scheme::Shared(shared) if shared.headers().any(|name| header.as_str().eq_ignore_ascii_case(name)))
     }

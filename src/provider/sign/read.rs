@@ -47,7 +47,7 @@ impl Signature {
 fn preset(name: &str) -> Result<Table, String> {
     PRESETS.get(name).and_then(Value::as_table).cloned().ok_or_else(|| {
         let names: Vec<&str> = Signature::presets().collect();
-        format!("there is no preset {name:?}; {}", suggestion(name, &names))
+        format!("unknown preset {name:?}; {}", suggestion(name, &names))
     })
 }
 
@@ -92,7 +92,7 @@ fn written(mut table: Table) -> Result<Signature, String> {
         "shared_secret" => Scheme::Shared(typed(table)?),
         "hmac" | "ed25519" => Scheme::Message(Box::new(message(table, &scheme)?)),
         "jwt_hs256" => Scheme::Jwt(typed(table)?),
-        other => return Err(format!("there is no scheme {other:?}; {}", suggestion(other, &SCHEMES))),
+        other => return Err(format!("unknown scheme {other:?}; {}", suggestion(other, &SCHEMES))),
     };
     let signature = Signature { scheme, mode, key_from };
     let every: Box<dyn Iterator<Item = &str>> = match &signature.scheme {
@@ -100,7 +100,7 @@ fn written(mut table: Table) -> Result<Signature, String> {
         _ => signature.headers(),
     };
     for name in every {
-        HeaderName::try_from(name).map_err(|_| format!("{name:?} is no header"))?;
+        HeaderName::try_from(name).map_err(|_| format!("{name:?} is not a header name"))?;
     }
     Ok(signature)
 }
@@ -157,10 +157,10 @@ pub(super) mod tests {
             )
         };
         let table = [
-            ("signature = \"telnix\"".to_owned(), "there is no preset \"telnix\"; did you mean \"telnyx\"? known: "),
+            ("signature = \"telnix\"".to_owned(), "unknown preset \"telnix\"; did you mean \"telnyx\"? known: "),
             ("signature = 1".to_owned(), "must be the name of a preset or a table"),
             ("signature = {}".to_owned(), "scheme is missing"),
-            ("signature = { scheme = \"hmack\" }".to_owned(), "there is no scheme \"hmack\"; did you mean \"hmac\"?"),
+            ("signature = { scheme = \"hmack\" }".to_owned(), "unknown scheme \"hmack\"; did you mean \"hmac\"?"),
             (
                 "signature = { preset = \"vapi\", mode = \"maybe\" }".to_owned(),
                 "mode: unknown variant `maybe`, expected one of `require`, `if_present`, `off`",
@@ -171,12 +171,12 @@ pub(super) mod tests {
                 "a part {timestmp} that does not exist; did you mean {timestamp}? known: {body}",
             ),
             (hmac("message = \"{body\""), "opens a brace and does not close it"),
-            (hmac("message = \"{timestamp}.{body}\""), "timestamp does not say where it stands"),
-            (hmac("message = \"{body}\", timestamp = { header = \"b\" }"), "anybody can change it"),
-            (hmac("message = \"{url}\""), "else anybody can change the body"),
+            (hmac("message = \"{timestamp}.{body}\""), "timestamp does not say where it is"),
+            (hmac("message = \"{body}\", timestamp = { header = \"b\" }"), "anyone can change it"),
+            (hmac("message = \"{url}\""), "else anyone can change the body"),
             (hmac("message = \"{twilio_params}\""), "needs {url}"),
             (hmac("message = \"{body}\", id = \"b c\""), "message does not have {id}"),
-            (hmac("message = \"{id}{body}\", id = \"b c\""), "\"b c\" is no header"),
+            (hmac("message = \"{id}{body}\", id = \"b c\""), "\"b c\" is not a header name"),
             ("signature = { preset = \"telnyx\", algorithm = \"sha1\" }".to_owned(), "is not for the scheme ed25519"),
             (
                 "signature = { preset = \"telnyx\", message = \"{url}{body}{timestamp}\" }".to_owned(),

@@ -114,7 +114,7 @@ pub(in crate::store) async fn an_order_is_found_at_another_replica_and_taken_by_
     // Who tells a client that the outcome is unknown has not delivered what it waits for, whatever is found out later.
     let taker = taken[1].replica.clone();
     let told = |by: Option<String>| Change {
-        untold_by: by,
+        reported_unknown_by: by,
         unsettled: Some(true),
         ..Change::of(&second.id, Source::Order, 3000, &Deadlines::default())
     };

@@ -11,7 +11,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot};
 
 use super::super::{AdmitOutcome, IngestOutcome, Result, StoreError, UtteranceIngest};
-use super::gate::{self, Ask};
+use super::gate::{self, PendingAdmission};
 use super::transaction::{Db, Gate, TransactionId};
 use super::utterance_batch;
 use crate::ids::CallId;
@@ -83,16 +83,16 @@ async fn run_all<A, R>(db: Arc<Db>, transact: Transact<A, R>, mut waiting: mpsc:
         match transact(asks.clone().into()).await {
             Ok(answers) => {
                 for (reply, answer) in replies.into_iter().zip(answers) {
-                    // The waiter may be gone; the write stands nevertheless.
+                    // The waiter may be gone; the write is committed nevertheless.
                     let _ = reply.send(Ok(answer));
                 }
             }
             // One that fails must not make the others fail.
             Err(StoreError::Failed(_) | StoreError::Damaged(_)) if asks.len() > 1 && !db.health.is_failing() => {
                 for (ask, reply) in asks.into_iter().zip(replies) {
-                    let answer = transact([ask].into()).await.and_then(|mut one| {
-                        one.pop().ok_or_else(|| StoreError::Failed("nothing was answered".to_owned()))
-                    });
+                    let answer = transact([ask].into())
+                        .await
+                        .and_then(|mut one| one.pop().ok_or_else(|| StoreError::Failed("missing result".to_owned())));
                     let _ = reply.send(answer);
                 }
             }
@@ -106,9 +106,9 @@ async fn run_all<A, R>(db: Arc<Db>, transact: Transact<A, R>, mut waiting: mpsc:
 }
 
 /// The task of decisions.
-pub(super) fn decisions(db: Arc<Db>, doubts: InDoubt, callers_clock: bool) -> Batches<Ask, AdmitOutcome> {
+pub(super) fn decisions(db: Arc<Db>, doubts: InDoubt, callers_clock: bool) -> Batches<PendingAdmission, AdmitOutcome> {
     let at = db.clone();
-    let transact = move |asks: Arc<[Arc<Ask>]>| {
+    let transact = move |asks: Arc<[Arc<PendingAdmission>]>| {
         let (db, doubts, batch) = (db.clone(), doubts.clone(), asks.clone());
         let work = async move {
             let decided = db.write_at(Gate::Alone, move |c, state| {

@@ -25,7 +25,7 @@ use crate::policy::{Binding, Bound};
 
 /// A call to be decided about.
 #[derive(Debug)]
-pub(super) struct Ask {
+pub(super) struct PendingAdmission {
     pub(super) call: NewCall,
     pub(super) request: AdmissionRequest,
     pub(super) epoch: i64,
@@ -49,7 +49,7 @@ struct Granted {
     slots: u32,
     would: Option<Shortfall>,
     at_ms: UnixMs,
-    /// Ids of it that are recorded already: each is handled by itself.
+    /// Its ids that are recorded already: each is handled separately.
     intricate: Option<Vec<Alias>>,
 }
 
@@ -66,12 +66,12 @@ enum Answer {
 pub(super) async fn admit(
     c: &mut PgConnection,
     state: Option<GateState>,
-    asks: &[Arc<Ask>],
+    asks: &[Arc<PendingAdmission>],
     callers_clock: bool,
 ) -> Sql<Vec<AdmitOutcome>> {
     let state = state.ok_or_else(|| damaged("the gate was not locked"))?;
-    let is_due = |ask: &Ask| state == GateState { epoch: ask.epoch, mode: GateMode::Database };
-    let due: Vec<&Ask> = asks.iter().map(|ask| &**ask).filter(|ask| is_due(ask)).collect();
+    let is_due = |ask: &PendingAdmission| state == GateState { epoch: ask.epoch, mode: GateMode::Database };
+    let due: Vec<&PendingAdmission> = asks.iter().map(|ask| &**ask).filter(|ask| is_due(ask)).collect();
     let mut round = if due.is_empty() { Round::default() } else { read(c, &due).await? };
     let mut answers = Vec::with_capacity(asks.len());
     for ask in asks {
@@ -108,7 +108,7 @@ pub(super) async fn admit(
 }
 
 /// Locks the ids of these requests, and reads their limits' usage and their ids' owners, in one statement.
-async fn read(c: &mut PgConnection, asks: &[&Ask]) -> Sql<Round> {
+async fn read(c: &mut PgConnection, asks: &[&PendingAdmission]) -> Sql<Round> {
     let aliases: Vec<Alias> = asks.iter().flat_map(|ask| ask.call.aliases.iter().cloned()).collect();
     lock_ids(c, &aliases).await?;
     let bindings = || asks.iter().flat_map(|ask| &ask.request.bindings);
@@ -156,7 +156,7 @@ async fn read(c: &mut PgConnection, asks: &[&Ask]) -> Sql<Round> {
 }
 
 impl Round {
-    async fn answer(&mut self, c: &mut PgConnection, ask: &Ask, callers_clock: bool) -> Sql<Answer> {
+    async fn answer(&mut self, c: &mut PgConnection, ask: &PendingAdmission, callers_clock: bool) -> Sql<Answer> {
         let (call, request) = (&ask.call, &ask.request);
         match self.recorded.get(&call.id) {
             Some(Some(slots)) => return Ok(Answer::Again(*slots)),
@@ -193,8 +193,8 @@ impl Round {
 
 /// Reads the oldest holders of short limits. Before anything is written: holders admitted in this transaction are included
 /// already, and are younger.
-async fn name_oldest(c: &mut PgConnection, asks: &[Arc<Ask>], answers: &mut [Answer]) -> Sql<()> {
-    fn short<'a>(ask: &'a Ask, answer: &'a mut Answer) -> Option<(&'a Binding, &'a mut Shortfall)> {
+async fn name_oldest(c: &mut PgConnection, asks: &[Arc<PendingAdmission>], answers: &mut [Answer]) -> Sql<()> {
+    fn short<'a>(ask: &'a PendingAdmission, answer: &'a mut Answer) -> Option<(&'a Binding, &'a mut Shortfall)> {
         let short = match answer {
             Answer::Refused(short) => short,
             Answer::Granted(Granted { would: Some(short), .. }) => short,
@@ -260,7 +260,7 @@ struct NewRow<'a> {
 }
 
 impl<'a> NewRow<'a> {
-    fn of(ask: &'a Ask, granted: &Granted) -> Sql<Self> {
+    fn of(ask: &'a PendingAdmission, granted: &Granted) -> Sql<Self> {
         let (call, f) = (&ask.call, &ask.call.facts);
         Ok(Self {
             id: call.id.as_str(),
@@ -308,7 +308,7 @@ struct NewRate<'a> {
 /// Writes the granted calls, their new ids, and the logs of their rates.
 async fn write(
     c: &mut PgConnection,
-    asks: &[Arc<Ask>],
+    asks: &[Arc<PendingAdmission>],
     answers: &[Answer],
     rates: &HashMap<String, RateLog>,
 ) -> Sql<()> {

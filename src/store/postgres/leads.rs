@@ -64,7 +64,7 @@ async fn ask(
     transaction.rollback().await
 }
 
-/// Values of the app's stand in no message of the server, only in its details.
+/// Values of the app are in no message of the server, only in its details.
 fn explain(error: &sqlx::Error, shown: &str, timeout: Duration) -> String {
     match error {
         sqlx::Error::Io(cause) => format!("{shown} cannot be reached: {cause}"),
@@ -74,7 +74,7 @@ fn explain(error: &sqlx::Error, shown: &str, timeout: Duration) -> String {
         sqlx::Error::Database(_) if code(error) == "25006" => {
             "the query would write; a source of leads only reads".to_owned()
         }
-        sqlx::Error::Database(cause) => format!("{shown} says: {}", cause.message()),
+        sqlx::Error::Database(cause) => format!("{shown} reports: {}", cause.message()),
         other => format!("{shown}: {other}"),
     }
 }

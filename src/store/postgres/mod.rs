@@ -34,7 +34,7 @@ use crate::clock::UnixMs;
 use crate::ids::CallId;
 use batch::{Batches, InDoubt};
 use driver::Pg;
-use gate::Ask;
+use gate::PendingAdmission;
 use ownership::{BEAT_EVERY, OWNER_TIMEOUT, ProcessId};
 pub use settings::{Pooler, Settings};
 use transaction::{CommitOutcome, Db, Gate, prepared};
@@ -93,7 +93,7 @@ pub struct PostgresStore {
     me: ProcessId,
     beating: tokio::sync::Mutex<Option<tokio::task::JoinHandle<()>>>,
     doubts: InDoubt,
-    decisions: Batches<Ask, AdmitOutcome>,
+    decisions: Batches<PendingAdmission, AdmitOutcome>,
     speeches: Batches<UtteranceIngest, IngestOutcome>,
     /// A task here listens to other processes, and so they do: commits that notify are serialised in the server, so they notify
     /// only if needed.
@@ -118,7 +118,7 @@ fn explain(error: &sqlx::Error, shown: &str) -> String {
             "53100" => format!("the disk of {shown} is full"),
             "25006" => format!("{shown} takes no writes: it is a standby, or set to read only"),
             "57014" => format!("{shown} did not finish a statement within store.statement_timeout_ms"),
-            _ => format!("{shown} says: {}", cause.message()),
+            _ => format!("{shown} reports: {}", cause.message()),
         },
         other => format!("{shown}: {other}"),
     }
@@ -250,7 +250,7 @@ async fn take(db: &Db, me: &ProcessId, waits: &impl Fn(&str)) -> std::result::Re
                 None => {
                     since = Instant::now();
                     waits(&format!(
-                        "{} is in use by {}; it is taken over if that is not heard for {} s",
+                        "{} is in use by {}; it is taken over after {} s without a heartbeat",
                         db.shown,
                         now.who(),
                         OWNER_TIMEOUT.as_secs()
@@ -374,7 +374,7 @@ impl Backend for PostgresStore {
                 self.doubts.settle(call)
             }
             CommitOutcome::Unknown => {
-                return Err(StoreError::Unknown(format!("{} has not said it yet", self.db.shown)));
+                return Err(StoreError::Unknown(format!("commit outcome still unknown at {}", self.db.shown)));
             }
         }
         Ok(())
@@ -385,7 +385,7 @@ impl Backend for PostgresStore {
     }
 
     async fn decide(&self, call: NewCall, request: AdmissionRequest, epoch: i64) -> Result<AdmitOutcome> {
-        self.decisions.run(Ask { call, request, epoch }).await
+        self.decisions.run(PendingAdmission { call, request, epoch }).await
     }
 
     async fn put_utterance(&self, call: &CallId, said: NewUtterance) -> Result<Option<UtteranceRef>> {

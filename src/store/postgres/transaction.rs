@@ -379,7 +379,7 @@ impl Db {
         let state = match (gate, rows.pop()) {
             (Gate::Open, _) => None,
             (_, Some(row)) => Some(gate_state(&Row::Postgres(row)).map_err(|fault| TxError::Failed(fault.into()))?),
-            (_, None) => return Err(TxError::Failed(damaged(format!("gate_state knows no pool {POOL}")).into())),
+            (_, None) => return Err(TxError::Failed(damaged(format!("gate_state has no pool {POOL}")).into())),
         };
         failpoint::hit("store.writing").await;
         match self.trip(PREPARED.scope(self.prepare, work(&mut *c, state))).await {
@@ -464,7 +464,7 @@ async fn server_run(c: &mut PgConnection) -> Sql<ServerRun> {
     row.try_get::<String, _>("run").map(Into::into)
 }
 
-/// What the server says of a transaction. `None`: it is too old to be known.
+/// The server's status of a transaction. `None`: it is too old.
 async fn status(c: &mut PgConnection, xid: i64) -> Sql<Option<String>> {
     let asked = sqlx::query("SELECT txid_status($1) AS status").persistent(false).bind(xid);
     match asked.fetch_one(c).await {

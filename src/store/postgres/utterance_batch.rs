@@ -50,7 +50,7 @@ pub(super) async fn ingest(
         None if new.contains(&one.event.id) => Ok(IngestOutcome::Inbox(ReceiveOutcome::New)),
         None => {
             let took = one.event.dedupe_key.as_ref().and_then(|key| before.get(key)).cloned();
-            took.ok_or_else(|| damaged("a webhook that came before is not there").into())
+            took.ok_or_else(|| damaged("the row of an earlier webhook is missing").into())
         }
     };
     batch.iter().map(took).collect()

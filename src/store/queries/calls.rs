@@ -100,7 +100,7 @@ pub(super) async fn apply(c: &mut dyn Driver, change: &Change) -> Sql<Option<App
     if let Some(answer) = &change.answer {
         keep_answer(c, &change.call, answer, change.at_ms).await?;
     }
-    if let Some(me) = &change.untold_by {
+    if let Some(me) = &change.reported_unknown_by {
         undelivered(c, &change.call, me).await?;
     }
     record.aliases.extend(change.bind.iter().filter(|a| !conflicts.iter().any(|(other, _)| other == *a)).cloned());

@@ -91,7 +91,7 @@ impl Sqlite {
         done
     }
 
-    /// Ends any open transaction: otherwise every later BEGIN would fail. Errors such as a full disk roll back by themselves;
+    /// Ends any open transaction: otherwise every later BEGIN would fail. Errors such as a full disk roll back automatically;
     /// SQLite's COMMIT either happened or can be rolled back: there is no third state while the file is ours.
     pub(super) fn roll_back(&mut self) {
         if !self.connection.is_autocommit() {

@@ -34,7 +34,7 @@ pub async fn inspect(path: &Path) -> Result<Inspected, OpenError> {
         let above = path.ancestors().skip(1).find(|a| a.as_os_str().is_empty() || a.exists());
         return match above {
             Some(above) if !above.as_os_str().is_empty() && !above.is_dir() => {
-                Err(file(format!("{} is no folder", above.display())))
+                Err(file(format!("{} is not a folder", above.display())))
             }
             _ => Ok(Inspected::Absent),
         };

@@ -95,11 +95,11 @@ async fn a_file_is_one_processs_alone_or_shared_by_several() {
         error.to_string()
     };
     let alone = SqliteStore::open(&folder.file(), true, OwnershipMode::Exclusive).await.unwrap();
-    assert!(refused(OwnershipMode::Shared).await.contains("shares with nobody"));
+    assert!(refused(OwnershipMode::Shared).await.contains("has the database exclusively"));
     alone.close().await;
     let (one, two) = (folder.open_shared().await, folder.open_shared().await);
     let error = refused(OwnershipMode::Exclusive).await;
-    assert!(error.contains("or another that shares it") && error.contains("belongs to one process"), "{error}");
+    assert!(error.contains("or another that shares it") && error.contains("needs the database exclusively"), "{error}");
     assert!(inspect::holder(&folder.file()).await.is_some());
     one.close().await;
     assert!(refused(OwnershipMode::Exclusive).await.contains("in use"), "one is left");
@@ -237,7 +237,7 @@ async fn a_store_is_looked_at_without_a_trace() {
     assert!(error.contains("no SQLite file"), "{error}");
     let below = path.join("below.db");
     let error = inspect(&below).await.unwrap_err().to_string();
-    assert!(error.contains("is no folder"), "{error}");
+    assert!(error.contains("is not a folder"), "{error}");
 }
 
 /// Both parts in one: the process that dies, and the one that started it.

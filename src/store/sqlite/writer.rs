@@ -77,7 +77,7 @@ where
             (Some(Ok(value)), Ok(())) => Ok(value),
             (None, Ok(())) => Err(StoreError::Failed("the write was not run".to_owned())),
         };
-        // The waiter may be gone; the write stands nevertheless.
+        // The waiter may be gone; the write is committed nevertheless.
         let _ = self.reply.send(outcome);
     }
 }
@@ -249,7 +249,7 @@ impl OpenFile {
             return Ok(());
         }
         let gone =
-            "its file was deleted or replaced; put it back, or start ringfence again: it asks the providers what is up";
+            "its file was deleted or replaced; put it back, or start ringfence again: it reconciles with the providers";
         Err(Failure::Outside(StoreError::Failed(gone.to_owned())))
     }
 

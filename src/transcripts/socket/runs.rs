@@ -11,7 +11,7 @@ use crate::store::{self, runs::Run};
 const NO_ANSWER: &str = "The database does not answer; try again";
 
 impl Connection {
-    /// Sends what is new in followed runs.
+    /// Sends new messages of followed runs.
     pub(super) async fn send_run_news(&mut self) -> Going {
         let runs: Vec<String> = self.runs.keys().cloned().collect();
         for run in runs {
@@ -29,7 +29,7 @@ impl Connection {
         self.flush().await
     }
 
-    /// A run that this client may see. One that is another's looks like one that is not there.
+    /// A run that this client may see. One of another business is reported as not found.
     async fn find_run(&self, id: &str) -> store::Result<Option<Run>> {
         let run = self.client.lifecycle.store.run_of(id).await?;
         Ok(run.filter(|run| self.visitor.sees(&run.business)))
@@ -62,7 +62,7 @@ impl Connection {
             Ok(None) => return self.error(ErrorCode::RunNotFound, &unknown).await,
             Err(error) => {
                 warn!(%error, "failed to subscribe to run");
-                // One that was followed before is followed on.
+                // An earlier subscription is kept.
                 if is_followed {
                     self.runs.insert(run.id.clone(), followed);
                 }

@@ -212,7 +212,7 @@ impl InFlightRef {
         self.change(|o| o.progress = Progress::Unknown);
     }
 
-    /// Its client is told that the outcome is unknown.
+    /// Marks the outcome as reported unknown to its client.
     pub(in crate::calls) fn mark_reported_unknown(&self) {
         self.change(|o| o.told_unknown = true);
     }

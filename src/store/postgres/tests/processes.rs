@@ -50,7 +50,7 @@ async fn a_record_is_one_processs_alone_or_shared_by_several() {
     };
     let alone = fence.store().await;
     let error = refused(OwnershipMode::Shared).await;
-    assert!(error.contains("shares with nobody"), "{error}");
+    assert!(error.contains("has the database exclusively"), "{error}");
     // It dies, and does not know it.
     alone.beating.lock().await.take().unwrap().abort();
     let mut gone = std::process::Command::new("true").spawn().unwrap();
@@ -69,7 +69,7 @@ async fn a_record_is_one_processs_alone_or_shared_by_several() {
         );
     }
     let error = refused(OwnershipMode::Exclusive).await;
-    assert!(error.contains("and other replicas") && error.contains("belongs to one process"), "{error}");
+    assert!(error.contains("and other replicas") && error.contains("needs the database exclusively"), "{error}");
     // Who leaves leaves it to the others; the last gives it up.
     let [a, b] = ["a", "b"].map(|id| Replica { id: id.to_owned(), ..Replica::new() });
     one.heartbeat(&a).await.unwrap();

@@ -108,9 +108,9 @@ fn a_client_that_was_told_unknown_may_come_again_at_once() {
     let request = new(arrive(&all, &a));
     request.mark_reported_unknown();
     // It is not known yet whether its response was read.
-    let unheard = a.delivered();
+    let delivery = a.delivered();
     assert_eq!(again(look(&all, &b, Look::First)).id, request.id);
-    drop(unheard);
+    drop(delivery);
 }
 
 #[test]
@@ -132,9 +132,9 @@ fn an_answer_that_was_never_read_was_not_delivered() {
     let (a, b) = (all.client(&fingerprint("x")), all.client(&fingerprint("x")));
     let request = new(arrive(&all, &a));
     request.created(&answer());
-    let unheard = a.delivered();
+    let delivery = a.delivered();
     assert!(matches!(look(&all, &b, Look::First), Lookup::Concurrent), "it may still turn out so");
-    unheard.lost();
+    delivery.lost();
     assert_eq!(again(look(&all, &b, Look::Second)).id, request.id);
     drop(b.delivered());
     assert_eq!(all.len(), 0, "this one was read");
