@@ -72,6 +72,23 @@ const ACCOUNT: (&str, &str, &str) = ("account", "string", "of this account");
 const SINCE: (&str, &str, &str) = ("since_secs", "integer", "begun within so many seconds");
 const OLDER: (&str, &str, &str) = ("older_secs", "integer", "begun before so many seconds");
 const BUSINESS: (&str, &str, &str) = ("business", "string", "of this business");
+const AFTER: (&str, &str, &str) = ("after", "string", "`next` of the page before");
+const CAME: (&str, &str, &str) = ("since_secs", "integer", "received within so many seconds");
+const CAME_BEFORE: (&str, &str, &str) = ("older_secs", "integer", "received before so many seconds");
+const TO_REPLAY: &[(&str, &str, &str)] = &[
+    (
+        "state",
+        "string",
+        "failed (parked, or with a delivery that was given up), parked, given_up or settled; default failed",
+    ),
+    ACCOUNT,
+    ("event", "string", "with this name"),
+    ("call", "string", "of this call"),
+    ("business", "string", "of calls of this business"),
+    CAME,
+    CAME_BEFORE,
+    AFTER,
+];
 const REASON: Body = Body { kinds: &["application/json"], schema: "#Reason", required: false };
 
 const fn json(schema: &'static str) -> Option<Body> {
@@ -172,14 +189,21 @@ pub const ROUTES: &[Route] = &[
     )
     .asked(&[("limit", "integer", "so many, oldest first; without it 100, newest first")]),
     // === calls ===
-    get("/api/calls", Of(Read), "Open calls; with `all=true` the latest of all.", &[(200, Json("Calls"))]).asked(&[
+    get(
+        "/api/calls",
+        Of(Read),
+        "Open calls, up to 1000 a page; with `all=true` the latest of all.",
+        &[(200, Json("Calls"))],
+    )
+    .asked(&[
         BUSINESS,
         ACCOUNT,
         ("phase", "string", "in one of these phases, with commas between"),
         SINCE,
         OLDER,
         ("all", "boolean", "those that are over, too"),
-        LIMIT,
+        ("limit", "integer", "how many at most, 1 to 1000; default 1000, with `all` 100"),
+        AFTER,
     ]),
     get(
         "/api/calls/{id+}",
@@ -209,8 +233,15 @@ pub const ROUTES: &[Route] = &[
         &[(200, Json("Any")), (202, Json("Any")), (429, Json("Error")), (502, Json("Error"))],
     ),
     // === refusals ===
-    get("/api/refusals", Of(Read), "The latest refusals.", &[(200, Json("Refusals"))])
-        .asked(&[BUSINESS, ACCOUNT, SINCE, OLDER, LIMIT]),
+    get("/api/refusals", Of(Read), "The latest refusals.", &[(200, Json("Refusals"))]).asked(&[
+        BUSINESS,
+        ACCOUNT,
+        ("code", "string", "with this code"),
+        ("since_secs", "integer", "within so many seconds"),
+        ("older_secs", "integer", "before so many seconds"),
+        LIMIT,
+        AFTER,
+    ]),
     get("/api/refusals/{id}", Of(Read), "A refusal.", &[(200, Json("Refusal"))]),
     get("/api/explain", Of(Read), "Why a create was refused, or would be.", &[(200, Json("Any"))]).asked(&[
         ("id", "string", "of a refusal or a call; else a create is described by the rest"),
@@ -400,7 +431,32 @@ pub const ROUTES: &[Route] = &[
         "Webhooks and deliveries that are on record, the latest first.",
         &[(200, Json("Inbox"))],
     )
-    .asked(&[("state", "string", "all, unsettled or parked"), LIMIT]),
+    .asked(&[
+        ("state", "string", "of webhooks: all, unsettled, settled or parked"),
+        ACCOUNT,
+        ("event", "string", "with this name"),
+        ("call", "string", "of this call"),
+        ("business", "string", "of calls of this business"),
+        CAME,
+        CAME_BEFORE,
+        LIMIT,
+        AFTER,
+    ]),
+    get(
+        "/api/events/replay",
+        AllBusinesses(Read),
+        "What could be replayed of what a filter lets through, the oldest first, up to 1000 a page.",
+        &[(200, Json("Replayable"))],
+    )
+    .asked(TO_REPLAY),
+    post(
+        "/api/events/replay",
+        AllBusinesses(Operate),
+        "Replays what a filter lets through, the oldest first, 100 at once.",
+        &[(200, Json("ReplayedAll"))],
+    )
+    .asked(TO_REPLAY)
+    .with(Some(REASON)),
     get(
         "/api/events/{id}",
         AllBusinesses(Read),
@@ -458,7 +514,11 @@ pub const SCHEMAS: &[(&str, &str, &str)] = &[
         "callId:string, businessId:string, plan:string, direction:string, status:string, provider:string, account:string, carrier:string?, operation:string, origin:string, slots:integer, phase:string, outcome:string?, proof:string?, overLimit:boolean, unsettled:boolean, agent:string?, ownNumber:string?, otherNumber:string?, startedAt:time, answeredAt:time?, endedAt:time?, lastSeenAt:time, lastSeenBy:string?, deadlineAt:time?, ids:string{}",
     ),
     ("CallWithRecord", "A call with its post-call record.", "+Call, record:object?"),
-    ("Calls", "Calls, and how many are open.", "calls:#Call[], open:integer, now:time"),
+    (
+        "Calls",
+        "A page of calls; how many are open, and how many of those the filter lets through (null with `all`).",
+        "calls:#Call[], open:integer, total:integer?, next:string?, now:time",
+    ),
     ("HungUp", "What became of a hang-up: over, or unproven yet.", "result:string, means~:string, call~:#Call"),
     ("Released", "The slot is free.", "result:string, call:#Call?"),
     (
@@ -468,14 +528,14 @@ pub const SCHEMAS: &[(&str, &str, &str)] = &[
     ),
     ("Bypass", "The bypass that is in force; null: none is.", "bypass:any, note~:string?"),
     ("BypassToPut", "For how long limits are bypassed, and why.", "for_secs:integer, reason:string"),
-    ("Refusals", "Refusals.", "refusals:#Refusal[], now~:time"),
+    ("Refusals", "Refusals.", "refusals:#Refusal[], next:string?, now~:time"),
     (
         "BusinessToPut",
         "A business.",
         "id~:string, plan~:string?, max_calls~:integer?, agent_ids~:string[], phone_numbers~:string[], api_key_sha256~:string[], when_full~:any, retention_days~:integer?, transcripts~:string?, reserve_for_direct~:integer?, destinations~:any",
     ),
     ("Business", "A business as it is in force.", "+BusinessToPut, put~:boolean, note~:string"),
-    ("Businesses", "Businesses.", "businesses:#Business[]"),
+    ("Businesses", "Businesses, and how many slots each holds that holds any.", "businesses:#Business[], up:integer{}"),
     ("BadRows", "Rows of a list that cannot be taken; none was.", "error:string, message:string, rows~:object[]"),
     (
         "Purged",
@@ -533,7 +593,21 @@ pub const SCHEMAS: &[(&str, &str, &str)] = &[
         "A request that is made to the app.",
         "id:string, eventId:string, callId:string?, url:string?, own:boolean, route:any, state:string, attempts:integer, nextTryAt:time?, doneAt:time?, lastError:string?",
     ),
-    ("Inbox", "Webhooks and deliveries.", "events:#Event[], pending:#Delivery[], givenUp:#Delivery[]"),
+    (
+        "Inbox",
+        "A page of webhooks; and the latest deliveries, with whether there are more.",
+        "events:#Event[], next:string?, pending:#Delivery[], morePending:boolean, givenUp:#Delivery[], moreGivenUp:boolean",
+    ),
+    (
+        "Replayable",
+        "How many there are from here on, their ids, and where to go on.",
+        "matching:integer, ids:string[], next:string?",
+    ),
+    (
+        "ReplayedAll",
+        "How many there were, what was replayed of them, and where to go on.",
+        "matching:integer, replayed:integer, failed:integer, errors:object[], next:string?",
+    ),
     ("EventWithDeliveries", "A webhook with its deliveries.", "+Event, deliveries:#Delivery[]"),
     ("Replayed", "What was applied and delivered again.", "event:#Event?, deliveries:integer"),
     (
