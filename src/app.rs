@@ -302,6 +302,8 @@ impl App {
         tasks.spawn(dialler::run(move || (newest.calls(), newest.runs()), draining.clone()));
         let (newest, role) = (live.clone(), calls.lifecycle.capacity.clone());
         tasks.spawn(keeper::run(move || (newest.calls(), newest.runs()), move || role.role().leads, draining.clone()));
+        let newest = live.clone();
+        tasks.spawn(admin::follow_use(move || newest.console(), draining.clone()));
         tasks.spawn(purge(live.clone(), stop.clone()));
         tasks.spawn(config_watcher::run(live.clone(), stop.clone()));
         tls.show_expiries(&metrics);

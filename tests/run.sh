@@ -5,7 +5,7 @@
 #     bash tests/run.sh rust                # cargo test
 #     bash tests/run.sh rust NAME           # cargo test NAME: arguments go to cargo test
 #     bash tests/run.sh rust -- --nocapture
-#     bash tests/run.sh sdk                 # the providers' own SDKs against the built program
+#     bash tests/run.sh sdk                 # the providers' own SDKs against the built program, and its page by axe-core
 #     bash tests/run.sh sdk -k twilio       # arguments go to python's unittest
 #     bash tests/run.sh files               # what is in deploy/, with the programs that read it, as far as it needs no root and no minutes
 #     bash tests/run.sh deploy              # all of deploy/: incidents, packages and services too; needs root for some
@@ -30,7 +30,7 @@ test_packages() {
     compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || missing+=(postgresql)
     [ -x /usr/sbin/pgbouncer ] || missing+=(pgbouncer)
     command -v redis-server >/dev/null || missing+=(redis-server)
-    if [ "$part" = rust ] || [ "$part" = all ]; then
+    if [ "$part" != deploy ]; then
         command -v chromium >/dev/null || command -v chromium-browser >/dev/null || missing+=(chromium)
     fi
     if [ "$part" != rust ]; then

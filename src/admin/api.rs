@@ -72,6 +72,23 @@ const ACCOUNT: (&str, &str, &str) = ("account", "string", "of this account");
 const SINCE: (&str, &str, &str) = ("since_secs", "integer", "begun in the last N seconds");
 const OLDER: (&str, &str, &str) = ("older_secs", "integer", "begun more than N seconds ago");
 const BUSINESS: (&str, &str, &str) = ("business", "string", "of this business");
+const AFTER: (&str, &str, &str) = ("after", "string", "`next` of the previous page");
+const CAME: (&str, &str, &str) = ("since_secs", "integer", "received in the last N seconds");
+const CAME_BEFORE: (&str, &str, &str) = ("older_secs", "integer", "received more than N seconds ago");
+const TO_REPLAY: &[(&str, &str, &str)] = &[
+    (
+        "state",
+        "string",
+        "failed (parked, or with an abandoned delivery), parked, given_up or settled; default failed",
+    ),
+    ACCOUNT,
+    ("event", "string", "with this name"),
+    ("call", "string", "of this call"),
+    ("business", "string", "of calls of this business"),
+    CAME,
+    CAME_BEFORE,
+    AFTER,
+];
 const REASON: Body = Body { kinds: &["application/json"], schema: "#Reason", required: false };
 
 const fn json(schema: &'static str) -> Option<Body> {
@@ -172,14 +189,21 @@ pub const ROUTES: &[Route] = &[
     )
     .asked(&[("limit", "integer", "this many, oldest first; without it 100, newest first")]),
     // === calls ===
-    get("/api/calls", Of(Read), "Open calls; with `all=true` the latest of all.", &[(200, Json("Calls"))]).asked(&[
+    get(
+        "/api/calls",
+        Of(Read),
+        "Open calls, up to 1000 a page; with `all=true` the latest of all.",
+        &[(200, Json("Calls"))],
+    )
+    .asked(&[
         BUSINESS,
         ACCOUNT,
         ("phase", "string", "in one of these phases, separated by commas"),
         SINCE,
         OLDER,
         ("all", "boolean", "include ended calls"),
-        LIMIT,
+        ("limit", "integer", "maximum number, 1 to 1000; default 1000, with `all` 100"),
+        AFTER,
     ]),
     get(
         "/api/calls/{id+}",
@@ -209,8 +233,15 @@ pub const ROUTES: &[Route] = &[
         &[(200, Json("Any")), (202, Json("Any")), (429, Json("Error")), (502, Json("Error"))],
     ),
     // === refusals ===
-    get("/api/refusals", Of(Read), "The latest refusals.", &[(200, Json("Refusals"))])
-        .asked(&[BUSINESS, ACCOUNT, SINCE, OLDER, LIMIT]),
+    get("/api/refusals", Of(Read), "The latest refusals.", &[(200, Json("Refusals"))]).asked(&[
+        BUSINESS,
+        ACCOUNT,
+        ("code", "string", "with this code"),
+        ("since_secs", "integer", "in the last N seconds"),
+        ("older_secs", "integer", "more than N seconds ago"),
+        LIMIT,
+        AFTER,
+    ]),
     get("/api/refusals/{id}", Of(Read), "A refusal.", &[(200, Json("Refusal"))]),
     get("/api/explain", Of(Read), "Why a create was refused, or would be.", &[(200, Json("Any"))]).asked(&[
         ("id", "string", "of a refusal or a call; without it the other parameters describe a create"),
@@ -263,7 +294,7 @@ pub const ROUTES: &[Route] = &[
         "Do-not-call numbers: the global list, or that of `business`.",
         &[(200, Json("Numbers"))],
     )
-    .asked(&[BUSINESS, LIMIT, ("after", "integer", "`next` of the page before")]),
+    .asked(&[BUSINESS, LIMIT, ("after", "integer", "`next` of the previous page")]),
     put(
         "/api/do-not-call",
         Of(Operate),
@@ -321,7 +352,7 @@ pub const ROUTES: &[Route] = &[
     )
     .with(Some(Body { kinds: LEADS, schema: "any", required: true })),
     get("/api/runs/{id}/results", Of(Read), "The result of each lead.", &[(200, Json("Results"))]).asked(&[
-        ("after", "integer", "`next` of the page before"),
+        ("after", "integer", "`next` of the previous page"),
         ("limit", "integer", "1 to 10000; default 1000"),
         ("format", "string", "json, ndjson or csv"),
     ]),
@@ -390,7 +421,32 @@ pub const ROUTES: &[Route] = &[
         "Recorded webhooks and deliveries, the latest first.",
         &[(200, Json("Inbox"))],
     )
-    .asked(&[("state", "string", "all, unsettled or parked"), LIMIT]),
+    .asked(&[
+        ("state", "string", "of webhooks: all, unsettled, settled or parked"),
+        ACCOUNT,
+        ("event", "string", "with this name"),
+        ("call", "string", "of this call"),
+        ("business", "string", "of calls of this business"),
+        CAME,
+        CAME_BEFORE,
+        LIMIT,
+        AFTER,
+    ]),
+    get(
+        "/api/events/replay",
+        AllBusinesses(Read),
+        "Webhooks that match a filter and can be replayed, the oldest first, up to 1000 a page.",
+        &[(200, Json("Replayable"))],
+    )
+    .asked(TO_REPLAY),
+    post(
+        "/api/events/replay",
+        AllBusinesses(Operate),
+        "Replays webhooks that match a filter, the oldest first, 100 at once.",
+        &[(200, Json("ReplayedAll"))],
+    )
+    .asked(TO_REPLAY)
+    .with(Some(REASON)),
     get(
         "/api/events/{id}",
         AllBusinesses(Read),
@@ -448,7 +504,11 @@ pub const SCHEMAS: &[(&str, &str, &str)] = &[
         "callId:string, businessId:string, plan:string, direction:string, status:string, provider:string, account:string, carrier:string?, operation:string, origin:string, slots:integer, phase:string, outcome:string?, proof:string?, overLimit:boolean, unsettled:boolean, agent:string?, ownNumber:string?, otherNumber:string?, startedAt:time, answeredAt:time?, endedAt:time?, lastSeenAt:time, lastSeenBy:string?, deadlineAt:time?, ids:string{}",
     ),
     ("CallWithRecord", "A call with its post-call record.", "+Call, record:object?"),
-    ("Calls", "Calls, and the number of open ones.", "calls:#Call[], open:integer, now:time"),
+    (
+        "Calls",
+        "A page of calls; the number of open calls, and of those that match the filter (null with `all`).",
+        "calls:#Call[], open:integer, total:integer?, next:string?, now:time",
+    ),
     ("HungUp", "The result of a hang-up: over, or not confirmed yet.", "result:string, means~:string, call~:#Call"),
     ("Released", "The slot is free.", "result:string, call:#Call?"),
     (
@@ -458,14 +518,14 @@ pub const SCHEMAS: &[(&str, &str, &str)] = &[
     ),
     ("Bypass", "The bypass in force, or null.", "bypass:any, note~:string?"),
     ("BypassToPut", "The duration of a bypass, and the reason.", "for_secs:integer, reason:string"),
-    ("Refusals", "Refusals.", "refusals:#Refusal[], now~:time"),
+    ("Refusals", "A page of refusals.", "refusals:#Refusal[], next:string?, now~:time"),
     (
         "BusinessToPut",
         "A business.",
         "id~:string, plan~:string?, max_calls~:integer?, agent_ids~:string[], phone_numbers~:string[], api_key_sha256~:string[], when_full~:any, retention_days~:integer?, transcripts~:string?, reserve_for_direct~:integer?, destinations~:any",
     ),
     ("Business", "A business in force.", "+BusinessToPut, put~:boolean, note~:string"),
-    ("Businesses", "Businesses.", "businesses:#Business[]"),
+    ("Businesses", "Businesses, and the slots that each holds.", "businesses:#Business[], up:integer{}"),
     ("BadRows", "Invalid rows of a list; nothing was stored.", "error:string, message:string, rows~:object[]"),
     (
         "Purged",
@@ -519,7 +579,21 @@ pub const SCHEMAS: &[(&str, &str, &str)] = &[
         "A request to the app.",
         "id:string, eventId:string, callId:string?, url:string?, own:boolean, route:any, state:string, attempts:integer, nextTryAt:time?, doneAt:time?, lastError:string?",
     ),
-    ("Inbox", "Webhooks and deliveries.", "events:#Event[], pending:#Delivery[], givenUp:#Delivery[]"),
+    (
+        "Inbox",
+        "A page of webhooks; and the latest deliveries, and whether there are more.",
+        "events:#Event[], next:string?, pending:#Delivery[], morePending:boolean, givenUp:#Delivery[], moreGivenUp:boolean",
+    ),
+    (
+        "Replayable",
+        "The number of matching webhooks from here on, their ids, and the next page.",
+        "matching:integer, ids:string[], next:string?",
+    ),
+    (
+        "ReplayedAll",
+        "The number of matching webhooks, the result of their replay, and the next page.",
+        "matching:integer, replayed:integer, failed:integer, errors:object[], next:string?",
+    ),
     ("EventWithDeliveries", "A webhook with its deliveries.", "+Event, deliveries:#Delivery[]"),
     ("Replayed", "The replayed webhook, and the number of its deliveries.", "event:#Event?, deliveries:integer"),
     (

@@ -10,13 +10,14 @@ use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::history::History;
+use super::history::{History, Points};
 use super::reload::Running;
+use super::run_board::{Lists, RunBoard};
 use super::{Admin, shown};
 use crate::clock::{UnixMs, rfc3339};
 use crate::ids::BusinessId;
 use crate::policy::Policy;
-use crate::store::{CallRecord, Inbox, ListFilter, Outbox, RefusalRecord};
+use crate::store::{CallRecord, EventFilter, Inbox, ListFilter, Outbox, RefusalRecord};
 
 /// The shortest pause between two readings.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -36,7 +37,11 @@ pub(super) type Rights = Option<BTreeSet<String>>;
 
 /// See the module. Cloning is cheap.
 #[derive(Clone, Default)]
-pub struct Board(Arc<Mutex<Watched>>);
+pub struct Board {
+    watched: Arc<Mutex<Watched>>,
+    /// Held slots over the last minutes.
+    pub(super) history: History,
+}
 
 #[derive(Default)]
 struct Watched {
@@ -48,7 +53,7 @@ struct Watched {
 impl Board {
     fn lock(&self) -> MutexGuard<'_, Watched> {
         // No code panics while it is held.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Adds a viewer. `None`: too many.
@@ -86,13 +91,13 @@ impl Board {
 
     /// Reads until no viewers are left, or the process stops.
     async fn keep_reading(self, program: Weak<dyn Running>, draining: CancellationToken) {
-        let mut history = History::default();
+        let mut runs = RunBoard::default();
         while let Some(views) = self.views() {
             let Some(program) = program.upgrade() else { break };
             let admin = program.console();
             drop(program);
             let began = Instant::now();
-            let reading = Box::pin(admin.reading(&mut history, &views)).await;
+            let reading = Box::pin(admin.reading(&mut runs, &views)).await;
             drop(admin);
             // With thousands of calls this takes a while.
             let written = tokio::task::spawn_blocking(move || reading.frames(views)).await;
@@ -183,16 +188,17 @@ struct Reading {
     at_ms: UnixMs,
     /// `None`: the database is unavailable.
     open: Option<Vec<CallRecord>>,
-    refusals: BTreeMap<Rights, Vec<RefusalRecord>>,
+    refusals: BTreeMap<Rights, Option<Vec<RefusalRecord>>>,
+    runs: Lists,
     policy: Arc<Policy>,
-    history: History,
+    history: Points,
     /// For viewers of all businesses.
     status: Value,
     webhooks: Value,
 }
 
 impl Admin {
-    async fn reading(&self, history: &mut History, views: &[(Rights, Arc<Frame>)]) -> Reading {
+    async fn reading(&self, runs: &mut RunBoard, views: &[(Rights, Arc<Frame>)]) -> Reading {
         let (lifecycle, store) = (&self.calls.lifecycle, &self.calls.lifecycle.store);
         let at_ms = lifecycle.clock.now_ms();
         let open = store.open_calls().await.ok();
@@ -201,22 +207,26 @@ impl Admin {
         for (rights, _) in views {
             let businesses = rights.as_ref().map(|own| own.iter().cloned().collect());
             let filter = ListFilter { businesses, ..ListFilter::default() };
-            refusals.insert(rights.clone(), store.list_refusals(&filter, LATEST_MAX).await.unwrap_or_default());
+            refusals.insert(rights.clone(), store.list_refusals(&filter, LATEST_MAX).await.ok());
         }
-        if history.is_due(at_ms)
-            && let Some(open) = &open
-            && let Ok(latest) = store.latest_calls(super::LIST_MAX).await
-        {
-            *history = History::of(open, &latest, at_ms, super::LIST_MAX as usize);
-        }
+        let rights: Vec<Rights> = views.iter().map(|(rights, _)| rights.clone()).collect();
+        let runs = runs.read(self, &rights).await;
         let webhooks = json!({
-            "parked": store.inbox(Inbox::Parked, LATEST_MAX).await.map(|all| all.iter().map(super::operator::event).collect::<Vec<_>>()).ok(),
-            "unsettled": store.inbox(Inbox::Unsettled, LATEST_MAX).await.map(|all| all.iter().map(super::operator::event).collect::<Vec<_>>()).ok(),
-            "pending": store.outbox(Outbox::Pending, LATEST_MAX).await.map(|all| all.iter().map(super::operator::delivery).collect::<Vec<_>>()).ok(),
-            "givenUp": store.outbox(Outbox::GivenUp, LATEST_MAX).await.map(|all| all.iter().map(super::operator::delivery).collect::<Vec<_>>()).ok(),
+            "parked": self.latest_events(Inbox::Parked).await, "unsettled": self.latest_events(Inbox::Unsettled).await,
+            "pending": self.latest_deliveries(Outbox::Pending).await, "givenUp": self.latest_deliveries(Outbox::GivenUp).await,
         });
-        let policy = lifecycle.policy.load_full();
-        Reading { at_ms, open, refusals, policy, history: history.clone(), status, webhooks }
+        let (policy, history) = (lifecycle.policy.load_full(), self.board.history.points());
+        Reading { at_ms, open, refusals, runs, policy, history, status, webhooks }
+    }
+
+    async fn latest_events(&self, which: Inbox) -> Option<Vec<Value>> {
+        let found = self.calls.lifecycle.store.inbox(which, &EventFilter::default(), LATEST_MAX).await.ok()?;
+        Some(found.iter().map(super::operator::event).collect())
+    }
+
+    async fn latest_deliveries(&self, which: Outbox) -> Option<Vec<Value>> {
+        let found = self.calls.lifecycle.store.outbox(which, &EventFilter::default(), LATEST_MAX).await.ok()?;
+        Some(found.iter().map(super::operator::delivery).collect())
     }
 }
 
@@ -254,9 +264,12 @@ impl Reading {
         }
         let mut held: Vec<(&str, u32)> = held.into_iter().collect();
         held.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(b.0)));
-        let businesses: Vec<Value> = held.iter().take(BUSINESSES_MAX).map(|(id, n)| self.business(id, *n)).collect();
-        let refusals = self.refusals.get(rights).into_iter().flatten();
-        let refusals: Vec<Value> = refusals.map(|one| lean(super::listing::refusal(one))).collect();
+        let businesses = held.iter().take(BUSINESSES_MAX).map(|(id, n)| self.business(id, *n));
+        let businesses = self.open.as_ref().map(|_| businesses.collect::<Vec<Value>>());
+        let refusals = self.refusals.get(rights).and_then(Option::as_ref);
+        let refusals: Option<Vec<Value>> =
+            refusals.map(|all| all.iter().map(|one| lean(super::listing::refusal(one))).collect());
+        let (runs, schedules) = self.runs.get(rights).cloned().unwrap_or_default();
         let open = json!({
             "open": open, "shown": open.min(CALLS_MAX), "known": self.open.is_some(), "mode": self.policy.mode().as_str(),
             "holding": held.iter().filter(|(_, n)| *n > 0).count(),
@@ -265,6 +278,8 @@ impl Reading {
             ("calls", open.to_string()),
             ("businesses", json!(businesses).to_string()),
             ("refusals", json!(refusals).to_string()),
+            ("runs", runs.to_string()),
+            ("schedules", schedules.to_string()),
             ("history", self.history.shown(rights.is_none(), sees).to_string()),
         ]);
         if rights.is_none() {
@@ -288,7 +303,7 @@ fn row(call: &CallRecord) -> Arc<str> {
     lean(shown(call)).to_string().into()
 }
 
-fn lean(value: Value) -> Value {
+pub(super) fn lean(value: Value) -> Value {
     match value {
         Value::Object(fields) => fields.into_iter().filter(|(_, value)| !value.is_null()).collect::<Map<_, _>>().into(),
         other => other,

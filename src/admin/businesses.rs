@@ -1,5 +1,7 @@
 //! Lists, creates and deletes businesses at run time.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode};
 use serde_json::{Map, Value, json};
@@ -13,9 +15,16 @@ use crate::policy::Business;
 use crate::reply::{json_answer, respond};
 
 impl Admin {
-    /// Every known business: from the config, or created by the API (`put`).
+    /// Every known business: from the config, or created by the API (`put`); and what each holds (`up`).
     pub(super) async fn businesses(&self, who: &Caller) -> Answer {
         let put = self.calls.lifecycle.store.businesses().await?;
+        let open = self.calls.lifecycle.store.open_calls().await?;
+        let mut up = BTreeMap::<&str, u32>::new();
+        for call in
+            open.iter().filter(|call| call.counts() && !call.over_limit && who.sees(call.facts.business.as_str()))
+        {
+            *up.entry(call.facts.business.as_str()).or_default() += call.slots;
+        }
         let policy = self.calls.lifecycle.policy.load();
         let mut known: Vec<&Business> = policy.businesses().filter(|one| who.sees(one.id.as_str())).collect();
         known.sort_by(|a, b| a.id.cmp(&b.id));
@@ -24,7 +33,7 @@ impl Admin {
             shown["put"] = put.iter().any(|one| one.id == business.id).into();
             shown
         });
-        ok(&json!({"businesses": shown.collect::<Vec<Value>>()}))
+        ok(&json!({"businesses": shown.collect::<Vec<Value>>(), "up": up}))
     }
 
     /// A business as it is in force, for the audit.

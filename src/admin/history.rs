@@ -1,107 +1,165 @@
-//! History of held slots over the last minutes, from the store: it is the same after a restart, and at every replica.
+//! Held slots over the last minutes: counted every half minute, and kept in memory. A line begins where its process did.
 
-use std::collections::{BTreeMap, HashSet};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
+use super::Admin;
 use crate::clock::{UnixMs, rfc3339};
+use crate::ids::BusinessId;
+use crate::policy::Policy;
 use crate::store::CallRecord;
 
-/// The distance of two points, in milliseconds.
+/// The distance of two points.
+const STEP: Duration = Duration::from_secs(30);
 const STEP_MS: i64 = 30_000;
-/// The covered period, in milliseconds.
-const SPAN_MS: i64 = 30 * STEP_MS;
 /// Points per line.
 const POINTS: usize = 31;
-/// Accounts and businesses that are shown: those with the most slots.
+/// Businesses per point, and limits: those with the most slots.
+const KEPT_MAX: usize = 1_000;
+/// Lines that are shown of each kind.
 const LINES_MAX: usize = 50;
 
-/// See the module.
-#[derive(Debug, Clone, Default)]
-pub(super) struct History {
-    spans: Vec<Span>,
-    until: UnixMs,
-    /// Before this time not all calls are known.
-    known_since: UnixMs,
+type Slots = BTreeMap<Arc<str>, u32>;
+
+/// What was held at a time.
+#[derive(Debug, Default)]
+struct Point {
+    at_ms: UnixMs,
+    all: u32,
+    accounts: Slots,
+    businesses: Slots,
+    limits: Slots,
 }
 
-/// The period in which a call held slots.
-#[derive(Debug, Clone)]
-struct Span {
-    accounts: Vec<String>,
-    business: String,
-    slots: u32,
-    from: UnixMs,
-    until: Option<UnixMs>,
+/// The latest points, the oldest first. Cloning is cheap.
+#[derive(Debug, Clone, Default)]
+pub(super) struct History(Arc<Mutex<VecDeque<Arc<Point>>>>);
+
+/// Counts held slots every half minute, until the process stops.
+pub async fn follow_use(console: impl Fn() -> Admin, stop: CancellationToken) {
+    while !stop.is_cancelled() {
+        let admin = console();
+        let lifecycle = &admin.calls.lifecycle;
+        // Where something does not answer, the line has a gap.
+        if let (Ok(open), Ok(counts)) = (lifecycle.store.open_calls().await, lifecycle.capacity.counts().await) {
+            let limits = held_by_limit(&lifecycle.policy.load(), &counts.by_key);
+            admin.board.history.push(Point::of(&open, limits, lifecycle.clock.now_ms()));
+        }
+        drop(admin);
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(STEP) => {}
+        }
+    }
+}
+
+/// How much of each concurrency limit is held; of one that is counted per something, by whoever holds most.
+fn held_by_limit(policy: &Policy, by_key: &BTreeMap<String, u32>) -> Slots {
+    let mut held = Slots::new();
+    for (key, slots) in by_key {
+        let (name, whose) = key.split_once('|').unwrap_or((key, ""));
+        let name = match BusinessId::parse(whose) {
+            // Its own limit, or that of its plan: the key is the same.
+            Ok(id) if name == "business" => match policy.business(&id).and_then(|own| own.max_calls) {
+                Some(_) => format!("business.{id}").into(),
+                None => format!("plan.{}", policy.plan_of(&id)).into(),
+            },
+            _ => Arc::from(name),
+        };
+        let most = held.entry(name).or_default();
+        *most = (*most).max(*slots);
+    }
+    held
+}
+
+/// Those with the most slots.
+fn most(slots: Slots) -> Slots {
+    if slots.len() <= KEPT_MAX {
+        return slots;
+    }
+    let mut all: Vec<(Arc<str>, u32)> = slots.into_iter().collect();
+    all.sort_by_key(|(_, n)| Reverse(*n));
+    all.into_iter().take(KEPT_MAX).collect()
+}
+
+impl Point {
+    fn of(open: &[CallRecord], limits: Slots, at_ms: UnixMs) -> Self {
+        let mut point = Self { at_ms, limits: most(limits), ..Self::default() };
+        for call in open.iter().filter(|call| call.counts()) {
+            let facts = &call.facts;
+            point.all += call.slots;
+            *point.businesses.entry(facts.business.as_str().into()).or_default() += call.slots;
+            for account in std::iter::once(&facts.account).chain(&facts.carrier) {
+                *point.accounts.entry(account.as_str().into()).or_default() += call.slots;
+            }
+        }
+        point.businesses = most(std::mem::take(&mut point.businesses));
+        point
+    }
 }
 
 impl History {
-    /// Whether it has to be renewed.
-    pub(super) fn is_due(&self, now_ms: UnixMs) -> bool {
-        now_ms - self.until >= STEP_MS || now_ms < self.until
-    }
-
-    /// Builds it from the open calls and the latest ones, of which `asked` were requested.
-    pub(super) fn of(open: &[CallRecord], latest: &[CallRecord], now_ms: UnixMs, asked: usize) -> Self {
-        let since = now_ms - SPAN_MS;
-        let oldest = latest.iter().map(|call| call.admitted_at).min();
-        let known_since = oldest.filter(|_| latest.len() >= asked).map_or(since, |oldest| oldest.max(since));
-        let mut seen = HashSet::new();
-        let spans = open
-            .iter()
-            .chain(latest)
-            .filter(|call| call.counts() && call.ended_at.is_none_or(|at| at >= since) && seen.insert(&call.id))
-            .map(|call| Span {
-                accounts: std::iter::once(call.facts.account.to_string())
-                    .chain(call.facts.carrier.as_ref().map(ToString::to_string))
-                    .collect(),
-                business: call.facts.business.to_string(),
-                slots: call.slots,
-                from: call.admitted_at,
-                until: call.ended_at,
-            })
-            .collect();
-        Self { spans, until: now_ms, known_since }
-    }
-
-    /// The lines for a viewer of these businesses. A point at which not all calls are known is null.
-    pub(super) fn shown(&self, with_accounts: bool, sees: impl Fn(&str) -> bool) -> Value {
-        let times: Vec<UnixMs> =
-            std::iter::successors(Some(self.until - SPAN_MS), |at| Some(at + STEP_MS)).take(POINTS).collect();
-        let mut all = vec![0_u32; POINTS];
-        let (mut accounts, mut businesses) = (BTreeMap::new(), BTreeMap::new());
-        for span in self.spans.iter().filter(|span| sees(&span.business)) {
-            for (point, (at, total)) in times.iter().zip(all.iter_mut()).enumerate() {
-                if span.from > *at || span.until.is_some_and(|until| until <= *at) {
-                    continue;
-                }
-                *total += span.slots;
-                add(&mut businesses, &span.business, point, span.slots);
-                for account in span.accounts.iter().filter(|_| with_accounts) {
-                    add(&mut accounts, account, point, span.slots);
-                }
-            }
+    fn push(&self, point: Point) {
+        let mut points = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if points.len() == POINTS {
+            points.pop_front();
         }
-        let line = |line: &[u32]| -> Value {
-            let told = times.iter().zip(line);
-            told.map(|(at, n)| if *at < self.known_since { Value::Null } else { (*n).into() }).collect()
-        };
-        let lines = |of: BTreeMap<&str, Vec<u32>>| -> Value {
-            let mut most: Vec<(&str, Vec<u32>)> = of.into_iter().collect();
-            most.sort_by_key(|(_, line)| std::cmp::Reverse(line.iter().max().copied()));
-            most.iter().take(LINES_MAX).map(|(name, values)| ((*name).to_owned(), line(values))).collect()
-        };
-        json!({
-            "stepSecs": STEP_MS / 1000, "until": rfc3339(self.until), "all": line(&all), "accounts": lines(accounts),
-            "businesses": lines(businesses),
-        })
+        points.push_back(Arc::new(point));
+    }
+
+    /// The points at this moment.
+    pub(super) fn points(&self) -> Points {
+        Points(self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect())
     }
 }
 
-fn add<'a>(lines: &mut BTreeMap<&'a str, Vec<u32>>, name: &'a str, point: usize, slots: u32) {
-    let line = lines.entry(name).or_insert_with(|| vec![0; POINTS]);
-    if let Some(n) = line.get_mut(point) {
-        *n += slots;
+/// The points of one reading.
+#[derive(Debug, Default)]
+pub(super) struct Points(Vec<Arc<Point>>);
+
+impl Points {
+    /// The lines for a viewer of these businesses, with those of accounts and limits for who sees all. Where nothing was counted, a
+    /// line is null.
+    pub(super) fn shown(&self, is_of_all: bool, sees: impl Fn(&str) -> bool) -> Value {
+        let until = self.0.last().map_or(0, |point| point.at_ms);
+        let mut steps: [Option<&Point>; POINTS] = [None; POINTS];
+        for point in &self.0 {
+            // A point may be late by a part of a step.
+            let ago = usize::try_from((until - point.at_ms + STEP_MS / 2) / STEP_MS).unwrap_or(POINTS);
+            if let Some(step) = (POINTS - 1).checked_sub(ago).and_then(|n| steps.get_mut(n)) {
+                *step = Some(point);
+            }
+        }
+        let all = steps.iter().map(|step| {
+            step.map(|point| match is_of_all {
+                true => point.all,
+                false => point.businesses.iter().filter(|(id, _)| sees(id)).map(|(_, n)| n).sum(),
+            })
+        });
+        let lines = |of: fn(&Point) -> &Slots, sees: &dyn Fn(&str) -> bool| -> Value {
+            let mut highest = BTreeMap::<&str, u32>::new();
+            for (name, slots) in self.0.iter().flat_map(|point| of(point)).filter(|(name, _)| sees(name)) {
+                let most = highest.entry(name).or_default();
+                *most = (*most).max(*slots);
+            }
+            let mut names: Vec<(&str, u32)> = highest.into_iter().collect();
+            names.sort_by_key(|(_, most)| Reverse(*most));
+            let line = |name: &str| -> Value {
+                let at = |point: &Point| of(point).get(name).copied().unwrap_or(0);
+                steps.iter().map(|step| json!(step.map(at))).collect()
+            };
+            names.into_iter().take(LINES_MAX).map(|(name, _)| (name.to_owned(), line(name))).collect()
+        };
+        json!({
+            "stepSecs": STEP_MS / 1000, "until": rfc3339(until), "all": all.collect::<Vec<_>>(),
+            "accounts": lines(|point| &point.accounts, &|_| is_of_all), "limits": lines(|point| &point.limits, &|_| is_of_all),
+            "businesses": lines(|point| &point.businesses, &sees),
+        })
     }
 }
 
@@ -109,32 +167,45 @@ fn add<'a>(lines: &mut BTreeMap<&'a str, Vec<u32>>, name: &'a str, point: usize,
 mod tests {
     use super::*;
 
+    fn slots(of: &[(&str, u32)]) -> Slots {
+        of.iter().map(|(name, n)| (Arc::from(*name), *n)).collect()
+    }
+
     #[test]
-    fn places_are_counted_from_admission_to_end_and_where_not_all_is_known_nothing_is_said() {
-        let span = |business: &str, from, until, slots| Span {
-            accounts: vec!["el".to_owned()],
-            business: business.to_owned(),
-            slots,
-            from,
-            until,
-        };
+    fn what_was_counted_is_a_line_and_where_nothing_was_there_is_a_gap() {
+        let history = History::default();
         let until = 10_000_000;
-        let spans = vec![
-            span("acme", until - 60_000, None, 1),
-            span("acme", until - 95_000, Some(until - 30_000), 3),
-            span("birch", 0, Some(until - 1), 1),
-        ];
-        let history = History { spans, until, known_since: until - 100_000 };
-        let shown = history.shown(true, |_| true);
+        for (ago_ms, acme, birch) in [(2_000_000, 9, 9), (95_000, 1, 3), (31_000, 2, 0), (0, 5, 1)] {
+            history.push(Point {
+                at_ms: until - ago_ms,
+                all: acme + birch,
+                accounts: slots(&[("el", acme + birch)]),
+                businesses: slots(&[("acme", acme), ("birch", birch)]),
+                limits: slots(&[("global", acme + birch), ("night", acme)]),
+            });
+        }
+        let shown = history.points().shown(true, |_| true);
         let all = shown["all"].as_array().unwrap();
-        assert_eq!((all.len(), &all[27..]), (31, &[json!(4), json!(5), json!(2), json!(1)][..]));
+        assert_eq!((all.len(), &all[27..]), (31, &[json!(4), Value::Null, json!(2), json!(6)][..]));
         assert!(all[..27].iter().all(Value::is_null), "{all:?}");
-        assert_eq!(shown["accounts"]["el"][28], 5);
-        let own = history.shown(false, |business| business == "birch");
-        assert_eq!(
-            (own["all"][29].clone(), own["all"][30].clone(), own["accounts"].clone()),
-            (json!(1), json!(0), json!({}))
-        );
+        assert_eq!((&shown["accounts"]["el"][29], &shown["limits"]["night"][30]), (&json!(2), &json!(5)));
+        let own = history.points().shown(false, |business| business == "birch");
+        assert_eq!((&own["all"][27], &own["all"][30]), (&json!(3), &json!(1)));
+        assert_eq!((&own["accounts"], &own["limits"]), (&json!({}), &json!({})));
         assert!(own["businesses"].get("acme").is_none());
+    }
+
+    #[test]
+    fn it_keeps_no_more_than_it_shows() {
+        let history = History::default();
+        let many: Slots = (0..3_000_u32).map(|n| (Arc::from(format!("b{n}")), n)).collect();
+        for n in 0..100 {
+            history.push(Point { at_ms: n * STEP_MS, businesses: most(many.clone()), ..Point::default() });
+        }
+        let points = history.points();
+        assert_eq!((points.0.len(), points.0[0].at_ms, points.0[0].businesses.len()), (31, 69 * STEP_MS, KEPT_MAX));
+        assert!(points.0[0].businesses.contains_key("b2999"));
+        let shown = points.shown(true, |_| true);
+        assert_eq!(shown["businesses"].as_object().map(serde_json::Map::len), Some(LINES_MAX));
     }
 }

@@ -8,7 +8,7 @@ use super::{Admin, Answer, LIST_MAX, Problem, bad, limit_of, not_found, ok, show
 use crate::call::Phase;
 use crate::clock::{UnixMs, rfc3339};
 use crate::ids::RefusalId;
-use crate::store::{CallRecord, ListFilter, RefusalRecord};
+use crate::store::{CallRecord, Cursor, ListFilter, RefusalRecord};
 
 /// The last value of a name in a query.
 pub(super) fn asked(query: &str, name: &str) -> Option<String> {
@@ -16,10 +16,32 @@ pub(super) fn asked(query: &str, name: &str) -> Option<String> {
     all.last().map(|(_, value)| value.into_owned()).filter(|value| !value.is_empty())
 }
 
-fn seconds(query: &str, name: &str) -> Result<Option<i64>, Problem> {
+pub(super) fn seconds(query: &str, name: &str) -> Result<Option<i64>, Problem> {
     let Some(text) = asked(query, name) else { return Ok(None) };
     let secs = text.parse::<u32>().map_err(|_| bad(format!("{name} is a number of seconds, not {text:?}")))?;
     Ok(Some(i64::from(secs) * 1000))
+}
+
+/// The position of a page: `after` is `next` of the previous page.
+pub(super) fn place(query: &str) -> Result<Option<Cursor>, Problem> {
+    let Some(text) = asked(query, "after") else { return Ok(None) };
+    let place = text.split_once('-').and_then(|(at, id)| Some((at.parse().ok()?, id.to_owned())));
+    place.map(Some).ok_or_else(|| bad("after must be `next` of the previous page"))
+}
+
+/// A page of a list that was read with one element more, and the position [`after`](place) it, if there is more.
+pub(super) fn page<T>(
+    mut list: Vec<T>,
+    limit: usize,
+    place: impl Fn(&T) -> (UnixMs, &str),
+) -> (Vec<T>, Option<String>) {
+    let is_more = list.len() > limit;
+    list.truncate(limit);
+    let next = list.last().filter(|_| is_more).map(|last| {
+        let (at, id) = place(last);
+        format!("{at}-{id}")
+    });
+    (list, next)
 }
 
 /// The businesses of a query that its caller may see; `None`: all. For one that the caller may not see the list is empty, as for one
@@ -45,6 +67,8 @@ fn filter_of(query: &str, who: &Caller, now_ms: UnixMs) -> Result<ListFilter, Pr
         businesses: visible_businesses(query, who),
         account: asked(query, "account"),
         phases,
+        code: asked(query, "code"),
+        after: place(query)?,
         from_ms: seconds(query, "since_secs")?.map(|ms| now_ms - ms),
         before_ms: seconds(query, "older_secs")?.map(|ms| now_ms - ms),
     })
@@ -71,32 +95,39 @@ pub(super) fn refusal(refusal: &RefusalRecord) -> Value {
 }
 
 impl Admin {
-    /// Live calls; with `all` also ended ones, the latest first.
+    /// Live calls, the oldest first; with `all` also ended ones, the latest first.
     pub(super) async fn list(&self, query: &str, who: &Caller) -> Answer {
         let now_ms = self.calls.lifecycle.clock.now_ms();
         let filter = filter_of(query, who, now_ms)?;
         let store = &self.calls.lifecycle.store;
-        let (records, open) = if asked(query, "all").is_some_and(|v| v == "true" || v == "1") {
-            let records = store.list_calls(&filter, limit_of(query)).await?;
-            let open = records.iter().filter(|call| call.phase != Phase::Ended).count();
-            (records, open)
+        let at = |call: &CallRecord| (call.admitted_at, call.id.to_string());
+        let (records, open, total, limit) = if asked(query, "all").is_some_and(|v| v == "true" || v == "1") {
+            let limit = limit_of(query);
+            let records = store.list_calls(&filter, limit + 1).await?;
+            let open = records.iter().take(limit as usize).filter(|call| call.phase != Phase::Ended).count();
+            (records, open, None, limit)
         } else {
             let mut records = store.open_calls().await?;
             records.retain(|call| who.sees(call.facts.business.as_str()));
             let open = records.len();
             records.retain(|call| fits(&filter, call));
-            (records, open)
+            let total = records.len();
+            records.retain(|call| filter.after.as_ref().is_none_or(|after| at(call) > *after));
+            (records, open, Some(total), asked(query, "limit").map_or(LIST_MAX, |_| limit_of(query)))
         };
-        let calls: Vec<Value> = records.iter().take(LIST_MAX as usize).map(shown).collect();
-        ok(&json!({"calls": calls, "open": open, "now": rfc3339(now_ms)}))
+        let (records, next) = page(records, limit as usize, |call| (call.admitted_at, call.id.as_str()));
+        let calls: Vec<Value> = records.iter().map(shown).collect();
+        ok(&json!({"calls": calls, "open": open, "total": total, "next": next, "now": rfc3339(now_ms)}))
     }
 
     /// The latest refusals.
     pub(super) async fn list_refusals(&self, query: &str, who: &Caller) -> Answer {
         let now_ms = self.calls.lifecycle.clock.now_ms();
-        let filter = filter_of(query, who, now_ms)?;
-        let refusals = self.calls.lifecycle.store.list_refusals(&filter, limit_of(query)).await?;
-        ok(&json!({"refusals": refusals.iter().map(refusal).collect::<Vec<_>>(), "now": rfc3339(now_ms)}))
+        let (filter, limit) = (filter_of(query, who, now_ms)?, limit_of(query));
+        let found = self.calls.lifecycle.store.list_refusals(&filter, limit + 1).await?;
+        let (found, next) = page(found, limit as usize, |one| (one.at, one.id.as_str()));
+        let refusals: Vec<Value> = found.iter().map(refusal).collect();
+        ok(&json!({"refusals": refusals, "next": next, "now": rfc3339(now_ms)}))
     }
 
     /// A refusal by its id. One that its caller may not see is not found.
@@ -107,5 +138,22 @@ impl Admin {
         };
         let found = found.filter(|refusal| who.sees(&refusal.business));
         found.ok_or_else(|| not_found("no refusal of this id is on record"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_says_where_the_next_one_begins() {
+        let list = |n: i64| (1..=n).map(|at| (at, format!("c-{at}"))).collect::<Vec<_>>();
+        let cut = |n| page(list(n), 3, |(at, id)| (*at, id));
+        assert_eq!(cut(3), (list(3), None));
+        let (kept, next) = cut(4);
+        assert_eq!((kept, next.as_deref()), (list(3), Some("3-c-3")));
+        assert!(matches!(place("after=3-c-3"), Ok(Some((3, id))) if id == "c-3"));
+        assert!(matches!(place("x=1"), Ok(None)));
+        assert!(place("after=c3").is_err());
     }
 }

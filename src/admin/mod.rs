@@ -16,12 +16,15 @@ pub mod openapi;
 mod operator;
 mod page;
 pub mod reload;
+mod replay;
+mod run_board;
 mod runs;
 mod schedules;
 mod stream;
 
 pub use board::Board;
 pub use bulk::LIST_BYTES_MAX as BUSINESSES_BYTES_MAX;
+pub use history::follow_use;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Weak};
@@ -103,6 +106,14 @@ impl From<Denied> for Problem {
 }
 
 impl Problem {
+    fn message(&self) -> String {
+        match self {
+            Self::Denied(denied) => denied.to_string(),
+            Self::Store(error) => error.to_string(),
+            Self::Is(_, _, message) => message.clone(),
+        }
+    }
+
     fn into_response(self) -> Response<Bytes> {
         match self {
             Self::Denied(denied @ Denied::NoToken(_)) => {
@@ -254,9 +265,19 @@ impl Admin {
                 may(Scope::Read)?.sees_all()?;
                 self.inbox_list(exchange.query().unwrap_or_default()).await
             }
+            (&Method::GET, ["api", "events", "replay"]) => {
+                may(Scope::Read)?.sees_all()?;
+                self.list_replayable(exchange.query().unwrap_or_default()).await
+            }
             (&Method::GET, ["api", "events", id]) => {
                 may(Scope::Read)?.sees_all()?;
                 self.inbox_one(&percent_decode(id)).await
+            }
+            (&Method::POST, ["api", "events", "replay"]) => {
+                let who = may(Scope::Operate)?.sees_all()?;
+                let body = exchange.read_body(BODY_BYTES_MAX).await.map_err(|e| bad(e.to_string()))?;
+                let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+                self.replay_matching(exchange.query().unwrap_or_default(), body["reason"].as_str(), &who).await
             }
             (&Method::POST, ["api", "events", id, "replay"]) => {
                 let who = may(Scope::Operate)?.sees_all()?;

@@ -1,15 +1,14 @@
-//! Operators' queries and actions apart from calls: the inbox and its deliveries, a business's data, the audit log. Actions are
-//! recorded before they are carried out.
+//! Operators' actions apart from calls, which are recorded before they are carried out: a business's data, the audit log.
 
 use http::StatusCode;
 use serde_json::{Value, json};
 use tracing::{info, warn};
 
 use super::auth::Caller;
-use super::{Admin, Answer, Problem, bad, limit_of, not_found, ok};
+use super::{Admin, Answer, Problem, limit_of, ok};
 use crate::clock::rfc3339;
 use crate::ids::BusinessId;
-use crate::store::{AuditRecord, Inbox, InboxEvent, Outbox, OutboxDelivery};
+use crate::store::{AuditRecord, InboxEvent, OutboxDelivery};
 
 /// The longest stored reason, in characters.
 const REASON_CHARS_MAX: usize = 500;
@@ -76,40 +75,6 @@ impl Admin {
                 "target": one.target, "reason": one.reason, "before": json(&one.before), "after": json(&one.after)})
         });
         ok(&json!({"audit": shown.collect::<Vec<Value>>()}))
-    }
-
-    /// The inbox, and deliveries that are pending or were given up.
-    pub(super) async fn inbox_list(&self, query: &str) -> Answer {
-        let state = form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == "state").map(|(_, value)| value);
-        let which = match state.as_deref() {
-            None | Some("" | "all") => Inbox::All,
-            Some("unsettled") => Inbox::Unsettled,
-            Some("parked") => Inbox::Parked,
-            Some(_) => return Err(bad("state is one of all, unsettled, parked")),
-        };
-        let (store, limit) = (&self.calls.lifecycle.store, limit_of(query));
-        let events: Vec<Value> = store.inbox(which, limit).await?.iter().map(event).collect();
-        let pending: Vec<Value> = store.outbox(Outbox::Pending, limit).await?.iter().map(delivery).collect();
-        let given_up: Vec<Value> = store.outbox(Outbox::GivenUp, limit).await?.iter().map(delivery).collect();
-        ok(&json!({"events": events, "pending": pending, "givenUp": given_up}))
-    }
-
-    pub(super) async fn inbox_one(&self, id: &str) -> Answer {
-        let store = &self.calls.lifecycle.store;
-        let (found, deliveries) = (store.inbox_event(id).await?, store.deliveries_of(id).await?);
-        if found.is_none() && deliveries.is_empty() {
-            return Err(not_found("no event of this id is on record"));
-        }
-        let mut shown = found.as_ref().map_or_else(|| json!({"id": id, "own": true}), event);
-        shown["deliveries"] = deliveries.iter().map(delivery).collect();
-        ok(&shown)
-    }
-
-    pub(super) async fn inbox_replay(&self, id: &str, who: &Caller) -> Answer {
-        self.note(who, Act::new("replay", id)).await?;
-        let replayed = self.program()?.replay_event(id).await?;
-        let replayed = replayed.ok_or_else(|| not_found("no event of this id is on record"))?;
-        ok(&json!({"event": replayed.event.as_ref().map(event), "deliveries": replayed.deliveries}))
     }
 
     /// Deletes a business's data. It is completed even if the client disconnects.

@@ -7,10 +7,14 @@ use http::{HeaderMap, Response, StatusCode};
 use crate::reply::respond;
 
 /// Its files: path, media type, content.
-const FILES: [(&str, &str, &str); 8] = [
+const FILES: [(&str, &str, &str); 12] = [
     ("/", "text/html; charset=utf-8", include_str!("page/index.html")),
     ("/page/app.js", "text/javascript; charset=utf-8", include_str!("page/app.js")),
     ("/page/dom.js", "text/javascript; charset=utf-8", include_str!("page/dom.js")),
+    ("/page/words.js", "text/javascript; charset=utf-8", include_str!("page/words.js")),
+    ("/page/search.js", "text/javascript; charset=utf-8", include_str!("page/search.js")),
+    ("/page/records.js", "text/javascript; charset=utf-8", include_str!("page/records.js")),
+    ("/page/runs.js", "text/javascript; charset=utf-8", include_str!("page/runs.js")),
     ("/page/views.js", "text/javascript; charset=utf-8", include_str!("page/views.js")),
     ("/page/api.html", "text/html; charset=utf-8", include_str!("page/api.html")),
     ("/page/api.js", "text/javascript; charset=utf-8", include_str!("page/api.js")),

@@ -148,12 +148,9 @@ impl Admin {
             (&Method::GET, [id]) => {
                 let run = self.run_of(id, who).await?;
                 let counts = self.calls.lifecycle.store.run_counts(&run.id).await?;
-                let mut shown = shown(&run, Some(counts));
                 let now_ms = self.calls.lifecycle.clock.now_ms();
+                let mut shown = shown_at(&run, Some(counts), now_ms);
                 shown["now"] = rfc3339(now_ms).into();
-                // Null where somebody is due: it waits for a slot alone.
-                let next_dial = counts.next_due.map(|at| at.max(run.start_at)).filter(|at| *at > now_ms);
-                shown["nextDialAt"] = next_dial.map(rfc3339).into();
                 ok(&shown)
             }
             (&Method::POST, [id, "leads"]) => self.load_run(exchange, id, who).await,
@@ -380,6 +377,14 @@ pub(super) fn shown(run: &Run, counts: Option<RunCounts>) -> Value {
         shown["counts"] = serde_json::to_value(counts).unwrap_or_default();
         shown["done"] = counts.done().into();
     }
+    shown
+}
+
+/// The same with when it dials next: null where somebody is due, since it waits for a slot alone.
+pub(super) fn shown_at(run: &Run, counts: Option<RunCounts>, now_ms: UnixMs) -> Value {
+    let next_dial = counts.and_then(|counts| counts.next_due).map(|at| at.max(run.start_at));
+    let mut shown = shown(run, counts);
+    shown["nextDialAt"] = next_dial.filter(|at| *at > now_ms).map(rfc3339).into();
     shown
 }
 

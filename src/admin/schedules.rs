@@ -159,7 +159,7 @@ impl Admin {
 }
 
 /// A schedule as JSON.
-fn shown(one: &Schedule, whole: bool) -> Value {
+pub(super) fn shown(one: &Schedule, whole: bool) -> Value {
     let spec: Value = serde_json::from_str(&one.spec).unwrap_or_default();
     let time = |at: Option<UnixMs>| at.map(rfc3339);
     let mut shown = json!({

@@ -1,6 +1,5 @@
 //! `ringfence businesses`: lists, imports and exports businesses.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -91,8 +90,7 @@ impl Businesses {
                     println!("{}", json!({"businesses": found}));
                     return Ok(ExitCode::SUCCESS);
                 }
-                let calls = self.console.ask(Method::GET, "/api/calls", None).await?;
-                print!("{}", written(&found, &calls));
+                print!("{}", written(&found, &known["up"]));
             }
             Act::Show { id } => {
                 let shown = self.console.ask(Method::GET, &path_of("/api/businesses", id), None).await?;
@@ -162,13 +160,9 @@ fn lean(business: &Map<String, Value>) -> Map<String, Value> {
     kept.map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
-fn written(found: &[&Value], calls: &Value) -> String {
+fn written(found: &[&Value], up: &Value) -> String {
     if found.is_empty() {
         return "no businesses\n".to_owned();
-    }
-    let mut held = BTreeMap::<&str, u64>::new();
-    for call in list(calls, "calls").iter().filter(|call| call["overLimit"] != true) {
-        *held.entry(field(call, "businessId")).or_default() += call["slots"].as_u64().unwrap_or(1);
     }
     let rows: Vec<Vec<String>> = found
         .iter()
@@ -177,7 +171,7 @@ fn written(found: &[&Value], calls: &Value) -> String {
             let limit = one["max_calls"].as_u64().map_or("of its plan".to_owned(), |n| n.to_string());
             let count = |key: &str| list(one, key).len().to_string();
             let from = if one["put"] == true { "put" } else { "config" };
-            let up = held.get(id).copied().unwrap_or(0).to_string();
+            let up = up[id].as_u64().unwrap_or(0).to_string();
             vec![
                 id.to_owned(),
                 field(one, "plan").to_owned(),

@@ -49,7 +49,9 @@ impl List {
     fn query(&self) -> String {
         let mut query = form_urlencoded::Serializer::new(String::new());
         query.append_pair("all", if self.all { "true" } else { "false" });
-        query.append_pair("limit", &self.limit.to_string());
+        if self.all {
+            query.append_pair("limit", &self.limit.to_string());
+        }
         for (name, value) in [("business", &self.business), ("account", &self.account)] {
             if let Some(value) = value {
                 query.append_pair(name, value);
@@ -229,7 +231,20 @@ fn written(listed: &Value, status: &Value, wide: bool) -> String {
     };
     out.push('\n');
     out.push_str(&table(&columns, &rows));
+    out.push_str(&cut_off(listed));
     out
+}
+
+/// What the list left out.
+fn cut_off(listed: &Value) -> String {
+    let shown = list(listed, "calls").len() as u64;
+    match listed["total"].as_u64().map(|total| total.saturating_sub(shown)) {
+        Some(more) if more > 0 => {
+            format!("\n{more} more: narrow the list with --business, --account, --phase, --older or --since\n")
+        }
+        None if listed["next"].is_string() => "\nthere are more: --limit, --since, --older\n".to_owned(),
+        _ => String::new(),
+    }
 }
 
 fn row(call: &Value, now: Option<i64>, wide: bool) -> Vec<String> {
@@ -283,6 +298,10 @@ mod tests {
             "otherNumber": "sip:somebody-with-a-long-name@a-host.example.com", "account": "elevenlabs",
             "ids": {"call_sid": "CA92811ee1a5d509abbd420e8c140403e6", "conversation_id": "conv_c0y2gyjbg1bahv9ckpnv7kcrfk"},
         });
+        let cut = |more: Value| cut_off(&json!({"calls": [call], "total": more["total"], "next": more["next"]}));
+        assert_eq!(cut(json!({"total": 1, "next": null})), "");
+        assert!(cut(json!({"total": 201, "next": "1-c_1"})).starts_with("\n200 more: narrow the list with --business"));
+        assert!(cut(json!({"total": null, "next": "1-c_1"})).starts_with("\nthere are more: --limit"));
         let listed = json!({"calls": [call], "open": 1, "now": "2026-02-01T00:00:00Z"});
         let error =
             "the provider answered 500 to a question that was asked as it always is, and so on, and so on, and so on";

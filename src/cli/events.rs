@@ -7,8 +7,8 @@ use http::Method;
 use serde_json::Value;
 
 use super::Outcome;
-use super::admin_client::{AdminCommand, path_of};
-use super::text::{list, read_span, time};
+use super::admin_client::{AdminCommand, path_of, query};
+use super::text::{list, read_span};
 
 pub(super) type Events = AdminCommand<Act>;
 
@@ -16,6 +16,7 @@ pub(super) type Events = AdminCommand<Act>;
 pub(super) enum State {
     All,
     Unsettled,
+    Settled,
     Parked,
 }
 
@@ -24,6 +25,7 @@ impl State {
         match self {
             State::All => "all",
             State::Unsettled => "unsettled",
+            State::Settled => "settled",
             State::Parked => "parked",
         }
     }
@@ -104,9 +106,6 @@ impl Events {
     }
 }
 
-/// Webhooks per page.
-const PAGE: u32 = 1000;
-
 /// The webhooks to replay.
 struct Wanted<'a> {
     status: Failed,
@@ -115,26 +114,17 @@ struct Wanted<'a> {
 }
 
 impl Wanted<'_> {
-    /// The matching ids of a list, the oldest first.
-    fn of(&self, listed: &Value, now_secs: i64) -> Vec<String> {
-        let from = self.since.map(|secs| now_secs - i64::from(secs));
-        let fits = |one: &&Value| {
-            self.account.is_none_or(|account| one["account"] == account)
-                && from.is_none_or(|from| time(&one["receivedAt"]).is_some_and(|at| at >= from))
+    /// The path of a page of them, which goes on after another one.
+    fn path(&self, after: Option<&str>) -> String {
+        let state = match self.status {
+            Failed::Any => "failed",
+            Failed::Parked => "parked",
+            Failed::GivenUp => "given_up",
         };
-        let mut found: Vec<String> = Vec::new();
-        if self.status != Failed::GivenUp {
-            let parked = list(listed, "events").iter().filter(fits).filter_map(|event| event["id"].as_str());
-            found.extend(parked.map(str::to_owned));
-        }
-        if self.status != Failed::Parked {
-            let given_up = list(listed, "givenUp").iter().filter(fits).filter_map(|one| one["eventId"].as_str());
-            found.extend(given_up.map(str::to_owned));
-        }
-        found.reverse();
-        let mut seen = std::collections::BTreeSet::new();
-        found.retain(|id| seen.insert(id.clone()));
-        found
+        let since = self.since.map(|secs| secs.to_string());
+        let pairs =
+            [("state", Some(state)), ("since_secs", since.as_deref()), ("account", self.account), ("after", after)];
+        query("/api/events/replay", &pairs)
     }
 }
 
@@ -143,18 +133,12 @@ impl Events {
         self.console.ask(Method::POST, &format!("{}/replay", path_of("/api/events", id)), None).await
     }
 
-    /// Replays all matching webhooks; those that fail again are not retried.
+    /// Replays all matching webhooks, the oldest first; those that fail again are not retried.
     async fn replay_all(&self, wanted: &Wanted<'_>, dry_run: bool) -> Outcome {
-        let (mut done, mut failed, mut seen) = (0_u32, 0_u32, std::collections::BTreeSet::new());
+        let (mut done, mut failed, mut after) = (0_u32, 0_u32, None::<String>);
         loop {
-            let listed = self.console.ask(Method::GET, &format!("/api/events?state=parked&limit={PAGE}"), None).await?;
-            let now_secs = jiff::Timestamp::now().as_second();
-            let new: Vec<String> =
-                wanted.of(&listed, now_secs).into_iter().filter(|id| seen.insert(id.clone())).collect();
-            if new.is_empty() {
-                break;
-            }
-            for id in &new {
+            let found = self.console.ask(Method::GET, &wanted.path(after.as_deref()), None).await?;
+            for id in list(&found, "ids").iter().filter_map(Value::as_str) {
                 if dry_run {
                     println!("{id}");
                     continue;
@@ -170,11 +154,12 @@ impl Events {
                     }
                 }
             }
-            if dry_run {
-                return Ok(ExitCode::SUCCESS);
+            after = found["next"].as_str().map(str::to_owned);
+            if after.is_none() {
+                break;
             }
         }
-        if !self.json {
+        if !self.json && !dry_run {
             println!("{done} replayed, {failed} failed.");
         }
         Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })

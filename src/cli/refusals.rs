@@ -96,6 +96,9 @@ fn written(listed: &Value) -> String {
     let columns =
         [("REFUSAL", 30), ("AGE", 6), ("BUSINESS", 13), ("DIR", 3), ("LIMIT OR CODE", 22), ("USED", 8), ("", 11)];
     let mut out = table(&columns, &rows);
+    if listed["next"].is_string() {
+        out.push_str("\nthere are more: --limit, --since, --business, --account\n");
+    }
     out.push_str("\nringfence explain ID says why, and who holds the slots\n");
     out
 }
@@ -115,6 +118,8 @@ mod tests {
         let text = written(&json!({"refusals": [one], "now": "2026-01-01T00:01:00Z"}));
         assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");
         assert!(text.contains("rf_01m8ja41r898gzy0p74wnf828t 1m00s") && text.contains("let through"), "{text}");
+        assert!(!text.contains("there are more"), "{text}");
+        assert!(written(&json!({"refusals": [one], "next": "1-rf_1"})).contains("there are more: --limit"));
         assert_eq!(written(&json!({"refusals": []})), "no refusals\n");
     }
 }

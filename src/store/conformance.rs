@@ -96,6 +96,7 @@ macro_rules! behaves_as_a_store {
             own_events_do_not_wait_for_webhooks,
             a_webhook_that_cannot_be_applied_is_parked_and_opened_again,
             lists_are_narrowed_before_they_are_cut,
+            webhooks_are_narrowed_and_what_can_be_replayed_is_counted,
             a_bypass_is_known_to_all_until_it_is_off,
             what_was_delivered_or_given_up_is_delivered_again_under_its_id,
             a_business_is_purged_and_its_open_calls_stay,

@@ -54,10 +54,10 @@ pub use bypass::Bypass;
 pub use change::{ApplyOutcome, Change};
 pub use do_not_call::{DoNotCallLists, EVERYBODY, ListChange, ListChanges, ListedNumber, NUMBERS_AT_ONCE};
 pub use journal::Journal;
-pub use listing::ListFilter;
+pub use listing::{EventFilter, ListFilter};
 pub use membership::{BEAT_EVERY_MS, Fleet, LIVE_MS, Living, OwnershipMode, Replica};
 pub use message::{Delivery, NewEvent, Reach, ReceiveOutcome, RefusalRecord, Route, Waiting};
-pub use operator::{AuditRecord, Desk, Inbox, InboxEvent, Outbox, OutboxDelivery, Purged};
+pub use operator::{AuditRecord, Desk, Inbox, InboxEvent, Outbox, OutboxDelivery, Purged, Replayable};
 pub use record::{
     AdmitOutcome, AppCallback, CallRecord, Confirmed, CreateAnswer, EpochBump, InFlightRow, InsertOutcome, NewCall,
 };

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use serde::Serialize;
 
-use super::{Bypass, NewEvent, Result, Route};
+use super::{Bypass, Cursor, EventFilter, NewEvent, Result, Route};
 use crate::clock::UnixMs;
 use crate::ids::CallId;
 
@@ -14,6 +14,8 @@ pub enum Inbox {
     All,
     /// Not applied yet.
     Unsettled,
+    /// Applied, or known to change nothing.
+    Settled,
     /// Not retried any more.
     Parked,
 }
@@ -25,6 +27,19 @@ pub enum Outbox {
     Pending,
     /// Not retried any more.
     GivenUp,
+}
+
+/// What can be replayed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Replayable {
+    /// Parked webhooks, and what has a delivery that was given up.
+    Failed,
+    /// Parked webhooks.
+    Parked,
+    /// What has a delivery that was given up: webhooks, and ringfence's own events.
+    GivenUp,
+    /// Settled webhooks whose body is stored.
+    Settled,
 }
 
 /// A webhook of the inbox, without its headers and body.
@@ -154,8 +169,8 @@ pub struct Purged {
 /// The part of a [`super::Store`] that is for operators.
 #[async_trait]
 pub trait Desk: Send + Sync {
-    /// The latest webhooks.
-    async fn inbox(&self, which: Inbox, limit: u32) -> Result<Vec<InboxEvent>>;
+    /// The latest webhooks that a filter lets through, the latest first.
+    async fn inbox(&self, which: Inbox, filter: &EventFilter, limit: u32) -> Result<Vec<InboxEvent>>;
 
     /// How many webhooks are parked.
     async fn parked(&self) -> Result<u64>;
@@ -166,8 +181,14 @@ pub trait Desk: Send + Sync {
     /// A webhook as received.
     async fn stored_event(&self, id: &str) -> Result<Option<NewEvent>>;
 
-    /// The latest deliveries.
-    async fn outbox(&self, which: Outbox, limit: u32) -> Result<Vec<OutboxDelivery>>;
+    /// The latest deliveries that a filter lets through, the latest first.
+    async fn outbox(&self, which: Outbox, filter: &EventFilter, limit: u32) -> Result<Vec<OutboxDelivery>>;
+
+    /// Times and ids of what can be replayed and a filter lets through: the oldest first, after the filter's place.
+    async fn replayable(&self, which: Replayable, filter: &EventFilter, limit: u32) -> Result<Vec<Cursor>>;
+
+    /// How many those are in all.
+    async fn count_replayable(&self, which: Replayable, filter: &EventFilter) -> Result<u64>;
 
     /// The deliveries of a webhook, or of one of ringfence's own events.
     async fn deliveries_of(&self, event_id: &str) -> Result<Vec<OutboxDelivery>>;

@@ -54,6 +54,7 @@ mod outbound_callbacks;
 mod outbound_faults;
 mod outbound_limits;
 mod page;
+mod page_acts;
 mod postgres;
 mod records;
 mod redis;

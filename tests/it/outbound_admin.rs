@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ringfence::admin::auth::{Claims, mint};
 use ringfence::call::Phase;
 use ringfence::provider::secret::Secret;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::outbound::{all_free, elevenlabs, id, once, order, talk};
 use crate::outbound_limits::{BUSINESSES, EL, assert_full, stage};
@@ -251,5 +251,36 @@ async fn a_business_token_shows_nothing_of_another_business() {
     assert_eq!(ask("PUT", "/api/businesses/payg").await.status, 403);
     assert_eq!(ask("GET", &format!("/api/calls/{own}")).await.status, 200);
     assert_eq!(ask("GET", "/api/businesses/pro").await.status, 200);
+    stage.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_that_is_cut_says_so_and_goes_on_page_by_page() {
+    let stage = stage("", BUSINESSES).await;
+    for n in 0..3 {
+        assert_eq!(stage.dial(Some("pro"), &format!("+155500020{n:02}")).await.status, 200);
+    }
+    assert_eq!(stage.dial(Some("pro"), "+15550002003").await.status, 503);
+    assert_eq!(stage.dial(Some("pro"), "+15550002004").await.status, 503);
+    stage.wait("both are on record", async || stage.ask("/api/refusals").await["refusals"][1].is_object()).await;
+    for (path, list, total) in [
+        ("/api/calls?limit=2", "calls", json!(3)),
+        ("/api/calls?all=true&limit=2", "calls", Value::Null),
+        ("/api/refusals?limit=1", "refusals", Value::Null),
+        ("/api/refusals?limit=1&code=BUSINESS_CONCURRENT_LIMIT_EXCEEDED", "refusals", Value::Null),
+    ] {
+        let first = stage.ask(path).await;
+        assert_eq!(first.get("total").cloned().unwrap_or_default(), total, "{path}");
+        let next = first["next"].as_str().unwrap_or_else(|| panic!("{path}: {first}"));
+        let second = stage.ask(&format!("{path}&after={next}")).await;
+        assert!(second["next"].is_null(), "{path}: {second}");
+        assert_eq!(second[list].as_array().map(Vec::len), Some(1), "{path}: {second}");
+        assert_ne!(first[list][0], second[list][0], "{path}");
+    }
+    assert_eq!(stage.ask("/api/calls").await["next"], Value::Null);
+    let none = stage.ask("/api/refusals?code=NO_SUCH_CODE").await;
+    assert_eq!(none["refusals"], json!([]));
+    // What each business holds is counted where all calls are.
+    assert_eq!(stage.ask("/api/businesses").await["up"], json!({"pro": 3}));
     stage.finish().await;
 }

@@ -1,35 +1,32 @@
 //! The operator's page: who may watch what over the wire, and what it does in a real browser with hostile data.
 
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::{SinkExt as _, StreamExt as _};
 use http::Request;
 use ringfence::jws;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
 use crate::outbound::id;
 use crate::outbound_limits::{BUSINESSES, stage};
+use crate::support::browser::{Browser, enter};
 use crate::support::stage::{Answer, PATIENCE, Stage};
 
 const SECRET: &str = "a secret of some length, for tests alone";
 
-fn token(stage: &Stage, scope: &str, businesses: Value, secs: i64) -> String {
+pub fn token(stage: &Stage, scope: &str, businesses: Value, secs: i64) -> String {
     let exp = stage.clock.now_ms() / 1000 + secs;
     let claims = json!({"sub": "ops", "scope": scope, "businesses": businesses, "exp": exp});
     jws::sign(SECRET.as_bytes(), &claims).unwrap()
 }
 
-async fn with_secret(tables: &str) -> Stage {
+pub async fn with_secret(tables: &str) -> Stage {
     stage("", &format!("[admin]\ntoken_secret = \"{SECRET}\"\n{BUSINESSES}{tables}")).await
 }
 
-async fn get(stage: &Stage, path: &str, token: Option<&str>) -> Answer {
+pub async fn get(stage: &Stage, path: &str, token: Option<&str>) -> Answer {
     let mut request = Request::builder().uri(stage.admin(path));
     if let Some(token) = token {
         request = request.header("authorization", format!("Bearer {token}"));
@@ -101,7 +98,17 @@ async fn its_files_are_served_to_anybody_and_hold_browsers_to_them_alone() {
     let text = String::from_utf8(page.body.to_vec()).unwrap();
     assert_eq!((page.status, page.header("content-type")), (200, Some("text/html; charset=utf-8")));
     let named = text.split(['"', '\'']).filter(|word| word.starts_with("/page/"));
-    let mut paths: Vec<&str> = named.chain(["/page/dom.js", "/page/views.js", "/"]).collect();
+    let mut paths: Vec<&str> = named
+        .chain([
+            "/page/dom.js",
+            "/page/views.js",
+            "/page/records.js",
+            "/page/runs.js",
+            "/page/search.js",
+            "/page/words.js",
+            "/",
+        ])
+        .collect();
     paths.sort_unstable();
     paths.dedup();
     assert!(paths.len() >= 6, "{paths:?}");
@@ -174,6 +181,11 @@ async fn a_token_of_one_business_sees_nothing_of_another() {
     assert_eq!(stage.dial(Some("starter"), "+15550002001").await.status, 200);
     assert_eq!(stage.dial(Some("starter"), "+15550002002").await.status, 503);
     assert_eq!(stage.dial(Some("pro"), "+15550002003").await.status, 200);
+    let run = json!({"business": "starter", "account": "twilio", "operation": "calls", "request": {"Twiml": "<Response/>"},
+        "own_numbers": ["+15550001111"], "start_at": "2999-01-01T00:00:00Z", "leads": [{"number": "+15551000010"}]});
+    let bearer = format!("Bearer {}", token(&stage, "operate", json!("*"), 600));
+    let headers = [("authorization", bearer.as_str()), ("content-type", "application/json")];
+    assert_eq!(stage.send("POST", &stage.admin("/api/runs"), &headers, run.to_string()).await.status, 201);
     let mut own = Watching::open(&stage, "/api/stream", &token(&stage, "operate", json!(["pro"]), 600)).await;
     own.until("the state", |text| text.contains("event: whole") && text.ends_with("\n\n")).await;
     let events = own.events();
@@ -183,6 +195,7 @@ async fn a_token_of_one_business_sees_nothing_of_another() {
     assert_eq!((whole["put"].as_array().map(Vec::len), &whole["put"][0]["businessId"]), (Some(1), &json!("pro")));
     assert_eq!(whole["parts"]["calls"]["open"], 1);
     assert_eq!((&whole["parts"]["refusals"], &whole["parts"]["history"]["accounts"]), (&json!([]), &json!({})));
+    assert_eq!((&whole["parts"]["runs"], &whole["parts"]["schedules"]), (&json!([]), &json!([])));
     for of_all in ["status", "webhooks"] {
         assert!(whole["parts"].get(of_all).is_none(), "{of_all}");
     }
@@ -202,6 +215,14 @@ async fn a_token_of_one_business_sees_nothing_of_another() {
     let refused: Vec<&Value> =
         whole["parts"]["refusals"].as_array().unwrap().iter().map(|one| &one["business"]).collect();
     assert_eq!(refused, [&json!("starter"), &json!("starter")]);
+    let run = &whole["parts"]["runs"][0];
+    assert_eq!(
+        (&run["businessId"], &run["leads"], &run["counts"]["queued"]),
+        (&json!("starter"), &json!(1), &json!(1))
+    );
+    assert!(run["nextDialAt"].as_str().is_some_and(|at| at.starts_with("2999")), "{run}");
+    let lines = &whole["parts"]["history"]["limits"];
+    assert!(lines["plan.STARTER"].is_array() && lines["global"].is_array(), "{lines}");
     assert!(whole["parts"]["status"]["accounts"].is_array() && whole["parts"]["webhooks"]["parked"].is_array());
     assert!(!all.text().contains("+15550002001"), "numbers are masked");
     stage.finish().await;
@@ -254,112 +275,6 @@ async fn only_what_is_new_comes_and_what_has_ended_goes() {
 
 // === in a browser ===
 
-/// A page in Chromium, steered by its DevTools protocol.
-struct Browser {
-    process: tokio::process::Child,
-    page: WebSocketStream<MaybeTlsStream<TcpStream>>,
-    profile: PathBuf,
-    asked: u64,
-}
-
-impl Browser {
-    /// Opens a page. `None`: there is no Chromium here, which fails in CI.
-    async fn open(url: &str) -> Option<Self> {
-        let places = ["/usr/bin/chromium", "/usr/bin/chromium-browser"];
-        let Some(program) = places.into_iter().find(|path| Path::new(path).exists()) else {
-            assert!(std::env::var_os("CI").is_none(), "there is no Chromium here: apt-get install chromium");
-            eprintln!("skipped: there is no Chromium here (Debian: chromium)");
-            return None;
-        };
-        let profile = std::env::temp_dir().join(format!("ringfence-page-{}", ringfence::ids::CallId::new()));
-        let process = tokio::process::Command::new(program)
-            .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"])
-            .args(["--window-size=375,812", "--remote-debugging-port=0"])
-            .arg(format!("--user-data-dir={}", profile.display()))
-            .arg(url)
-            .stdin(std::process::Stdio::null())
-            .stdout(std::process::Stdio::null())
-            .stderr(std::process::Stdio::null())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
-        let started = std::time::Instant::now();
-        let page = loop {
-            assert!(started.elapsed() < PATIENCE, "the browser does not come up");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            let Ok(told) = std::fs::read_to_string(profile.join("DevToolsActivePort")) else { continue };
-            let Some(port) = told.lines().next().and_then(|port| port.parse().ok()) else { continue };
-            if let Some(address) = Self::target(port, url).await {
-                break tokio_tungstenite::connect_async(address).await.unwrap().0;
-            }
-        };
-        Some(Self { process, page, profile, asked: 0 })
-    }
-
-    /// Where the page of this URL is steered.
-    async fn target(port: u16, url: &str) -> Option<String> {
-        let mut from = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
-        from.write_all(format!("GET /json/list HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n").as_bytes()).await.ok()?;
-        let (mut text, mut piece) = (String::new(), [0; 4096]);
-        // It may keep the connection open.
-        let list: Value = loop {
-            if let Some(list) = text.split_once("\r\n\r\n").and_then(|(_, list)| serde_json::from_str(list).ok()) {
-                break list;
-            }
-            let read =
-                tokio::time::timeout(PATIENCE, from.read(&mut piece)).await.ok()?.ok().filter(|read| *read > 0)?;
-            text.push_str(&String::from_utf8_lossy(&piece[..read]));
-        };
-        let page = list.as_array()?.iter().find(|page| page["url"].as_str().is_some_and(|at| at.starts_with(url)))?;
-        Some(page["webSocketDebuggerUrl"].as_str()?.to_owned())
-    }
-
-    /// What an expression is in the page.
-    async fn is(&mut self, expression: &str) -> Value {
-        self.asked += 1;
-        let params =
-            json!({"expression": expression, "returnByValue": true, "awaitPromise": true, "userGesture": true});
-        let question = json!({"id": self.asked, "method": "Runtime.evaluate", "params": params});
-        self.page.send(Message::text(question.to_string())).await.unwrap();
-        loop {
-            let Some(Ok(answer)) = self.page.next().await else { panic!("the browser has gone") };
-            let Ok(answer) = serde_json::from_str::<Value>(answer.to_text().unwrap_or_default()) else { continue };
-            if answer["id"] == self.asked {
-                assert!(answer["result"]["exceptionDetails"].is_null(), "{expression}: {answer}");
-                return answer["result"]["result"]["value"].clone();
-            }
-        }
-    }
-
-    async fn until(&mut self, expression: &str) {
-        let started = std::time::Instant::now();
-        // The page may be on its way.
-        let safe = format!("(() => {{ try {{ return {expression} }} catch {{ return false }} }})()");
-        while self.is(&safe).await != true {
-            if started.elapsed() > PATIENCE {
-                panic!("never so: {expression}\n{}", self.is("document.body.innerText").await);
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    }
-
-    /// A key as a person presses it.
-    async fn press(&mut self, key: &str, code: u32) {
-        for kind in ["keyDown", "keyUp"] {
-            self.asked += 1;
-            let text = if key == "Enter" { "\r" } else { "" };
-            let params = json!({"type": kind, "key": key, "code": key, "windowsVirtualKeyCode": code, "text": text});
-            let event = json!({"id": self.asked, "method": "Input.dispatchKeyEvent", "params": params});
-            self.page.send(Message::text(event.to_string())).await.unwrap();
-        }
-    }
-
-    async fn close(mut self) {
-        self.process.kill().await.unwrap();
-        let _ = std::fs::remove_dir_all(&self.profile);
-    }
-}
-
 /// Names that would be code or markup, were they not shown as text.
 const HOSTILE_AGENT: &str = "<img src=x onerror=\"window.hacked=1\"></td><script>window.hacked=2</script>";
 const HOSTILE_BUSINESS: &str = "<img\"onerror=alert(1)><svg'onload=window.hacked=3>";
@@ -373,12 +288,6 @@ async fn hostile_data_is_text_in_a_real_browser_and_a_release_is_asked_about_and
     browser.until("document.querySelector('#token').open && document.activeElement.id === 'token-text'").await;
     browser.until("document.querySelector('#token-error').textContent.includes('token')").await;
     assert_eq!(browser.is("document.querySelectorAll('tbody tr').length").await, 0);
-    let enter = |token: &str| {
-        format!(
-            "(() => {{ document.querySelector('#token-text').value = {token:?}; \
-             document.querySelector('#token-form').requestSubmit(); return true }})()"
-        )
-    };
     let operate = token(&stage, "operate", json!("*"), 600);
     browser.is(&enter(&operate)).await;
     browser.until("document.querySelector('#link').textContent === 'Live'").await;

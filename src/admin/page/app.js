@@ -42,6 +42,13 @@ async function events(path, take, stop) {
   }
 }
 
+/** Asks for something. Returns the answer, or throws with the server's reason. */
+async function ask(path) {
+  const answer = await fetch(path, { headers: headers(), cache: "no-store" });
+  if (!answer.ok) throw new Error(await reason(answer));
+  return answer.json();
+}
+
 /** Asks for a change. Returns the answer, or throws with the server's reason. */
 export async function act(path, body) {
   const answer = await fetch(path, {
@@ -175,10 +182,11 @@ byId("call-dialog").addEventListener("close", () => call.stop?.abort());
 
 let confirmed = async () => {};
 /** Asks; `run(reason)` does it, its text is told. `needsReason`: nothing happens without one. */
-export function confirmAct({ title, text, yes, reason, needsReason, run }) {
+export function confirmAct({ title, text, yes, no, reason, needsReason, run }) {
   say(byId("confirm-title"), title);
   say(byId("confirm-text"), text);
   say(byId("confirm-yes"), yes);
+  say(byId("confirm-no"), no ?? "Cancel");
   say(byId("confirm-error"), "");
   show(byId("confirm-reason-part"), Boolean(reason || needsReason));
   const field = byId("confirm-reason");
@@ -187,6 +195,14 @@ export function confirmAct({ title, text, yes, reason, needsReason, run }) {
   confirmed = run;
   byId("confirm").showModal();
   (reason || needsReason ? field : byId("confirm-no")).focus();
+}
+
+/** Says for a while what was done. */
+function told(text) {
+  // What stands behind an open dialog is neither seen nor heard.
+  (document.querySelector("dialog[open]") ?? document.body).append(byId("done"));
+  say(byId("done"), text);
+  setTimeout(() => say(byId("done"), ""), 8000);
 }
 
 byId("confirm-form").addEventListener("submit", async (event) => {
@@ -198,10 +214,7 @@ byId("confirm-form").addEventListener("submit", async (event) => {
   try {
     const done = await confirmed(byId("confirm-reason").value.trim());
     byId("confirm").close();
-    // What stands behind an open dialog is neither seen nor heard.
-    (document.querySelector("dialog[open]") ?? document.body).append(byId("done"));
-    say(byId("done"), done);
-    setTimeout(() => say(byId("done"), ""), 8000);
+    told(done);
   } catch (error) {
     say(byId("confirm-error"), error.message);
   }
@@ -254,7 +267,7 @@ function route() {
   draw(state);
 }
 addEventListener("hashchange", route);
-initial(state, redraw, { act, confirmAct, openCall });
+initial(state, redraw, { act, ask, confirmAct, openCall, told });
 route();
 // Ages grow without news.
 setInterval(redraw, 1000);

@@ -41,6 +41,9 @@ export function keep(parent, items, key, make, update) {
   parent.kept = after;
 }
 
+/** What stands in place of a list that cannot be read. */
+const UNKNOWN = "Not known just now: the record does not answer.";
+
 /**
  * A table. Columns: `name`, `of(item)` as text or `cell(item)` as an element that is made once, `update(element, item)` with it.
  * On a narrow screen each row is a card, so the roles are said aloud.
@@ -69,10 +72,12 @@ export function table(place, label, columns, key, empty) {
       if (cell.dataset.tone !== tone) cell.dataset.tone = tone;
     }
   });
+  /** Without items nothing is known of them: that is not the same as none. */
   return (items) => {
-    keep(body, items, key, make, update);
-    show(whole, items.length > 0);
-    show(none, items.length === 0);
+    keep(body, items ?? [], key, make, update);
+    say(none, items ? empty : UNKNOWN);
+    show(whole, Boolean(items?.length));
+    show(none, !items?.length);
   };
 }
 
@@ -109,13 +114,28 @@ export function meter(label) {
   return h("div", { class: "meter", role: "meter", "aria-label": label, "aria-valuemin": 0 }, h("div", { class: "fill" }));
 }
 
+/** `used` is null: not known. */
 export function setMeter(bar, used, limit) {
+  const isKnown = used !== null && used !== undefined;
+  used ??= 0;
   const part = limit ? Math.min(used / limit, 1) : 0;
   bar.setAttribute("aria-valuemax", String(limit || Math.max(used, 1)));
   bar.setAttribute("aria-valuenow", String(limit ? Math.min(used, limit) : used));
-  bar.setAttribute("aria-valuetext", limit ? `${used} of ${limit}` : `${used}, no limit`);
+  bar.setAttribute("aria-valuetext", !isKnown ? "not known" : limit ? `${used} of ${limit}` : `${used}, no limit`);
   bar.dataset.tone = !limit ? "" : used >= limit ? "full" : part >= 0.8 ? "near" : "";
   bar.firstElementChild.style.width = `${(part * 100).toFixed(1)}%`;
+}
+
+/** How much of something is done, as a bar. */
+export function progress(label) {
+  return h("div", { class: "meter", role: "progressbar", "aria-label": label, "aria-valuemin": 0 }, h("div", { class: "fill" }));
+}
+
+export function setProgress(bar, done, all) {
+  bar.setAttribute("aria-valuemax", String(Math.max(all, 1)));
+  bar.setAttribute("aria-valuenow", String(Math.min(done, Math.max(all, 1))));
+  bar.setAttribute("aria-valuetext", `${done} of ${all}`);
+  bar.firstElementChild.style.width = `${all ? (Math.min(done / all, 1) * 100).toFixed(1) : 0}%`;
 }
 
 /** Names and values as a list; those without a value are left out. */

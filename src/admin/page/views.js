@@ -1,20 +1,16 @@
 // What the page looks like: each view out of what app.js knows. All data goes through dom.js as text.
 import { byId, facts, h, keep, line, meter, say, setMeter, show, span, table } from "/page/dom.js";
+import { drawRefusals, drawWebhooks, failed, initialRecords } from "/page/records.js";
+import { drawRuns, initialRuns, openRuns } from "/page/runs.js";
+import { age, ago, clock, filter, mayChange, number, offer, short, time } from "/page/words.js";
 
 /** Calls that are drawn at once. */
 const ROWS = 100;
 /** A look-up that is nearer than this is "near", in milliseconds. */
 const NEAR_MS = 60_000;
 
-let tables = {};
+const tables = {};
 let rows = ROWS;
-let now = Date.now();
-
-const age = (at) => (at ? span(now - Date.parse(at)) : null);
-const ago = (at) => (at ? `${span(now - Date.parse(at))} ago` : null);
-const clock = (at) => (at ? new Date(at).toLocaleTimeString([], { hour12: false }) : null);
-const filter = (form, name) => byId(form).elements[name].value.trim();
-const number = new Intl.NumberFormat("en");
 
 /** Whether every word that is sought stands in one of the texts. */
 function fits(words, texts) {
@@ -23,7 +19,6 @@ function fits(words, texts) {
   return words.every((word) => all.includes(word));
 }
 const wordsOf = (form) => filter(form, "text").toLowerCase().split(/\s+/).filter(Boolean);
-const mayChange = (state) => state.you?.scope === "operate";
 
 function callTexts(call) {
   return [call.callId, call.businessId, call.agent, call.ownNumber, call.otherNumber, call.plan, call.phase, call.account,
@@ -32,8 +27,10 @@ function callTexts(call) {
 
 // === made once ===
 
-export function initial(state, redraw, { act, confirmAct, openCall }) {
-  const button = (text, label, click) => (item) => h("button", { type: "button", "aria-label": label?.(item()), click: () => click(item()) }, text);
+export function initial(state, redraw, acts) {
+  const { openCall } = acts;
+  initialRuns(state, acts);
+  initialRecords(state, redraw, acts);
   const relabel = (label) => (element, item) => element.setAttribute("aria-label", label(item));
   const used = { name: "In use", cell: () => h("div", { class: "use" }, h("span"), meter("In use")), update: (cell, item) => {
     say(cell.firstElementChild, item.limit ? `${item.inUse} of ${item.limit}` : `${item.inUse}`);
@@ -55,6 +52,7 @@ export function initial(state, redraw, { act, confirmAct, openCall }) {
     { name: "Counted per", of: (item) => item.per },
     { name: "Allows", of: (item) => item.allows },
     { name: "In use", of: (item) => item.held },
+    { name: "Last 15 minutes", class: "spark", cell: () => h("div"), update: drawLine },
     { name: "Comes from", class: "long", of: (item) => item.from },
   ], (item) => `${item.name} ${item.allows}`, "No limit is in force.");
 
@@ -73,75 +71,6 @@ export function initial(state, redraw, { act, confirmAct, openCall }) {
     { name: "Account", of: (call) => [call.account, call.carrier].filter(Boolean).join(" + ") },
   ], (call) => call.callId, "No call holds a place, or none that you look for.");
 
-  tables.refusals = table(byId("refusals-list"), "h-refusals", [
-    { name: "When", of: (one) => clock(one.at) },
-    { name: "Business", class: "name", of: (one) => one.business },
-    { name: "Reason", of: (one) => words(one.code) },
-    { name: "Limit", of: (one) => one.limit_name && `${one.limit_name}: ${one.current ?? "?"} of ${one.limit ?? "?"}` },
-    { name: "What happened", of: (one) => (one.observed ? "let through (observe)" : "refused"), tone: (one) => (one.observed ? "" : "warn") },
-    { name: "Direction", of: (one) => one.direction },
-    { name: "Account", of: (one) => one.account },
-    { name: "Times sent", of: (one) => String(one.attempts ?? 1) },
-    { name: "Refusal", class: "id", of: (one) => one.id },
-  ], (one) => one.id, "Nothing was refused, or nothing that you look for.");
-
-  const replay = (id, what) => confirmAct({
-    title: `${what} again?`, yes: "Replay",
-    text: `Webhook ${id} is applied once more, and its deliveries to your app are sent again. Your app may see it twice.`,
-    run: async () => {
-      const done = await act(`/api/events/${encodeURIComponent(id)}/replay`);
-      return `${id} was replayed: ${done.event?.outcome ?? "no outcome"}, ${done.deliveries ?? 0} deliveries`;
-    },
-  });
-  const again = (id, what) => ({ name: "Act", hidden: true, class: "act",
-    cell: button("Replay", (item) => `Replay ${id(item)}`, (item) => replay(id(item), what)),
-    update: (element, item) => { show(element, mayChange(state)); element.setAttribute("aria-label", `Replay ${id(item)}`); } });
-  const events = (place, label, when, empty) => table(byId(place), label, [
-    { name: "Webhook", class: "id", of: (one) => one.id },
-    { name: "Event", of: (one) => `${one.webhook}: ${one.event}` },
-    { name: "Account", of: (one) => one.account },
-    { name: "Came", of: (one) => ago(one.receivedAt) },
-    { name: "Call", class: "id", of: (one) => one.callId },
-    { name: "Tries", of: (one) => String(one.tries) },
-    { name: when, of: (one) => (one.parkedAt ? ago(one.parkedAt) : clock(one.nextTryAt)) },
-    { name: "Error", class: "long", of: (one) => one.error },
-    again((one) => one.id, "Apply this webhook"),
-  ], (one) => one.id, empty);
-  const deliveries = (place, label, empty) => table(byId(place), label, [
-    { name: "Delivery", class: "id", of: (one) => one.id },
-    { name: "To", class: "long", of: (one) => one.url || "your app's events" },
-    { name: "Route", of: (one) => one.route },
-    { name: "Call", class: "id", of: (one) => one.callId },
-    { name: "Tries", of: (one) => String(one.attempts) },
-    { name: "Next try", of: (one) => clock(one.nextTryAt) },
-    { name: "Error", class: "long", of: (one) => one.lastError },
-    again((one) => one.eventId, "Deliver this"),
-  ], (one) => one.id, empty);
-  tables.parked = events("parked", "h-parked", "Parked", "No webhook failed.");
-  tables.unsettled = events("unsettled", "h-unsettled", "Next try", "No webhook waits.");
-  tables.givenUp = deliveries("given-up", "h-given-up", "No delivery was given up.");
-  tables.pending = deliveries("pending", "h-pending", "No delivery is under way.");
-  byId("replay-all").addEventListener("click", () => {
-    const ids = failed(state);
-    confirmAct({
-      title: `Replay ${ids.length} webhooks?`, yes: `Replay ${ids.length}`,
-      text: "Each of those that are shown as failed, parked or given up is applied once more, and its deliveries are sent again, one after the other.",
-      run: async () => {
-        let [done, errors] = [0, []];
-        for (const id of ids) {
-          try {
-            await act(`/api/events/${encodeURIComponent(id)}/replay`);
-            done += 1;
-          } catch (error) {
-            errors.push(`${id}: ${error.message}`);
-          }
-        }
-        if (errors.length) throw new Error(`${done} of ${ids.length} were replayed. ${errors.slice(0, 3).join("; ")}`);
-        return `${done} webhooks were replayed`;
-      },
-    });
-  });
-
   tables.replicas = table(byId("replicas-list"), "h-replicas", [
     { name: "Replica", class: "id", of: (one) => one.id },
     { name: "Host", of: (one) => `${one.host ?? "?"}, process ${one.process ?? "?"}` },
@@ -154,34 +83,29 @@ export function initial(state, redraw, { act, confirmAct, openCall }) {
   ], (one) => one.id, "This process has not told of itself yet.");
 
   byId("calls-more").addEventListener("click", () => { rows += ROWS; redraw(); });
-  for (const id of ["call-filters", "refusal-filters", "webhook-filters"]) {
-    byId(id).addEventListener("submit", (event) => event.preventDefault());
-    byId(id).addEventListener("input", () => { rows = ROWS; redraw(); });
-  }
+  byId("call-filters").addEventListener("submit", (event) => event.preventDefault());
+  byId("call-filters").addEventListener("input", () => { rows = ROWS; redraw(); });
 }
 
 // === words ===
-
-const words = (code) => (code ?? "").toLowerCase().replaceAll("_", " ");
-const short = (hash) => String(hash ?? "").slice(0, 12);
 
 function phase(call) {
   const marks = [call.overLimit && "over the limit", call.unsettled && "outcome unknown", call.slots > 1 && `${call.slots} slots`];
   return [call.phase, ...marks.filter(Boolean)].join(", ");
 }
 
-const isNear = (call) => Boolean(call.deadlineAt) && Date.parse(call.deadlineAt) - now < NEAR_MS;
+const isNear = (call) => Boolean(call.deadlineAt) && Date.parse(call.deadlineAt) - time.now < NEAR_MS;
 
 function lookUp(call) {
   if (!call.deadlineAt) return null;
-  const left = Date.parse(call.deadlineAt) - now;
+  const left = Date.parse(call.deadlineAt) - time.now;
   return left > 0 ? `in ${span(left)}` : `due for ${span(-left)}`;
 }
 
 // === each time ===
 
 export function draw(state) {
-  now = Date.now() + state.offset;
+  time.now = Date.now() + state.offset;
   const { parts, you } = state;
   const open = parts.calls;
   byId("main").toggleAttribute("data-known", Boolean(open));
@@ -189,9 +113,10 @@ export function draw(state) {
   byId("mode").dataset.tone = open?.mode === "observe" ? "warn" : "good";
   show(byId("mode"), Boolean(open));
   for (const badge of document.querySelectorAll("[data-count]")) {
-    const counts = { calls: open?.open, refusals: parts.refusals?.length, webhooks: failed(state).length };
+    const unknown = open && !open.known;
+    const counts = { calls: unknown ? null : open?.open, runs: openRuns(parts), refusals: parts.refusals?.length ?? null, webhooks: failed(parts) };
     const count = counts[badge.dataset.count];
-    say(badge, count ? number.format(count) : "");
+    say(badge, count === null && open ? "?" : count ? number.format(count) : "");
   }
   const own = you?.businesses;
   const bypass = parts.status?.bypass;
@@ -200,12 +125,12 @@ export function draw(state) {
     own ? `This token shows ${own.length === 1 ? "one business" : `${own.length} businesses`}: ${own.join(", ")}. Figures of all, webhooks and replicas are not for it.` : "",
     mayChange(state) ? "" : you.name === "local"
       ? "You may look. To change something from here set admin.token_secret and use a token with scope operate, or use ringfence's commands."
-      : "You may look. To hang up, release or replay, use a token with scope operate.",
+      : "You may look. To hang up, release, replay, or pause a run, use a token with scope operate.",
   ].filter(Boolean).join(" ");
   say(byId("note"), note);
   show(byId("note"), Boolean(note));
   for (const part of ["limits-part", "webhooks-part", "state-part"]) show(byId(part), Boolean(parts.status));
-  const views = { overview, calls: drawCalls, refusals: drawRefusals, webhooks: drawWebhooks, replicas: drawReplicas };
+  const views = { overview, calls: drawCalls, runs: drawRuns, refusals: drawRefusals, webhooks: drawWebhooks, replicas: drawReplicas };
   views[state.view]?.(state);
 }
 
@@ -229,17 +154,21 @@ function troubles({ parts, calls }) {
       if (one.limit && one.inUse >= one.limit) add("bad", `${one.name} is full: ${number.format(one.inUse)} of ${number.format(one.limit)}.`, "calls");
       else if (one.limit && one.inUse >= 0.8 * one.limit) add("warn", `${one.name} is nearly full: ${number.format(one.inUse)} of ${number.format(one.limit)}.`, "calls");
       if (one.overLimit) add("warn", `${one.overLimit} calls of ${one.name} are up over the limit.`, "calls");
-      if (one.providerLive !== null && one.providerLive !== undefined && one.providerLive > one.inUse) {
+      // Without a record nothing is known here.
+      if (one.inUse !== null && one.providerLive > one.inUse) {
         add("warn", `${one.name} says ${one.providerLive} calls are up, ${one.inUse} are known here.`, "calls");
       }
     }
+  }
+  if (parts.calls?.known && (parts.refusals === null || parts.runs === null || webhooks?.parked === null || webhooks?.givenUp === null)) {
+    add("bad", "The record answers in part: some lists are not known just now.", "replicas");
   }
   if (webhooks?.parked?.length) add("warn", `${webhooks.parked.length} webhooks could not be applied.`, "webhooks");
   if (webhooks?.givenUp?.length) add("warn", `${webhooks.givenUp.length} deliveries to your app were given up.`, "webhooks");
   let [unsettled, overdue] = [0, 0];
   for (const call of calls.values()) {
     if (call.unsettled) unsettled += 1;
-    if (call.deadlineAt && now - Date.parse(call.deadlineAt) > NEAR_MS) overdue += 1;
+    if (call.deadlineAt && time.now - Date.parse(call.deadlineAt) > NEAR_MS) overdue += 1;
   }
   if (unsettled) add("warn", `Of ${unsettled} calls it is not known whether they were dialled. They are looked up.`, "calls");
   if (overdue) add("warn", `${overdue} calls are due for a look-up for more than a minute.`, "calls");
@@ -260,9 +189,11 @@ function overview(state) {
   const history = parts.history;
   const cards = [];
   if (parts.calls) {
-    const global = globalLimit(parts.status);
-    cards.push({ key: "all", name: parts.status ? "All calls" : "Your calls", inUse: parts.status?.gate.calls ?? parts.calls.open, limit: global,
-      values: history?.all, more: parts.calls.holding === 1 ? "1 business with calls now" : `${number.format(parts.calls.holding)} businesses with calls now` });
+    const { known, holding, open } = parts.calls;
+    const gate = parts.status?.gate;
+    cards.push({ key: "all", name: gate ? "All calls" : "Your calls", inUse: gate ? (gate.counted ? gate.calls : null) : known ? open : null,
+      limit: globalLimit(parts.status), values: history?.all,
+      more: !known ? "whose calls they are is not known just now" : holding === 1 ? "1 business with calls now" : `${number.format(holding)} businesses with calls now` });
   }
   for (const one of parts.status?.accounts ?? []) {
     const told = [
@@ -282,12 +213,12 @@ function overview(state) {
     say(figure.firstElementChild, one.inUse === null || one.inUse === undefined ? "?" : number.format(one.inUse));
     say(figure.lastElementChild, one.limit ? ` of ${number.format(one.limit)} in use` : " in use, no limit");
     bar.setAttribute("aria-label", `In use: ${one.name}`);
-    setMeter(bar, one.inUse ?? 0, one.limit);
+    setMeter(bar, one.inUse, one.limit);
     drawLine(spark, one);
     const most = Math.max(0, ...(one.values ?? []).map((value) => value ?? 0));
     say(more, [one.more, one.values ? `at most ${number.format(most)} in 15 minutes` : null].filter(Boolean).join(" · "));
   });
-  tables.businesses((parts.businesses ?? []).slice(0, ROWS).map((one) => ({ ...one, values: history?.businesses?.[one.id] })));
+  tables.businesses(parts.businesses?.slice(0, ROWS).map((one) => ({ ...one, values: history?.businesses?.[one.id] })));
   if (parts.status) tables.limits(limits(parts));
 }
 
@@ -304,7 +235,7 @@ function globalLimit(status) {
 }
 
 /** Each limit with how much of it is held: for one that is counted per something, by whoever holds most. */
-function limits({ status, businesses }) {
+function limits({ status, businesses, history }) {
   const counted = Object.entries(status.gate.byLimit ?? {}).map(([key, count]) => [...key.split(/\|(.*)/s), count]);
   const own = new Set(status.limits.map((limit) => limit.name));
   return status.limits.map((limit) => {
@@ -314,7 +245,9 @@ function limits({ status, businesses }) {
         .map(([name, whose, , count]) => [name === limit.name ? whose : "", count]);
     const [whose, count] = of.reduce((most, one) => (one[1] > most[1] ? one : most), ["", 0]);
     const isRate = !/at once$/.test(limit.allows);
-    return { ...limit, held: isRate ? null : whose ? `${count} at most, by ${whose}` : String(count) };
+    const isKnown = limit.name.startsWith("plan.") ? Boolean(businesses) : status.gate.counted;
+    const held = !isKnown ? "not known just now" : whose ? `${count} at most, by ${whose}` : String(count);
+    return { ...limit, held: isRate ? null : held, values: isRate ? null : history?.limits?.[limit.name], limit: isRate ? null : Number.parseInt(limit.allows, 10) || null };
   });
 }
 
@@ -323,7 +256,10 @@ function limits({ status, businesses }) {
 function drawCalls({ calls, parts }) {
   const all = [...calls.values()];
   const form = "call-filters";
-  for (const name of ["phase", "direction", "origin", "account"]) choices(byId(form).elements[name], all, name);
+  for (const name of ["phase", "direction", "origin", "account"]) {
+    const values = all.flatMap((call) => (name === "account" ? [call.account, call.carrier] : [call[name]]));
+    offer(byId(form).elements[name], values, (value) => h("option", { value }, value));
+  }
   const sought = wordsOf(form);
   const wanted = ["phase", "direction", "origin", "account"].map((name) => [name, filter(form, name)]).filter(([, value]) => value);
   const found = all.filter((call) => wanted.every(([name, value]) => call[name] === value || (name === "account" && call.carrier === value))
@@ -333,25 +269,15 @@ function drawCalls({ calls, parts }) {
     business: (a, b) => a.businessId.localeCompare(b.businessId) || by("startedAt")(a, b) };
   found.sort(orders[filter(form, "sort")]);
   const hidden = (parts.calls?.open ?? 0) - (parts.calls?.shown ?? 0);
-  say(byId("calls-said"), `${number.format(Math.min(rows, found.length))} of ${number.format(found.length)} shown${
+  const isOld = parts.calls && !parts.calls.known;
+  say(byId("calls-said"), isOld && !all.length ? "" : `${isOld ? "The record does not answer; these are the calls of before. " : ""}${number.format(Math.min(rows, found.length))} of ${number.format(found.length)} shown${
     found.length < all.length ? `, ${number.format(all.length)} open` : ""}${hidden > 0 ? `; ${number.format(hidden)} more are open: use the API` : ""}.`);
-  tables.calls(found.slice(0, rows));
+  tables.calls(isOld && !all.length ? null : found.slice(0, rows));
   show(byId("calls-more"), found.length > rows);
 }
 
-function choices(select, calls, name) {
-  const values = new Set(calls.flatMap((call) => (name === "account" ? [call.account, call.carrier] : [call[name]])).filter(Boolean));
-  if (select.value) values.add(select.value);
-  const wanted = [...values].sort();
-  const there = [...select.options].slice(1).map((option) => option.value);
-  if (wanted.join("\n") === there.join("\n")) return;
-  const chosen = select.value;
-  select.replaceChildren(select.options[0], ...wanted.map((value) => h("option", { value }, value)));
-  select.value = chosen;
-}
-
 export function drawCall(shown, state) {
-  now = Date.now() + state.offset;
+  time.now = Date.now() + state.offset;
   const { call } = shown;
   say(byId("call-title"), `Call ${call.callId}`);
   const isOver = call.phase === "ended";
@@ -389,37 +315,7 @@ export function drawCall(shown, state) {
   }
 }
 
-// === refusals, webhooks, replicas ===
-
-function drawRefusals({ parts }) {
-  const sought = wordsOf("refusal-filters");
-  const all = parts.refusals ?? [];
-  const found = all.filter((one) => fits(sought, [one.id, one.business, one.code, words(one.code), one.limit_name, one.account, one.direction]));
-  say(byId("refusals-said"), `${found.length} of the latest ${all.length} shown.`);
-  tables.refusals(found);
-}
-
-const webhookTexts = (one) => [one.id, one.eventId, one.event, one.webhook, one.account, one.callId, one.path, one.url, one.route, one.error, one.lastError];
-
-function failed({ parts }) {
-  const sought = wordsOf("webhook-filters");
-  const { parked, givenUp } = parts.webhooks ?? {};
-  const ids = [...(parked ?? []).filter((one) => fits(sought, webhookTexts(one))).map((one) => one.id),
-    ...(givenUp ?? []).filter((one) => fits(sought, webhookTexts(one))).map((one) => one.eventId)];
-  return [...new Set(ids)];
-}
-
-function drawWebhooks(state) {
-  const sought = wordsOf("webhook-filters");
-  const waiting = state.parts.webhooks ?? {};
-  for (const name of ["parked", "givenUp", "unsettled", "pending"]) {
-    const parkedToo = name === "unsettled" ? new Set((waiting.parked ?? []).map((one) => one.id)) : new Set();
-    tables[name]((waiting[name] ?? []).filter((one) => !parkedToo.has(one.id) && fits(sought, webhookTexts(one))));
-  }
-  const count = failed(state).length;
-  say(byId("replay-all"), `Replay the ${count} that failed`);
-  show(byId("replay-all"), count > 1 && mayChange(state));
-}
+// === replicas ===
 
 function drawReplicas({ parts, you }) {
   const { status } = parts;

@@ -21,13 +21,13 @@ pub(in crate::store) async fn a_webhook_that_cannot_be_applied_is_parked_and_ope
     assert_eq!(store.begin_try(&event.id).await.unwrap(), 2);
     store.failed_try(&event.id, "never", None, 600).await.unwrap();
     assert_eq!(store.unsettled_events(i64::MAX, &in_record(), &Cursor::default(), 99).await.unwrap().events, []);
-    let parked = store.inbox(Inbox::Parked, 9).await.unwrap();
+    let parked = store.inbox(Inbox::Parked, &EventFilter::default(), 9).await.unwrap();
     assert_eq!(parked, [one().await]);
     assert_eq!((parked[0].parked_at, parked[0].error.as_deref()), (Some(600), Some("never")));
     assert_eq!(store.parked().await.unwrap(), 1);
-    assert_eq!(store.inbox(Inbox::Unsettled, 9).await.unwrap(), []);
+    assert_eq!(store.inbox(Inbox::Unsettled, &EventFilter::default(), 9).await.unwrap(), []);
     assert!(store.reopen(&event.id).await.unwrap());
-    assert_eq!(store.inbox(Inbox::Unsettled, 9).await.unwrap(), [one().await]);
+    assert_eq!(store.inbox(Inbox::Unsettled, &EventFilter::default(), 9).await.unwrap(), [one().await]);
     assert_eq!(store.parked().await.unwrap(), 0);
     assert_eq!(store.stored_event(&event.id).await.unwrap(), Some(event.clone()));
     // Parked, and then applied since its provider sent it again.
@@ -51,8 +51,8 @@ pub(in crate::store) async fn what_was_delivered_or_given_up_is_delivered_again_
     assert_eq!(store.take_deliveries(1, 9, "", false).await.unwrap().len(), 2);
     store.delivered(&first.id, 2, Ok(())).await.unwrap();
     store.delivered(&second.id, 2, Err(("no".to_owned(), None))).await.unwrap();
-    assert_eq!(store.outbox(Outbox::Pending, 9).await.unwrap(), []);
-    let given_up = store.outbox(Outbox::GivenUp, 9).await.unwrap();
+    assert_eq!(store.outbox(Outbox::Pending, &EventFilter::default(), 9).await.unwrap(), []);
+    let given_up = store.outbox(Outbox::GivenUp, &EventFilter::default(), 9).await.unwrap();
     assert_eq!((given_up.len(), given_up[0].id.as_str(), given_up[0].attempts), (1, second.id.as_str(), 1));
     assert_eq!(given_up[0].last_error.as_deref(), Some("no"));
     for delivery in [&first, &second] {
@@ -179,10 +179,10 @@ pub(in crate::store) async fn what_is_in_the_spool_of_a_replica_that_is_gone_is_
     }
     assert_eq!(store.park_unreachable(1, "mine", "gone", 100).await.unwrap(), 0, "not yet");
     assert_eq!(store.park_unreachable(50, "mine", "gone", 100).await.unwrap(), 2);
-    let parked = store.inbox(Inbox::Parked, 9).await.unwrap();
+    let parked = store.inbox(Inbox::Parked, &EventFilter::default(), 9).await.unwrap();
     assert_eq!((parked.len(), parked[0].id.as_str()), (1, unsettled.0.id.as_str()));
     assert_eq!((parked[0].error.as_deref(), parked[0].has_body), (Some("gone"), true));
-    let given_up = store.outbox(Outbox::GivenUp, 9).await.unwrap();
+    let given_up = store.outbox(Outbox::GivenUp, &EventFilter::default(), 9).await.unwrap();
     assert_eq!((given_up.len(), given_up[0].last_error.as_deref()), (1, Some("gone")));
     assert_eq!(store.take_deliveries(200, 9, "mine", false).await.unwrap(), [mine.1]);
     // It comes back.
@@ -235,7 +235,7 @@ pub(in crate::store) async fn a_damaged_row_keeps_no_other_from_its_turn(fresh: 
     }
     fresh.execute("UPDATE deliveries SET headers = '7' WHERE event_id = 'ev_001'").await;
     assert_eq!(store.take_deliveries(5, 9, "", false).await.unwrap(), [all[1].1.clone(), all[2].1.clone()]);
-    let given_up = store.outbox(Outbox::GivenUp, 9).await.unwrap();
+    let given_up = store.outbox(Outbox::GivenUp, &EventFilter::default(), 9).await.unwrap();
     assert_eq!((given_up.len(), given_up[0].event_id.as_str()), (1, ids[0]));
     assert!(given_up[0].last_error.is_some());
     // Calls: the damaged one is over, and keeps nobody from starting.
@@ -313,7 +313,8 @@ pub(in crate::store) async fn lists_are_narrowed_before_they_are_cut(fresh: &imp
     assert_eq!(found(ListFilter::default()).await.len(), 3);
 
     let now: Vec<CallId> = store.calls_at(2, 9).await.unwrap().into_iter().map(|call| call.id).collect();
-    assert_eq!(now, [quiet.id, carried.id], "those that were up then, the oldest first");
+    let (quiet_id, carried_id) = (quiet.id, carried.id);
+    assert_eq!(now, [quiet_id.clone(), carried_id.clone()], "those that were up then, the oldest first");
     assert_eq!(store.calls_at(0, 9).await.unwrap(), []);
 
     let mut wanted = refusal("quiet", false);
@@ -325,8 +326,85 @@ pub(in crate::store) async fn lists_are_narrowed_before_they_are_cut(fresh: &imp
     assert_eq!(refusals(quietly).await, [wanted.clone()]);
     assert_eq!(refusals(ListFilter { before_ms: Some(2), ..account("a") }).await, [wanted.clone()]);
     assert_eq!(refusals(account("b")).await, []);
+    let code = |code: &str| ListFilter { code: Some(code.to_owned()), ..ListFilter::default() };
+    assert_eq!(refusals(code(&wanted.code)).await.len(), 3);
+    assert_eq!(refusals(code("NO_SUCH_CODE")).await, []);
+    // Page by page, each comes once.
+    let (mut after, mut seen) = (None, vec![]);
+    loop {
+        let page = refusals(ListFilter { after: after.take(), ..ListFilter::default() }).await;
+        let Some(last) = page.last() else { break };
+        after = Some((last.at, last.id.to_string()));
+        seen.extend(page.into_iter().map(|one| one.id));
+    }
+    assert_eq!((seen.len(), seen.last()), (101, Some(&wanted.id)));
+    seen.sort();
+    seen.dedup();
+    assert_eq!(seen.len(), 101);
+    let next = ListFilter { after: Some((10, String::new())), ..ListFilter::default() };
+    assert_eq!(found(next).await, [carried_id, quiet_id]);
     assert_eq!(store.refusal(&wanted.id).await.unwrap(), Some(wanted));
     assert_eq!(store.refusal(&RefusalId::new()).await.unwrap(), None);
+}
+
+pub(in crate::store) async fn webhooks_are_narrowed_and_what_can_be_replayed_is_counted(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    let mut call = new_call(&[("call_sid", "CA1")]);
+    call.facts.business = BusinessId::parse("quiet").unwrap();
+    store.open(call.clone(), None).await.unwrap();
+    // Five came: two were parked, two are settled (the body of one is gone), one waits.
+    for n in 1..=5 {
+        let (mut event, delivery) = event_and_delivery(n, Some(&call.id));
+        (event.body, event.received_at) = (Some(b"x".to_vec()), i64::try_from(n).unwrap());
+        store.receive(event.clone()).await.unwrap();
+        match n {
+            1 | 2 => store.failed_try(&event.id, "never", None, 9).await.unwrap(),
+            3 | 4 => {
+                let delivery = (n == 4).then_some(delivery);
+                assert!(store.settle(&event.id, Some(&call.id), "applied", delivery, 9).await.unwrap());
+            }
+            _ => {}
+        }
+        if n == 3 {
+            store.forget_body(&event.id).await.unwrap();
+        }
+    }
+    let all = EventFilter::default();
+    let ids = async |which, filter: &EventFilter| {
+        store.inbox(which, filter, 9).await.unwrap().into_iter().map(|one| one.received_at).collect::<Vec<_>>()
+    };
+    assert_eq!(ids(Inbox::All, &all).await, [5, 4, 3, 2, 1]);
+    assert_eq!(ids(Inbox::Settled, &all).await, [4, 3]);
+    assert_eq!(ids(Inbox::Parked, &EventFilter { from_ms: Some(2), ..all.clone() }).await, [2]);
+    let of = |business: &str| EventFilter { business: Some(business.to_owned()), ..EventFilter::default() };
+    assert_eq!(ids(Inbox::All, &of("quiet")).await, [4, 3]);
+    assert_eq!(ids(Inbox::All, &of("other")).await, [0_i64; 0]);
+    let page = store.inbox(Inbox::All, &all, 2).await.unwrap();
+    let after = page.last().map(|one| (one.received_at, one.id.clone()));
+    assert_eq!(ids(Inbox::All, &EventFilter { after, ..all.clone() }).await, [3, 2, 1]);
+    let named = |account: &str| EventFilter { account: Some(account.to_owned()), ..EventFilter::default() };
+    assert_eq!(ids(Inbox::All, &named("nobody's")).await, [0_i64; 0]);
+    // The delivery of one is given up, and one of our own.
+    assert_eq!(store.take_deliveries(i64::MAX / 2, 9, "", false).await.unwrap().len(), 1);
+    let pending = store.outbox(Outbox::Pending, &of("quiet"), 9).await.unwrap();
+    assert_eq!(pending.len(), 1);
+    store.delivered(&pending[0].id, 9, Err(("no".to_owned(), None))).await.unwrap();
+    assert_eq!(store.outbox(Outbox::GivenUp, &of("quiet"), 9).await.unwrap().len(), 1);
+    assert_eq!(store.outbox(Outbox::GivenUp, &of("other"), 9).await.unwrap(), []);
+    let matching = async |which, filter: &EventFilter| {
+        let found = store.replayable(which, filter, 9).await.unwrap();
+        assert_eq!(store.count_replayable(which, filter).await.unwrap(), found.len() as u64);
+        found.into_iter().map(|(at, _)| at).collect::<Vec<_>>()
+    };
+    assert_eq!(matching(Replayable::Parked, &all).await, [1, 2]);
+    assert_eq!(matching(Replayable::GivenUp, &all).await, [4]);
+    assert_eq!(matching(Replayable::Failed, &all).await, [1, 2, 4], "the oldest first");
+    assert_eq!(matching(Replayable::Settled, &all).await, [4], "without a body nothing can be applied again");
+    assert_eq!(matching(Replayable::Failed, &of("quiet")).await, [4]);
+    assert_eq!(matching(Replayable::Failed, &EventFilter { before_ms: Some(2), ..all.clone() }).await, [1]);
+    let first = store.replayable(Replayable::Failed, &all, 1).await.unwrap().pop();
+    let rest = EventFilter { after: first, ..all };
+    assert_eq!(store.replayable(Replayable::Failed, &rest, 9).await.unwrap().len(), 2);
 }
 
 pub(in crate::store) async fn a_bypass_is_known_to_all_until_it_is_off(fresh: &impl Fresh) {

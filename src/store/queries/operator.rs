@@ -4,34 +4,112 @@ use async_trait::async_trait;
 use futures_util::FutureExt as _;
 
 use super::super::app_events::EVENT;
-use super::super::driver::{Backend, Driver, Sql, binds};
+use super::super::driver::{Backend, Driver, Sql, Value, binds};
+use super::super::listing::from_the_top;
 use super::super::rows::{audit_record, bypass, call_id, event, inbox_event, outbox_delivery};
 use super::super::runs::Runs as _;
-use super::super::{AuditRecord, Bypass, Desk, Inbox, InboxEvent, NewEvent, Outbox, OutboxDelivery, Purged, Result};
+use super::super::{
+    AuditRecord, Bypass, Cursor, Desk, EventFilter, Inbox, InboxEvent, NewEvent, Outbox, OutboxDelivery, Purged,
+    Replayable, Result,
+};
 use super::first;
 use super::retention::{PURGE_BATCH, forget_calls};
 use crate::clock::UnixMs;
 
 macro_rules! inbox {
-    ($rest:literal) => {
+    ($($rest:literal),+) => {
         concat!(
             "SELECT id, account, webhook, event, received_at, path, (body IS NOT NULL OR spool IS NOT NULL) AS has_body, spool,
                  call_id, outcome, tries, due_at, parked_at, error FROM webhook_events ",
-            $rest
+            $($rest),+
         )
     };
 }
 
 macro_rules! outbox {
-    ($rest:literal) => {
+    ($($rest:literal),+) => {
         concat!(
             "SELECT id, event_id, call_id, url, own, route, attempts, due_at, done_at, last_error,
                  (SELECT account FROM webhook_events e WHERE e.id = deliveries.event_id) AS account,
                  coalesce((SELECT received_at FROM webhook_events e WHERE e.id = deliveries.event_id), noted_at) AS received_at
              FROM deliveries ",
+            $($rest),+
+        )
+    };
+}
+
+/// A page of the inbox, the latest first; of these rows.
+macro_rules! inbox_page {
+    ($rows:literal) => {
+        inbox!(
+            $rows,
+            " AND ($2 = '' OR account = $2) AND ($3 = '' OR event = $3) AND ($4 = '' OR call_id = $4)
+             AND ($5 = '' OR EXISTS (SELECT 1 FROM calls c WHERE c.id = webhook_events.call_id AND c.business = $5))
+             AND received_at >= $6 AND received_at < $7 AND (received_at, id) < ($8, $9)
+             ORDER BY received_at DESC, id DESC LIMIT $1"
+        )
+    };
+}
+
+/// The latest deliveries, of these rows.
+macro_rules! outbox_page {
+    ($rows:literal) => {
+        outbox!(
+            $rows,
+            " AND ($2 = '' OR EXISTS (SELECT 1 FROM webhook_events e WHERE e.id = deliveries.event_id AND e.account = $2))
+             AND ($3 = '' OR EXISTS (SELECT 1 FROM webhook_events e WHERE e.id = deliveries.event_id AND e.event = $3))
+             AND ($4 = '' OR call_id = $4)
+             AND ($5 = '' OR EXISTS (SELECT 1 FROM calls c WHERE c.id = deliveries.call_id AND c.business = $5))
+             AND coalesce((SELECT received_at FROM webhook_events e WHERE e.id = deliveries.event_id), noted_at, 0) >= $6
+             AND coalesce((SELECT received_at FROM webhook_events e WHERE e.id = deliveries.event_id), noted_at, 0) < $7
+             ORDER BY seq DESC LIMIT $1"
+        )
+    };
+}
+
+/// What can be replayed, as `found`: of webhooks that are parked ($1), settled ($2) or have a delivery that was given up ($3).
+macro_rules! replayable {
+    ($columns:literal, $rest:literal) => {
+        concat!(
+            "SELECT ",
+            $columns,
+            " FROM (
+                SELECT e.received_at AS at, e.id AS id FROM webhook_events e
+                WHERE (($1 AND e.parked_at IS NOT NULL)
+                    OR ($2 AND e.outcome IS NOT NULL AND (e.body IS NOT NULL OR e.spool IS NOT NULL))
+                    OR ($3 AND EXISTS (SELECT 1 FROM deliveries d
+                        WHERE d.event_id = e.id AND d.done_at IS NULL AND d.due_at IS NULL)))
+                AND ($4 = '' OR e.account = $4) AND ($5 = '' OR e.event = $5) AND ($6 = '' OR e.call_id = $6)
+                AND ($7 = '' OR EXISTS (SELECT 1 FROM calls c WHERE c.id = e.call_id AND c.business = $7))
+                UNION
+                SELECT coalesce(d.noted_at, 0) AS at, d.event_id AS id FROM deliveries d
+                WHERE $3 AND d.own AND d.done_at IS NULL AND d.due_at IS NULL AND $4 = '' AND $5 = ''
+                AND ($6 = '' OR d.call_id = $6)
+                AND ($7 = '' OR EXISTS (SELECT 1 FROM calls c WHERE c.id = d.call_id AND c.business = $7))
+             ) found WHERE at >= $8 AND at < $9 ",
             $rest
         )
     };
+}
+
+/// What [`replayable`] takes.
+fn replay_binds(which: Replayable, filter: &EventFilter) -> Vec<Value<'static>> {
+    let f = filter.clone();
+    let parked = matches!(which, Replayable::Failed | Replayable::Parked);
+    let given_up = matches!(which, Replayable::Failed | Replayable::GivenUp);
+    let (from, before) = (f.from_ms.unwrap_or(UnixMs::MIN), f.before_ms.unwrap_or(UnixMs::MAX));
+    let (account, event) = (f.account.unwrap_or_default(), f.event.unwrap_or_default());
+    let (call, business) = (f.call.unwrap_or_default(), f.business.unwrap_or_default());
+    binds![parked, which == Replayable::Settled, given_up, account, event, call, business, from, before].into()
+}
+
+/// What [`outbox_page`] takes, and [`inbox_page`] but for the place.
+fn page_binds(filter: &EventFilter, limit: u32) -> Vec<Value<'static>> {
+    let f = filter.clone();
+    let (from, before) = (f.from_ms.unwrap_or(UnixMs::MIN), f.before_ms.unwrap_or(UnixMs::MAX));
+    let (account, event) = (f.account.unwrap_or_default(), f.event.unwrap_or_default());
+    let (call, business) = (f.call.unwrap_or_default(), f.business.unwrap_or_default());
+    binds![limit, account, event, call, business, from, before].into()
 }
 
 /// Whether a spooled file is no longer needed.
@@ -65,15 +143,19 @@ async fn purge_refusals(c: &mut dyn Driver, business: &str) -> Sql<u64> {
 
 #[async_trait]
 impl<B: Backend> Desk for B {
-    async fn inbox(&self, which: Inbox, limit: u32) -> Result<Vec<InboxEvent>> {
+    async fn inbox(&self, which: Inbox, filter: &EventFilter, limit: u32) -> Result<Vec<InboxEvent>> {
         let sql = match which {
-            Inbox::All => inbox!("ORDER BY received_at DESC, id DESC LIMIT $1"),
+            Inbox::All => inbox_page!("WHERE 1 = 1"),
             Inbox::Unsettled => {
-                inbox!("WHERE outcome IS NULL AND parked_at IS NULL ORDER BY received_at DESC, id DESC LIMIT $1")
+                inbox_page!("/*+ INDEXED BY webhook_events_unsettled */ WHERE outcome IS NULL AND parked_at IS NULL")
             }
-            Inbox::Parked => inbox!("WHERE parked_at IS NOT NULL ORDER BY received_at DESC, id DESC LIMIT $1"),
+            Inbox::Settled => inbox_page!("WHERE outcome IS NOT NULL"),
+            Inbox::Parked => inbox_page!("/*+ INDEXED BY webhook_events_parked */ WHERE parked_at IS NOT NULL"),
         };
-        self.select(sql, binds![limit].into(), inbox_event).await
+        let mut binds = page_binds(filter, limit);
+        let (at, id) = from_the_top(filter.after.clone());
+        binds.extend(binds![at, id]);
+        self.select(sql, binds, inbox_event).await
     }
 
     async fn parked(&self) -> Result<u64> {
@@ -91,12 +173,26 @@ impl<B: Backend> Desk for B {
         Ok(self.select(sql, binds![id.to_owned()].into(), event).await?.pop())
     }
 
-    async fn outbox(&self, which: Outbox, limit: u32) -> Result<Vec<OutboxDelivery>> {
+    async fn outbox(&self, which: Outbox, filter: &EventFilter, limit: u32) -> Result<Vec<OutboxDelivery>> {
         let sql = match which {
-            Outbox::Pending => outbox!("WHERE done_at IS NULL AND due_at IS NOT NULL ORDER BY seq DESC LIMIT $1"),
-            Outbox::GivenUp => outbox!("WHERE done_at IS NULL AND due_at IS NULL ORDER BY seq DESC LIMIT $1"),
+            Outbox::Pending => outbox_page!("WHERE done_at IS NULL AND due_at IS NOT NULL"),
+            Outbox::GivenUp => outbox_page!("WHERE done_at IS NULL AND due_at IS NULL"),
         };
-        self.select(sql, binds![limit].into(), outbox_delivery).await
+        self.select(sql, page_binds(filter, limit), outbox_delivery).await
+    }
+
+    async fn replayable(&self, which: Replayable, filter: &EventFilter, limit: u32) -> Result<Vec<Cursor>> {
+        let sql = replayable!("at, id", "AND (at, id) > ($10, $11) ORDER BY at, id LIMIT $12");
+        let mut binds = replay_binds(which, filter);
+        let (at, id) = filter.after.clone().unwrap_or((UnixMs::MIN, String::new()));
+        binds.extend(binds![at, id, limit]);
+        self.select(sql, binds, |row| Ok((row.number("at")?, row.text("id")?))).await
+    }
+
+    async fn count_replayable(&self, which: Replayable, filter: &EventFilter) -> Result<u64> {
+        let sql = replayable!("count(*) AS n", "");
+        let counted = self.select(sql, replay_binds(which, filter), |row| row.number("n")).await?;
+        Ok(counted.first().map_or(0, |n| n.unsigned_abs()))
     }
 
     async fn deliveries_of(&self, event_id: &str) -> Result<Vec<OutboxDelivery>> {

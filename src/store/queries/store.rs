@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use futures_util::FutureExt as _;
 
 use super::super::driver::{Backend, binds};
+use super::super::listing::from_the_top;
 use super::super::rows::{admitted, business, create_answer, readable, record, refusal, waiting};
 use super::super::{
     AdmitOutcome, ApplyOutcome, CallRecord, Change, Confirmed, CreateAnswer, Cursor, Delivery, EpochBump, Fleet,
@@ -127,7 +128,7 @@ impl<B: Backend> Store for B {
     async fn list_calls(&self, filter: &ListFilter, limit: u32) -> Result<Vec<CallRecord>> {
         let sql = calls!(
             "WHERE ($2 OR c.business = ANY($3)) AND ($4 = '' OR c.account = $4 OR c.carrier = $4)
-             AND ($5 OR c.phase = ANY($6)) AND c.admitted_at >= $7 AND c.admitted_at < $8
+             AND ($5 OR c.phase = ANY($6)) AND c.admitted_at >= $7 AND c.admitted_at < $8 AND (c.admitted_at, c.id) < ($9, $10)
              ORDER BY c.admitted_at DESC, c.id DESC LIMIT $1"
         );
         let f = filter.clone();
@@ -135,7 +136,8 @@ impl<B: Backend> Store for B {
         let (from, before) = (f.from_ms.unwrap_or(UnixMs::MIN), f.before_ms.unwrap_or(UnixMs::MAX));
         let (any, businesses) = (f.businesses.is_none(), f.businesses.unwrap_or_default());
         let account = f.account.unwrap_or_default();
-        let binds = binds![limit, any, businesses, account, any_phase, phases, from, before];
+        let (at, id) = from_the_top(f.after);
+        let binds = binds![limit, any, businesses, account, any_phase, phases, from, before, at, id];
         self.select(sql, binds.into(), |row| Ok(record(row))).await.map(readable)
     }
 
@@ -212,11 +214,13 @@ impl<B: Backend> Store for B {
 
     async fn list_refusals(&self, filter: &ListFilter, limit: u32) -> Result<Vec<RefusalRecord>> {
         let sql = "SELECT * FROM refusals WHERE ($2 OR business = ANY($3)) AND ($4 = '' OR account = $4)
-             AND at >= $5 AND at < $6 ORDER BY at DESC, id DESC LIMIT $1";
+             AND at >= $5 AND at < $6 AND ($7 = '' OR code = $7) AND (at, id) < ($8, $9) ORDER BY at DESC, id DESC LIMIT $1";
         let f = filter.clone();
         let (from, before) = (f.from_ms.unwrap_or(UnixMs::MIN), f.before_ms.unwrap_or(UnixMs::MAX));
         let (any, businesses) = (f.businesses.is_none(), f.businesses.unwrap_or_default());
-        let binds = binds![limit, any, businesses, f.account.unwrap_or_default(), from, before];
+        let (account, code, (at, id)) =
+            (f.account.unwrap_or_default(), f.code.unwrap_or_default(), from_the_top(f.after));
+        let binds = binds![limit, any, businesses, account, from, before, code, at, id];
         self.select(sql, binds.into(), refusal).await
     }
 

@@ -1,5 +1,6 @@
 //! What tests share.
 
+pub mod browser;
 pub mod chance;
 pub mod child;
 pub mod faults;

@@ -1,0 +1,121 @@
+//! The inbox of webhooks and the outbox to the app: listed, and replayed one by one or all that a filter lets through.
+
+use serde_json::{Value, json};
+
+use super::auth::Caller;
+use super::listing::{asked, page, place, seconds};
+use super::operator::{Act, delivery, event};
+use super::{Admin, Answer, LIST_MAX, Problem, bad, limit_of, not_found, ok};
+use crate::clock::UnixMs;
+use crate::store::{EventFilter, Inbox, Outbox, OutboxDelivery, Replayable};
+
+/// What one request replays at most: it answers within seconds, and its caller goes on.
+const REPLAYS_MAX: u32 = 100;
+/// Failures of a replay that are told one by one.
+const ERRORS_MAX: usize = 20;
+
+/// What a query narrows the inbox and the outbox to.
+fn filter_of(query: &str, now_ms: UnixMs) -> Result<EventFilter, Problem> {
+    Ok(EventFilter {
+        account: asked(query, "account"),
+        event: asked(query, "event"),
+        call: asked(query, "call"),
+        business: asked(query, "business"),
+        from_ms: seconds(query, "since_secs")?.map(|ms| now_ms - ms),
+        before_ms: seconds(query, "older_secs")?.map(|ms| now_ms - ms),
+        after: place(query)?,
+    })
+}
+
+fn replayable(query: &str) -> Result<Replayable, Problem> {
+    match asked(query, "state").as_deref() {
+        None | Some("failed") => Ok(Replayable::Failed),
+        Some("parked") => Ok(Replayable::Parked),
+        Some("given_up") => Ok(Replayable::GivenUp),
+        Some("settled") => Ok(Replayable::Settled),
+        Some(_) => Err(bad("state is one of failed, parked, given_up, settled")),
+    }
+}
+
+impl Admin {
+    /// The inbox, and deliveries that are pending or were given up.
+    pub(super) async fn inbox_list(&self, query: &str) -> Answer {
+        let which = match asked(query, "state").as_deref() {
+            None | Some("all") => Inbox::All,
+            Some("unsettled") => Inbox::Unsettled,
+            Some("settled") => Inbox::Settled,
+            Some("parked") => Inbox::Parked,
+            Some(_) => return Err(bad("state is one of all, unsettled, settled, parked")),
+        };
+        let filter = filter_of(query, self.calls.lifecycle.clock.now_ms())?;
+        let (store, limit) = (&self.calls.lifecycle.store, limit_of(query));
+        let cut = limit as usize;
+        let events = store.inbox(which, &filter, limit + 1).await?;
+        let (events, next) = page(events, cut, |one| (one.received_at, one.id.as_str()));
+        let pending = store.outbox(Outbox::Pending, &filter, limit + 1).await?;
+        let given_up = store.outbox(Outbox::GivenUp, &filter, limit + 1).await?;
+        let shown = |list: &[OutboxDelivery]| list.iter().take(cut).map(delivery).collect::<Vec<Value>>();
+        ok(&json!({
+            "events": events.iter().map(event).collect::<Vec<_>>(), "next": next,
+            "pending": shown(&pending), "morePending": pending.len() > cut,
+            "givenUp": shown(&given_up), "moreGivenUp": given_up.len() > cut,
+        }))
+    }
+
+    pub(super) async fn inbox_one(&self, id: &str) -> Answer {
+        let store = &self.calls.lifecycle.store;
+        let (found, deliveries) = (store.inbox_event(id).await?, store.deliveries_of(id).await?);
+        if found.is_none() && deliveries.is_empty() {
+            return Err(not_found("no event of this id is on record"));
+        }
+        let mut shown = found.as_ref().map_or_else(|| json!({"id": id, "own": true}), event);
+        shown["deliveries"] = deliveries.iter().map(delivery).collect();
+        ok(&shown)
+    }
+
+    pub(super) async fn inbox_replay(&self, id: &str, who: &Caller) -> Answer {
+        ok(&self.replayed(id, None, who).await?)
+    }
+
+    async fn replayed(&self, id: &str, reason: Option<&str>, who: &Caller) -> Result<Value, Problem> {
+        self.note(who, Act::new("replay", id).because(reason)).await?;
+        let replayed = self.program()?.replay_event(id).await?;
+        let replayed = replayed.ok_or_else(|| not_found("no event of this id is on record"))?;
+        Ok(json!({"event": replayed.event.as_ref().map(event), "deliveries": replayed.deliveries}))
+    }
+
+    /// What could be replayed of what a filter lets through, the oldest first.
+    pub(super) async fn list_replayable(&self, query: &str) -> Answer {
+        let (matching, ids, next) = self.find_replayable(query, LIST_MAX).await?;
+        ok(&json!({"matching": matching, "ids": ids, "next": next}))
+    }
+
+    async fn find_replayable(&self, query: &str, limit: u32) -> Result<(u64, Vec<String>, Option<String>), Problem> {
+        let (which, filter) = (replayable(query)?, filter_of(query, self.calls.lifecycle.clock.now_ms())?);
+        let store = &self.calls.lifecycle.store;
+        let matching = store.count_replayable(which, &filter).await?;
+        let found = store.replayable(which, &filter, limit + 1).await?;
+        let (found, next) = page(found, limit as usize, |(at, id)| (*at, id.as_str()));
+        Ok((matching, found.into_iter().map(|(_, id)| id).collect(), next))
+    }
+
+    /// Replays it, so many at once.
+    pub(super) async fn replay_matching(&self, query: &str, reason: Option<&str>, who: &Caller) -> Answer {
+        let (matching, ids, next) = self.find_replayable(query, REPLAYS_MAX).await?;
+        let (mut done, mut failed, mut errors) = (0_u32, 0_u32, vec![]);
+        for id in &ids {
+            match self.replayed(id, reason, who).await {
+                Ok(_) => done += 1,
+                // Whatever comes after it would fail, too.
+                Err(Problem::Store(error)) if done == 0 => return Err(error.into()),
+                Err(problem) => {
+                    failed += 1;
+                    if errors.len() < ERRORS_MAX {
+                        errors.push(json!({"id": id, "message": problem.message()}));
+                    }
+                }
+            }
+        }
+        ok(&json!({"matching": matching, "replayed": done, "failed": failed, "errors": errors, "next": next}))
+    }
+}
