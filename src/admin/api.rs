@@ -134,7 +134,7 @@ pub(super) fn other_methods(method: &Method, segments: &[&str]) -> Option<String
 
 /// Every route.
 pub const ROUTES: &[Route] = &[
-    get("/health", Nothing, "Whether the process answers.", &[(200, Json("Word"))]),
+    get("/health", Nothing, "Whether the process answers.", &[(200, Json("Health"))]),
     get("/ready", Nothing, "Whether it can serve: its database answers, and it does not stop.", &[(200, Json("Word"))]),
     get("/openapi.json", Nothing, "This document.", &[(200, Json("Any"))]),
     get("/metrics", Scrape, "Metrics in the Prometheus text format.", &[(200, Other(PLAIN))]),
@@ -400,7 +400,7 @@ pub const ROUTES: &[Route] = &[
         "Webhooks and deliveries that are on record, the latest first.",
         &[(200, Json("Inbox"))],
     )
-    .asked(&[("state", "string", "all, unsettled or parked"), LIMIT]),
+    .asked(&[("state", "string", "all, unsettled or parked"), ACCOUNT, LIMIT]),
     get(
         "/api/events/{id}",
         AllBusinesses(Read),
@@ -433,6 +433,7 @@ pub const ROUTES: &[Route] = &[
 pub const SCHEMAS: &[(&str, &str, &str)] = &[
     ("Any", "Any JSON.", "any"),
     ("Error", "An error: a code for programs, a sentence for people.", "error:string, message:string"),
+    ("Health", "The process answers.", "status:string, service:string"),
     ("Word", "How it stands, in a word.", "status:string"),
     ("Reason", "Why somebody does it.", "reason~:string"),
     (

@@ -30,6 +30,8 @@ const CALLS_MAX: usize = 10_000;
 const LATEST_MAX: u32 = 100;
 /// Businesses that are shown with what they hold.
 const BUSINESSES_MAX: usize = 500;
+/// Maximum businesses in the status.
+const FULLEST_MAX: usize = 20;
 
 /// The businesses that a viewer may see; `None`: all, and shared data.
 pub(super) type Rights = Option<BTreeSet<String>>;
@@ -210,10 +212,10 @@ impl Admin {
             *history = History::of(open, &latest, at_ms, super::LIST_MAX as usize);
         }
         let webhooks = json!({
-            "parked": store.inbox(Inbox::Parked, LATEST_MAX).await.map(|all| all.iter().map(super::operator::event).collect::<Vec<_>>()).ok(),
-            "unsettled": store.inbox(Inbox::Unsettled, LATEST_MAX).await.map(|all| all.iter().map(super::operator::event).collect::<Vec<_>>()).ok(),
-            "pending": store.outbox(Outbox::Pending, LATEST_MAX).await.map(|all| all.iter().map(super::operator::delivery).collect::<Vec<_>>()).ok(),
-            "givenUp": store.outbox(Outbox::GivenUp, LATEST_MAX).await.map(|all| all.iter().map(super::operator::delivery).collect::<Vec<_>>()).ok(),
+            "parked": store.inbox(Inbox::Parked, None, LATEST_MAX).await.map(|all| all.iter().map(super::operator::event).collect::<Vec<_>>()).ok(),
+            "unsettled": store.inbox(Inbox::Unsettled, None, LATEST_MAX).await.map(|all| all.iter().map(super::operator::event).collect::<Vec<_>>()).ok(),
+            "pending": store.outbox(Outbox::Pending, None, LATEST_MAX).await.map(|all| all.iter().map(super::operator::delivery).collect::<Vec<_>>()).ok(),
+            "givenUp": store.outbox(Outbox::GivenUp, None, LATEST_MAX).await.map(|all| all.iter().map(super::operator::delivery).collect::<Vec<_>>()).ok(),
         });
         let policy = lifecycle.policy.load_full();
         Reading { at_ms, open, refusals, policy, history: history.clone(), status, webhooks }
@@ -254,7 +256,8 @@ impl Reading {
         }
         let mut held: Vec<(&str, u32)> = held.into_iter().collect();
         held.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(b.0)));
-        let businesses: Vec<Value> = held.iter().take(BUSINESSES_MAX).map(|(id, n)| self.business(id, *n)).collect();
+        let businesses: Vec<Value> =
+            held.iter().take(BUSINESSES_MAX).map(|(id, n)| business_in_use(&self.policy, id, *n)).collect();
         let refusals = self.refusals.get(rights).into_iter().flatten();
         let refusals: Vec<Value> = refusals.map(|one| lean(super::listing::refusal(one))).collect();
         let open = json!({
@@ -273,14 +276,6 @@ impl Reading {
         }
         parts
     }
-
-    fn business(&self, id: &str, held: u32) -> Value {
-        let known = BusinessId::parse(id).ok();
-        let plan = known.as_ref().map(|id| self.policy.plan_of(id));
-        let own = known.as_ref().and_then(|id| self.policy.business(id)?.max_calls);
-        let of_plan = plan.as_ref().and_then(|plan| self.policy.settings().plans.get(plan)?.concurrent);
-        lean(json!({"id": id, "plan": plan, "inUse": held, "limit": own.or(of_plan)}))
-    }
 }
 
 /// A call, as short as possible: there may be thousands.
@@ -288,6 +283,24 @@ fn row(call: &CallRecord) -> Arc<str> {
     lean(shown(call)).to_string().into()
 }
 
+/// The businesses with the most slots, each with the limit that binds it: its own, or its plan's.
+pub(super) fn fullest(policy: &Policy, by_key: &BTreeMap<String, u32>) -> Vec<Value> {
+    let mut held: Vec<(&str, u32)> =
+        by_key.iter().filter_map(|(key, n)| Some((key.strip_prefix("business|")?, *n))).collect();
+    held.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(b.0)));
+    held.iter().take(FULLEST_MAX).map(|(id, n)| business_in_use(policy, id, *n)).collect()
+}
+
+/// A business with its slots in use, its plan, and the limit that binds it.
+fn business_in_use(policy: &Policy, id: &str, held: u32) -> Value {
+    let known = BusinessId::parse(id).ok();
+    let plan = known.as_ref().map(|id| policy.plan_of(id));
+    let own = known.as_ref().and_then(|id| policy.business(id)?.max_calls);
+    let of_plan = plan.as_ref().and_then(|plan| policy.settings().plans.get(plan)?.concurrent);
+    lean(json!({"id": id, "plan": plan, "inUse": held, "limit": own.or(of_plan)}))
+}
+
+/// An object without its empty fields.
 fn lean(value: Value) -> Value {
     match value {
         Value::Object(fields) => fields.into_iter().filter(|(_, value)| !value.is_null()).collect::<Map<_, _>>().into(),

@@ -44,7 +44,7 @@ use crate::net::{Exchange, Handler};
 use crate::policy::{Bound, Limit, Per, Policy};
 use crate::provider::path::percent_decode;
 use crate::reconcile::SweepStatuses;
-use crate::reply::{for_browsers, json_answer, problem};
+use crate::reply::{for_browsers, health, json_answer, problem};
 use crate::runs::Runs;
 use crate::store::{CallRecord, Journal, KEY_KIND, StoreError};
 use auth::{Access, Caller, Denied, Scope, refuse_own};
@@ -188,7 +188,7 @@ impl Admin {
         }
         let may = |needs| self.access.caller(exchange, needs, now_secs);
         match (&method, segments.as_slice()) {
-            (&Method::GET, ["health"]) => ok(&json!({"status": "ok"})),
+            (&Method::GET, ["health"]) => Ok(health()),
             (&Method::GET, ["openapi.json"]) => ok(&openapi::document()),
             (&Method::GET, ["metrics"]) => {
                 self.access.scraper(exchange, now_secs)?;
@@ -394,7 +394,7 @@ impl Admin {
             "policiesDiffer": self.calls.lifecycle.capacity.policies_differ(),
             "replicas": self.calls.lifecycle.capacity.members().iter().map(|one| self.replica_shown(one)).collect::<Vec<_>>(),
             "draining": self.draining.is_cancelled(),
-            "gate": {"standing": self.calls.lifecycle.capacity.standing(), "backend": self.calls.lifecycle.capacity.standing().backend, "counted": is_counted, "calls": counts.calls, "over_limit": counts.over_limit, "byLimit": by_limit(&policy.settings().limits, &counts.by_key)},
+            "gate": {"standing": self.calls.lifecycle.capacity.standing(), "backend": self.calls.lifecycle.capacity.standing().backend, "counted": is_counted, "calls": counts.calls, "over_limit": counts.over_limit, "byLimit": by_limit(&policy.settings().limits, &counts.by_key), "businesses": board::fullest(&policy, &counts.by_key)},
             "store": {"backend": self.store_backend, "path": self.store_path, "ok": written.is_ok(), "error": written.err().map(|e| e.to_string()), "journaled": self.journal.waiting()},
             "accounts": accounts,
         }))

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use tracing::{info, warn};
 
 use super::auth::Caller;
+use super::listing::asked;
 use super::{Admin, Answer, Problem, bad, limit_of, not_found, ok};
 use crate::clock::rfc3339;
 use crate::ids::BusinessId;
@@ -80,17 +81,17 @@ impl Admin {
 
     /// The inbox, and deliveries that are pending or were given up.
     pub(super) async fn inbox_list(&self, query: &str) -> Answer {
-        let state = form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == "state").map(|(_, value)| value);
+        let (state, account) = (asked(query, "state"), asked(query, "account"));
         let which = match state.as_deref() {
-            None | Some("" | "all") => Inbox::All,
+            None | Some("all") => Inbox::All,
             Some("unsettled") => Inbox::Unsettled,
             Some("parked") => Inbox::Parked,
             Some(_) => return Err(bad("state is one of all, unsettled, parked")),
         };
-        let (store, limit) = (&self.calls.lifecycle.store, limit_of(query));
-        let events: Vec<Value> = store.inbox(which, limit).await?.iter().map(event).collect();
-        let pending: Vec<Value> = store.outbox(Outbox::Pending, limit).await?.iter().map(delivery).collect();
-        let given_up: Vec<Value> = store.outbox(Outbox::GivenUp, limit).await?.iter().map(delivery).collect();
+        let (store, account, limit) = (&self.calls.lifecycle.store, account.as_deref(), limit_of(query));
+        let events: Vec<Value> = store.inbox(which, account, limit).await?.iter().map(event).collect();
+        let pending: Vec<Value> = store.outbox(Outbox::Pending, account, limit).await?.iter().map(delivery).collect();
+        let given_up: Vec<Value> = store.outbox(Outbox::GivenUp, account, limit).await?.iter().map(delivery).collect();
         ok(&json!({"events": events, "pending": pending, "givenUp": given_up}))
     }
 

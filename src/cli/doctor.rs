@@ -23,6 +23,7 @@ use crate::config::diagnostics::{Diagnostic, Severity};
 use crate::net::{Upstream, UpstreamSettings, install_crypto_provider};
 use crate::provider::account::Account;
 use crate::provider::check::Place;
+use crate::reply::is_health;
 use crate::webhook::InboundMode;
 
 /// The tolerated clock skew, in seconds.
@@ -211,11 +212,10 @@ async fn reach(config: &Config, url: &str) -> Result<(), String> {
     let mut request = Request::new(Bytes::new());
     *request.uri_mut() = url.parse().map_err(|_| "it is no URL".to_owned())?;
     let answer = upstream.fetch(request, ANSWER_BYTES_MAX, ANSWER_WITHIN).await.map_err(|error| error.to_string())?;
-    let body: Value = serde_json::from_slice(answer.body()).unwrap_or_default();
-    match (answer.status().is_success(), body["status"] == "ok") {
-        (true, true) => Ok(()),
-        (true, false) => Err("it answers, but not as ringfence does".to_owned()),
-        (false, _) => Err(format!("it answers {}", answer.status())),
+    match answer.status() {
+        status if !status.is_success() => Err(format!("it answers {status}")),
+        _ if is_health(answer.body()) => Ok(()),
+        _ => Err("it answers, but not as ringfence does".to_owned()),
     }
 }
 

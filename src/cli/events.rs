@@ -7,7 +7,7 @@ use http::Method;
 use serde_json::Value;
 
 use super::Outcome;
-use super::admin_client::{AdminCommand, path_of};
+use super::admin_client::{AdminCommand, path_of, query};
 use super::text::{list, read_span, time};
 
 pub(super) type Events = AdminCommand<Act>;
@@ -44,6 +44,9 @@ pub(super) enum Act {
         /// Only webhooks in this state
         #[arg(long, value_enum, default_value_t = State::All)]
         state: State,
+        /// Only those of this account
+        #[arg(long)]
+        account: Option<String>,
         /// The maximum number
         #[arg(long, default_value_t = 50)]
         limit: u32,
@@ -77,9 +80,8 @@ impl Events {
     pub(super) async fn run(self) -> Outcome {
         let of = |id: &str| path_of("/api/events", id);
         match &self.act {
-            Act::List { state, limit } => {
-                let path = format!("/api/events?state={}&limit={limit}", state.as_str());
-                let listed = self.console.ask(Method::GET, &path, None).await?;
+            Act::List { state, account, limit } => {
+                let listed = self.listed(*state, account.as_deref(), *limit).await?;
                 if self.json {
                     println!("{listed}");
                 } else {
@@ -118,10 +120,7 @@ impl Wanted<'_> {
     /// The matching ids of a list, the oldest first.
     fn of(&self, listed: &Value, now_secs: i64) -> Vec<String> {
         let from = self.since.map(|secs| now_secs - i64::from(secs));
-        let fits = |one: &&Value| {
-            self.account.is_none_or(|account| one["account"] == account)
-                && from.is_none_or(|from| time(&one["receivedAt"]).is_some_and(|at| at >= from))
-        };
+        let fits = |one: &&Value| from.is_none_or(|from| time(&one["receivedAt"]).is_some_and(|at| at >= from));
         let mut found: Vec<String> = Vec::new();
         if self.status != Failed::GivenUp {
             let parked = list(listed, "events").iter().filter(fits).filter_map(|event| event["id"].as_str());
@@ -139,6 +138,12 @@ impl Wanted<'_> {
 }
 
 impl Events {
+    async fn listed(&self, state: State, account: Option<&str>, limit: u32) -> anyhow::Result<Value> {
+        let limit = limit.to_string();
+        let pairs = [("state", Some(state.as_str())), ("account", account), ("limit", Some(limit.as_str()))];
+        self.console.ask(Method::GET, &query("/api/events", &pairs), None).await
+    }
+
     async fn replay(&self, id: &str) -> anyhow::Result<Value> {
         self.console.ask(Method::POST, &format!("{}/replay", path_of("/api/events", id)), None).await
     }
@@ -147,10 +152,14 @@ impl Events {
     async fn replay_all(&self, wanted: &Wanted<'_>, dry_run: bool) -> Outcome {
         let (mut done, mut failed, mut seen) = (0_u32, 0_u32, std::collections::BTreeSet::new());
         loop {
-            let listed = self.console.ask(Method::GET, &format!("/api/events?state=parked&limit={PAGE}"), None).await?;
+            let listed = self.listed(State::Parked, wanted.account, PAGE).await?;
             let now_secs = jiff::Timestamp::now().as_second();
             let new: Vec<String> =
                 wanted.of(&listed, now_secs).into_iter().filter(|id| seen.insert(id.clone())).collect();
+            let is_full = ["events", "givenUp"].iter().any(|key| list(&listed, key).len() >= PAGE as usize);
+            if is_full && (dry_run || new.is_empty()) {
+                eprintln!("these are the latest {PAGE}; older ones come when they are settled");
+            }
             if new.is_empty() {
                 break;
             }

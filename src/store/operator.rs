@@ -154,8 +154,8 @@ pub struct Purged {
 /// The part of a [`super::Store`] that is for operators.
 #[async_trait]
 pub trait Desk: Send + Sync {
-    /// The latest webhooks.
-    async fn inbox(&self, which: Inbox, limit: u32) -> Result<Vec<InboxEvent>>;
+    /// The latest webhooks; those of one account, if it is named.
+    async fn inbox(&self, which: Inbox, account: Option<&str>, limit: u32) -> Result<Vec<InboxEvent>>;
 
     /// How many webhooks are parked.
     async fn parked(&self) -> Result<u64>;
@@ -167,7 +167,7 @@ pub trait Desk: Send + Sync {
     async fn stored_event(&self, id: &str) -> Result<Option<NewEvent>>;
 
     /// The latest deliveries.
-    async fn outbox(&self, which: Outbox, limit: u32) -> Result<Vec<OutboxDelivery>>;
+    async fn outbox(&self, which: Outbox, account: Option<&str>, limit: u32) -> Result<Vec<OutboxDelivery>>;
 
     /// The deliveries of a webhook, or of one of ringfence's own events.
     async fn deliveries_of(&self, event_id: &str) -> Result<Vec<OutboxDelivery>>;

@@ -21,13 +21,17 @@ pub(in crate::store) async fn a_webhook_that_cannot_be_applied_is_parked_and_ope
     assert_eq!(store.begin_try(&event.id).await.unwrap(), 2);
     store.failed_try(&event.id, "never", None, 600).await.unwrap();
     assert_eq!(store.unsettled_events(i64::MAX, &in_record(), &Cursor::default(), 99).await.unwrap().events, []);
-    let parked = store.inbox(Inbox::Parked, 9).await.unwrap();
+    let parked = store.inbox(Inbox::Parked, None, 9).await.unwrap();
     assert_eq!(parked, [one().await]);
+    assert_eq!(store.inbox(Inbox::Parked, Some(&event.account), 9).await.unwrap(), parked);
+    for which in [Inbox::All, Inbox::Unsettled, Inbox::Parked] {
+        assert_eq!(store.inbox(which, Some("another"), 9).await.unwrap(), []);
+    }
     assert_eq!((parked[0].parked_at, parked[0].error.as_deref()), (Some(600), Some("never")));
     assert_eq!(store.parked().await.unwrap(), 1);
-    assert_eq!(store.inbox(Inbox::Unsettled, 9).await.unwrap(), []);
+    assert_eq!(store.inbox(Inbox::Unsettled, None, 9).await.unwrap(), []);
     assert!(store.reopen(&event.id).await.unwrap());
-    assert_eq!(store.inbox(Inbox::Unsettled, 9).await.unwrap(), [one().await]);
+    assert_eq!(store.inbox(Inbox::Unsettled, None, 9).await.unwrap(), [one().await]);
     assert_eq!(store.parked().await.unwrap(), 0);
     assert_eq!(store.stored_event(&event.id).await.unwrap(), Some(event.clone()));
     // Parked, and then applied since its provider sent it again.
@@ -51,9 +55,11 @@ pub(in crate::store) async fn what_was_delivered_or_given_up_is_delivered_again_
     assert_eq!(store.take_deliveries(1, 9, "", false).await.unwrap().len(), 2);
     store.delivered(&first.id, 2, Ok(())).await.unwrap();
     store.delivered(&second.id, 2, Err(("no".to_owned(), None))).await.unwrap();
-    assert_eq!(store.outbox(Outbox::Pending, 9).await.unwrap(), []);
-    let given_up = store.outbox(Outbox::GivenUp, 9).await.unwrap();
+    assert_eq!(store.outbox(Outbox::Pending, None, 9).await.unwrap(), []);
+    let given_up = store.outbox(Outbox::GivenUp, None, 9).await.unwrap();
     assert_eq!((given_up.len(), given_up[0].id.as_str(), given_up[0].attempts), (1, second.id.as_str(), 1));
+    assert_eq!(store.outbox(Outbox::GivenUp, given_up[0].account.as_deref(), 9).await.unwrap(), given_up);
+    assert_eq!(store.outbox(Outbox::GivenUp, Some("another"), 9).await.unwrap(), []);
     assert_eq!(given_up[0].last_error.as_deref(), Some("no"));
     for delivery in [&first, &second] {
         assert_eq!(store.redeliver(&delivery.event_id, 3).await.unwrap(), 1);
@@ -179,10 +185,10 @@ pub(in crate::store) async fn what_is_in_the_spool_of_a_replica_that_is_gone_is_
     }
     assert_eq!(store.park_unreachable(1, "mine", "gone", 100).await.unwrap(), 0, "not yet");
     assert_eq!(store.park_unreachable(50, "mine", "gone", 100).await.unwrap(), 2);
-    let parked = store.inbox(Inbox::Parked, 9).await.unwrap();
+    let parked = store.inbox(Inbox::Parked, None, 9).await.unwrap();
     assert_eq!((parked.len(), parked[0].id.as_str()), (1, unsettled.0.id.as_str()));
     assert_eq!((parked[0].error.as_deref(), parked[0].has_body), (Some("gone"), true));
-    let given_up = store.outbox(Outbox::GivenUp, 9).await.unwrap();
+    let given_up = store.outbox(Outbox::GivenUp, None, 9).await.unwrap();
     assert_eq!((given_up.len(), given_up[0].last_error.as_deref()), (1, Some("gone")));
     assert_eq!(store.take_deliveries(200, 9, "mine", false).await.unwrap(), [mine.1]);
     // It comes back.
@@ -235,7 +241,7 @@ pub(in crate::store) async fn a_damaged_row_keeps_no_other_from_its_turn(fresh: 
     }
     fresh.execute("UPDATE deliveries SET headers = '7' WHERE event_id = 'ev_001'").await;
     assert_eq!(store.take_deliveries(5, 9, "", false).await.unwrap(), [all[1].1.clone(), all[2].1.clone()]);
-    let given_up = store.outbox(Outbox::GivenUp, 9).await.unwrap();
+    let given_up = store.outbox(Outbox::GivenUp, None, 9).await.unwrap();
     assert_eq!((given_up.len(), given_up[0].event_id.as_str()), (1, ids[0]));
     assert!(given_up[0].last_error.is_some());
     // Calls: the damaged one is over, and keeps nobody from starting.

@@ -65,15 +65,18 @@ async fn purge_refusals(c: &mut dyn Driver, business: &str) -> Sql<u64> {
 
 #[async_trait]
 impl<B: Backend> Desk for B {
-    async fn inbox(&self, which: Inbox, limit: u32) -> Result<Vec<InboxEvent>> {
+    async fn inbox(&self, which: Inbox, account: Option<&str>, limit: u32) -> Result<Vec<InboxEvent>> {
         let sql = match which {
-            Inbox::All => inbox!("ORDER BY received_at DESC, id DESC LIMIT $1"),
-            Inbox::Unsettled => {
-                inbox!("WHERE outcome IS NULL AND parked_at IS NULL ORDER BY received_at DESC, id DESC LIMIT $1")
-            }
-            Inbox::Parked => inbox!("WHERE parked_at IS NOT NULL ORDER BY received_at DESC, id DESC LIMIT $1"),
+            Inbox::All => inbox!("WHERE ($2 = '' OR account = $2) ORDER BY received_at DESC, id DESC LIMIT $1"),
+            Inbox::Unsettled => inbox!(
+                "WHERE outcome IS NULL AND parked_at IS NULL AND ($2 = '' OR account = $2)
+                 ORDER BY received_at DESC, id DESC LIMIT $1"
+            ),
+            Inbox::Parked => inbox!(
+                "WHERE parked_at IS NOT NULL AND ($2 = '' OR account = $2) ORDER BY received_at DESC, id DESC LIMIT $1"
+            ),
         };
-        self.select(sql, binds![limit].into(), inbox_event).await
+        self.select(sql, binds![limit, account.unwrap_or_default().to_owned()].into(), inbox_event).await
     }
 
     async fn parked(&self) -> Result<u64> {
@@ -91,12 +94,18 @@ impl<B: Backend> Desk for B {
         Ok(self.select(sql, binds![id.to_owned()].into(), event).await?.pop())
     }
 
-    async fn outbox(&self, which: Outbox, limit: u32) -> Result<Vec<OutboxDelivery>> {
+    async fn outbox(&self, which: Outbox, account: Option<&str>, limit: u32) -> Result<Vec<OutboxDelivery>> {
         let sql = match which {
-            Outbox::Pending => outbox!("WHERE done_at IS NULL AND due_at IS NOT NULL ORDER BY seq DESC LIMIT $1"),
-            Outbox::GivenUp => outbox!("WHERE done_at IS NULL AND due_at IS NULL ORDER BY seq DESC LIMIT $1"),
+            Outbox::Pending => outbox!(
+                "WHERE done_at IS NULL AND due_at IS NOT NULL
+                 AND ($2 = '' OR event_id IN (SELECT id FROM webhook_events WHERE account = $2)) ORDER BY seq DESC LIMIT $1"
+            ),
+            Outbox::GivenUp => outbox!(
+                "WHERE done_at IS NULL AND due_at IS NULL
+                 AND ($2 = '' OR event_id IN (SELECT id FROM webhook_events WHERE account = $2)) ORDER BY seq DESC LIMIT $1"
+            ),
         };
-        self.select(sql, binds![limit].into(), outbox_delivery).await
+        self.select(sql, binds![limit, account.unwrap_or_default().to_owned()].into(), outbox_delivery).await
     }
 
     async fn deliveries_of(&self, event_id: &str) -> Result<Vec<OutboxDelivery>> {
