@@ -31,6 +31,7 @@ use bytes::Bytes;
 use http::header::{ALLOW, HeaderValue, WWW_AUTHENTICATE};
 use http::{Method, Response, StatusCode};
 use serde_json::{Map, Value, json};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -67,6 +68,8 @@ pub struct Admin {
     pub sightings: SweepStatuses,
     /// Access rules.
     pub access: Access,
+    /// Those of the newest config, so that open streams end when their token is no longer valid.
+    pub newest_access: watch::Sender<Access>,
     /// Cancelled when the process drains.
     pub draining: CancellationToken,
     /// The store's path or URL, for `/status`.

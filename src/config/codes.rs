@@ -76,4 +76,8 @@ pub const CODES: &[(&str, &str)] = &[
     ("W033", "With `doctor`: `public_url` does not lead to a ringfence, as far as can be seen from here."),
     ("W034", "With `doctor`: the running sidecar has something that needs attention."),
     ("W035", "A key has the name that it had in an earlier version. It counts."),
+    (
+        "W036",
+        "On a reload: the user or the password of `store.url` or `gate.redis_url` has changed. New connections use it.",
+    ),
 ];

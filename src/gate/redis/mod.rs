@@ -47,6 +47,7 @@ use crate::admission::{AdmissionRequest, Counts, Decision, LeaseRow, RateLog, Sh
 use crate::ids::CallId;
 use crate::net::install_crypto_provider;
 use crate::policy::{Bound, Mode};
+use crate::provider::secret::Secret;
 use breaker::Shared;
 use connection::Fault;
 use keys::escape;
@@ -107,6 +108,10 @@ impl Gate for RedisGate {
 
     async fn held(&self, epoch: i64) -> Result<Vec<LeaseRow>> {
         RedisGate::held(self, epoch).await
+    }
+
+    fn renew_credential(&self, url: &Secret) {
+        self.shared.renew(url);
     }
 
     fn away(&self) -> Option<(Instant, String)> {
@@ -279,7 +284,7 @@ impl RedisGate {
     pub async fn inspect(&self) -> Result<Vec<Problem>> {
         let shared = &self.shared;
         let look = async {
-            let link = connection::find(&shared.settings, &shared.keys, true).await?;
+            let link = connection::find(&shared.newest(), &shared.keys, true).await?;
             inspect::look(&link, &shared.keys).await
         };
         match tokio::time::timeout(ADMIN_TIMEOUT, look).await {
