@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::Notify;
-use tokio::sync::watch::Receiver;
+use tokio::sync::watch::{self, Receiver};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
@@ -115,7 +115,7 @@ async fn bind(
 
 /// Access rules of `listen.admin`.
 fn access(config: &Config, socket: Option<PathBuf>) -> Access {
-    let keys = Keys::of_secrets(config.token_secret.iter().cloned().collect());
+    let keys = Keys::of_secrets(config.token_secrets.clone());
     Access { keys, metrics_token: config.metrics_token, cron_secret: config.cron_secret.clone(), socket }
 }
 
@@ -266,11 +266,13 @@ impl App {
             sockets: Sockets::default(),
             draining: draining.clone(),
         };
+        let access = access(&config, admin_socket.clone());
         let console = |program| Admin {
             calls: calls.clone(),
             runs: Runs::new(config.runs.clone()),
             sightings: SweepStatuses::default(),
-            access: access(&config, admin_socket.clone()),
+            newest_access: watch::Sender::new(access.clone()),
+            access,
             draining: draining.clone(),
             store_path: config.store.shown(),
             store_backend: config.store.backend(),

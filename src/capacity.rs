@@ -45,6 +45,7 @@ use crate::gate::{Gate, GateError};
 use crate::ids::CallId;
 use crate::metrics::Metrics;
 use crate::policy::{Binding, Facts, Mode, OnOutage, Policy};
+use crate::provider::secret::Secret;
 use crate::store::runs::JOB_KIND;
 use crate::store::{AdmitOutcome, CallRecord, Confirmed, InsertOutcome, NewCall, Replica, Result, Store, StoreError};
 pub use failover::Compared;
@@ -214,6 +215,16 @@ impl Capacity {
     /// The id of this process among those that share the store.
     pub fn replica(&self) -> &str {
         &self.0.replica.id
+    }
+
+    /// Uses the users and the passwords of these URLs for new connections to the database and to Redis.
+    pub fn renew_credentials(&self, store: Option<&Secret>, redis: Option<&Secret>) {
+        if let Some(url) = store {
+            self.0.store.renew_credential(url);
+        }
+        if let (Some(gate), Some(url)) = (&self.0.gate, redis) {
+            gate.renew_credential(url);
+        }
     }
 
     /// This replica's role.

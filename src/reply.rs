@@ -19,6 +19,9 @@ pub use twiml::{twiml, when_full_twiml};
 /// The maximum `Retry-After` for SDKs that sleep for it inside the app's request, unless configured, in seconds.
 pub const SDK_RETRY_AFTER_MAX_SECS: u32 = 1;
 
+/// The name of this program in answers of `/health`.
+const SERVICE: &str = "ringfence";
+
 /// The content of a rejection.
 #[derive(Debug, Clone)]
 pub struct Rejection {
@@ -181,6 +184,16 @@ pub fn for_browsers<B>(response: &mut Response<B>, policy: &'static str, is_tls:
     if is_tls {
         headers.insert(STRICT_TRANSPORT_SECURITY, HeaderValue::from_static("max-age=31536000"));
     }
+}
+
+/// The answer of `/health` at every listener. It names ringfence: other programs answer `/health` too.
+pub fn health() -> Response<Bytes> {
+    json_answer(StatusCode::OK, &json!({"status": "ok", "service": SERVICE}))
+}
+
+/// Whether an answer of `/health` is a ringfence's.
+pub fn is_health(body: &[u8]) -> bool {
+    serde_json::from_slice::<Value>(body).is_ok_and(|body| body["status"] == "ok" && body["service"] == SERVICE)
 }
 
 /// A plain error of ringfence's own endpoints: `{"error": …, "message": …}`.

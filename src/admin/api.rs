@@ -151,7 +151,7 @@ pub(super) fn other_methods(method: &Method, segments: &[&str]) -> Option<String
 
 /// Every route.
 pub const ROUTES: &[Route] = &[
-    get("/health", Nothing, "Whether the process answers.", &[(200, Json("Word"))]),
+    get("/health", Nothing, "Whether the process answers.", &[(200, Json("Health"))]),
     get(
         "/ready",
         Nothing,
@@ -479,6 +479,7 @@ pub const ROUTES: &[Route] = &[
 pub const SCHEMAS: &[(&str, &str, &str)] = &[
     ("Any", "Any JSON.", "any"),
     ("Error", "An error: a code for programs, a sentence for people.", "error:string, message:string"),
+    ("Health", "The process answers.", "status:string, service:string"),
     ("Word", "The state.", "status:string"),
     ("Reason", "The reason, for the audit log.", "reason~:string"),
     (

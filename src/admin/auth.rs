@@ -120,6 +120,14 @@ impl Access {
         }
     }
 
+    /// Whether a caller who was let in under earlier rules may still read: with its token, or without one where none was shown.
+    pub(super) fn still_reads(&self, token: Option<&str>, is_local: bool, now_secs: i64) -> bool {
+        match token {
+            Some(token) => self.keys.operator(token, now_secs).is_ok_and(|who| who.scope >= Some(Scope::Read)),
+            None => is_local || self.keys.is_empty(),
+        }
+    }
+
     /// Authorises a scrape of `/metrics`. Unless a token is required, requests must name this listener by address: a page in a
     /// browser that was led here uses its own host name.
     ///

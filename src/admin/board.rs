@@ -31,6 +31,8 @@ const CALLS_MAX: usize = 10_000;
 const LATEST_MAX: u32 = 100;
 /// Businesses that are shown with what they hold.
 const BUSINESSES_MAX: usize = 500;
+/// Maximum businesses in the status.
+const FULLEST_MAX: usize = 20;
 
 /// The businesses that a viewer may see; `None`: all, and shared data.
 pub(super) type Rights = Option<BTreeSet<String>>;
@@ -264,7 +266,7 @@ impl Reading {
         }
         let mut held: Vec<(&str, u32)> = held.into_iter().collect();
         held.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(b.0)));
-        let businesses = held.iter().take(BUSINESSES_MAX).map(|(id, n)| self.business(id, *n));
+        let businesses = held.iter().take(BUSINESSES_MAX).map(|(id, n)| business_in_use(&self.policy, id, *n));
         let businesses = self.open.as_ref().map(|_| businesses.collect::<Vec<Value>>());
         let refusals = self.refusals.get(rights).and_then(Option::as_ref);
         let refusals: Option<Vec<Value>> =
@@ -288,14 +290,6 @@ impl Reading {
         }
         parts
     }
-
-    fn business(&self, id: &str, held: u32) -> Value {
-        let known = BusinessId::parse(id).ok();
-        let plan = known.as_ref().map(|id| self.policy.plan_of(id));
-        let own = known.as_ref().and_then(|id| self.policy.business(id)?.max_calls);
-        let of_plan = plan.as_ref().and_then(|plan| self.policy.settings().plans.get(plan)?.concurrent);
-        lean(json!({"id": id, "plan": plan, "inUse": held, "limit": own.or(of_plan)}))
-    }
 }
 
 /// A call, as short as possible: there may be thousands.
@@ -303,6 +297,24 @@ fn row(call: &CallRecord) -> Arc<str> {
     lean(shown(call)).to_string().into()
 }
 
+/// The businesses with the most slots, each with the limit that binds it: its own, or its plan's.
+pub(super) fn fullest(policy: &Policy, by_key: &BTreeMap<String, u32>) -> Vec<Value> {
+    let mut held: Vec<(&str, u32)> =
+        by_key.iter().filter_map(|(key, n)| Some((key.strip_prefix("business|")?, *n))).collect();
+    held.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(b.0)));
+    held.iter().take(FULLEST_MAX).map(|(id, n)| business_in_use(policy, id, *n)).collect()
+}
+
+/// A business with its slots in use, its plan, and the limit that binds it.
+fn business_in_use(policy: &Policy, id: &str, held: u32) -> Value {
+    let known = BusinessId::parse(id).ok();
+    let plan = known.as_ref().map(|id| policy.plan_of(id));
+    let own = known.as_ref().and_then(|id| policy.business(id)?.max_calls);
+    let of_plan = plan.as_ref().and_then(|plan| policy.settings().plans.get(plan)?.concurrent);
+    lean(json!({"id": id, "plan": plan, "inUse": held, "limit": own.or(of_plan)}))
+}
+
+/// An object without its empty fields.
 pub(super) fn lean(value: Value) -> Value {
     match value {
         Value::Object(fields) => fields.into_iter().filter(|(_, value)| !value.is_null()).collect::<Map<_, _>>().into(),

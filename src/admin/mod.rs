@@ -34,6 +34,7 @@ use bytes::Bytes;
 use http::header::{ALLOW, HeaderValue, WWW_AUTHENTICATE};
 use http::{Method, Response, StatusCode};
 use serde_json::{Map, Value, json};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -47,7 +48,7 @@ use crate::net::{Exchange, Handler};
 use crate::policy::{Bound, Limit, Per, Policy};
 use crate::provider::path::percent_decode;
 use crate::reconcile::SweepStatuses;
-use crate::reply::{for_browsers, json_answer, problem};
+use crate::reply::{for_browsers, health, json_answer, problem};
 use crate::runs::Runs;
 use crate::store::{CallRecord, Journal, KEY_KIND, StoreError};
 use auth::{Access, Caller, Denied, Scope, refuse_own};
@@ -70,6 +71,8 @@ pub struct Admin {
     pub sightings: SweepStatuses,
     /// Access rules.
     pub access: Access,
+    /// Those of the newest config, so that open streams end when their token is no longer valid.
+    pub newest_access: watch::Sender<Access>,
     /// Cancelled when the process drains.
     pub draining: CancellationToken,
     /// The store's path or URL, for `/status`.
@@ -199,7 +202,7 @@ impl Admin {
         }
         let may = |needs| self.access.caller(exchange, needs, now_secs);
         match (&method, segments.as_slice()) {
-            (&Method::GET, ["health"]) => ok(&json!({"status": "ok"})),
+            (&Method::GET, ["health"]) => Ok(health()),
             (&Method::GET, ["openapi.json"]) => ok(&openapi::document()),
             (&Method::GET, ["metrics"]) => {
                 self.access.scraper(exchange, now_secs)?;
@@ -415,7 +418,7 @@ impl Admin {
             "policiesDiffer": self.calls.lifecycle.capacity.policies_differ(),
             "replicas": self.calls.lifecycle.capacity.members().iter().map(|one| self.replica_shown(one)).collect::<Vec<_>>(),
             "draining": self.draining.is_cancelled(),
-            "gate": {"standing": self.calls.lifecycle.capacity.standing(), "backend": self.calls.lifecycle.capacity.standing().backend, "counted": is_counted, "calls": counts.calls, "over_limit": counts.over_limit, "byLimit": by_limit(&policy.settings().limits, &counts.by_key)},
+            "gate": {"standing": self.calls.lifecycle.capacity.standing(), "backend": self.calls.lifecycle.capacity.standing().backend, "counted": is_counted, "calls": counts.calls, "over_limit": counts.over_limit, "byLimit": by_limit(&policy.settings().limits, &counts.by_key), "businesses": board::fullest(&policy, &counts.by_key)},
             "store": {"backend": self.store_backend, "path": self.store_path, "ok": written.is_ok(), "error": written.err().map(|e| e.to_string()), "journaled": self.journal.waiting()},
             "accounts": accounts,
         }))

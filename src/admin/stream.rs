@@ -9,12 +9,13 @@ use serde_json::{Value, json};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
 
-use super::auth::{Caller, Scope, refuse_own};
+use super::auth::{Access, Caller, Denied, Scope, refuse_own};
 use super::board::{Rights, event};
 use super::{Admin, Problem, secured, shown_to};
 use crate::ids::CallId;
-use crate::net::Exchange;
+use crate::net::{Exchange, Peer};
 use crate::provider::path::percent_decode;
+use crate::token::bearer;
 
 /// The keep-alive interval of an idle stream: proxies keep it open, and disconnected clients are noticed.
 const PING: Duration = Duration::from_secs(15);
@@ -47,7 +48,7 @@ impl Admin {
         // nginx buffers responses unless told otherwise.
         head.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
         let head = secured(exchange, head);
-        let over = self.over(&who);
+        let over = self.over(exchange, &who)?;
         match call {
             None => {
                 let rights: Rights = who.businesses.as_ref().map(|own| own.iter().cloned().collect());
@@ -87,10 +88,21 @@ impl Admin {
         Ok(true)
     }
 
-    /// Completes when a stream has to end: the token expires, or the process stops.
-    fn over(&self, who: &Caller) -> impl Future<Output = ()> + Send + 'static {
+    /// Completes when a stream has to end: its caller's token expires or is no longer valid under a new config, or the process stops.
+    fn over(&self, exchange: &Exchange, who: &Caller) -> Result<impl Future<Output = ()> + Send + use<>, Problem> {
         let (draining, clock, until) = (self.draining.clone(), self.calls.lifecycle.clock.clone(), who.expires_at);
-        async move {
+        let token = bearer(exchange.headers()).map_err(Denied::from)?.map(str::to_owned);
+        let is_local = matches!(exchange.peer(), Peer::Local { .. });
+        let mut access = self.newest_access.subscribe();
+        Ok(async move {
+            let revoked = async {
+                let is_valid = |access: &Access| access.still_reads(token.as_deref(), is_local, clock.now_ms() / 1000);
+                while is_valid(&access.borrow_and_update()) {
+                    if access.changed().await.is_err() {
+                        std::future::pending::<()>().await;
+                    }
+                }
+            };
             let expired = async {
                 let Some(until) = until else { return std::future::pending().await };
                 while clock.now_ms() / 1000 < until {
@@ -100,8 +112,9 @@ impl Admin {
             tokio::select! {
                 () = draining.cancelled() => {}
                 () = expired => {}
+                () = revoked => {}
             }
-        }
+        })
     }
 
     /// Sends a call and its transcript, as they change. `None`: the client disconnected.

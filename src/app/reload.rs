@@ -24,7 +24,7 @@ use crate::calls::Calls;
 use crate::calls::rejection::CAPACITY_INBOUND;
 use crate::clock::UnixMs;
 use crate::config::diagnostics::{self, Diagnostic, Report, Severity};
-use crate::config::{Config, File, Inputs, needs_restart};
+use crate::config::{Config, File, Inputs, needs_restart, new_credentials};
 use crate::ids::AccountName;
 use crate::metrics::Counted;
 use crate::net::{CALLBACK_MARK, Exchange, Handler, Upstream, UpstreamError, UpstreamSettings};
@@ -342,9 +342,13 @@ impl Live {
             hash,
             config,
         };
-        let client = next.client.clone();
+        let (client, admin) = (next.client.clone(), next.admin.clone());
         expect(&calls, &next.config);
+        let urls = (next.config.store.postgres.clone(), next.config.redis.clone());
         Box::pin(self.swap(calls, policy, next)).await.map_err(|error| error.to_string())?;
+        let (store, redis) = (urls.0.as_ref().map(|one| one.url()), urls.1.as_ref().map(|one| one.url()));
+        client.lifecycle.capacity.renew_credentials(store, redis);
+        admin.newest_access.send_replace(admin.access);
         client.in_force();
         client.calls.destinations.show_do_not_call();
         self.sweep(self.sweepers());
@@ -379,7 +383,7 @@ impl Live {
         if unchanged {
             return outcome(ReloadOutcome::Unchanged, None);
         }
-        let diagnostics = std::mem::take(&mut read.loaded.diagnostics);
+        let mut diagnostics = std::mem::take(&mut read.loaded.diagnostics);
         let Some(config) = read.loaded.config.take().map(Arc::new) else {
             return kept(diagnostics, &shown, &read.text);
         };
@@ -393,11 +397,16 @@ impl Live {
             against.extend(diagnostics);
             return kept(against, &shown, &read.text);
         }
+        let renewed = new_credentials(&self.now.load().config, &config, &read.text);
         let filter = config.log.filter.clone();
         if let Err(error) = Box::pin(self.load(config, written.file.hash(&read.inputs), &businesses)).await {
             return outcome(ReloadOutcome::Failed, Some(error));
         }
         (written.set_log_filter)(&filter);
+        for one in &renewed {
+            warn!(code = one.code, "{}", one.title);
+        }
+        diagnostics.extend(renewed);
         lock(&self.tried).in_force = read.inputs.clone();
         let drawn = diagnostics::render(&diagnostics, &shown, &read.text, false);
         Reloaded { outcome: ReloadOutcome::Loaded, diagnostics, drawn, reason: None }

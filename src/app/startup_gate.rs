@@ -12,7 +12,7 @@ use crate::admin::auth::{Access, Scope};
 use crate::admin::{RECORD_AWAY, secured};
 use crate::clock::Clock;
 use crate::net::{Edge, Exchange, Handler, RunningEdge};
-use crate::reply::{json_answer, problem};
+use crate::reply::{health, json_answer, problem};
 
 /// `Retry-After`, in seconds.
 const RETRY_AFTER_SECS: &str = "5";
@@ -33,7 +33,7 @@ impl Handler for Door {
             return listener.handle(exchange).await;
         }
         if exchange.path() == "/health" {
-            return exchange.respond(json_answer(StatusCode::OK, &json!({"status": "ok"}))).await;
+            return exchange.respond(health()).await;
         }
         let mut response = if let Some((access, clock)) = &self.admin {
             let may_read = access.caller(exchange, Scope::Read, clock.now_ms() / 1000).is_ok();

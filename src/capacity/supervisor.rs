@@ -74,14 +74,16 @@ impl Capacity {
     pub async fn heartbeat(&self) -> Result<()> {
         if !self.is_shared() {
             // There are no other replicas.
-            self.apply_stored_bypass(self.0.store.bypass().await?).boxed().await;
+            let told = self.0.bypass.told();
+            self.apply_stored_bypass(self.0.store.bypass().await?, told).boxed().await;
             let alone = Role { live: vec![self.replica().to_owned()], leads: true, ..Role::default() };
             self.0.role.send_replace(alone);
             return Ok(());
         }
+        let told = self.0.bypass.told();
         let fleet = self.0.store.heartbeat(&self.myself()).await?;
         self.update_members(&fleet.live);
-        self.apply_stored_bypass(fleet.bypass.clone()).boxed().await;
+        self.apply_stored_bypass(fleet.bypass.clone(), told).boxed().await;
         let role = Role {
             leads: fleet.leads(),
             live: fleet.live.into_iter().map(|one| one.replica.id).collect(),

@@ -11,7 +11,7 @@ use http::{HeaderMap, Method, Request, StatusCode};
 use serde_json::Value;
 
 use super::ConfigFile;
-use crate::config::{self, AdminAddress};
+use crate::config::{self, AdminAddress, Config, ListenerName};
 use crate::net::{Following, OwnListener, Upstream, UpstreamError, UpstreamSettings, fetch_local, follow_local};
 
 /// The maximum answer, in bytes, and its timeout.
@@ -242,6 +242,30 @@ pub(super) fn reachable(mut at: SocketAddr) -> SocketAddr {
         at.set_ip(if at.is_ipv4() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { IpAddr::V6(Ipv6Addr::LOCALHOST) });
     }
     at
+}
+
+/// A listener of the sidecar on this machine, by its config.
+pub(super) struct OnListener {
+    /// Its URL.
+    pub(super) base: String,
+    /// The certificate that it shows.
+    pub(super) cert: Option<PathBuf>,
+}
+
+/// Where a listener of this machine is. `option` gives its URL if it has no fixed port.
+pub(super) fn on_listener(config: &Config, name: ListenerName, option: &str) -> Result<OnListener, String> {
+    let at = reachable(match name {
+        ListenerName::Api => config.listen.api,
+        ListenerName::Webhooks => config.listen.webhooks,
+        ListenerName::Admin => config.listen.admin,
+        ListenerName::Client => config.listen.client,
+    });
+    if at.port() == 0 {
+        return Err(format!("listen.{} has no fixed port: give its URL with {option}", name.as_str()));
+    }
+    let tls = config.listen.tls.as_ref().filter(|tls| tls.listeners.contains(&name));
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    Ok(OnListener { base: format!("{scheme}://{at}"), cert: tls.map(|tls| tls.cert.clone()) })
 }
 
 /// The path of an item below another path, with its id escaped.

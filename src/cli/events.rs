@@ -46,6 +46,9 @@ pub(super) enum Act {
         /// Only webhooks in this state
         #[arg(long, value_enum, default_value_t = State::All)]
         state: State,
+        /// Only those of this account
+        #[arg(long)]
+        account: Option<String>,
         /// The maximum number
         #[arg(long, default_value_t = 50)]
         limit: u32,
@@ -79,9 +82,8 @@ impl Events {
     pub(super) async fn run(self) -> Outcome {
         let of = |id: &str| path_of("/api/events", id);
         match &self.act {
-            Act::List { state, limit } => {
-                let path = format!("/api/events?state={}&limit={limit}", state.as_str());
-                let listed = self.console.ask(Method::GET, &path, None).await?;
+            Act::List { state, account, limit } => {
+                let listed = self.listed(*state, account.as_deref(), *limit).await?;
                 if self.json {
                     println!("{listed}");
                 } else {
@@ -129,6 +131,12 @@ impl Wanted<'_> {
 }
 
 impl Events {
+    async fn listed(&self, state: State, account: Option<&str>, limit: u32) -> anyhow::Result<Value> {
+        let limit = limit.to_string();
+        let pairs = [("state", Some(state.as_str())), ("account", account), ("limit", Some(limit.as_str()))];
+        self.console.ask(Method::GET, &query("/api/events", &pairs), None).await
+    }
+
     async fn replay(&self, id: &str) -> anyhow::Result<Value> {
         self.console.ask(Method::POST, &format!("{}/replay", path_of("/api/events", id)), None).await
     }

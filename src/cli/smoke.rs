@@ -17,7 +17,7 @@ use http::header::{ACCEPT, CONTENT_TYPE, HeaderValue, USER_AGENT};
 use http::{Method, Request, Response, Uri};
 use serde_json::{Value, json};
 
-use super::admin_client::{Console, path_of, query, reachable};
+use super::admin_client::{Console, OnListener, on_listener, path_of, query};
 use super::ask::agreed;
 use super::text::{WIDTH, list, wrap};
 use super::{Failure, Outcome, explain, file};
@@ -135,17 +135,17 @@ impl Smoke {
             fields: &self.fields,
         };
         let plan = Plan::new(config, &wanted).map_err(|why| mistake(&why))?;
-        let base = self.base(config).map_err(|why| mistake(&why))?;
+        let at = self.at(config).map_err(|why| mistake(&why))?;
         // The sidecar is checked before anything is dialled.
         self.console.ask(Method::GET, "/status", None).await?;
         // Scripts read stdout.
         let mut out: Box<dyn Write> = if self.json { Box::new(std::io::stderr()) } else { Box::new(std::io::stdout()) };
-        writeln!(out, "{}\n", plan.shown(&base, self.within_secs, !self.yes))?;
+        writeln!(out, "{}\n", plan.shown(&at.base, self.within_secs, !self.yes))?;
         if !self.yes && !agreed(&mut out, "Place this call?")? {
             writeln!(out, "Nothing was dialled.")?;
             return Ok(ExitCode::FAILURE);
         }
-        let report = self.place(config, &plan, &base).await?;
+        let report = self.place(config, &plan, &at).await?;
         match self.json {
             true => println!("{}", report.json),
             false => print!("{}", report.text),
@@ -153,27 +153,23 @@ impl Smoke {
         Ok(if report.is_sound { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
-    /// The URL of `listen.api`.
-    fn base(&self, config: &Config) -> Result<String, String> {
+    /// The address of `listen.api`.
+    fn at(&self, config: &Config) -> Result<OnListener, String> {
         if self.api.is_none() && self.console.is_named() {
             return Err("--admin names a sidecar: say with --api where its listen.api is".to_owned());
         }
         if let Some(api) = &self.api {
             let base = api.trim_end_matches('/');
-            return Ok(if base.contains("://") { base.to_owned() } else { format!("http://{base}") });
+            let base = if base.contains("://") { base.to_owned() } else { format!("http://{base}") };
+            return Ok(OnListener { base, cert: config.listen.tls.as_ref().map(|tls| tls.cert.clone()) });
         }
-        let at = reachable(config.listen.api);
-        if at.port() == 0 {
-            return Err("listen.api has no fixed port: give its URL with --api".to_owned());
-        }
-        let is_tls = config.listen.tls.as_ref().is_some_and(|tls| tls.listeners.contains(&ListenerName::Api));
-        Ok(format!("{}://{at}", if is_tls { "https" } else { "http" }))
+        on_listener(config, ListenerName::Api, "--api")
     }
 
-    async fn place(&self, config: &Config, plan: &Plan<'_>, base: &str) -> anyhow::Result<Report> {
+    async fn place(&self, config: &Config, plan: &Plan<'_>, at: &OnListener) -> anyhow::Result<Report> {
         let started = Instant::now();
         let deadline = started + Duration::from_secs(self.within_secs.into());
-        let answer = self.send(config, plan, base).await?;
+        let answer = self.send(config, plan, at).await?;
         let mut track = Track::default();
         let mut about = About {
             provider: plan.account.provider.name.clone(),
@@ -222,7 +218,8 @@ impl Smoke {
     }
 
     /// Sends the create, as an app does.
-    async fn send(&self, config: &Config, plan: &Plan<'_>, base: &str) -> anyhow::Result<Response<Bytes>> {
+    async fn send(&self, config: &Config, plan: &Plan<'_>, at: &OnListener) -> anyhow::Result<Response<Bytes>> {
+        let base = &at.base;
         let (body, content_type) = plan.body();
         let mut request = Request::new(Bytes::from(body));
         request.method_mut().clone_from(&plan.operation.method);
@@ -240,8 +237,7 @@ impl Smoke {
         if let Some(business) = &plan.business {
             headers.insert("x-business-id", HeaderValue::try_from(business).context("--business is not an id")?);
         }
-        let cert = config.listen.tls.as_ref().map(|tls| tls.cert.clone());
-        let client = self.console.client(cert, config.extra_ca.clone())?;
+        let client = self.console.client(at.cert.clone(), config.extra_ca.clone())?;
         let within = Duration::from_secs(self.within_secs.into());
         match client.fetch(request, ANSWER_BYTES_MAX, within).await {
             Ok(answer) => Ok(answer),

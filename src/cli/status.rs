@@ -108,7 +108,7 @@ fn written(status: &Value, refused: &Value) -> String {
     let limits = in_use(status);
     if !limits.is_empty() {
         say(String::new());
-        let columns = [("LIMIT", 40), ("ALLOWS", 24), ("IN USE", 10)];
+        let columns = [("LIMIT", 40), ("ALLOWS", 40), ("IN USE", 10)];
         table(&columns, &limits[..limits.len().min(LIMITS_MAX)]).lines().for_each(|line| say(line.to_owned()));
         if limits.len() > LIMITS_MAX {
             say(format!("… and {} more: --json", limits.len() - LIMITS_MAX));
@@ -140,18 +140,26 @@ fn replica(one: &Value, now: Option<i64>) -> Vec<String> {
 /// All counts in use, the fullest first: limit, bound, use.
 fn in_use(status: &Value) -> Vec<Vec<String>> {
     let limits = list(status, "limits");
-    let held = status["gate"]["byLimit"].as_object();
+    let (held, businesses) = (status["gate"]["byLimit"].as_object(), list(&status["gate"], "businesses"));
     let mut rows: Vec<(u64, Vec<String>)> = Vec::new();
     for (key, n) in held.into_iter().flatten() {
         let n = n.as_u64().unwrap_or(0);
         let (name, per) = key.split_once('|').unwrap_or((key, ""));
         let shown = if per.is_empty() { name.to_owned() } else { format!("{name} {per}") };
         let is_it = |limit: &&Value| limit["name"].as_str() == Some(name) || limit["name"] == format!("business.{per}");
-        let allows = limits.iter().find(is_it).map_or("-", |limit| field(limit, "allows"));
-        rows.push((n, vec![shown, allows.to_owned(), n.to_string()]));
+        let allows = limits.iter().find(is_it).map(|limit| field(limit, "allows").to_owned());
+        let business = businesses.iter().find(|one| name == "business" && one["id"] == per);
+        let allows = allows.or_else(|| of_plan(business?)).unwrap_or_else(|| "-".to_owned());
+        rows.push((n, vec![shown, allows, n.to_string()]));
     }
     rows.sort_by(|a, b| b.0.cmp(&a.0).then(a.1.cmp(&b.1)));
     rows.into_iter().map(|(_, row)| row).collect()
+}
+
+/// What the plan of a business allows it.
+fn of_plan(business: &Value) -> Option<String> {
+    let (limit, plan) = (business["limit"].as_u64()?, field(business, "plan"));
+    Some(format!("{limit} {} at once, plan {plan}", if limit == 1 { "call" } else { "calls" }))
 }
 
 #[cfg(test)]
@@ -165,7 +173,8 @@ mod tests {
             "accounts": [{"name": "elevenlabs", "inUse": 9, "limit": 10, "foreign": 1, "providerLive": 9}],
             "store": {"backend": "sqlite", "path": "/var/lib/ringfence/ringfence.db", "ok": true, "journaled": 0},
             "gate": {"standing": {"mode": "memory", "backend": "memory", "epoch": 2, "degraded": false}, "calls": 9,
-                "byLimit": {"global|": 9, "business|acme": 3}},
+                "byLimit": {"global|": 9, "business|acme": 3, "business|birch": 2, "business|cedar": 1},
+                "businesses": [{"id": "acme", "plan": "PRO", "inUse": 3, "limit": 3}, {"id": "birch", "plan": "PRO", "inUse": 2, "limit": 5}]},
             "limits": [{"name": "global", "allows": "10 calls at once"}, {"name": "business.acme", "allows": "3 calls at once"}],
             "replicas": [{"id": "01m8", "host": "a", "version": "0.1.0", "policy": "7f3a", "self": true, "leads": true}],
         });
@@ -175,8 +184,10 @@ mod tests {
             "ringfence 0.1.0   policy 7f3a91c04be2 enforce",
             "warn account elevenlabs: 9 of 10 calls in use",
             "refused 3 in the last 5 min: plan.PRO 2, X 1",
-            "global        10 calls at once 9",
-            "business acme 3 calls at once  3",
+            "global         10 calls at once",
+            "business acme  3 calls at once ",
+            "business birch 5 calls at once, plan PRO 2",
+            "business cedar - ",
             "this one, leads",
             "gate    memory, ok, epoch 2; 9 slots held",
         ] {

@@ -1,12 +1,14 @@
 //! `ringfence support-bundle`: writes the data that a supporter needs into one readable file, without secrets, full telephone
 //! numbers and transcripts.
 
-use std::fs::OpenOptions;
-use std::io::Write as _;
+use std::collections::VecDeque;
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::Args;
 use http::{HeaderMap, Method};
 use serde_json::{Map, Value, json};
@@ -31,6 +33,8 @@ const PATHS: [&str; 9] = [
 /// System files with the limits of a process.
 const SYSTEM: [&str; 5] =
     ["/proc/version", "/proc/meminfo", "/proc/loadavg", "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/cpu.max"];
+/// Maximum log lines.
+const LOG_LINES_MAX: usize = 1000;
 /// The replacement of redacted values.
 const REDACTED: &str = "[redacted]";
 /// Parts of the names of secrets.
@@ -49,6 +53,9 @@ pub(super) struct SupportBundle {
     /// The file to write; "-" is stdout [default: ringfence-support-TIME.json]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// A file with log lines, of which the last are added; "-" is stdin, as in journalctl -u ringfence | ringfence support-bundle --log -
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
 }
 
 impl SupportBundle {
@@ -84,8 +91,10 @@ impl SupportBundle {
             "mistakes": mistakes,
             "variables": variables,
             "sidecar": sidecar,
+            "log": self.log.as_deref().map(log_lines).transpose()?,
         });
-        let secrets = written.as_ref().map(secrets_of).unwrap_or_default();
+        let folder = config.parent().unwrap_or_else(|| Path::new(""));
+        let secrets = written.as_ref().map(|written| secrets_of(written, folder)).unwrap_or_default();
         redact(&mut bundle, &secrets, false);
         let shown = serde_json::to_string_pretty(&bundle)?;
         match self.output {
@@ -106,6 +115,22 @@ impl SupportBundle {
     }
 }
 
+/// The last lines of a log.
+fn log_lines(path: &Path) -> anyhow::Result<Vec<String>> {
+    let source: Box<dyn Read> = match path.as_os_str() == "-" {
+        true => Box::new(std::io::stdin()),
+        false => Box::new(File::open(path).with_context(|| format!("failed to read log {}", path.display()))?),
+    };
+    let mut last = VecDeque::new();
+    for line in BufReader::new(source).split(b'\n') {
+        if last.len() == LOG_LINES_MAX {
+            last.pop_front();
+        }
+        last.push_back(String::from_utf8_lossy(&line?).into_owned());
+    }
+    Ok(last.into())
+}
+
 /// An answer, or the error if there is none.
 fn answered(asked: anyhow::Result<(http::StatusCode, HeaderMap, bytes::Bytes)>) -> Value {
     match asked {
@@ -119,23 +144,23 @@ fn answered(asked: anyhow::Result<(http::StatusCode, HeaderMap, bytes::Bytes)>) 
     }
 }
 
-/// All secrets that a config refers to: in the file, in variables and in other files.
-fn secrets_of(config: &toml::Table) -> Vec<String> {
-    fn look(value: &toml::Value, is_secret: bool, found: &mut Vec<String>) {
+/// All secrets that a config refers to: in the file, in variables and in other files, whose relative paths start at `folder`.
+fn secrets_of(config: &toml::Table, folder: &Path) -> Vec<String> {
+    fn look(value: &toml::Value, is_secret: bool, folder: &Path, found: &mut Vec<String>) {
         match value {
             toml::Value::String(text) if is_secret => found.push(text.clone()),
-            toml::Value::Array(list) => list.iter().for_each(|one| look(one, is_secret, found)),
+            toml::Value::Array(list) => list.iter().for_each(|one| look(one, is_secret, folder, found)),
             toml::Value::Table(table) => {
                 let named = |key: &str| table.get(key).and_then(toml::Value::as_str);
                 found.extend(named("env").and_then(|name| std::env::var(name).ok()));
-                found.extend(named("file").and_then(|path| std::fs::read_to_string(path).ok()));
-                table.iter().for_each(|(key, value)| look(value, names_a_secret(key), found));
+                found.extend(named("file").and_then(|path| std::fs::read_to_string(folder.join(path)).ok()));
+                table.iter().for_each(|(key, value)| look(value, names_a_secret(key), folder, found));
             }
             _ => {}
         }
     }
     let mut found = Vec::new();
-    config.iter().for_each(|(key, value)| look(value, names_a_secret(key), &mut found));
+    config.iter().for_each(|(key, value)| look(value, names_a_secret(key), folder, &mut found));
     let variables =
         std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     found.extend(variables.filter(|(name, _)| names_a_secret(name)).map(|(_, value)| value));
@@ -236,7 +261,7 @@ mod tests {
              [businesses.acme]\nphone_numbers = [\"15550002222\", \"+1 (555) 000-3333\"]\nmax_calls = 3\n",
         )
         .unwrap();
-        let secrets = secrets_of(&config);
+        let secrets = secrets_of(&config, Path::new(""));
         let mut bundle = json!({
             "config": serde_json::to_value(&config).unwrap(),
             "sidecar": {"/status": {"body": {"store": {"error": "cannot reach postgres://me:hunter2@db with sk_planted_1"}}},

@@ -45,8 +45,8 @@ impl Token {
             return Err(Failure::Config);
         };
         let secret = config
-            .token_secret
-            .as_ref()
+            .token_secrets
+            .first()
             .ok_or_else(|| anyhow::anyhow!("there is no admin.token_secret in {}", self.file.config.display()))?;
         let scope = match self.scope {
             ScopeArg::Metrics => Scope::Metrics,

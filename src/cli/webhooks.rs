@@ -8,14 +8,13 @@ use anyhow::{Context as _, anyhow};
 use bytes::Bytes;
 use clap::{Args, Subcommand, ValueEnum};
 use http::header::{CONTENT_TYPE, HeaderValue};
-use http::{Method, Request, Uri};
+use http::{Method, Request, StatusCode, Uri};
 use ringfence_simulator::sign;
 use serde_json::{Value, json};
 
-use super::admin_client::{Console, path_of, reachable};
+use super::admin_client::{Console, OnListener, on_listener, path_of};
 use super::{Failure, Outcome, file};
-use crate::config::Config;
-use crate::net::{Upstream, UpstreamSettings, install_crypto_provider};
+use crate::config::{Config, ListenerName};
 use crate::provider::account::Account;
 
 /// The maximum answer, in bytes, and its timeout.
@@ -122,9 +121,10 @@ impl Webhooks {
             }
             None => BTreeMap::new(),
         };
-        let base = match to {
-            Some(to) => to.trim_end_matches('/').to_owned(),
-            None => listener(config)?,
+        let at = match to {
+            // Like a provider, which trusts no certificate because this config has it.
+            Some(to) => OnListener { base: to.trim_end_matches('/').to_owned(), cert: None },
+            None => on_listener(config, ListenerName::Webhooks, "--to").map_err(anyhow::Error::msg)?,
         };
         let public = config.webhooks.public_url.as_ref().map(|url| url.to_string().trim_end_matches('/').to_owned());
         let id_of = |kind: &str| match (ids.get(kind), call) {
@@ -134,41 +134,81 @@ impl Webhooks {
         };
         let signed = match event {
             Event::CallStatus => {
-                call_status(account, *status, &id_of("call_sid")?, public.as_deref().unwrap_or(&base))?
+                call_status(account, *status, &id_of("call_sid")?, public.as_deref().unwrap_or(&at.base))?
             }
             _ => elevenlabs(account, *event, &id_of("conversation_id")?)?,
         };
-        self.send(config, &base, signed).await
+        self.send(config, &at, signed).await
     }
 
-    async fn send(&self, config: &Config, base: &str, signed: Signed) -> Outcome {
-        install_crypto_provider();
-        let settings = UpstreamSettings { extra_ca: config.extra_ca.clone(), ..UpstreamSettings::default() };
+    async fn send(&self, config: &Config, at: &OnListener, signed: Signed) -> Outcome {
         let mut request = Request::new(Bytes::from(signed.body));
         *request.method_mut() = Method::POST;
-        let url = format!("{base}{}", signed.path);
+        let url = format!("{}{}", at.base, signed.path);
         *request.uri_mut() = url.parse::<Uri>().with_context(|| url.clone())?;
         request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(signed.content_type));
         request.headers_mut().insert(signed.header, HeaderValue::try_from(signed.signature)?);
-        let answer = Upstream::new(settings)?.fetch(request, ANSWER_BYTES_MAX, ANSWER_WITHIN).await;
+        let client = self.console.client(at.cert.clone(), config.extra_ca.clone())?;
+        let answer = client.fetch(request, ANSWER_BYTES_MAX, ANSWER_WITHIN).await;
         let answer = answer.map_err(|error| anyhow!("{url} does not answer: {error}"))?;
         let (status, body) = (answer.status(), String::from_utf8_lossy(answer.body()).into_owned());
+        let verdict = Verdict::of(status, answer.body());
         if self.json {
             let body = serde_json::from_str(&body).unwrap_or(Value::from(body));
             println!("{}", json!({"url": url, "status": status.as_u16(), "body": body}));
         } else {
-            println!("POST {url}\n{status}\n{body}");
-            match status.as_u16() {
-                401 => {
-                    println!("Its signature is invalid there: that sidecar has another secret, or another public_url.")
-                }
-                404 => println!("It is genuine, and about a call that ringfence does not know: as expected of a test."),
-                200..300 => println!("It was accepted: ringfence events list"),
-                _ => {}
+            println!("POST {url}\n{status}\n{body}\n{}", verdict.sentence());
+        }
+        Ok(if verdict.is_taken() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+}
+
+/// What the answer to a webhook means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    /// A 2xx.
+    Accepted,
+    /// ringfence says that it knows no such call.
+    UnknownCall,
+    /// ringfence says that the signature is invalid.
+    NotGenuine,
+    /// ringfence refuses it for another reason.
+    Refused,
+    /// Something else has answered.
+    NotOurs,
+}
+
+impl Verdict {
+    /// Errors of ringfence's own have a code in `error` and a sentence in `message`; a code alone says nothing.
+    fn of(status: StatusCode, body: &[u8]) -> Self {
+        if status.is_success() {
+            return Self::Accepted;
+        }
+        let body: Value = serde_json::from_slice(body).unwrap_or_default();
+        match (body["error"].as_str(), body["message"].is_string()) {
+            (Some("CALL_NOT_FOUND"), true) => Self::UnknownCall,
+            (Some("INVALID_SIGNATURE"), true) => Self::NotGenuine,
+            (Some(_), true) => Self::Refused,
+            _ => Self::NotOurs,
+        }
+    }
+
+    fn is_taken(self) -> bool {
+        matches!(self, Self::Accepted | Self::UnknownCall)
+    }
+
+    fn sentence(self) -> &'static str {
+        match self {
+            Self::Accepted => "It was accepted: ringfence events list",
+            Self::UnknownCall => "It is genuine, and about a call that ringfence does not know: as expected of a test.",
+            Self::NotGenuine => {
+                "Its signature is invalid there: that sidecar has another secret, or another public_url."
+            }
+            Self::Refused => "It was refused, for the reason that its answer says.",
+            Self::NotOurs => {
+                "This is not an answer of ringfence: the URL leads to something else, such as a proxy in front or another host."
             }
         }
-        let taken = status.is_success() || status.as_u16() == 404;
-        Ok(if taken { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 }
 
@@ -189,16 +229,6 @@ fn account_of<'c>(config: &'c Config, event: Event, name: Option<&str>) -> anyho
             Err(anyhow!("say which account: --account {}", names.join(" or ")))
         }
     }
-}
-
-/// The URL of `listen.webhooks`. Loopback for an unspecified address.
-fn listener(config: &Config) -> anyhow::Result<String> {
-    let at = reachable(config.listen.webhooks);
-    if at.port() == 0 {
-        return Err(anyhow!("listen.webhooks has no fixed port: give its URL with --to"));
-    }
-    let scheme = if config.listen.tls.is_some() { "https" } else { "http" };
-    Ok(format!("{scheme}://{at}"))
 }
 
 /// An id of a kind that no call has.
@@ -266,4 +296,29 @@ fn call_status(account: &Account, status: Status, sid: &str, base: &str) -> anyh
         signature: sign::twilio(token.expose(), &format!("{base}{path}"), &form),
         body: form_urlencoded::Serializer::new(String::new()).extend_pairs(&form).finish(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_answer_of_ringfence_says_that_a_webhook_was_genuine() {
+        let of = |status: u16, body: &str| Verdict::of(StatusCode::from_u16(status).unwrap(), body.as_bytes());
+        let ours = |code: &str| json!({"error": code, "message": "A sentence."}).to_string();
+        assert_eq!(of(200, ""), Verdict::Accepted);
+        // `records.unknown_status` may be any.
+        for status in [404, 409] {
+            assert_eq!(of(status, &ours("CALL_NOT_FOUND")), Verdict::UnknownCall);
+        }
+        assert_eq!(of(401, &ours("INVALID_SIGNATURE")), Verdict::NotGenuine);
+        assert_eq!(of(503, &ours("STORE_UNAVAILABLE")), Verdict::Refused);
+        assert_eq!(of(404, &ours("UNKNOWN_ROUTE")), Verdict::Refused);
+        for foreign in ["", "<html><h1>404 Not Found</h1>nginx</html>", r#"{"error":"not found"}"#, "[]"] {
+            assert_eq!(of(404, foreign), Verdict::NotOurs, "{foreign}");
+        }
+        for verdict in [Verdict::NotGenuine, Verdict::Refused, Verdict::NotOurs] {
+            assert!(!verdict.is_taken(), "{verdict:?}");
+        }
+    }
 }

@@ -8,13 +8,13 @@ use crate::provider::secret::Secret;
 use crate::token::Keys;
 use crate::transcripts;
 
-/// Reads `[client]` and `[transcripts]`. Without a secret of its own, the app's tokens are verified with the operators' secret.
-pub(super) fn client(root: &Table<'_>, folder: &std::path::Path, operators: Option<&Secret>) -> transcripts::Settings {
+/// Reads `[client]` and `[transcripts]`. Without a secret of its own, the app's tokens are verified with the operators'.
+pub(super) fn client(root: &Table<'_>, folder: &std::path::Path, operators: &[Secret]) -> transcripts::Settings {
     let table = root.table("client");
     let mut secrets = table.secrets("token_secret");
     long_enough(&table, &secrets);
     if secrets.is_empty() {
-        secrets.extend(operators.cloned());
+        secrets.extend_from_slice(operators);
     }
     let mut keys = Keys::of_secrets(secrets);
     if let Some(path) = table.text("jwks_file").map(|file| folder.join(file)) {

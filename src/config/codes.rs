@@ -71,9 +71,13 @@ pub const CODES: &[(&str, &str)] = &[
     ("W024", "`destinations.only_numbers` is set together with `public_url`."),
     ("W025", "The SQLite file is on an ephemeral disk: the platform replaces the machine, and no volume is mounted."),
     ("W030", "With `doctor`: a disk that ringfence writes to is nearly full."),
-    ("W031", "With `doctor`: this machine's clock differs from a provider's."),
+    ("W031", "With `doctor`: this machine's clock differs from a provider's, the database's or Redis's."),
     ("W032", "With `doctor`: a setting of an agent or a number at a provider affects calls."),
     ("W033", "With `doctor`: `public_url` does not reach ringfence from this machine."),
     ("W034", "With `doctor`: the running sidecar has something that needs attention."),
     ("W035", "A key has the name that it had in an earlier version. It is still accepted."),
+    (
+        "W036",
+        "On a reload: the user or the password of `store.url` or `gate.redis_url` has changed. New connections use it.",
+    ),
 ];

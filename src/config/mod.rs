@@ -56,7 +56,7 @@ use diagnostics::{Diagnostic, Report, Severity};
 pub use file::{File, FileRead, Inputs};
 pub use listen::{AdminSocket, Listen, ListenerName, TlsSettings};
 pub use loaded::Loaded;
-pub use restart::needs_restart;
+pub use restart::{needs_restart, new_credentials};
 pub use store::StoreSettings;
 use table::{Env, Source, Table};
 
@@ -98,7 +98,7 @@ pub struct Config {
     /// Live transcripts.
     pub client: transcripts::Settings,
     /// The secret of HS256 tokens on `listen.admin`.
-    pub token_secret: Option<Secret>,
+    pub token_secrets: Vec<Secret>,
     /// Whether `/metrics` requires a token.
     pub metrics_token: bool,
     /// Maximum businesses with a label of their own in metrics.
@@ -295,8 +295,8 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
     let spool_dir = records.spool_dir.map_or_else(|| store.default_spool(), |dir| folder.join(dir));
     let (gate, redis, on_outage) = store::gate(root, folder);
     let admin = root.table("admin");
-    let token_secret = admin.secret("token_secret");
-    long_enough(&admin, token_secret.as_slice());
+    let token_secrets = admin.secrets("token_secret");
+    long_enough(&admin, &token_secrets);
     let metrics_token = admin.flag("metrics_token").unwrap_or(false);
     let metrics_businesses = admin.count("metrics_businesses", 0..=1000).unwrap_or(BUSINESS_LABELS);
     let cron_secret = admin.secret("cron_secret");
@@ -305,7 +305,7 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
         admin.report().error("E003", admin.span("cron_secret"), title, "make one: openssl rand -base64 32");
     }
     admin.finish();
-    let client = client::client(root, folder, token_secret.as_ref());
+    let client = client::client(root, folder, &token_secrets);
     let upstream = root.table("upstream");
     let extra_ca = upstream.text("ca_file").map(|p| folder.join(p));
     upstream.finish();
@@ -336,7 +336,7 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
         (None, true) => Strict::NotLoopback,
         (None, false) => Strict::No,
     };
-    if strict.is_strict() && token_secret.is_none() && !listen.admin.ip().is_loopback() {
+    if strict.is_strict() && token_secrets.is_empty() && !listen.admin.ip().is_loopback() {
         let title = "listen.admin is not on loopback, and there is no admin.token_secret";
         root.report().error("E041", None, title, "set [admin] token_secret, or listen on 127.0.0.1");
     }
@@ -404,7 +404,7 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
         gate,
         redis,
         client,
-        token_secret,
+        token_secrets,
         metrics_token,
         metrics_businesses,
         cron_secret,

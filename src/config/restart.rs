@@ -1,9 +1,13 @@
 //! Finds changes that need a restart: bound sockets, the open database, the log.
 
+use std::ops::Range;
+
 use toml::de::DeTable;
 
 use super::diagnostics::{Diagnostic, Report};
 use super::{Config, Listen};
+use crate::gate::redis;
+use crate::store::postgres;
 
 /// The changed keys that need a restart, as errors at their place in the new text. With any of them, no part of the new config
 /// is put in force: a half-applied config was never written.
@@ -41,10 +45,13 @@ pub fn needs_restart(old: &Config, new: &Config, text: &str) -> Vec<Diagnostic> 
         ("listen.trusted_peers", was.trusted_peers != is.trusted_peers),
         ("listen.connections_per_peer", was.connections_per_peer != is.connections_per_peer),
         ("store.path", old.store.path != new.store.path),
-        ("store.url", old.store.postgres != new.store.postgres),
+        (
+            "store.url",
+            !is_same(old.store.postgres.as_ref(), new.store.postgres.as_ref(), postgres::Settings::is_same_server),
+        ),
         ("inbox.spool_dir", old.spool_dir != new.spool_dir),
         ("gate.backend", old.gate.home != new.gate.home),
-        ("gate.redis_url", old.redis != new.redis),
+        ("gate.redis_url", !is_same(old.redis.as_ref(), new.redis.as_ref(), redis::Settings::is_same_server)),
         ("gate.fallback_after_ms", old.gate.fallback_after != new.gate.fallback_after),
         ("gate.return_after_ms", old.gate.return_after != new.gate.return_after),
         ("gate.audit_interval_secs", old.gate.compare_every != new.gate.compare_every),
@@ -54,15 +61,42 @@ pub fn needs_restart(old: &Config, new: &Config, text: &str) -> Vec<Diagnostic> 
         ("telemetry.otlp", old.traces != new.traces),
         ("telemetry.sentry", old.reports != new.reports),
     ];
-    let (parsed, _) = DeTable::parse_recoverable(text);
     let report = Report::default();
     for (path, _) in changed.into_iter().filter(|(_, changed)| *changed) {
-        let (section, key) = path.split_once('.').unwrap_or((path, ""));
-        let section = parsed.get_ref().get(section);
-        let value = section.and_then(|s| s.get_ref().as_table()).and_then(|table| table.get(key));
-        let span = value.or(section).map(toml::Spanned::span);
         let title = format!("`{path}` cannot change while ringfence runs");
-        report.error("E060", span, title, "restart it with the new file, or revert the change; nothing was reloaded");
+        let help = "restart it with the new file, or revert the change; nothing was reloaded";
+        report.error("E060", place(text, path), title, help);
     }
     report.finish()
+}
+
+/// The keys of servers whose user or password has changed and nothing else, as warnings at their place in the new text.
+pub fn new_credentials(old: &Config, new: &Config, text: &str) -> Vec<Diagnostic> {
+    let report = Report::default();
+    for (path, changed) in
+        [("store.url", old.store.postgres != new.store.postgres), ("gate.redis_url", old.redis != new.redis)]
+    {
+        if changed {
+            let title = format!("`{path}` has another user or password: only new connections use it");
+            let help = "let the old one count until its connections have ended, or restart ringfence";
+            report.warning("W036", place(text, path), title, help);
+        }
+    }
+    report.finish()
+}
+
+fn is_same<S>(old: Option<&S>, new: Option<&S>, is_same_server: fn(&S, &S) -> bool) -> bool {
+    match (old, new) {
+        (Some(old), Some(new)) => is_same_server(old, new),
+        (old, new) => old.is_none() && new.is_none(),
+    }
+}
+
+/// Where a key stands; else its section.
+fn place(text: &str, path: &str) -> Option<Range<usize>> {
+    let (parsed, _) = DeTable::parse_recoverable(text);
+    let (section, key) = path.split_once('.').unwrap_or((path, ""));
+    let section = parsed.get_ref().get(section);
+    let value = section.and_then(|s| s.get_ref().as_table()).and_then(|table| table.get(key));
+    value.or(section).map(toml::Spanned::span)
 }

@@ -463,7 +463,7 @@ fn an_empty_variable_is_no_secret() {
     let env = |name: &str| if name.starts_with("RINGFENCE_") { Some(String::new()) } else { env(name) };
     let loaded = load(&format!("{ACCOUNT}[listen]\nadmin = \"127.0.0.1:0\"\n"), Path::new("."), &env);
     let config = loaded.config.expect("empty variables count as not set");
-    assert!(config.token_secret.is_none());
+    assert!(config.token_secrets.is_empty());
     assert!(config.accounts.values().all(|a| a.webhook_secrets.is_empty() && a.webhook_tokens.is_empty()));
     assert_eq!(codes(&read(&format!("{ACCOUNT}[admin]\ntoken_secret = \" \"\n"))), ["E003"]);
 }
@@ -545,4 +545,32 @@ fn unknown_businesses_are_accepted_by_default() {
         "{ACCOUNT}[businesses.a]\nphone_numbers = [\"+1 555 000 1111\"]\n[businesses.b]\nphone_numbers = [\"15550001111\"]\n"
     );
     assert_eq!(codes(&read(&text)), ["E023"], "one number of two businesses");
+}
+
+#[test]
+fn another_password_of_a_server_is_no_reason_to_restart() {
+    let of = |url: &str, redis: &str, more: &str| {
+        let text =
+            format!("{ACCOUNT}{more}[store]\nurl = \"{url}\"\n[gate]\nbackend = \"redis\"\nredis_url = \"{redis}\"\n");
+        (read(&text).config.unwrap(), text)
+    };
+    let (old, _) = of("postgres://u:one@localhost/x", "redis://:one@localhost", "");
+    let found = |url: &str, redis: &str| {
+        let (new, text) = of(url, redis, "");
+        let codes = |list: Vec<Diagnostic>| list.iter().map(|one| one.code).collect::<Vec<_>>();
+        (codes(needs_restart(&old, &new, &text)), codes(new_credentials(&old, &new, &text)))
+    };
+    assert_eq!(found("postgres://u:one@localhost/x", "redis://:one@localhost"), (vec![], vec![]));
+    assert_eq!(found("postgres://u:two@localhost/x", "redis://:one@localhost"), (vec![], vec!["W036"]));
+    assert_eq!(found("postgres://u:two@localhost/x", "redis://:two@localhost"), (vec![], vec!["W036", "W036"]));
+    assert_eq!(found("postgres://u:two@localhost/y", "redis://:one@localhost").0, ["E060"]);
+    assert_eq!(found("postgres://u:one@localhost/x", "redis://:one@localhost/3").0, ["E060"]);
+}
+
+#[test]
+fn operators_tokens_may_have_several_secrets() {
+    let [one, two] = ["a secret of some length, the newer one", "a secret of some length, the older one"];
+    let config = read(&format!("{ACCOUNT}[admin]\ntoken_secret = [\"{one}\", \"{two}\"]\n")).config.unwrap();
+    assert_eq!(config.token_secrets.iter().map(|secret| secret.expose()).collect::<Vec<_>>(), [one, two]);
+    assert_eq!(codes(&read(&format!("{ACCOUNT}[admin]\ntoken_secret = [\"{one}\", \"short\"]\n"))), ["E003"]);
 }

@@ -25,6 +25,7 @@ use async_trait::async_trait;
 
 use crate::admission::{AdmissionRequest, Counts, Decision, LeaseRow, RateLog};
 use crate::ids::CallId;
+use crate::provider::secret::Secret;
 
 /// The limiter did not decide. The memory limiter fails only for an epoch that is over.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -79,6 +80,9 @@ pub trait Gate: Send + Sync + 'static {
 
     /// All leases, in no order: to be compared with the call records.
     async fn held(&self, epoch: i64) -> Result<Vec<LeaseRow>>;
+
+    /// Uses the user and the password of this URL for new connections.
+    fn renew_credential(&self, _url: &Secret) {}
 
     /// Since when it is unavailable, and why; `None` while it is available.
     fn away(&self) -> Option<(Instant, String)> {

@@ -18,7 +18,7 @@ use crate::calls::rejection::hung_up;
 use crate::net::{Exchange, Handler, HostRule, Mount, RelayTarget};
 use crate::provider::account::Account;
 use crate::provider::path::percent_decode;
-use crate::reply::{Rejection, RejectionCode, json_answer, problem};
+use crate::reply::{Rejection, RejectionCode, health, problem};
 use crate::traces;
 pub use create::{CREATE_BYTES_MAX, CREATE_MANY_BYTES_MAX};
 use create::{Parsed, parse};
@@ -38,7 +38,7 @@ pub struct Proxy {
 impl Handler for Proxy {
     async fn handle(&self, exchange: &mut Exchange) {
         if exchange.path() == "/health" {
-            return exchange.respond(json_answer(StatusCode::OK, &serde_json::json!({"status": "ok"}))).await;
+            return exchange.respond(health()).await;
         }
         let (kind, status) = self.answer(exchange).await;
         self.calls.lifecycle.metrics.request("api", kind.as_str(), status);

@@ -14,6 +14,7 @@ use crate::admission::{AdmissionRequest, GateState};
 use crate::clock::UnixMs;
 use crate::failpoint;
 use crate::ids::{Alias, CallId};
+use crate::provider::secret::Secret;
 
 /// A step of a transaction. On SQLite it never awaits: it runs on a thread of the store.
 pub(super) type Work<'c, T> = BoxFuture<'c, Sql<T>>;
@@ -155,6 +156,9 @@ pub(super) trait Backend: Send + Sync + 'static {
         A: Send + Sync + 'static,
         T: Send + 'static,
         F: for<'c> Fn(Db<'c>, &'c A) -> Work<'c, T> + Send + Sync + 'static;
+
+    /// Uses the user and the password of this URL for new connections, where there is a server.
+    fn reconnect_with(&self, _url: &Secret) {}
 
     /// Runs a writing statement; returns the number of rows.
     async fn run(&self, sql: &'static str, binds: Owned) -> Result<u64> {

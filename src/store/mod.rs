@@ -50,6 +50,7 @@ use crate::call::Event;
 use crate::clock::UnixMs;
 use crate::ids::{AccountName, Alias, CallId, RefusalId};
 use crate::policy::{Business, Facts, Policy};
+use crate::provider::secret::Secret;
 pub use bypass::Bypass;
 pub use change::{ApplyOutcome, Change};
 pub use do_not_call::{DoNotCallLists, EVERYBODY, ListChange, ListChanges, ListedNumber, NUMBERS_AT_ONCE};
@@ -117,6 +118,9 @@ pub trait Store:
     /// Counts a call of [`Origin::Unconfirmed`](crate::call::Origin::Unconfirmed) from now on, under these keys: its origin becomes
     /// [`Origin::Foreign`](crate::call::Origin::Foreign). With an epoch only while the pool has that one.
     async fn confirm(&self, call: &CallId, keys: Vec<String>, epoch: Option<i64>) -> Result<Confirmed>;
+
+    /// Uses the user and the password of this URL for new connections, where there is a server.
+    fn renew_credential(&self, url: &Secret);
 
     /// The state under which admissions are recorded.
     async fn gate_state(&self) -> Result<GateState>;

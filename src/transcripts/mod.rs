@@ -30,7 +30,7 @@ use crate::net::{Exchange, Handler, NoSocket};
 use crate::provider::description::APP_ID_KIND;
 use crate::provider::path::percent_decode;
 use crate::provider::sign::sha256_hex;
-use crate::reply::{for_browsers, json_answer, problem, respond};
+use crate::reply::{for_browsers, health, json_answer, problem, respond};
 use crate::store::{self, CallRecord, StoreError};
 use crate::token::{BadToken, Keys, Principal, bearer};
 pub use feed::{Feed, RemoteChanges};
@@ -167,7 +167,7 @@ impl Handler for Client {
         let path = exchange.path().to_owned();
         let segments: Vec<&str> = path.split('/').skip(1).collect();
         let (kind, answer) = match (exchange.method().clone(), segments.as_slice()) {
-            (Method::GET, ["health"]) => ("health", Some(json_answer(StatusCode::OK, &json!({"status": "ok"})))),
+            (Method::GET, ["health"]) => ("health", Some(health())),
             (Method::GET, ["ws", "calls", "transcriptions"]) => ("socket", self.socket(exchange).boxed().await),
             (Method::GET, ["calls", id, "transcript"]) => {
                 let answer = self.transcript(exchange, &percent_decode(id)).boxed().await;

@@ -36,11 +36,10 @@ mod unlisted;
 use async_trait::async_trait;
 use futures_util::FutureExt as _;
 use http::StatusCode;
-use serde_json::json;
 use tracing::{Instrument as _, warn};
 
 use crate::net::{Exchange, Handler};
-use crate::reply::{json_answer, problem};
+use crate::reply::{health, problem};
 use crate::traces;
 pub use context::Webhooks;
 pub use journal::journal_loop;
@@ -58,7 +57,7 @@ pub use spool::spool_loop;
 impl Handler for Webhooks {
     async fn handle(&self, exchange: &mut Exchange) {
         if exchange.path() == "/health" {
-            return exchange.respond(json_answer(StatusCode::OK, &json!({"status": "ok"}))).await;
+            return exchange.respond(health()).await;
         }
         if let Some(answer) = self.rejection(exchange) {
             let status = self.answer(exchange, answer).await;

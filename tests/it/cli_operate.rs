@@ -1,6 +1,7 @@
 //! Commands about a running sidecar: what an operator asks at night, and what is changed on the spot.
 
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -142,6 +143,11 @@ fn a_refusal_is_found_explained_and_answered() {
         assert!(status.contains(part), "{part} is not in\n{status}");
     }
     fits(&status);
+    // What binds a business may be its plan.
+    assert_eq!(sidecar.dial("birch", "+15550002225")["success"], true);
+    let status = sidecar.ok(&["status"]);
+    let birch = status.lines().find(|line| line.starts_with("business birch")).unwrap_or_else(|| panic!("{status}"));
+    assert!(birch.contains(" at once, plan default "), "{birch}");
     let status = sidecar.json(&["status", "--json"]);
     assert!(status["alarms"].is_array() && status["bypass"].is_null(), "{status}");
 }
@@ -296,11 +302,59 @@ fn a_test_webhook_is_signed_and_failed_events_are_replayed() {
     assert!(code == Some(1) && err.contains("no account of twilio"), "{err}");
     let (code, _, err) = sidecar.run(&["webhooks", "trigger", event]);
     assert!(code == Some(1) && err.contains("--to"), "{err}");
+    // A 404 of something else says nothing of the signature.
+    let elsewhere = answering(b"HTTP/1.1 404 Not Found\r\nContent-Length: 9\r\n\r\nnot found".to_vec());
+    let (code, out, _) = sidecar.run(&["webhooks", "trigger", event, "--to", &elsewhere]);
+    assert!(code == Some(1) && out.contains("not an answer of ringfence"), "{out}");
 
     let text = sidecar.ok(&["events", "replay", "--status", "failed", "--since", "2h"]);
     assert!(text.contains("0 replayed, 0 failed."), "{text}");
     let (code, ..) = sidecar.run(&["events", "replay"]);
     assert_eq!(code, Some(2));
+}
+
+/// A server that answers each connection with these bytes, and holds it open; its URL.
+fn answering(answer: Vec<u8>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        let mut held = Vec::new();
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let _ = stream.read(&mut [0; 16_384]).unwrap();
+            stream.write_all(&answer).unwrap();
+            held.push(stream);
+        }
+    });
+    url
+}
+
+#[test]
+fn the_test_webhook_speaks_tls_where_the_listener_does() {
+    let folder = Folder::new();
+    let at = |name: &str| folder.0.join(name).display().to_string();
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"])
+        .args(["-subj", "/CN=nobody.example", "-keyout", &at("key.pem"), "-out", &at("cert.pem")])
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{made:?}");
+    let event = "elevenlabs.post_call_transcription";
+    // The certificate is nobody's but the config's; and where the listener has no TLS, none is spoken.
+    for (listeners, scheme) in [("webhooks", "https"), ("api", "http")] {
+        let webhooks = format!("127.0.0.1:{}", ringfence::net::spare_port());
+        let text = format!(
+            "[listen]\napi = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\nclient = \"127.0.0.1:0\"\nwebhooks = \"{webhooks}\"\n\
+             tls_cert = \"cert.pem\"\ntls_key = \"key.pem\"\ntls_listeners = [\"{listeners}\"]\n[timeouts]\ndrain_secs = 1\n\
+             [accounts.elevenlabs]\nupstream = \"http://127.0.0.1:1\"\napi_key = \"sk_simulated\"\nconcurrent = 3\n\
+             webhook_secrets = [\"wsec_simulated\"]\n"
+        );
+        let file = folder.write("ringfence.toml", &text);
+        let (_serve, _) = start(&["serve", "--config", &file, "--ready-json"]);
+        let (code, out, err) = run(&["webhooks", "trigger", event, "-c", &file]);
+        assert!(code == Some(0) && out.contains("It is genuine"), "{out}{err}");
+        assert!(out.contains(&format!("POST {scheme}://{webhooks}/")), "{out}");
+    }
 }
 
 #[test]
@@ -359,4 +413,75 @@ fn doctor_says_what_why_and_how() {
     let (code, out, err) = run(&["doctor", "-c", &wrong]);
     assert!(code == Some(2) && out.contains("ERROR") && out.contains("[E051]"), "{out}{err}");
     assert!(!out.contains("sk_of_somebody_else") && !err.contains("sk_of_somebody_else"), "{out}{err}");
+}
+
+#[test]
+fn doctor_knows_a_ringfence_from_another_program() {
+    let sidecar = Sidecar::start("");
+    let ours = format!("http://{}", sidecar.ready["webhooks"].as_str().unwrap());
+    let other = answering(b"HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\n{\"status\":\"ok\"}".to_vec());
+    for (public, is_ours) in [(&ours, true), (&other, false)] {
+        let text = std::fs::read_to_string(&sidecar.file).unwrap();
+        let file = sidecar.folder.write("public.toml", &format!("public_url = \"{public}\"\n{text}"));
+        let (_, out, err) = run(&["doctor", "-c", &file]);
+        let plain = out.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert_eq!(plain.contains("/health leads to a ringfence"), is_ours, "{out}{err}");
+        assert_eq!(plain.contains("it answers, but not as ringfence does [W033]"), !is_ours, "{out}{err}");
+    }
+}
+
+#[test]
+fn a_key_ends_top_while_the_sidecar_is_silent() {
+    // The stream ends after its first event; whoever asks again gets no answer.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let admin = listener.local_addr().unwrap();
+    let (again, asked_again) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut held = Vec::new();
+        for (n, stream) in listener.incoming().enumerate() {
+            let mut stream = stream.unwrap();
+            let _ = stream.read(&mut [0; 16_384]).unwrap();
+            if n > 0 {
+                held.push(stream);
+                let _ = again.send(());
+                continue;
+            }
+            let whole = r#"{"at":"2026-01-01T00:00:00Z","parts":{"calls":{"open":0}},"put":[]}"#;
+            let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n";
+            stream.write_all(format!("{head}event: whole\ndata: {whole}\n\n").as_bytes()).unwrap();
+        }
+    });
+    let top = format!("{} top --admin http://{admin}", env!("CARGO_BIN_EXE_ringfence"));
+    // `script` gives it a terminal.
+    let mut top = Command::new("script")
+        .args(["-qec", &top, "/dev/null"])
+        .env("TERM", "xterm")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .map(Running)
+        .unwrap();
+    asked_again.recv_timeout(PATIENCE).unwrap();
+    let asked = Instant::now();
+    top.0.stdin.as_mut().unwrap().write_all(b"q").unwrap();
+    assert!(top.0.wait().unwrap().success());
+    assert!(asked.elapsed() < Duration::from_secs(15), "it waits for the answer: {:?}", asked.elapsed());
+}
+
+#[test]
+fn a_support_bundle_reads_secrets_where_the_config_stands_and_takes_log_lines() {
+    let folder = Folder::new();
+    folder.write("key.txt", "sk_planted_in_a_file\n");
+    let text = format!("{LISTEN}[accounts.elevenlabs]\napi_key = {{ file = \"key.txt\" }}\nconcurrent = 3\n");
+    let file = folder.write("ringfence.toml", &text);
+    let lines: String = (0..1200).map(|n| format!("line {n} of +15550001111 with sk_planted_in_a_file\n")).collect();
+    let log = folder.write("serve.log", &lines);
+    let (code, out, err) = run(&["support-bundle", "-c", &file, "--output", "-", "--log", &log]);
+    assert_eq!(code, Some(0), "{err}");
+    assert!(!out.contains("planted") && !out.contains("5550001111"), "secrets and numbers are taken out");
+    let bundle: Value = serde_json::from_str(&out).unwrap();
+    let kept = bundle["log"].as_array().unwrap();
+    assert!(kept.len() == 1000 && kept[999].as_str().unwrap().starts_with("line 1199 of "), "{:?}", kept.last());
+    let (code, _, err) = run(&["support-bundle", "-c", &file, "--output", "-", "--log", "/nowhere/serve.log"]);
+    assert!(code == Some(1) && err.contains("failed to read log"), "{err}");
 }

@@ -82,6 +82,12 @@ impl Watching {
         assert!(tokio::time::timeout(PATIENCE, there).await.is_ok(), "no {what}: {}", self.text());
     }
 
+    /// Reads until the stream ends.
+    async fn end(&mut self) {
+        let ended = async { while self.more().await {} };
+        assert!(tokio::time::timeout(PATIENCE, ended).await.is_ok(), "it goes on: {}", self.text());
+    }
+
     /// Every whole event so far.
     fn events(&self) -> Vec<(String, Value)> {
         let text = self.text();
@@ -351,5 +357,43 @@ async fn hostile_data_is_text_in_a_real_browser_and_a_release_is_asked_about_and
     assert!(!text.as_str().unwrap().contains("onload=window"), "what the other token showed is still there");
     assert_eq!(browser.is("document.querySelector('#webhooks-part').hidden").await, true);
     browser.close().await;
+    stage.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_survive_a_rotation_and_streams_end_with_their_secret() {
+    const NEWER: &str = "another secret of some length, for the next year";
+    let stage = with_secret("").await;
+    let call = id(&stage.dial(Some("pro"), "+15550002001").await, "conversation_id");
+    let read = token(&stage, "read", json!("*"), 600);
+    let mut streams = vec![
+        Watching::open(&stage, "/api/stream", &read).await,
+        Watching::open(&stage, &format!("/api/calls/{call}/stream"), &read).await,
+    ];
+    for seen in &mut streams {
+        seen.until("its first event", |text| text.contains("event:")).await;
+    }
+    // The newer one is put first: the older still counts.
+    let (one, both) = (format!("token_secret = \"{SECRET}\""), format!("token_secret = [\"{NEWER}\", \"{SECRET}\"]"));
+    stage.rewrite(&one, &both);
+    assert_eq!(stage.reload().await.status, 200);
+    assert_eq!(get(&stage, "/status", Some(&read)).await.status, 200);
+    let newer = jws::sign(
+        NEWER.as_bytes(),
+        &json!({"sub": "ops", "exp": stage.clock.now_ms() / 1000 + 600, "businesses": "*", "scope": "read"}),
+    )
+    .unwrap();
+    assert_eq!(get(&stage, "/status", Some(&newer)).await.status, 200);
+    let mut stays = Watching::open(&stage, "/api/stream", &newer).await;
+
+    stage.rewrite(&both, &format!("token_secret = \"{NEWER}\""));
+    assert_eq!(stage.reload().await.status, 200);
+    assert_eq!(get(&stage, "/status", Some(&read)).await.status, 401);
+    for seen in &mut streams {
+        seen.end().await;
+    }
+    let seen = stays.text().len();
+    stage.dial(Some("pro"), "+15550002002").await;
+    stays.until("news after the reload", |text| text.len() > seen && text.contains("+155")).await;
     stage.finish().await;
 }

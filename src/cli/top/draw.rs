@@ -59,7 +59,8 @@ pub(super) struct View {
     pub(super) is_lost: bool,
 }
 
-pub(super) fn draw(frame: &mut Frame<'_>, state: &State, view: &View) {
+/// Draws it; returns the index of the first call shown.
+pub(super) fn draw(frame: &mut Frame<'_>, state: &State, view: &View) -> usize {
     let status = state.parts.get("status").unwrap_or(&Value::Null);
     let part = |name: &str| state.parts.get(name).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     let found = alarms(status);
@@ -104,12 +105,13 @@ pub(super) fn draw(frame: &mut Frame<'_>, state: &State, view: &View) {
         }
     }
     draw_businesses(frame, businesses, held);
-    draw_calls(frame, state, view, calls);
+    let shown_from = draw_calls(frame, state, view, calls);
     draw_refusals(frame, refusals, state.at, refused);
     let lost = if view.is_lost { "  the sidecar does not answer; retrying" } else { "" };
     let by = view.sort.as_str();
     let help = format!("q quit  ↑↓ scroll  s order: {by}{lost}");
     frame.render_widget(Line::styled(help, Style::new().add_modifier(Modifier::DIM)), keys);
+    shown_from
 }
 
 fn draw_account(frame: &mut Frame<'_>, account: &Value, area: Rect) {
@@ -149,7 +151,7 @@ fn draw_businesses(frame: &mut Frame<'_>, businesses: &[Value], area: Rect) {
     frame.render_widget(Table::new(rows, widths).header(head(["BUSINESS", "PLAN", "IN USE", "LIMIT"])), area);
 }
 
-fn draw_calls(frame: &mut Frame<'_>, state: &State, view: &View, area: Rect) {
+fn draw_calls(frame: &mut Frame<'_>, state: &State, view: &View, area: Rect) -> usize {
     let at = |call: &Value, key: &str| time(&call[key]).unwrap_or(i64::MAX);
     let is_wanted = |call: &&Value| view.business.as_ref().is_none_or(|one| field(call, "businessId") == one);
     let mut calls: Vec<&Value> = state.calls.values().filter(is_wanted).collect();
@@ -160,7 +162,7 @@ fn draw_calls(frame: &mut Frame<'_>, state: &State, view: &View, area: Rect) {
     }
     if calls.is_empty() {
         frame.render_widget(Line::raw("no calls"), area);
-        return;
+        return 0;
     }
     let room = usize::from(area.height.saturating_sub(1)).max(1);
     let from = view.from.min(calls.len().saturating_sub(room));
@@ -196,6 +198,7 @@ fn draw_calls(frame: &mut Frame<'_>, state: &State, view: &View, area: Rect) {
     ];
     let titles = ["CALL", "BUSINESS", "DIR", "PHASE", "AGE", "SEEN", "OTHER END"];
     frame.render_widget(Table::new(rows, widths).header(head(titles)), area);
+    from
 }
 
 fn draw_refusals(frame: &mut Frame<'_>, refusals: &[Value], now: Option<i64>, area: Rect) {

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use futures_util::FutureExt as _;
+use futures_util::future::LocalBoxFuture;
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 use ratatui::buffer::Buffer;
@@ -81,7 +83,7 @@ impl Top {
         first: crate::net::Following,
         mut view: View,
     ) -> anyhow::Result<()> {
-        let (mut state, mut feed) = (State::default(), Some(Feed::new(first)));
+        let (mut state, mut link) = (State::default(), Link::Up(Feed::new(first)));
         let (pressed, mut keys) = mpsc::channel(16);
         // Ends with the receiver, or with the process.
         std::thread::spawn(move || {
@@ -101,24 +103,12 @@ impl Top {
             }
         });
         loop {
-            terminal.draw(|frame| draw::draw(frame, &state, &view))?;
-            let news = async {
-                match &mut feed {
-                    Some(feed) => feed.next(&mut state).await,
-                    None => {
-                        tokio::time::sleep(AGAIN).await;
-                        Ok(false)
-                    }
-                }
-            };
+            let mut shown_from = 0;
+            terminal.draw(|frame| shown_from = draw::draw(frame, &state, &view))?;
+            // Keys past the end do not add up.
+            view.from = shown_from;
             tokio::select! {
-                more = news => match more {
-                    Ok(true) => {}
-                    Ok(false) | Err(_) => {
-                        feed = self.console.follow("/api/stream").await.ok().map(Feed::new);
-                        view.is_lost = feed.is_none();
-                    }
-                },
+                () = link.news(&self.console, &mut state) => view.is_lost = link.is_lost(),
                 key = keys.recv() => match key {
                     Some(Event::Key(key)) if key.kind == KeyEventKind::Press => {
                         let is_interrupt = key.modifiers.contains(KeyModifiers::CONTROL) && key.code == KeyCode::Char('c');
@@ -142,10 +132,52 @@ impl Top {
     }
 }
 
+/// The stream, or the attempt to have it again.
+enum Link<'c> {
+    Up(Feed),
+    /// `is_first`: the stream has just ended, so nobody knows yet whether the sidecar is unreachable.
+    Down {
+        attempt: LocalBoxFuture<'c, Option<Feed>>,
+        is_first: bool,
+    },
+}
+
+impl<'c> Link<'c> {
+    fn down(console: &'c Console, is_first: bool) -> Self {
+        let attempt = async move {
+            if !is_first {
+                tokio::time::sleep(AGAIN).await;
+            }
+            console.follow("/api/stream").await.ok().map(Feed::new)
+        };
+        Self::Down { attempt: attempt.boxed_local(), is_first }
+    }
+
+    fn is_lost(&self) -> bool {
+        matches!(self, Self::Down { is_first: false, .. })
+    }
+
+    /// Completes with the next event, or when the connection is lost or back. Cancel-safe: an attempt goes on with the next call.
+    async fn news(&mut self, console: &'c Console, state: &mut State) {
+        match self {
+            Self::Up(feed) => {
+                if !matches!(feed.next(state).await, Ok(true)) {
+                    *self = Self::down(console, true);
+                }
+            }
+            Self::Down { attempt, .. } => {
+                *self = attempt.await.map_or_else(|| Self::down(console, false), Self::Up);
+            }
+        }
+    }
+}
+
 /// Renders a frame as text.
 fn frame(state: &State, view: &View, width: u16, height: u16) -> anyhow::Result<String> {
     let mut terminal = Terminal::new(TestBackend::new(width, height))?;
-    terminal.draw(|frame| draw::draw(frame, state, view))?;
+    terminal.draw(|frame| {
+        draw::draw(frame, state, view);
+    })?;
     Ok(text(terminal.backend().buffer()))
 }
 
@@ -218,6 +250,28 @@ mod tests {
         }
         let empty = frame(&State::default(), &View::default(), 80, 24).unwrap();
         assert!(empty.contains("no calls"), "{empty}");
+    }
+
+    #[test]
+    fn scrolling_stops_at_the_last_call() {
+        let shown_from = |from: usize| {
+            let mut terminal = Terminal::new(TestBackend::new(80, 24)).unwrap();
+            let mut shown = usize::MAX;
+            let view = View { from, ..View::default() };
+            terminal.draw(|frame| shown = draw::draw(frame, &many(100), &view)).unwrap();
+            shown
+        };
+        assert_eq!(shown_from(3), 3);
+        let last = shown_from(1000);
+        assert!(last < 100 && last > 80, "{last}");
+        assert_eq!(shown_from(last), last);
+    }
+
+    fn many(n: usize) -> State {
+        let mut state = State::default();
+        let put: Vec<_> = (0..n).map(|n| json!({"callId": format!("c_{n:03}"), "businessId": "acme"})).collect();
+        state.apply("whole", &json!({"at": "2026-01-01T00:10:00Z", "parts": {"calls": {"open": n}}, "put": put}));
+        state
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use redis::Value;
 use tokio::sync::Notify;
 use tokio::time::timeout;
@@ -14,6 +15,7 @@ use super::inspect::{self, Problem};
 use super::keys::Keys;
 use super::scripts::Script;
 use super::{GateError, Settings};
+use crate::provider::secret::Secret;
 
 /// Late answers in a row after which the server counts as unavailable.
 const LATE_MAX: u32 = 3;
@@ -52,6 +54,8 @@ pub struct Health {
 /// State shared by the limiter and its task.
 pub(super) struct Shared {
     pub settings: Settings,
+    /// The same with the newest credential: for new connections.
+    newest: ArcSwap<Settings>,
     pub keys: Keys,
     state: Mutex<State>,
     /// Wakes the task: the connection was dropped.
@@ -72,6 +76,7 @@ impl Shared {
     pub(super) fn new(settings: Settings) -> Self {
         Self {
             keys: Keys::of(&settings.pool, &settings.database),
+            newest: ArcSwap::from_pointee(settings.clone()),
             settings,
             state: Mutex::new(State { link: None, since: Instant::now(), error: None, problems: vec![] }),
             lost: Notify::new(),
@@ -79,6 +84,16 @@ impl Shared {
             trips: AtomicU64::new(0),
             spared: AtomicU64::new(0),
         }
+    }
+
+    /// The settings for a new connection.
+    pub(super) fn newest(&self) -> Arc<Settings> {
+        self.newest.load_full()
+    }
+
+    /// Uses the user and the password of a URL for new connections.
+    pub(super) fn renew(&self, url: &Secret) {
+        self.newest.store(Arc::new(self.settings.at(url)));
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -149,7 +164,7 @@ impl Shared {
     pub(super) async fn keep(&self) {
         let mut pause = PAUSE_MIN;
         loop {
-            match connection::find(&self.settings, &self.keys, false).await {
+            match connection::find(&self.newest(), &self.keys, false).await {
                 Ok(link) => {
                     let (link, since) = (Arc::new(link), Instant::now());
                     info!(redis = %link.address, "Redis available again");
@@ -197,7 +212,7 @@ impl Shared {
             let probed = link.probe(&self.keys, self.settings.timeout).await;
             self.learn(link, probed);
             if beat.is_multiple_of(SENTINELS_EVERY)
-                && let Some(master) = connection::master(&self.settings).await
+                && let Some(master) = connection::master(&self.newest()).await
                 && master != link.address
             {
                 self.give_up(link, format!("the sentinels' master is {master}"));

@@ -28,10 +28,10 @@ impl Channel for RedisGate {
 
     /// Uses a connection of its own.
     async fn listen(&self, mut hear: Hear) -> GateError {
-        let (settings, keys) = (&self.shared.settings, &self.shared.keys);
+        let (settings, keys) = (self.shared.newest(), &self.shared.keys);
         let opened = async {
-            let at = connection::find(settings, keys, true).await?.info;
-            connection::subscribe(&at, settings, &keys.channel()).await
+            let at = connection::find(&settings, keys, true).await?.info;
+            connection::subscribe(&at, &settings, &keys.channel()).await
         };
         let mut heard = match opened.await {
             Ok(heard) => heard,

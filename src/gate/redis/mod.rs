@@ -47,13 +47,14 @@ use crate::admission::{AdmissionRequest, Counts, Decision, LeaseRow, RateLog, Sh
 use crate::ids::CallId;
 use crate::net::install_crypto_provider;
 use crate::policy::{Bound, Mode};
+use crate::provider::secret::Secret;
 use breaker::Shared;
 use connection::Fault;
 use keys::escape;
 use scripts::Script;
 
 pub use breaker::Health;
-pub use inspect::Problem;
+pub use inspect::{Observed, Problem};
 pub use settings::Settings;
 
 /// The longest wait for an operation other than a decision.
@@ -107,6 +108,10 @@ impl Gate for RedisGate {
 
     async fn held(&self, epoch: i64) -> Result<Vec<LeaseRow>> {
         RedisGate::held(self, epoch).await
+    }
+
+    fn renew_credential(&self, url: &Secret) {
+        self.shared.renew(url);
     }
 
     fn away(&self) -> Option<(Instant, String)> {
@@ -279,8 +284,24 @@ impl RedisGate {
     pub async fn inspect(&self) -> Result<Vec<Problem>> {
         let shared = &self.shared;
         let look = async {
-            let link = connection::find(&shared.settings, &shared.keys, true).await?;
+            let link = connection::find(&shared.newest(), &shared.keys, true).await?;
             inspect::look(&link, &shared.keys).await
+        };
+        match tokio::time::timeout(ADMIN_TIMEOUT, look).await {
+            Ok(looked) => looked.map_err(|fault| GateError::Away(fault.to_string())),
+            Err(_) => Err(GateError::Away(format!("no answer within {} ms", ADMIN_TIMEOUT.as_millis()))),
+        }
+    }
+
+    /// The server's clock, and what it keeps on disk.
+    ///
+    /// # Errors
+    /// [`GateError::Away`]: there is no server to ask, or its user may not.
+    pub async fn observe(&self) -> Result<Observed> {
+        let shared = &self.shared;
+        let look = async {
+            let link = connection::find(&shared.newest(), &shared.keys, true).await?;
+            inspect::observe(&link).await
         };
         match tokio::time::timeout(ADMIN_TIMEOUT, look).await {
             Ok(looked) => looked.map_err(|fault| GateError::Away(fault.to_string())),

@@ -131,6 +131,21 @@ impl Settings {
         }
     }
 
+    /// The URL, with its password.
+    pub fn url(&self) -> &Secret {
+        &self.url
+    }
+
+    /// The same settings with another URL.
+    pub(super) fn at(&self, url: &Secret) -> Self {
+        Self { url: url.clone(), ..self.clone() }
+    }
+
+    /// Whether it is the same server with the same settings, whatever the user and the password.
+    pub fn is_same_server(&self, other: &Self) -> bool {
+        self.at(&other.url) == *other && self.url.without_credential() == other.url.without_credential()
+    }
+
     /// The URL to show, `redis://user@host:6379`: no password, no parameters.
     pub fn shown(&self) -> String {
         let Ok(finding) = self.finding() else { return "redis".to_owned() };

@@ -32,6 +32,7 @@ use super::{
 use crate::admission::{AdmissionRequest, GateState};
 use crate::clock::UnixMs;
 use crate::ids::CallId;
+use crate::provider::secret::Secret;
 use batch::{Batches, InDoubt};
 use driver::Pg;
 use gate::PendingAdmission;
@@ -310,6 +311,10 @@ async fn refuse_while_held(db: &Db) -> std::result::Result<(), String> {
 
 #[async_trait]
 impl Backend for PostgresStore {
+    fn reconnect_with(&self, url: &Secret) {
+        self.db.reconnect_with(url);
+    }
+
     async fn read<A, T, F>(&self, args: A, work: F) -> Result<T>
     where
         A: Send + Sync + 'static,

@@ -71,6 +71,19 @@ impl Settings {
         Ok(options.extra_float_digits(None))
     }
 
+    /// The URL, with its password.
+    pub fn url(&self) -> &Secret {
+        &self.url
+    }
+
+    /// Whether it is the same server and database with the same settings, whatever the user and the password.
+    pub fn is_same_server(&self, other: &Self) -> bool {
+        let database = |of: &Self| of.options().ok().map(|options| database_of(&options).to_owned());
+        Self { url: other.url.clone(), ..self.clone() } == *other
+            && self.url.without_credential() == other.url.without_credential()
+            && database(self) == database(other)
+    }
+
     /// The URL to show, `postgres://user@host:5432/database`: no password, no parameters.
     pub fn shown(&self) -> String {
         let Ok(options) = self.options() else { return "postgres".to_owned() };
@@ -78,8 +91,7 @@ impl Settings {
             Some(folder) => folder.display().to_string(),
             None => format!("{}:{}", options.get_host(), options.get_port()),
         };
-        let database = options.get_database().unwrap_or_else(|| options.get_username());
-        format!("postgres://{}@{host}/{database}", options.get_username())
+        format!("postgres://{}@{host}/{}", options.get_username(), database_of(&options))
     }
 
     /// A warning if the connection is not verified TLS and leaves this machine.
@@ -102,6 +114,11 @@ impl Settings {
     }
 }
 
+/// The database, which has the user's name where none is given.
+fn database_of(options: &PgConnectOptions) -> &str {
+    options.get_database().unwrap_or_else(|| options.get_username())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -121,6 +138,24 @@ mod tests {
             let why = settings(url).unwrap_err();
             assert!(why.contains("postgres://user:password@host") && !why.contains("hunter2"), "{why}");
         }
+    }
+
+    #[test]
+    fn another_password_is_the_same_server() {
+        let one = settings("postgres://ring:one@db/fence").unwrap();
+        for (url, same) in [
+            ("postgres://ring:two@db/fence", true),
+            ("postgres://other:two@db/fence", true),
+            ("postgres://ring:one@db2/fence", false),
+            ("postgres://ring:one@db/other", false),
+            ("postgres://ring:one@db/fence?sslmode=require", false),
+        ] {
+            assert_eq!(one.is_same_server(&settings(url).unwrap()), same, "{url}");
+        }
+        let more = Settings { pool_max: 3, ..settings("postgres://ring:two@db/fence").unwrap() };
+        assert!(!one.is_same_server(&more));
+        // Without a name the database is the user's.
+        assert!(!settings("postgres://a:x@db").unwrap().is_same_server(&settings("postgres://b:x@db").unwrap()));
     }
 
     #[test]

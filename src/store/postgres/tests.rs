@@ -347,3 +347,24 @@ async fn runs_are_read_by_their_indexes() {
     }
     store.close().await;
 }
+
+#[tokio::test]
+async fn a_new_credential_is_used_by_new_connections() {
+    let Some(fence) = fresh().await else { return };
+    let store = fence.store().await;
+    let joined = if fence.url.contains('?') { '&' } else { '?' };
+    let renewed = format!("{}{joined}application_name=renewed", fence.url);
+    store.renew_credential(&Secret::new(&renewed));
+    let ours = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'ringfence'";
+    let end = format!("SELECT pg_terminate_backend(pid) FROM ({ours}) old");
+    sqlx::raw_sql(sqlx::AssertSqlSafe(end)).execute(&fence.straight).await.unwrap();
+    let since = Instant::now();
+    while store.identity().await.is_err() {
+        assert!(since.elapsed() < Duration::from_secs(20), "it does not connect again");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let counted =
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'renewed'";
+    let there: i64 = sqlx::query_scalar(counted).fetch_one(&fence.straight).await.unwrap();
+    assert!(there > 0);
+}

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgPool, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::{AssertSqlSafe, PgConnection, Postgres, Row as _};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
@@ -25,6 +25,7 @@ use super::super::{Result, StoreError};
 use super::{Settings, Sql, code, explain, is_outside};
 use crate::admission::GateState;
 use crate::failpoint;
+use crate::provider::secret::Secret;
 
 /// How long a write waits for the outcome of its COMMIT.
 const SETTLE_WITHIN: Duration = Duration::from_secs(3);
@@ -149,12 +150,14 @@ enum TxError {
     Unknown(TransactionId, sqlx::Error),
 }
 
+fn options(settings: &Settings, prepare: bool) -> std::result::Result<PgConnectOptions, sqlx::Error> {
+    let options = settings.options()?;
+    Ok(if prepare { options } else { options.statement_cache_capacity(0) })
+}
+
 impl Db {
     pub(super) fn new(settings: &Settings, prepare: bool) -> std::result::Result<Self, sqlx::Error> {
-        let mut options = settings.options()?;
-        if !prepare {
-            options = options.statement_cache_capacity(0);
-        }
+        let options = options(settings, prepare)?;
         let run = SeenRun::new(Mutex::new("".into()));
         let seen = run.clone();
         let pool = PgPoolOptions::new()
@@ -182,6 +185,14 @@ impl Db {
             lost: AtomicBool::new(false),
             run,
         })
+    }
+
+    /// Uses the user and the password of this URL for new connections.
+    pub(super) fn reconnect_with(&self, url: &Secret) {
+        let options = Settings::new(url.clone()).ok().and_then(|settings| options(&settings, self.prepare).ok());
+        if let Some(options) = options {
+            self.pool.set_connect_options(options);
+        }
     }
 
     /// Whether session state survives to the next transaction: there is no pooler.

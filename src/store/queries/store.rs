@@ -20,6 +20,7 @@ use crate::call::Event;
 use crate::clock::UnixMs;
 use crate::ids::{AccountName, Alias, CallId, RefusalId};
 use crate::policy::{Business, Facts, Policy};
+use crate::provider::secret::Secret;
 
 /// A call that began longer before is not looked for among those that were up at a time.
 const UP_AT_MOST_MS: i64 = 24 * 3_600_000;
@@ -40,6 +41,10 @@ impl<B: Backend> Store for B {
         let of = (call.clone(), keys);
         let confirmed = self.write_under(epoch, call, of, |c, (call, keys)| calls::confirm(c, call, keys).boxed());
         Ok(confirmed.await?.unwrap_or_else(Confirmed::Outdated))
+    }
+
+    fn renew_credential(&self, url: &Secret) {
+        self.reconnect_with(url);
     }
 
     async fn gate_state(&self) -> Result<GateState> {

@@ -1,5 +1,7 @@
 //! Servers that lose data, restart, stall, fill up, or may not do what they should.
 
+use redis::Client;
+
 use super::server::LID;
 use super::*;
 
@@ -201,4 +203,25 @@ async fn the_least_rights_are_enough_and_less_are_told() {
         assert!(is_away(other.admit(2, &one).await));
         assert!(!format!("{problems:?}{:?}{:?}", other.health(), gate.health()).contains("hunter2"));
     }
+}
+
+#[tokio::test]
+async fn a_new_password_is_used_by_new_connections() {
+    let server = Server::start(&[]).await;
+    let connection = Client::open(server.url()).unwrap().get_multiplexed_async_connection().await.unwrap();
+    let say = async |words: &[&str]| {
+        let mut command = redis::cmd(words[0]);
+        command.arg(&words[1..]).query_async::<()>(&mut connection.clone()).await.unwrap();
+    };
+    say(&["CONFIG", "SET", "requirepass", "first"]).await;
+    say(&["AUTH", "first"]).await;
+    let with = |password: &str| format!("redis://:{password}@127.0.0.1:{}", server.port);
+    let gate = up(settings(&with("first"))).await;
+    gate.rebuild(1, &[], &[]).await.unwrap();
+    say(&["CONFIG", "SET", "requirepass", "second"]).await;
+    Gate::renew_credential(&gate, &Secret::new(&with("second")));
+    assert_eq!(gate.admit(1, &request(&[concurrent("g", 3)])).await, admitted(1), "the open connection stays");
+    say(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]).await;
+    let bindings = [concurrent("g", 3)];
+    until("it is connected again", async || gate.admit(1, &request(&bindings)).await == admitted(1)).await;
 }
