@@ -331,7 +331,7 @@ impl Capacity {
                     }
                     return Ok(admission);
                 }
-                Attempt::Again => {}
+                Attempt::Retry => {}
                 Attempt::Wait(why) => {
                     if Instant::now() >= until {
                         return Err(AdmissionError::Gate(why));

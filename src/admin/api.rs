@@ -76,11 +76,7 @@ const AFTER: (&str, &str, &str) = ("after", "string", "`next` of the previous pa
 const CAME: (&str, &str, &str) = ("since_secs", "integer", "received in the last N seconds");
 const CAME_BEFORE: (&str, &str, &str) = ("older_secs", "integer", "received more than N seconds ago");
 const TO_REPLAY: &[(&str, &str, &str)] = &[
-    (
-        "state",
-        "string",
-        "failed (parked, or with an abandoned delivery), parked, given_up or settled; default failed",
-    ),
+    ("state", "string", "failed (parked, or with an abandoned delivery), parked, given_up or settled; default failed"),
     ACCOUNT,
     ("event", "string", "with this name"),
     ("call", "string", "of this call"),

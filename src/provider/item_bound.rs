@@ -55,7 +55,6 @@ impl Listed {
 mod tests {
     use serde_json::json;
 
-    use super::*;
     use crate::provider::Registry;
 
     #[test]

@@ -3,6 +3,10 @@
 use super::retention::refusal;
 use super::*;
 
+fn of_account(account: &str) -> EventFilter {
+    EventFilter { account: Some(account.to_owned()), ..EventFilter::default() }
+}
+
 pub(in crate::store) async fn a_webhook_that_cannot_be_applied_is_parked_and_opened_again(fresh: &impl Fresh) {
     let store = fresh.open().await;
     let (mut event, delivery) = event_and_delivery(1, None);
@@ -23,9 +27,9 @@ pub(in crate::store) async fn a_webhook_that_cannot_be_applied_is_parked_and_ope
     assert_eq!(store.unsettled_events(i64::MAX, &in_record(), &Cursor::default(), 99).await.unwrap().events, []);
     let parked = store.inbox(Inbox::Parked, &EventFilter::default(), 9).await.unwrap();
     assert_eq!(parked, [one().await]);
-    assert_eq!(store.inbox(Inbox::Parked, Some(&event.account), 9).await.unwrap(), parked);
+    assert_eq!(store.inbox(Inbox::Parked, &of_account(&event.account), 9).await.unwrap(), parked);
     for which in [Inbox::All, Inbox::Unsettled, Inbox::Parked] {
-        assert_eq!(store.inbox(which, Some("another"), 9).await.unwrap(), []);
+        assert_eq!(store.inbox(which, &of_account("another"), 9).await.unwrap(), []);
     }
     assert_eq!((parked[0].parked_at, parked[0].error.as_deref()), (Some(600), Some("never")));
     assert_eq!(store.parked().await.unwrap(), 1);
@@ -58,8 +62,8 @@ pub(in crate::store) async fn what_was_delivered_or_given_up_is_delivered_again_
     assert_eq!(store.outbox(Outbox::Pending, &EventFilter::default(), 9).await.unwrap(), []);
     let given_up = store.outbox(Outbox::GivenUp, &EventFilter::default(), 9).await.unwrap();
     assert_eq!((given_up.len(), given_up[0].id.as_str(), given_up[0].attempts), (1, second.id.as_str(), 1));
-    assert_eq!(store.outbox(Outbox::GivenUp, given_up[0].account.as_deref(), 9).await.unwrap(), given_up);
-    assert_eq!(store.outbox(Outbox::GivenUp, Some("another"), 9).await.unwrap(), []);
+    assert_eq!(store.outbox(Outbox::GivenUp, &of_account(given_up[0].account.as_deref().unwrap()), 9).await.unwrap(), given_up);
+    assert_eq!(store.outbox(Outbox::GivenUp, &of_account("another"), 9).await.unwrap(), []);
     assert_eq!(given_up[0].last_error.as_deref(), Some("no"));
     for delivery in [&first, &second] {
         assert_eq!(store.redeliver(&delivery.event_id, 3).await.unwrap(), 1);
