@@ -48,7 +48,9 @@ pub async fn follow_use(console: impl Fn() -> Admin, stop: CancellationToken) {
         // Where something does not answer, the line has a gap.
         if let (Ok(open), Ok(counts)) = (lifecycle.store.open_calls().await, lifecycle.capacity.counts().await) {
             let limits = held_by_limit(&lifecycle.policy.load(), &counts.by_key);
-            admin.board.history.push(Point::of(&open, limits, lifecycle.clock.now_ms()));
+            let accounts = admin.calls.accounts.keys().map(|name| (name.as_str().into(), 0)).collect();
+            let point = Point { at_ms: lifecycle.clock.now_ms(), accounts, limits, ..Point::default() };
+            admin.board.history.push(point.with(&open));
         }
         drop(admin);
         tokio::select! {
@@ -60,7 +62,9 @@ pub async fn follow_use(console: impl Fn() -> Admin, stop: CancellationToken) {
 
 /// How much of each concurrency limit is held; of one that is counted per something, by whoever holds most.
 fn held_by_limit(policy: &Policy, by_key: &BTreeMap<String, u32>) -> Slots {
-    let mut held = Slots::new();
+    let in_force = policy.in_force();
+    let bounds = in_force.iter().filter(|limit| limit.allows.ends_with("at once"));
+    let mut held: Slots = bounds.map(|limit| (limit.name.as_str().into(), 0)).collect();
     for (key, slots) in by_key {
         let (name, whose) = key.split_once('|').unwrap_or((key, ""));
         let name = match BusinessId::parse(whose) {
@@ -88,18 +92,17 @@ fn most(slots: Slots) -> Slots {
 }
 
 impl Point {
-    fn of(open: &[CallRecord], limits: Slots, at_ms: UnixMs) -> Self {
-        let mut point = Self { at_ms, limits: most(limits), ..Self::default() };
+    /// Adds what these calls hold.
+    fn with(mut self, open: &[CallRecord]) -> Self {
         for call in open.iter().filter(|call| call.counts()) {
             let facts = &call.facts;
-            point.all += call.slots;
-            *point.businesses.entry(facts.business.as_str().into()).or_default() += call.slots;
+            self.all += call.slots;
+            *self.businesses.entry(facts.business.as_str().into()).or_default() += call.slots;
             for account in std::iter::once(&facts.account).chain(&facts.carrier) {
-                *point.accounts.entry(account.as_str().into()).or_default() += call.slots;
+                *self.accounts.entry(account.as_str().into()).or_default() += call.slots;
             }
         }
-        point.businesses = most(std::mem::take(&mut point.businesses));
-        point
+        Self { businesses: most(self.businesses), limits: most(self.limits), ..self }
     }
 }
 

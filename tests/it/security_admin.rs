@@ -28,7 +28,7 @@ async fn tcp(stage: &Stage, method: &str, path: &str, headers: &[(&str, &str)], 
 }
 
 /// Every route with what each credential is answered. `ID` is a call of business `pro`, which the token of some businesses names.
-const ROUTES: [(&str, &str, [u16; 7]); 55] = [
+const ROUTES: [(&str, &str, [u16; 7]); 57] = [
     //                                              none metrics read operate one  expired forged
     ("GET", "/health", [200, 200, 200, 200, 200, 200, 200]),
     ("GET", "/ready", [200, 200, 200, 200, 200, 200, 200]),
@@ -51,6 +51,7 @@ const ROUTES: [(&str, &str, [u16; 7]); 55] = [
     ("GET", "/api/businesses/pro", [401, 403, 200, 200, 200, 401, 401]),
     ("GET", "/api/events", [401, 403, 200, 200, 403, 401, 401]),
     ("GET", "/api/events/nobody", [401, 403, 404, 404, 403, 401, 401]),
+    ("GET", "/api/events/replay", [401, 403, 200, 200, 403, 401, 401]),
     ("GET", "/api/audit", [401, 403, 200, 200, 403, 401, 401]),
     // The body is a business, and no list.
     ("PUT", "/api/businesses", [401, 403, 403, 400, 403, 401, 401]),
@@ -65,6 +66,7 @@ const ROUTES: [(&str, &str, [u16; 7]); 55] = [
     ("DELETE", "/api/do-not-call/+905321234567", [401, 403, 403, 204, 403, 401, 401]),
     ("POST", "/api/businesses/pro/purge", [401, 403, 403, 200, 403, 401, 401]),
     ("POST", "/api/events/nobody/replay", [401, 403, 403, 404, 403, 401, 401]),
+    ("POST", "/api/events/replay", [401, 403, 403, 200, 403, 401, 401]),
     ("POST", "/api/reload", [401, 403, 403, 200, 403, 401, 401]),
     ("POST", "/api/reconcile", [401, 403, 403, 200, 403, 401, 401]),
     ("POST", "/conversations/nobody/fetch", [401, 403, 403, 404, 404, 401, 401]),

@@ -25,6 +25,10 @@ SCHEMES = ("light", "dark")
 VIEWS = ("overview", "calls", "runs", "refusals", "webhooks", "replicas")
 
 
+class Navigated(Exception):
+    """The page went while it was asked something."""
+
+
 class Browser:
     """A page in Chromium, steered by its DevTools protocol."""
 
@@ -58,6 +62,8 @@ class Browser:
         self.socket.send(json.dumps({"id": self.asked, "method": method, "params": params}))
         while (answer := json.loads(self.socket.recv())).get("id") != self.asked:
             pass
+        if answer.get("error", {}).get("message") == "Inspected target navigated or closed":
+            raise Navigated
         if "error" in answer or "exceptionDetails" in answer.get("result", {}):
             raise AssertionError(f"{method} {str(params)[:200]}: {answer}")
         return answer["result"]
@@ -68,8 +74,14 @@ class Browser:
 
     def until(self, expression):
         """The time of the whole test bounds it."""
-        while self.run(f"(() => {{ try {{ return Boolean({expression}) }} catch {{ return false }} }})()") is not True:
+        while not self.holds(expression):
             time.sleep(0.05)
+
+    def holds(self, expression):
+        try:
+            return self.run(f"(() => {{ try {{ return Boolean({expression}) }} catch {{ return false }} }})()")
+        except Navigated:
+            return False
 
     def click(self, selector):
         self.until(f"document.querySelector({json.dumps(selector)})")

@@ -395,7 +395,7 @@ pub(in crate::store) async fn webhooks_are_narrowed_and_what_can_be_replayed_is_
     let named = |account: &str| EventFilter { account: Some(account.to_owned()), ..EventFilter::default() };
     assert_eq!(ids(Inbox::All, &named("nobody's")).await, [0_i64; 0]);
     // The delivery of one is given up, and one of our own.
-    assert_eq!(store.take_deliveries(i64::MAX / 2, 9, "", false).await.unwrap().len(), 1);
+    assert_eq!(store.take_deliveries(9, 9, "", false).await.unwrap().len(), 1);
     let pending = store.outbox(Outbox::Pending, &of("quiet"), 9).await.unwrap();
     assert_eq!(pending.len(), 1);
     store.delivered(&pending[0].id, 9, Err(("no".to_owned(), None))).await.unwrap();
