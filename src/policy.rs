@@ -2,6 +2,7 @@
 //!
 //! A [`Policy`] is immutable: every change builds a new one and swaps it in.
 
+mod agent_bound;
 mod business;
 mod contradiction;
 mod declared;

@@ -57,13 +57,22 @@ pub(super) fn built(config: &Config) -> Vec<Diagnostic> {
     report.finish()
 }
 
+/// Whether a certificate that is valid until then is to be renewed.
+pub(super) fn expires_soon(until_secs: i64) -> bool {
+    until_secs - Clock::system().now_ms() / 1000 < EXPIRES_SOON_DAYS * DAY_SECS
+}
+
+/// The day of a time, in seconds since 1970.
+pub(super) fn day(secs: i64) -> String {
+    crate::clock::rfc3339(secs.saturating_mul(1000)).chars().take(10).collect()
+}
+
 fn certificate(report: &Report, key: &str, cert: &std::path::Path) {
     let now_secs = Clock::system().now_ms() / 1000;
     let (from_secs, until_secs) = match expiry(cert) {
         Ok(span) => span,
         Err(error) => return report.error("E044", None, format!("`listen.{key}`: {error}"), ""),
     };
-    let day = |secs: i64| crate::clock::rfc3339(secs.saturating_mul(1000)).chars().take(10).collect::<String>();
     let shown = cert.display();
     if now_secs >= until_secs {
         let title = format!("`listen.{key}`: the certificate of {shown} expired on {}", day(until_secs));
@@ -71,7 +80,7 @@ fn certificate(report: &Report, key: &str, cert: &std::path::Path) {
     } else if now_secs < from_secs {
         let title = format!("`listen.{key}`: the certificate of {shown} is not valid before {}", day(from_secs));
         report.error("E045", None, title, "clients reject it: check the clock, or wait");
-    } else if until_secs - now_secs < EXPIRES_SOON_DAYS * DAY_SECS {
+    } else if expires_soon(until_secs) {
         let title = format!("`listen.{key}`: the certificate of {shown} expires on {}", day(until_secs));
         report.warning("W023", None, title, "");
     }

@@ -1,6 +1,8 @@
 //! `ringfence check --live`: checks a config against providers, database, Redis and ports. Reads only; in Redis the limiter's commands
 //! are tried on keys of their own, which are deleted.
 
+mod servers;
+
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -16,15 +18,13 @@ use serde_json::Value;
 use crate::clock::Clock;
 use crate::config::diagnostics::{Diagnostic, Report};
 use crate::config::{Config, extra_paths_key};
-use crate::gate::redis::{self, RedisGate};
 use crate::net::{Upstream, UpstreamSettings, install_crypto_provider, port_owner};
+use crate::policy::Policy;
 use crate::provider::account::Account;
 use crate::provider::check::{Check, Finding, Here, Hooks, Listed, Setting, plain};
 use crate::provider::description::NextPage;
 use crate::provider::render::{Target, render};
 use crate::provider::select::{Document, Message, Selector};
-use crate::store::postgres;
-use crate::store::sqlite::inspect::{Inspected, holder, inspect};
 
 /// The maximum answer: a page of a thousand numbers is about 2 MB.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
@@ -254,12 +254,14 @@ impl Live<'_> {
         };
         let looked = items.iter().take(EACH_MAX).map(|item| self.each(account, listed, item));
         let looked: Vec<Result<Value, String>> = stream::iter(looked).buffered(AT_ONCE).collect().await;
+        let policy = Policy::new(self.config.policy.clone(), &[]);
         let (mut found, mut longest_secs) = (BTreeMap::<_, Vec<String>>::new(), 0);
         for item in &looked {
             match item {
                 Ok(item) => {
                     let judged = listed.judge(item);
-                    for setting in judged.found {
+                    let admitted = |agent: &str, within: Option<u32>| policy.agent_bound(name, agent, within);
+                    for setting in judged.found.into_iter().chain(listed.below(item, admitted)) {
                         found.entry(setting).or_default().push(format!("{:?}", judged.name));
                     }
                     longest_secs = longest_secs.max(judged.longest_secs.unwrap_or(0));
@@ -420,89 +422,6 @@ impl Live<'_> {
             self.ahead_secs.borrow_mut().insert(host, ahead_secs);
         }
         Ok(answer)
-    }
-
-    /// The line about the database, and its owner.
-    async fn store(&self) -> (Option<String>, Option<String>) {
-        match &self.config.store.postgres {
-            Some(settings) => self.postgres(settings).await,
-            None => self.sqlite().await,
-        }
-    }
-
-    async fn sqlite(&self) -> (Option<String>, Option<String>) {
-        let path = &self.config.store.path;
-        let running = holder(path).await;
-        let line = match inspect(path).await {
-            Ok(Inspected::Absent) => Some(format!("store {}: not there yet, the first start makes it", path.display())),
-            Ok(Inspected::Ready) => self.schema(&[], "", running.as_deref()),
-            Ok(Inspected::Behind(missing)) => self.schema(&missing, "", running.as_deref()),
-            Err(error) => {
-                self.report.error("E053", None, format!("the store cannot be used: {error}"), "");
-                None
-            }
-        };
-        (line, running)
-    }
-
-    async fn postgres(&self, settings: &postgres::Settings) -> (Option<String>, Option<String>) {
-        match postgres::inspect::inspect(settings).await {
-            Ok(found) => {
-                let pooler = if found.server.pooled { " behind a pooler of transactions" } else { "" };
-                let server = format!("PostgreSQL {}{pooler}, ", found.server.version);
-                if found.server.fsync == "off" {
-                    let title = format!("store {}: fsync is off: a crash of its machine loses calls", settings.shown());
-                    self.report.warning("W014", None, title, "set fsync = on in postgresql.conf");
-                }
-                (self.schema(&found.missing, &server, found.holder.as_deref()), found.holder)
-            }
-            Err(why) => {
-                self.report.error("E053", None, format!("the store cannot be used: {why}"), "");
-                (None, None)
-            }
-        }
-    }
-
-    fn schema(&self, missing: &[i64], server: &str, running: Option<&str>) -> Option<String> {
-        let shown = self.config.store.shown();
-        let running = running.map(|who| format!(", and {who} has it")).unwrap_or_default();
-        if missing.is_empty() {
-            return Some(format!("store {shown}: {server}its schema is up to date{running}"));
-        }
-        if self.config.store.migrate_on_start {
-            let versions = join(missing);
-            return Some(format!(
-                "store {shown}: {server}lacks migration {versions}, which the next start applies{running}"
-            ));
-        }
-        let title = format!("store {shown} lacks migration {}, and store.migrate_on_start is false", join(missing));
-        self.report.error("E053", None, title, "run `ringfence migrate up`");
-        None
-    }
-
-    async fn redis(&self, settings: &redis::Settings) -> Option<String> {
-        let shown = settings.shown();
-        let inspected = match RedisGate::new(settings.clone()) {
-            Ok(gate) => gate.inspect().await.map_err(|error| error.to_string()),
-            Err(why) => Err(why),
-        };
-        match inspected {
-            Ok(problems) if problems.is_empty() => {
-                Some(format!("gate {shown}: pool {}, nothing there would lose a lease", settings.pool))
-            }
-            Ok(problems) => {
-                for problem in problems {
-                    let title = format!("gate {shown} cannot be relied on: {}", problem.what);
-                    self.report.error("E055", None, title, &problem.hint);
-                }
-                None
-            }
-            Err(why) => {
-                let help = "look at gate.redis_url, at the network and at the server; until it answers, gate.on_outage says who decides";
-                self.report.error("E055", None, format!("gate {shown}: {why}"), help);
-                None
-            }
-        }
     }
 
     fn ports(&self, running: Option<&str>) -> Vec<String> {

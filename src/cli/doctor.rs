@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use clap::Args;
-use http::{Method, Request};
+use http::{Method, Request, Uri};
 use nix::sys::statvfs::statvfs;
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
 use super::admin_client::Console;
 use super::alarms::{Level, alarms};
@@ -20,7 +21,7 @@ use super::{Failure, Outcome, built, file, modes};
 use crate::config::Config;
 use crate::config::codes::CODES;
 use crate::config::diagnostics::{Diagnostic, Severity};
-use crate::net::{Upstream, UpstreamSettings, install_crypto_provider};
+use crate::net::{Upstream, UpstreamSettings, install_crypto_provider, served_until};
 use crate::provider::account::Account;
 use crate::provider::check::Place;
 use crate::reply::is_health;
@@ -122,12 +123,6 @@ impl Doctor {
         disks(config, &mut findings, &mut good);
         self.public(config, &mut findings, &mut good).await;
         self.running(config, &mut findings, &mut good).await;
-        if let Some(redis) = &config.redis {
-            good.push(format!(
-                "gate {}: it needs no persistence: what it held is counted anew from the store",
-                redis.shown()
-            ));
-        }
         findings.sort_by_key(|one| one.level != Severity::Error);
         let errors = findings.iter().filter(|one| one.level == Severity::Error).count();
         let consoles: Vec<(&Account, Vec<String>)> =
@@ -148,7 +143,10 @@ impl Doctor {
         };
         let url = format!("{}/health", base.to_string().trim_end_matches('/'));
         match reach(config, &url).await {
-            Ok(()) => good.push(format!("{url} leads to a ringfence")),
+            Ok(()) => {
+                good.push(format!("{url} leads to a ringfence"));
+                certificate(config, base, findings, good).await;
+            }
             Err(why) => {
                 let fix = "if providers reach it and only this machine does not, there is nothing to mend; else look at DNS, the proxy in front and listen.webhooks";
                 findings.push(Finding::warning("W033", format!("{url}: {why}"), fix));
@@ -216,6 +214,29 @@ async fn reach(config: &Config, url: &str) -> Result<(), String> {
         status if !status.is_success() => Err(format!("it answers {status}")),
         _ if is_health(answer.body()) => Ok(()),
         _ => Err("it answers, but not as ringfence does".to_owned()),
+    }
+}
+
+/// Checks until when the certificate of `public_url` is valid.
+async fn certificate(config: &Config, base: &Uri, findings: &mut Vec<Finding>, good: &mut Vec<String>) {
+    if base.scheme_str() != Some("https") {
+        return;
+    }
+    let host = base.host().unwrap_or_default();
+    let asked = timeout(ANSWER_WITHIN, served_until(base, config.extra_ca.as_deref()));
+    match asked.await.unwrap_or_else(|_| Err("it does not answer".to_owned())) {
+        Ok(until_secs) => {
+            let day = built::day(until_secs);
+            if built::expires_soon(until_secs) {
+                let what = format!("the certificate that {host} serves expires on {day}");
+                let fix = "renew it where TLS ends: at the proxy in front, or listen.tls_cert";
+                findings.push(Finding::warning("W023", what, fix));
+            } else {
+                good.push(format!("the certificate that {host} serves is valid until {day}"));
+            }
+        }
+        // It was reached just now, perhaps through a proxy.
+        Err(why) => good.push(format!("the certificate that {host} serves could not be looked at: {why}")),
     }
 }
 

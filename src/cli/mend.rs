@@ -31,7 +31,7 @@ pub(super) struct Mend {
     /// Do not ask
     #[arg(long)]
     yes: bool,
-    /// The VoiceFallbackUrl of numbers that have none and come here: a TwiML that answers without ringfence
+    /// The VoiceFallbackUrl of numbers that come here and have none, or one at ringfence's own host: a TwiML that answers without ringfence
     #[arg(long, value_name = "URL", requires = "fix", value_parser = url)]
     fallback_url: Option<String>,
     /// Where what was there before is kept; default: ringfence-undo-TIME.json
@@ -157,6 +157,11 @@ impl Mend {
         let mut steps = vec![];
         for (account, hooks) in changeable(config) {
             let here = provider.here(account).ok_or_else(|| anyhow::anyhow!("set public_url first"))?;
+            if self.fallback_url.as_deref().is_some_and(|url| here.is_own(url)) {
+                anyhow::bail!(
+                    "--fallback-url is at ringfence's own host, which is away when the fallback is asked: name another"
+                );
+            }
             let items = provider.items(account, hooks).await.map_err(|why| unlisted(account, hooks, &why))?;
             let changes = hooks.changes(&items, here, self.fallback_url.as_deref());
             steps.extend(changes.into_iter().map(|change| Step::of(account, hooks, change)));

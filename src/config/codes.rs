@@ -71,7 +71,7 @@ pub const CODES: &[(&str, &str)] = &[
     ("W024", "`destinations.only_numbers` is set together with `public_url`."),
     ("W025", "The SQLite file is on an ephemeral disk: the platform replaces the machine, and no volume is mounted."),
     ("W030", "With `doctor`: a disk that ringfence writes to is nearly full."),
-    ("W031", "With `doctor`: this machine's clock differs from a provider's."),
+    ("W031", "With `doctor`: this machine's clock differs from a provider's, the database's or Redis's."),
     ("W032", "With `doctor`: a setting of an agent or a number at a provider affects calls."),
     ("W033", "With `doctor`: `public_url` does not lead to a ringfence, as far as can be seen from here."),
     ("W034", "With `doctor`: the running sidecar has something that needs attention."),

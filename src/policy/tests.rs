@@ -283,3 +283,24 @@ fn the_strictest_limit_says_who_decides_in_an_outage() {
         assert_eq!(policy.on_outage(&to(&policy, "+8816")), dear);
     }
 }
+
+#[test]
+fn what_an_agent_may_do_in_any_case_is_known() {
+    let limit =
+        |per, bound, selects| Limit { name: "x".into(), scope: Scope::Named, selects, per, bound, on_outage: None };
+    let agent = |id: &str| Selector { agent: vec![id.to_owned()], ..Selector::default() };
+    let rate = Bound::Rate(Rate { count: 10, window_ms: 3_600_000 });
+    let limits = vec![
+        limit(Per::Agent, Bound::Concurrent(7), Selector::default()),
+        limit(Per::All, Bound::Concurrent(3), agent("one")),
+        limit(Per::All, rate, agent("one")),
+        // These bind some of its calls.
+        limit(Per::Business, Bound::Concurrent(1), Selector::default()),
+        limit(Per::All, Bound::Concurrent(1), Selector { direction: Some(Direction::Inbound), ..agent("one") }),
+    ];
+    let policy = Policy::new(Settings { limits, concurrent: Some(50), accounts: vec![], ..settings() }, &[]);
+    let account = AccountName::parse("a").unwrap();
+    let of = |agent: &str, within| policy.agent_bound(&account, agent, within);
+    assert_eq!((of("one", None), of("two", None)), (Some(3), Some(7)));
+    assert_eq!((of("one", Some(86_400)), of("two", Some(86_400))), (Some(240), None));
+}

@@ -79,9 +79,10 @@ impl Hooks {
             }
         }
         if let Some((rule, to)) = self.fallback.as_ref().zip(fallback).filter(|_| comes_here)
-            && rule.at.text(&message).is_none_or(|text| text.trim().is_empty())
+            && rule.fault(&message, here).is_some()
         {
-            all.push(SettingChange { param: rule.param.clone(), from: String::new(), to: to.to_owned() });
+            let from = rule.at.text(&message).unwrap_or_default().into_owned();
+            all.push(SettingChange { param: rule.param.clone(), from, to: to.to_owned() });
         }
         Some(all)
     }
@@ -131,6 +132,13 @@ mod tests {
         for (item, fallback, wanted) in [
             (number(voice, status, "https://app.example.com/busy"), Some("https://f.example.com"), is(&[])),
             (number(voice, "", "x"), None, is(&[("StatusCallback", status)])),
+            // One at ringfence's own host is no help when that host is away.
+            (
+                number(voice, status, "https://NEW.example.com:443/busy"),
+                Some("https://f.example.com"),
+                is(&[("VoiceFallbackUrl", "https://f.example.com")]),
+            ),
+            (number(voice, &format!("{status}#rc=3&rp=ct,rt,5xx"), "https://app.example.com/busy"), None, is(&[])),
             (
                 number("https://old.example.com/webhooks/twilio/voice?x=1", status, "x"),
                 None,

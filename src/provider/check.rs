@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::description::{NextPage, Webhook};
+use super::item_bound::ItemBound;
 use super::select::{Document, Message, Predicate, Selector};
 use crate::ids::mask_number;
 
@@ -63,6 +64,9 @@ pub struct Listed {
     /// Settings that affect calls.
     #[serde(default, rename = "fault")]
     pub faults: Vec<Fault>,
+    /// Bounds that are compared with the limits of the config.
+    #[serde(default, rename = "bound")]
+    pub bounds: Vec<ItemBound>,
 }
 
 /// A list of items at the provider that post to a URL: its webhooks, its numbers.
@@ -105,8 +109,27 @@ pub struct Hooks {
 pub struct Fallback {
     /// The URL in the item.
     pub at: Selector,
+    /// The provider's name for the URL.
+    pub called: String,
     /// The parameter that sets it.
     pub param: String,
+    /// Why an item needs it.
+    pub why: String,
+    /// What to do where it is missing.
+    pub fix: String,
+}
+
+impl Fallback {
+    /// What is wrong with it, of an item: it is not set, or leads to ringfence itself, so that it is no help.
+    pub(super) fn fault(&self, message: &Message<'_>, here: Here<'_>) -> Option<Setting> {
+        let url = self.at.text(message).unwrap_or_default();
+        let says = match url.trim() {
+            "" => format!("has no {}", self.called),
+            url if here.is_own(url) => format!("has a {} at ringfence's own host", self.called),
+            _ => return None,
+        };
+        Some(Setting { says, why: Some(self.why.clone()), fix: Some(self.fix.clone()) })
+    }
 }
 
 /// A setting that the provider uses instead of an item's URLs.
@@ -162,6 +185,10 @@ pub struct Fault {
 }
 
 impl Fault {
+    fn setting(&self, message: &Message<'_>) -> Setting {
+        Setting { says: self.says(message), why: self.why.clone(), fix: self.fix.clone() }
+    }
+
     /// The message about an item.
     fn says(&self, message: &Message<'_>) -> String {
         let detail = self.detail.as_ref().and_then(|d| d.text(message));
@@ -231,6 +258,16 @@ impl Here<'_> {
         format!("{}{}", self.base.to_string().trim_end_matches('/'), url.path)
     }
 
+    /// Whether a URL leads to the host of `public_url`.
+    pub fn is_own(&self, url: &str) -> bool {
+        url.trim().parse::<Uri>().is_ok_and(|uri| self.has_host(&uri))
+    }
+
+    fn has_host(&self, uri: &Uri) -> bool {
+        let host = uri.host().unwrap_or_default();
+        host.eq_ignore_ascii_case(self.base.host().unwrap_or_default()) && port(uri) == port(self.base)
+    }
+
     /// The state of a URL that is not the webhook's, and the path of ours that it points to; `None` if it is the webhook's.
     pub(super) fn misses(&self, url: &str, webhook: &str) -> Option<(String, Option<String>)> {
         if url.trim().is_empty() {
@@ -238,7 +275,7 @@ impl Here<'_> {
         }
         let Ok(uri) = url.trim().parse::<Uri>() else { return Some(("is not a URL".to_owned(), None)) };
         let host = uri.host().unwrap_or_default();
-        if !host.eq_ignore_ascii_case(self.base.host().unwrap_or_default()) || port(&uri) != port(self.base) {
+        if !self.has_host(&uri) {
             return Some((format!("goes to {}", uri.authority().map_or(host, |a| a.as_str())), None));
         }
         let below = uri.path().strip_prefix(self.base.path().trim_end_matches('/')).unwrap_or(uri.path());
@@ -327,9 +364,10 @@ impl Hooks {
             }
             any_here |= posts_here;
             let told = |fault: &&Fault| (here.doctor || !fault.doctor) && fault.when.holds(&message);
-            if let Some(fault) = self.faults.iter().filter(|_| posts_here).find(told) {
-                let (why, fix) = (fault.why.clone(), fault.fix.clone());
-                add(Finding::Fault(Setting { says: fault.says(&message), why, fix }));
+            let fault = self.faults.iter().find(told).map(|fault| fault.setting(&message));
+            let fallback = || self.fallback.as_ref().filter(|_| here.doctor)?.fault(&message, here);
+            if let Some(setting) = posts_here.then(|| fault.or_else(fallback)).flatten() {
+                add(Finding::Fault(setting));
             }
         }
         if let (false, false, Some(url)) = (self.every, any_here, self.urls.first()) {
@@ -391,10 +429,9 @@ impl Listed {
     pub fn judge(&self, item: &Value) -> Judged {
         let judged = read(item, |message| {
             let faults = self.faults.iter().filter(|fault| fault.when.holds(message));
-            let setting = |f: &Fault| Setting { says: f.says(message), why: f.why.clone(), fix: f.fix.clone() };
             Some(Judged {
                 name: self.name.text(message).map(|name| plain(&name)).unwrap_or_default(),
-                found: faults.map(setting).collect(),
+                found: faults.map(|fault| fault.setting(message)).collect(),
                 longest_secs: self.longest.as_ref().and_then(|longest| longest.text(message)?.parse().ok()),
             })
         });
@@ -402,7 +439,7 @@ impl Listed {
     }
 }
 
-fn read<T>(item: &Value, read: impl FnOnce(&Message<'_>) -> Option<T>) -> Option<T> {
+pub(super) fn read<T>(item: &Value, read: impl FnOnce(&Message<'_>) -> Option<T>) -> Option<T> {
     let (body, path, headers) = (Document::Json(item.clone()), BTreeMap::new(), HeaderMap::new());
     read(&Message { body: &body, query: &[], path: &path, headers: &headers })
 }
@@ -466,7 +503,7 @@ mod tests {
     #[test]
     fn a_number_without_a_fallback_is_told_of_by_doctor() {
         let mut without = number("https://h.example.com/twilio/voice", "https://h.example.com/twilio/status");
-        for empty in [json!(""), Value::Null] {
+        for empty in [json!(""), Value::Null, json!("https://h.example.com/busy.xml")] {
             without["voice_fallback_url"] = empty;
             let found = judged("twilio", "https://h.example.com", std::slice::from_ref(&without));
             let [(Finding::Fault(Setting { says, why: Some(_), fix: Some(_) }), _)] = &found[..] else {

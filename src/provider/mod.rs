@@ -9,6 +9,7 @@ pub mod account;
 pub mod change;
 pub mod check;
 pub mod description;
+pub mod item_bound;
 pub mod json;
 pub mod nearest;
 pub mod path;

@@ -101,6 +101,8 @@ fn what_somebody_else_answers_stays_and_a_made_up_file_sets_nothing() {
         doctor(&["--undo", "made-up.json", "--yes"]);
         assert_eq!(urls(&url), [theirs[0], theirs[1], ""], "{text}");
     }
+    let (code, _, err) = doctor(&["--fix", "--fallback-url", "https://hooks.example.com/busy.xml"]);
+    assert!(code == Some(1) && err.contains("ringfence's own host"), "{err}");
     let (code, _, err) = doctor(&["--fix", "--fallback-url", "busy.xml"]);
     assert!(code == Some(2) && err.contains("http"), "{err}");
 }

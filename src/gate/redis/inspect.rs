@@ -8,6 +8,7 @@ use tokio::time::timeout;
 use super::connection::{Fault, Link, failures};
 use super::keys::Keys;
 use super::scripts::Script;
+use crate::clock::Clock;
 
 /// The oldest version that the scripts were tested on.
 const VERSION_MIN: u32 = 7;
@@ -32,6 +33,53 @@ impl Problem {
     fn new(what: impl Into<String>, hint: impl Into<String>) -> Self {
         Self { what: what.into(), hint: hint.into() }
     }
+}
+
+/// What a server says of itself that a limiter does not depend on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Observed {
+    /// How far its clock is ahead of ours, in seconds.
+    pub ahead_secs: i64,
+    /// Whether it writes an append-only file; `None` where its user may not read that.
+    pub append_only: Option<bool>,
+    /// The state of its last snapshot, as in `ok`.
+    pub snapshot: Option<String>,
+    /// The state of the last write of its append-only file, as in `ok`.
+    pub append: Option<String>,
+}
+
+impl Observed {
+    fn new(now_secs: i64, info: &str) -> Self {
+        let owned = |name| field(info, name).map(str::to_owned);
+        Self {
+            ahead_secs: now_secs - Clock::system().now_ms() / 1000,
+            append_only: field(info, "aof_enabled").map(|on| on == "1"),
+            snapshot: owned("rdb_last_bgsave_status"),
+            append: owned("aof_last_write_status").filter(|_| field(info, "aof_enabled") == Some("1")),
+        }
+    }
+
+    /// What it could not write to its disk, after which it may reject every write.
+    pub fn failed(&self) -> Option<&'static str> {
+        let is_bad = |state: &Option<String>| state.as_deref().is_some_and(|state| state != "ok");
+        match (is_bad(&self.append), is_bad(&self.snapshot)) {
+            (true, _) => Some("append-only file"),
+            (false, true) => Some("snapshot"),
+            (false, false) => None,
+        }
+    }
+}
+
+/// Observes a server.
+pub(super) async fn observe(link: &Link) -> Result<Observed, Fault> {
+    let asked = async {
+        let time: Vec<String> = redis::from_redis_value(link.command(&redis::cmd("TIME")).await?)
+            .map_err(|error| Fault::Answer(error.to_string()))?;
+        let now_secs = time.first().and_then(|secs| secs.parse().ok()).unwrap_or_default();
+        let info = link.command(redis::cmd("INFO").arg("persistence")).await?;
+        Ok::<_, Fault>(Observed::new(now_secs, &redis::from_redis_value::<String>(info).unwrap_or_default()))
+    };
+    timeout(LOOK_WITHIN, asked).await.map_err(|_| Fault::Late(LOOK_WITHIN))?
 }
 
 /// The rights that the user needs, in the form of `ACL SETUSER`.
@@ -124,6 +172,19 @@ pub(super) fn words(said: Value) -> Result<Vec<String>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn persistence_is_read() {
+        let now_secs = Clock::system().now_ms() / 1000;
+        let of = |info: &str| Observed::new(now_secs + 90, info);
+        let good = of("aof_enabled:0\r\nrdb_last_bgsave_status:ok\r\naof_last_write_status:err\r\n");
+        assert_eq!((good.append_only, good.failed()), (Some(false), None));
+        assert!((89..=90).contains(&good.ahead_secs));
+        assert_eq!(of("aof_enabled:0\r\nrdb_last_bgsave_status:err\r\n").failed(), Some("snapshot"));
+        let bad = of("aof_enabled:1\r\nrdb_last_bgsave_status:ok\r\naof_last_write_status:err\r\n");
+        assert_eq!(bad.failed(), Some("append-only file"));
+        assert_eq!((of("").append_only, of("").failed()), (None, None));
+    }
 
     #[test]
     fn what_info_shows_is_told() {

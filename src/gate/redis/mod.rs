@@ -54,7 +54,7 @@ use keys::escape;
 use scripts::Script;
 
 pub use breaker::Health;
-pub use inspect::Problem;
+pub use inspect::{Observed, Problem};
 pub use settings::Settings;
 
 /// The longest wait for an operation other than a decision.
@@ -286,6 +286,22 @@ impl RedisGate {
         let look = async {
             let link = connection::find(&shared.newest(), &shared.keys, true).await?;
             inspect::look(&link, &shared.keys).await
+        };
+        match tokio::time::timeout(ADMIN_TIMEOUT, look).await {
+            Ok(looked) => looked.map_err(|fault| GateError::Away(fault.to_string())),
+            Err(_) => Err(GateError::Away(format!("no answer within {} ms", ADMIN_TIMEOUT.as_millis()))),
+        }
+    }
+
+    /// The server's clock, and what it keeps on disk.
+    ///
+    /// # Errors
+    /// [`GateError::Away`]: there is no server to ask, or its user may not.
+    pub async fn observe(&self) -> Result<Observed> {
+        let shared = &self.shared;
+        let look = async {
+            let link = connection::find(&shared.newest(), &shared.keys, true).await?;
+            inspect::observe(&link).await
         };
         match tokio::time::timeout(ADMIN_TIMEOUT, look).await {
             Ok(looked) => looked.map_err(|fault| GateError::Away(fault.to_string())),

@@ -6,6 +6,7 @@ use super::super::OwnershipMode;
 use super::ownership::{OwnerRow, ProcessId};
 use super::transaction::Db;
 use super::{Pooler, Settings, StoreError, code, explain, is_outside, is_pooled, migrate, ownership};
+use crate::clock::Clock;
 
 /// A server's properties.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +19,8 @@ pub struct Server {
     pub synchronous_commit: String,
     /// `fsync`.
     pub fsync: String,
+    /// How far its clock is ahead of ours, in seconds.
+    pub ahead_secs: i64,
 }
 
 impl Server {
@@ -83,9 +86,11 @@ async fn look(settings: &Settings) -> Result<(Server, bool), sqlx::Error> {
     let mut c = settings.options()?.statement_cache_capacity(0).connect().await?;
     let asked = sqlx::raw_sql(
         "SELECT current_setting('server_version') AS version, current_setting('synchronous_commit') AS synchronous_commit,
-             current_setting('fsync') AS fsync, pg_is_in_recovery() AS standby",
+             current_setting('fsync') AS fsync, pg_is_in_recovery() AS standby,
+             extract(epoch FROM clock_timestamp())::bigint AS now_secs",
     );
     let row = asked.fetch_one(&mut c).await?;
+    let ahead_secs = row.try_get::<i64, _>("now_secs")? - Clock::system().now_ms() / 1000;
     let pooled = match settings.pooler {
         Pooler::Detect => is_pooled(settings).await?,
         Pooler::Transaction => true,
@@ -96,6 +101,7 @@ async fn look(settings: &Settings) -> Result<(Server, bool), sqlx::Error> {
         pooled,
         synchronous_commit: row.try_get("synchronous_commit")?,
         fsync: row.try_get("fsync")?,
+        ahead_secs,
     };
     let standby = row.try_get("standby")?;
     let _ = c.close().await;
