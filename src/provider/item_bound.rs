@@ -71,7 +71,8 @@ mod tests {
         };
         assert_eq!(found(-1, 100_000, [Some(10), None]), [], "no bound, and the default");
         assert_eq!(found(10, 500, [Some(10), Some(500)]), []);
-        let [at_once, daily] = &found(3, 500, [Some(10), None])[..] else { panic!() };
+        let below = found(3, 500, [Some(10), None]);
+        let [at_once, daily] = &below[..] else { panic!("{below:?}") };
         assert!(at_once.says.contains('3') && at_once.says.contains("10"), "{at_once:?}");
         assert!(daily.says.contains("500") && daily.says.contains("any number"), "{daily:?}");
         assert!(at_once.fix.as_ref().unwrap().contains("agent_1"), "{at_once:?}");

@@ -86,7 +86,7 @@ fn until<T>(what: &str, mut so: impl FnMut() -> Option<T>) -> T {
 
 #[test]
 fn a_refusal_is_found_explained_and_answered() {
-    let sidecar = Sidecar::start("");
+    let sidecar = Sidecar::start("[businesses.birch]\nplan = \"PRO\"\n");
     let made = sidecar.dial("acme", "+15550002222");
     assert_eq!(made["success"], true, "{made}");
     let refused = sidecar.dial("acme", "+15550002223");
@@ -147,7 +147,7 @@ fn a_refusal_is_found_explained_and_answered() {
     assert_eq!(sidecar.dial("birch", "+15550002225")["success"], true);
     let status = sidecar.ok(&["status"]);
     let birch = status.lines().find(|line| line.starts_with("business birch")).unwrap_or_else(|| panic!("{status}"));
-    assert!(birch.contains(" at once, plan default "), "{birch}");
+    assert!(birch.contains(" at once, plan PRO "), "{birch}");
     let status = sidecar.json(&["status", "--json"]);
     assert!(status["alarms"].is_array() && status["bypass"].is_null(), "{status}");
 }

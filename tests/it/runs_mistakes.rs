@@ -65,11 +65,12 @@ async fn a_run_whose_account_is_away_waits_for_it() {
     let stage = Stage::start(Setup { sim: sim(50), ..Setup::default() }).await;
     let later = (jiff::Timestamp::now() + jiff::SignedDuration::from_secs(2)).to_string();
     let id = start(&stage, with(elevenlabs(), json!({"start_at": later})), leads(5)).await;
-    stage.rewrite("[accounts.elevenlabs]", "[accounts.elevenlabs_2]");
+    let (known, renamed) = ("[accounts.elevenlabs]", "[accounts.elevenlabs_2]\nprovider = \"elevenlabs\"");
+    stage.rewrite(known, renamed);
     assert_eq!(stage.reload().await.status, 200);
     tokio::time::sleep(std::time::Duration::from_secs(3)).await;
     assert_eq!(until_state(&stage, &id, "running").await["counts"]["queued"], 5);
-    stage.rewrite("[accounts.elevenlabs_2]", "[accounts.elevenlabs]");
+    stage.rewrite(renamed, known);
     assert_eq!(stage.reload().await.status, 200);
     assert_eq!(until_state(&stage, &id, "done").await["counts"]["completed"], 5);
     stage.finish().await;

@@ -77,7 +77,7 @@ pub(super) async fn observe(link: &Link) -> Result<Observed, Fault> {
             .map_err(|error| Fault::Answer(error.to_string()))?;
         let now_secs = time.first().and_then(|secs| secs.parse().ok()).unwrap_or_default();
         let info = link.command(redis::cmd("INFO").arg("persistence")).await?;
-        Ok(Observed::new(now_secs, &redis::from_redis_value::<String>(info).unwrap_or_default()))
+        Ok::<_, Fault>(Observed::new(now_secs, &redis::from_redis_value::<String>(info).unwrap_or_default()))
     };
     timeout(LOOK_WITHIN, asked).await.map_err(|_| Fault::Late(LOOK_WITHIN))?
 }

@@ -62,7 +62,10 @@ pub(in crate::store) async fn what_was_delivered_or_given_up_is_delivered_again_
     assert_eq!(store.outbox(Outbox::Pending, &EventFilter::default(), 9).await.unwrap(), []);
     let given_up = store.outbox(Outbox::GivenUp, &EventFilter::default(), 9).await.unwrap();
     assert_eq!((given_up.len(), given_up[0].id.as_str(), given_up[0].attempts), (1, second.id.as_str(), 1));
-    assert_eq!(store.outbox(Outbox::GivenUp, &of_account(given_up[0].account.as_deref().unwrap()), 9).await.unwrap(), given_up);
+    assert_eq!(
+        store.outbox(Outbox::GivenUp, &of_account(given_up[0].account.as_deref().unwrap()), 9).await.unwrap(),
+        given_up
+    );
     assert_eq!(store.outbox(Outbox::GivenUp, &of_account("another"), 9).await.unwrap(), []);
     assert_eq!(given_up[0].last_error.as_deref(), Some("no"));
     for delivery in [&first, &second] {
