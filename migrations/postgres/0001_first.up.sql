@@ -325,7 +325,8 @@ CREATE TABLE run_jobs (
 );
 CREATE INDEX run_jobs_due ON run_jobs (run_id, due_at, seq) WHERE state = 'queued';
 CREATE INDEX run_jobs_open ON run_jobs (state, run_id) WHERE state IN ('dialing', 'calling');
-CREATE INDEX run_jobs_counts ON run_jobs (run_id, state, outcome);
+-- Without the queued ones: right after a load, before its statistics are known, Postgres would claim by this index, and read all of them.
+CREATE INDEX run_jobs_counts ON run_jobs (run_id, state, outcome) WHERE state <> 'queued';
 CREATE INDEX run_jobs_changed ON run_jobs (run_id, changed_at, seq) WHERE changed_at IS NOT NULL;
 CREATE INDEX run_jobs_call ON run_jobs (call_id) WHERE call_id IS NOT NULL;
 

@@ -327,23 +327,31 @@ async fn runs_are_read_by_their_indexes() {
     let Some(fence) = fresh().await else { return };
     let store = fence.open().await;
     conformance::runs::running(&store, 20_000).await;
-    fence.execute("ANALYZE").await;
     let mut session = fence.straight.acquire().await.unwrap();
-    let mut explain = async |sql: String| -> Vec<String> {
+    let mut run = async |sql: String| -> Vec<String> {
         sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).persistent(false).fetch_all(&mut *session).await.unwrap()
     };
-    explain("SET plan_cache_mode = force_generic_plan".to_owned()).await;
+    run("SET plan_cache_mode = force_generic_plan".to_owned()).await;
+    let mut explain = async |sql: &str| -> Vec<String> {
+        let given = (1..).take_while(|n| sql.contains(&format!("${n}"))).map(|_| "NULL").collect::<Vec<_>>().join(", ");
+        run(format!("PREPARE look AS {sql}")).await;
+        let given = if given.is_empty() { given } else { format!("({given})") };
+        let plan = run(format!("EXPLAIN EXECUTE look{given}")).await;
+        run("DEALLOCATE look".to_owned()).await;
+        plan
+    };
+    // Before the statistics of a loaded list are known, indexes look alike.
+    let plan = explain(crate::store::queries::runs::CLAIM).await;
+    assert!(plan.iter().any(|step| step.contains("run_jobs_due")), "{plan:#?}");
+    assert!(!plan.iter().any(|step| step.contains("Sort") || step.contains("run_jobs_counts")), "{plan:#?}");
+    fence.execute("ANALYZE").await;
     let text_and_number = ["text", "bigint"];
     let columns = [0, 1, 0, 0, 1, 1, 1, 0, 1, 0, 0, 0, 1].map(|kind| text_and_number[kind]);
     let places = (1..=columns.len()).map(|n| format!("${n}::{}", columns[n - 1])).collect::<Vec<_>>().join(", ");
     let settle = crate::store::queries::runs::SETTLE.replace("{rows}", &format!("({places})"));
     for sql in crate::store::queries::runs::LOOKS.into_iter().chain([settle.as_str()]) {
-        let given = (1..).take_while(|n| sql.contains(&format!("${n}"))).map(|_| "NULL").collect::<Vec<_>>().join(", ");
-        explain(format!("PREPARE look AS {sql}")).await;
-        let given = if given.is_empty() { given } else { format!("({given})") };
-        let plan = explain(format!("EXPLAIN EXECUTE look{given}")).await;
+        let plan = explain(sql).await;
         assert!(!plan.iter().any(|step| step.contains("Seq Scan on run_jobs")), "{sql}: {plan:#?}");
-        explain("DEALLOCATE look".to_owned()).await;
     }
     store.close().await;
 }

@@ -187,15 +187,15 @@ async fn step(c: &mut dyn Driver, change: &RunChange, tell: bool) -> Sql<bool> {
     Ok(!stepped(c, sql, &binds, tell.then_some(change.now_ms)).await?.is_empty())
 }
 
-/// The places are an array: joined, Postgres may read the whole queue for them, as it does not know how few they are.
-const CLAIM: &str = "WITH due AS (
+/// The positions are an array, and their state is not asked for again: Postgres may read the whole queue otherwise, as long as it has no
+/// statistics of a list that was just loaded. The rows are locked.
+pub(in crate::store) const CLAIM: &str = "WITH due AS (
          SELECT d.seq FROM run_jobs d WHERE d.run_id = $1 AND d.state = 'queued' AND d.due_at <= $3
          AND d.call_id IS NULL AND d.dial_lock_token IS NULL
          AND EXISTS (SELECT 1 FROM runs WHERE id = $1 AND state = 'running')
          ORDER BY d.due_at, d.seq LIMIT $2 FOR UPDATE OF d SKIP LOCKED)
      UPDATE run_jobs SET state = 'dialing', dial_lock_token = $4, replica = $5, changed_at = $3
-     WHERE run_id = $1 AND seq = ANY(ARRAY(SELECT seq FROM due))
-     AND state = 'queued' AND call_id IS NULL AND dial_lock_token IS NULL RETURNING *";
+     WHERE run_id = $1 AND seq = ANY(ARRAY(SELECT seq FROM due)) AND call_id IS NULL AND dial_lock_token IS NULL RETURNING *";
 
 /// Claims: where the run has a bound of its own, with the run locked, so that no two claims count its open jobs at once.
 async fn claim(c: &mut dyn Driver, claim: &Claim) -> Sql<Vec<Job>> {
@@ -412,8 +412,7 @@ impl<B: Backend> Runs for B {
     }
 
     async fn run_counts(&self, run: &str) -> Result<RunCounts> {
-        let sql = "SELECT state, outcome, count(*) AS n FROM run_jobs WHERE run_id = $1 GROUP BY state, outcome";
-        let rows = self.select(sql, binds![run.to_owned()].into(), |row| {
+        let rows = self.select(COUNTS, binds![run.to_owned()].into(), |row| {
             Ok((
                 row.word::<JobState>("state")?,
                 row.optional_word::<Outcome>("outcome")?,
@@ -435,6 +434,7 @@ impl<B: Backend> Runs for B {
                 (JobState::Done, _) => &mut counts.failed,
             } += n;
         }
+        counts.queued = counts.queued.saturating_sub(counts.dialing + counts.calling + counts.done());
         Ok(counts)
     }
 
@@ -528,7 +528,12 @@ impl<B: Backend> Runs for B {
     }
 }
 
+/// The queued ones are not counted: they are what is left of all.
+const COUNTS: &str =
+    "SELECT state, outcome, count(*) AS n FROM run_jobs WHERE run_id = $1 AND state <> 'queued' GROUP BY state, outcome
+     UNION ALL SELECT 'queued', NULL, total FROM runs WHERE id = $1";
+
 /// What is asked at the start of a process, and with every look: by indexes alone, however many jobs wait.
 #[cfg(test)]
-pub(in crate::store) const LOOKS: [&str; 10] =
-    [BATCHES, CHANGED, CLAIM, DUE, ENDED, ENDED_OF, FINISH, LATEST_KEYED, LOST_CLAIMS, RESUME];
+pub(in crate::store) const LOOKS: [&str; 11] =
+    [BATCHES, CHANGED, CLAIM, COUNTS, DUE, ENDED, ENDED_OF, FINISH, LATEST_KEYED, LOST_CLAIMS, RESUME];

@@ -280,8 +280,7 @@ async fn runs_are_read_by_their_indexes() {
     let folder = Folder::new();
     let store = folder.open().await;
     conformance::runs::running(&store, 20_000).await;
-    let counts = "SELECT state, outcome, count(*) FROM run_jobs WHERE run_id = $1 GROUP BY state, outcome";
-    for sql in crate::store::queries::runs::LOOKS.iter().chain([&counts]) {
+    for sql in &crate::store::queries::runs::LOOKS {
         let plan = folder.past_plan(&dialect::translate(sql, 0));
         assert!(!plan.iter().any(|step| step.starts_with("SCAN run") && !step.contains("INDEX")), "{sql}: {plan:?}");
         let of_jobs = |step: &&String| [" run_jobs ", " d ", " j "].iter().any(|name| step.contains(name));
