@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tracing::{Instrument as _, info, warn};
 
 use super::batch::{self, Sizing, SlotRequest};
-use super::decide::{Decided, Decision, NotAdmitted, Terms, decide};
+use super::decide::{DecideError, Decided, Decision, Terms, decide};
 use super::dedupe::in_flight::Claim;
 use super::job::{JobPlaced, JobTerms};
 use super::joining::{Joining, Joins};
@@ -350,22 +350,22 @@ impl Admitter {
 }
 
 /// The error of a create that was not admitted.
-fn not_sent(request: &CreateRequest, why: NotAdmitted) -> NotSent {
+fn not_sent(request: &CreateRequest, why: DecideError) -> NotSent {
     let account = &request.facts.account;
     match why {
-        NotAdmitted::Rejected(rejection) => rejection.into(),
-        NotAdmitted::LimitExceeded(full) => NotSent::LimitExceeded(full),
-        NotAdmitted::AccountRemoved => {
+        DecideError::Rejected(rejection) => rejection.into(),
+        DecideError::LimitExceeded(full) => NotSent::LimitExceeded(full),
+        DecideError::AccountRemoved => {
             let message = format!("Not dialled: account {account} was just removed from the config.");
             Rejection::new(RejectionCode::AccountRemoved, message).into()
         }
-        NotAdmitted::Undecided(AdmissionError::Gate(why)) => {
+        DecideError::Undecided(AdmissionError::Gate(why)) => {
             // The cause is for operators, not for the client.
             warn!(%account, why, "failed to admit a create: the gate cannot decide");
             let message = "Limits cannot be checked just now, so nothing was dialled.";
             NotSent::Undecided(Rejection::new(RejectionCode::GateUnavailable, message))
         }
-        NotAdmitted::Undecided(AdmissionError::Store(_)) => {
+        DecideError::Undecided(AdmissionError::Store(_)) => {
             let message = "The call record could not be written, so nothing was dialled.";
             NotSent::Undecided(Rejection::new(RejectionCode::StoreUnavailable, message))
         }
@@ -373,13 +373,13 @@ fn not_sent(request: &CreateRequest, why: NotAdmitted) -> NotSent {
 }
 
 /// The outcome of a job that was not admitted.
-fn job_not_placed(request: &CreateRequest, why: NotAdmitted) -> JobPlaced {
+fn job_not_placed(request: &CreateRequest, why: DecideError) -> JobPlaced {
     match why {
-        NotAdmitted::Rejected(rejection) => JobPlaced::Rejected(rejection.message),
-        NotAdmitted::LimitExceeded(full) => JobPlaced::LimitExceeded(full),
-        NotAdmitted::AccountRemoved => {
+        DecideError::Rejected(rejection) => JobPlaced::Rejected(rejection.message),
+        DecideError::LimitExceeded(full) => JobPlaced::LimitExceeded(full),
+        DecideError::AccountRemoved => {
             JobPlaced::Away(format!("account {} is no longer in the config", request.facts.account))
         }
-        NotAdmitted::Undecided(error) => JobPlaced::Away(error.to_string()),
+        DecideError::Undecided(error) => JobPlaced::Away(error.to_string()),
     }
 }

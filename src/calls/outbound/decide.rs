@@ -65,7 +65,7 @@ pub(super) struct Decided {
 }
 
 /// Why a call was not admitted. There is no trace of it.
-pub(super) enum NotAdmitted {
+pub(super) enum DecideError {
     /// Its request cannot be sent.
     Rejected(Rejection),
     /// Its account is no longer in the config.
@@ -80,15 +80,15 @@ pub(super) enum NotAdmitted {
 ///
 /// # Errors
 /// It was not admitted, and holds no slot.
-pub(super) async fn decide(context: &Context, request: &CreateRequest, terms: Terms) -> Result<Decision, NotAdmitted> {
+pub(super) async fn decide(context: &Context, request: &CreateRequest, terms: Terms) -> Result<Decision, DecideError> {
     let lifecycle = &context.lifecycle;
     let call = CallId::new();
     let slots = SlotGrant::all(terms.slots.wanted);
-    let mut prepared = prepare(context, request, &call, slots).map_err(NotAdmitted::Rejected)?;
+    let mut prepared = prepare(context, request, &call, slots).map_err(DecideError::Rejected)?;
     let _deciding = lifecycle.capacity.deciding().await;
     let policy = lifecycle.policy.load_full();
     if !policy.has_account(&request.facts.account) {
-        return Err(NotAdmitted::AccountRemoved);
+        return Err(DecideError::AccountRemoved);
     }
     let mut bindings = policy.bindings(&request.facts);
     keep_free(&mut bindings, terms.reserve);
@@ -107,8 +107,8 @@ pub(super) async fn decide(context: &Context, request: &CreateRequest, terms: Te
             Ok(Decision::New(Box::new(Decided { lease, prepared, send_by, would_reject })))
         }
         Ok(Admission::Known(known)) => Ok(Decision::Known(known)),
-        Ok(Admission::Refused(full)) => Err(NotAdmitted::LimitExceeded(full)),
-        Err(error) => Err(NotAdmitted::Undecided(error)),
+        Ok(Admission::Refused(full)) => Err(DecideError::LimitExceeded(full)),
+        Err(error) => Err(DecideError::Undecided(error)),
     }
 }
 
