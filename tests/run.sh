@@ -116,6 +116,9 @@ rust
 build_packages "C compiler"
 test_packages
 
+# A test waits for most of its time: two for each core keep a machine busy.
+export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$((2 * $(nproc)))}
+
 test_cargo() {
     cargo test --locked --manifest-path "$root/Cargo.toml" "$@" </dev/null
 }
@@ -156,7 +159,7 @@ if [ "$part" = rust ] || [ "$part" = all ]; then
         test_suite
         say "cargo test, over Postgres"
         RINGFENCE_TEST_STORE=postgres test_suite --test it -- \
-            acceptance:: outbound_faults:: records:: reposts:: transcripts:: webhooks::
+            acceptance:: batch_runs:: outbound_faults:: records:: reposts:: runs:: runs_mistakes:: transcripts:: webhooks::
     else
         test_cargo "$@"
     fi

@@ -263,7 +263,7 @@ async fn postpone(c: &mut dyn Driver, run: &str, later: &[(i64, UnixMs)]) -> Sql
     for some in later.chunks(INSERTED) {
         let sql = "UPDATE run_jobs SET due_at = greatest(run_jobs.due_at, one.column3) FROM (VALUES {rows}) AS one
              WHERE run_jobs.run_id = one.column1 AND run_jobs.seq = one.column2
-             AND run_jobs.state = 'queued' AND run_jobs.dial_lock_token IS NULL";
+             AND run_jobs.dial_lock_token IS NULL AND run_jobs.settled_at IS NULL";
         let rows = some.iter().map(|(seq, due_at)| Vec::from(binds![run, *seq, *due_at]));
         put_off += c.execute_all(sql, rows.collect()).await?;
     }
@@ -335,7 +335,8 @@ const FINISH: &str = "UPDATE runs SET state = 'done', finished_at = $1, updated_
 const RESUME: &str = "UPDATE runs SET state = 'running', reason = NULL, resume_at = NULL, updated_at = $1
      WHERE finished_at IS NULL AND state = 'paused' AND resume_at <= $1 RETURNING *";
 
-/// Runs a statement that changes at most `$1` rows until it changes fewer.
+/// Runs a statement that changes at most `$1` rows until it changes fewer. The statement names its rows by their key alone, as an array,
+/// like [`CLAIM`].
 async fn little_by_little(store: &impl Backend, sql: &'static str, binds: Owned) -> Result<u64> {
     let mut all = 0;
     loop {
@@ -370,7 +371,7 @@ impl<B: Backend> Runs for B {
     }
 
     async fn forget_jobs(&self, run: &str) -> Result<u64> {
-        let jobs = "DELETE FROM run_jobs WHERE run_id = $2 AND seq IN (SELECT seq FROM run_jobs WHERE run_id = $2 ORDER BY seq LIMIT $1)";
+        let jobs = "DELETE FROM run_jobs WHERE run_id = $2 AND seq = ANY(ARRAY(SELECT seq FROM run_jobs WHERE run_id = $2 ORDER BY seq LIMIT $1))";
         little_by_little(self, jobs, binds![SOME, run.to_owned()].into()).await
     }
 
@@ -491,8 +492,8 @@ impl<B: Backend> Runs for B {
 
     async fn cancel_jobs(&self, run: &str, now_ms: UnixMs) -> Result<u64> {
         let sql =
-            "UPDATE run_jobs SET state = 'done', outcome = 'canceled', settled_at = $3 WHERE run_id = $2 AND seq IN
-             (SELECT seq FROM run_jobs WHERE run_id = $2 AND state = 'queued' LIMIT $1) AND state = 'queued'";
+            "UPDATE run_jobs SET state = 'done', outcome = 'canceled', settled_at = $3 WHERE run_id = $2 AND seq = ANY(ARRAY(
+             SELECT seq FROM run_jobs WHERE run_id = $2 AND state = 'queued' LIMIT $1 FOR UPDATE))";
         little_by_little(self, sql, binds![SOME, run.to_owned(), now_ms].into()).await
     }
 
@@ -501,8 +502,8 @@ impl<B: Backend> Runs for B {
         // The outcome is cleared, so that no job is found twice.
         let sql = "UPDATE run_jobs SET state = 'queued', outcome = NULL, attempts = 0, call_id = NULL, error = NULL, settled_at = NULL,
                  due_at = $3
-             WHERE run_id = $2 AND seq IN (SELECT seq FROM run_jobs WHERE run_id = $2 AND state = 'done' AND outcome = ANY($4) LIMIT $1)
-             AND state = 'done'";
+             WHERE run_id = $2 AND seq = ANY(ARRAY(
+                 SELECT seq FROM run_jobs WHERE run_id = $2 AND state = 'done' AND outcome = ANY($4) LIMIT $1 FOR UPDATE))";
         little_by_little(self, sql, binds![SOME, run.to_owned(), now_ms, outcomes].into()).await
     }
 

@@ -6,7 +6,6 @@ const WORDS: &[(&str, &str)] = &[
     ("/*+ ", ""),
     (" */", ""),
     ("(extract(epoch FROM clock_timestamp()) * 1000)", "CAST(unixepoch('subsec') * 1000 AS INTEGER)"),
-    (" = ANY(ARRAY(SELECT seq FROM due))", " IN (SELECT seq FROM due)"),
     ("to_json(keys)", "keys"),
     ("json_agg(", "json_group_array("),
     ("json_build_array(", "json_array("),
@@ -23,6 +22,13 @@ const WORDS: &[(&str, &str)] = &[
 /// Translates a statement, with this number of columns in `{rows}`. Lists are passed as JSON.
 pub(super) fn translate(sql: &str, columns: usize) -> String {
     let mut sql = WORDS.iter().fold(sql.to_owned(), |sql, (theirs, ours)| sql.replace(theirs, ours));
+    while let Some((before, after)) = sql.split_once("= ANY(ARRAY(") {
+        let Some((list, rest)) = split_closed(after).and_then(|(list, rest)| Some((list, rest.strip_prefix(')')?)))
+        else {
+            break;
+        };
+        sql = format!("{before}IN ({list}){rest}");
+    }
     for (theirs, ours) in [("= ANY(", "IN "), ("<> ALL(", "NOT IN ")] {
         while let Some((before, after)) = sql.split_once(theirs) {
             let Some((list, rest)) = after.split_once(')') else { break };
@@ -32,6 +38,16 @@ pub(super) fn translate(sql: &str, columns: usize) -> String {
     let row = (1..=columns).map(|n| format!("${n}")).collect::<Vec<_>>().join(", ");
     // SQLite would treat `$1` as a name, numbered in order of appearance.
     sql.replace("{rows}", &format!("({row})")).replace('$', "?")
+}
+
+/// What stands before the parenthesis that closes the one before `sql`, and after it.
+fn split_closed(sql: &str) -> Option<(&str, &str)> {
+    let mut open = 1;
+    let end = sql.find(|c| {
+        open += i32::from(c == '(') - i32::from(c == ')');
+        open == 0
+    })?;
+    Some((&sql[..end], &sql[end + 1..]))
 }
 
 #[cfg(test)]
@@ -48,6 +64,10 @@ mod tests {
             (
                 "SELECT id FROM calls /*+ INDEXED BY calls_open */ WHERE x LIMIT $1 FOR UPDATE",
                 "SELECT id FROM calls INDEXED BY calls_open WHERE x LIMIT ?1",
+            ),
+            (
+                "DELETE FROM t WHERE id = ANY(ARRAY(SELECT id FROM t WHERE x = ANY($2) LIMIT $1 FOR UPDATE)) AND y = 1",
+                "DELETE FROM t WHERE id IN (SELECT id FROM t WHERE x IN (SELECT value FROM json_each(?2)) LIMIT ?1) AND y = 1",
             ),
             (
                 "INSERT INTO t (a, b) VALUES {rows} ON CONFLICT DO NOTHING",
