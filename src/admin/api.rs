@@ -418,7 +418,7 @@ pub const ROUTES: &[Route] = &[
         &[(200, Json("Inbox"))],
     )
     .asked(&[
-        ("state", "string", "of webhooks: all, unsettled, settled or parked"),
+        ("state", "string", "of webhooks: all, unsettled, open (unsettled or parked), settled or parked"),
         ACCOUNT,
         ("event", "string", "with this name"),
         ("call", "string", "of this call"),
@@ -583,7 +583,7 @@ pub const SCHEMAS: &[(&str, &str, &str)] = &[
     ),
     (
         "Replayable",
-        "The number of matching webhooks from here on, their ids, and the next page.",
+        "The number of matching webhooks, the ids of a page, and the next page.",
         "matching:integer, ids:string[], next:string?",
     ),
     (

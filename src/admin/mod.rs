@@ -151,6 +151,14 @@ fn bad(message: impl Into<String>) -> Problem {
     Problem::Is(StatusCode::BAD_REQUEST, "INVALID_REQUEST", message.into())
 }
 
+/// The JSON of a body, which may be empty.
+fn body_of(body: &[u8]) -> Result<Value, Problem> {
+    match body.trim_ascii() {
+        b"" => Ok(Value::Null),
+        text => serde_json::from_slice(text).map_err(|e| bad(format!("the body must be JSON: {e}"))),
+    }
+}
+
 fn ok(body: &Value) -> Answer {
     Ok(json_answer(StatusCode::OK, body))
 }
@@ -279,7 +287,7 @@ impl Admin {
             (&Method::POST, ["api", "events", "replay"]) => {
                 let who = may(Scope::Operate)?.sees_all()?;
                 let body = exchange.read_body(BODY_BYTES_MAX).await.map_err(|e| bad(e.to_string()))?;
-                let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+                let body = body_of(&body)?;
                 self.replay_matching(exchange.query().unwrap_or_default(), body["reason"].as_str(), &who).await
             }
             (&Method::POST, ["api", "events", id, "replay"]) => {

@@ -43,9 +43,10 @@ impl Admin {
         let which = match asked(query, "state").as_deref() {
             None | Some("all") => Inbox::All,
             Some("unsettled") => Inbox::Unsettled,
+            Some("open") => Inbox::Open,
             Some("settled") => Inbox::Settled,
             Some("parked") => Inbox::Parked,
-            Some(_) => return Err(bad("state is one of all, unsettled, settled, parked")),
+            Some(_) => return Err(bad("state is one of all, unsettled, open, settled, parked")),
         };
         let filter = filter_of(query, self.calls.lifecycle.clock.now_ms())?;
         let (store, limit) = (&self.calls.lifecycle.store, limit_of(query));
@@ -91,7 +92,11 @@ impl Admin {
     }
 
     async fn find_replayable(&self, query: &str, limit: u32) -> Result<(u64, Vec<String>, Option<String>), Problem> {
-        let (which, filter) = (replayable(query)?, filter_of(query, self.calls.lifecycle.clock.now_ms())?);
+        let (which, mut filter) = (replayable(query)?, filter_of(query, self.calls.lifecycle.clock.now_ms())?);
+        if let Some((at, _)) = &filter.after {
+            // The window moves on from page to page; what it held at first is not left out.
+            filter.from_ms = filter.from_ms.map(|from| from.min(*at));
+        }
         let store = &self.calls.lifecycle.store;
         let matching = store.count_replayable(which, &filter).await?;
         let found = store.replayable(which, &filter, limit + 1).await?;
@@ -104,18 +109,32 @@ impl Admin {
         let (matching, ids, next) = self.find_replayable(query, REPLAYS_MAX).await?;
         let (mut done, mut failed, mut errors) = (0_u32, 0_u32, vec![]);
         for id in &ids {
-            match self.replayed(id, reason, who).await {
-                Ok(_) => done += 1,
+            let message = match self.replayed(id, reason, who).await {
+                Ok(replayed) => failure(&replayed["event"]),
                 // Whatever comes after it would fail, too.
                 Err(Problem::Store(error)) if done == 0 => return Err(error.into()),
-                Err(problem) => {
+                Err(problem) => Some(problem.message()),
+            };
+            match message {
+                None => done += 1,
+                Some(message) => {
                     failed += 1;
                     if errors.len() < ERRORS_MAX {
-                        errors.push(json!({"id": id, "message": problem.message()}));
+                        errors.push(json!({"id": id, "message": message}));
                     }
                 }
             }
         }
         ok(&json!({"matching": matching, "replayed": done, "failed": failed, "errors": errors, "next": next}))
+    }
+}
+
+/// Why a replayed webhook is not applied, if it is not.
+fn failure(event: &Value) -> Option<String> {
+    let is_open = event.is_object() && event["outcome"].is_null();
+    match event["error"].as_str() {
+        Some(error) if is_open => Some(error.to_owned()),
+        None if is_open && !event["parkedAt"].is_null() => Some("its body is no longer stored".to_owned()),
+        _ => None,
     }
 }

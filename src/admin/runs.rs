@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use super::auth::Caller;
 use super::listing::visible_businesses;
 use super::operator::Act;
-use super::{Admin, Answer, BODY_BYTES_MAX, Problem, bad, limit_of, not_found, ok};
+use super::{Admin, Answer, BODY_BYTES_MAX, Problem, bad, body_of, limit_of, not_found, ok};
 use crate::call::Outcome;
 use crate::clock::{UnixMs, rfc3339};
 use crate::ids::mask_number;
@@ -161,11 +161,7 @@ impl Admin {
             (&Method::POST, [id, act @ ("pause" | "resume" | "cancel" | "retry")]) => {
                 let run = self.run_of(id, who).await?;
                 let body = exchange.read_body(BODY_BYTES_MAX).await.map_err(|e| bad(e.to_string()))?;
-                let body = match body.trim_ascii() {
-                    b"" => Value::Null,
-                    text => serde_json::from_slice(text).map_err(|e| bad(format!("the body must be JSON: {e}")))?,
-                };
-                self.act_on_run(&run, act, &body, who).await
+                self.act_on_run(&run, act, &body_of(&body)?, who).await
             }
             _ => Err(not_found("nothing is served at this path and method")),
         }

@@ -344,10 +344,16 @@ impl Live {
         };
         let (client, admin) = (next.client.clone(), next.admin.clone());
         expect(&calls, &next.config);
-        let urls = (next.config.store.postgres.clone(), next.config.redis.clone());
-        Box::pin(self.swap(calls, policy, next)).await.map_err(|error| error.to_string())?;
-        let (store, redis) = (urls.0.as_ref().map(|one| one.url()), urls.1.as_ref().map(|one| one.url()));
-        client.lifecycle.capacity.renew_credentials(store, redis);
+        // Before the swap, which asks the database: the server may take the old password no more.
+        let renew = |config: &Config| {
+            let (store, redis) = (config.store.postgres.as_ref(), config.redis.as_ref());
+            client.lifecycle.capacity.renew_credentials(store.map(|one| one.url()), redis.map(|one| one.url()));
+        };
+        renew(&next.config);
+        if let Err(error) = Box::pin(self.swap(calls, policy, next)).await {
+            renew(&old.config);
+            return Err(error.to_string());
+        }
         admin.newest_access.send_replace(admin.access);
         client.in_force();
         client.calls.destinations.show_do_not_call();

@@ -9,7 +9,8 @@ use crate::policy::{Binding, Bound};
 
 /// How long a slot is left for a call that was turned away.
 const KEPT_FOR: Duration = Duration::from_secs(30);
-/// Keys at most. Beyond, expired ones go.
+/// The number of keys from which expired ones are dropped, and the maximum.
+const KEYS_MANY: usize = 1_000;
 const KEYS_MAX: usize = 10_000;
 
 /// See the module.
@@ -22,7 +23,7 @@ impl TurnedAway {
         let full = |binding: &&Binding| &*binding.limit == limit && matches!(binding.bound, Bound::Concurrent(_));
         let Some(binding) = bindings.iter().find(full) else { return };
         let mut keys = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if keys.len() >= KEYS_MAX {
+        if keys.len() >= KEYS_MANY {
             keys.retain(|_, at| now.duration_since(*at) < KEPT_FOR);
         }
         if keys.len() < KEYS_MAX {
@@ -33,8 +34,8 @@ impl TurnedAway {
     /// Notes that a call with these bindings got its slot.
     pub(super) fn admitted(&self, bindings: &[Binding]) {
         let mut keys = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if !keys.is_empty() {
-            keys.retain(|key, _| bindings.iter().all(|binding| binding.key != *key));
+        for binding in bindings {
+            keys.remove(&binding.key);
         }
     }
 

@@ -153,7 +153,10 @@ impl Events {
                 }
                 match self.replay(id).await {
                     Ok(answer) => {
-                        done += 1;
+                        match is_applied(&answer) {
+                            true => done += 1,
+                            false => failed += 1,
+                        }
                         println!("{}", if self.json { answer.to_string() } else { replayed(id, &answer) });
                     }
                     Err(error) => {
@@ -172,6 +175,12 @@ impl Events {
         }
         Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
+}
+
+/// Whether a replayed webhook was applied, or is one of ringfence's own events.
+fn is_applied(done: &Value) -> bool {
+    let event = &done["event"];
+    !event["outcome"].is_null() || (event["error"].is_null() && event["parkedAt"].is_null())
 }
 
 fn replayed(id: &str, done: &Value) -> String {

@@ -159,7 +159,7 @@ impl Mend {
             let here = provider.here(account).ok_or_else(|| anyhow::anyhow!("set public_url first"))?;
             if self.fallback_url.as_deref().is_some_and(|url| here.is_own(url)) {
                 anyhow::bail!(
-                    "--fallback-url is at ringfence's own host, which is away when the fallback is asked: name another"
+                    "--fallback-url is at ringfence's own host, which is down when the fallback is needed: use another host"
                 );
             }
             let items = provider.items(account, hooks).await.map_err(|why| unlisted(account, hooks, &why))?;

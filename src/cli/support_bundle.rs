@@ -170,6 +170,9 @@ fn secrets_of(config: &toml::Table, folder: &Path) -> Vec<String> {
     let passwords: Vec<String> =
         found.iter().filter_map(|text| url::Url::parse(text).ok()?.password().map(str::to_owned)).collect();
     found.extend(passwords);
+    // One variable may hold several, while a secret is rotated.
+    let parts: Vec<String> = found.iter().flat_map(|text| text.split(',')).map(str::to_owned).collect();
+    found.extend(parts);
     let mut found: Vec<String> = found
         .iter()
         .map(|secret| secret.trim().to_owned())

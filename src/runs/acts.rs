@@ -39,8 +39,11 @@ impl Runs {
         }
         let (store, now_ms) = (&calls.lifecycle.store, calls.lifecycle.clock.now_ms());
         if run.state == RunState::Canceled {
-            // The cancel may have been interrupted. Only jobs with these outcomes are to be dialled.
-            store.cancel_jobs(&run.id, now_ms).await?;
+            // The cancel may have been interrupted. Only jobs with these outcomes are to be dialled; a repeat finds it paused.
+            let change = RunChange::of(&run.id, &[RunState::Canceled], RunState::Paused, now_ms);
+            if store.move_run(change, false).await? {
+                store.cancel_jobs(&run.id, now_ms).await?;
+            }
         }
         let jobs = store.retry_jobs(&run.id, outcomes, now_ms).await?;
         let change = RunChange { is_retry: true, ..RunChange::of(&run.id, &RETRIABLE, RunState::Running, now_ms) };

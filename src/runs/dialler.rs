@@ -343,7 +343,7 @@ impl Dialler {
                     let is_shared = due.bindings.iter().any(|binding| binding.limit == full.limit);
                     if matches!(full.bound, Bound::Concurrent(_)) && !is_shared {
                         // A limit of its number or agent, which no share knows of: others get the slot meanwhile.
-                        self.feedback.hold(run, now_ms + SHARED_AGAIN_MS);
+                        self.feedback.hold(run, calls.lifecycle.clock.now_ms() + SHARED_AGAIN_MS);
                         has_more = true;
                     }
                 }

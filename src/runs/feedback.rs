@@ -41,16 +41,18 @@ impl Feedback {
         });
     }
 
-    /// Dials no job of a run before a time.
+    /// Dials no job of a run before a time. A longer hold stays.
     pub(super) fn hold(&self, run: &str, until: UnixMs) {
-        self.runs().entry(run.to_owned()).or_default().held_until = until;
+        let mut runs = self.runs();
+        let run = runs.entry(run.to_owned()).or_default();
+        run.held_until = run.held_until.max(until);
     }
 
     /// Dials one job of a run at a time, from a time on.
     pub(super) fn pace(&self, run: &str, from: UnixMs) {
         let mut runs = self.runs();
         let run = runs.entry(run.to_owned()).or_default();
-        (run.held_until, run.is_paced) = (from, true);
+        (run.held_until, run.is_paced) = (run.held_until.max(from), true);
     }
 
     /// The time before which no job of a run is dialled.

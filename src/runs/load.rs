@@ -140,8 +140,11 @@ impl Runs {
                 RunMade::New => break,
                 RunMade::Known(known) if is_abandoned(&known, calls) => {
                     // Its replica may come back: with another token it can no longer finish what is deleted here.
-                    if take_load(calls, &known.id, known.load.clone(), load_token()).await? {
-                        calls.lifecycle.store.forget_run(&known.id).await?;
+                    let (before, load) = (known.load.clone(), load_token());
+                    let taken = Run { load: Some(load.clone()), ..*known };
+                    let (id, taken) = (taken.id.clone(), self.loading(calls, taken, loading.plan.clone(), false, true));
+                    if take_load(calls, &id, before, load).await? {
+                        taken.give_up().await;
                     }
                 }
                 // Nobody was called, and its configuration has been fixed.

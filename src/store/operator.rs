@@ -14,6 +14,8 @@ pub enum Inbox {
     All,
     /// Not applied yet.
     Unsettled,
+    /// Not applied yet, or parked.
+    Open,
     /// Applied, or known to change nothing.
     Settled,
     /// Not retried any more.

@@ -42,7 +42,7 @@ export function keep(parent, items, key, make, update) {
 }
 
 /** What stands in place of a list that cannot be read. */
-const UNKNOWN = "Not known just now: the record does not answer.";
+const UNKNOWN = "Not known just now: the database is unavailable.";
 
 /**
  * A table. Columns: `name`, `of(item)` as text or `cell(item)` as an element that is made once, `update(element, item)` with it.

@@ -62,7 +62,10 @@ const holder = (one) => [one.callId, `of ${one.businessId}`, one.phase, `${span(
 const lines = (list, items) => keep(byId(list), items, (one) => one, () => h("li"), (item, one) => say(item, one));
 const more = (holders, n) => [...(holders ?? []).map(holder), ...(n ? [`and ${number.format(n)} more`] : [])];
 
+let explained = 0;
+
 async function explain(id, ask) {
+  const mine = ++explained;
   say(byId("explain-title"), `Refusal ${id}`);
   facts(byId("explain-facts"), [["Problem", "Asking…"]]);
   for (const list of ["explain-do", "explain-limits", "explain-then"]) lines(list, []);
@@ -70,9 +73,11 @@ async function explain(id, ask) {
   byId("explain-dialog").showModal();
   byId("explain-title").focus();
   try {
-    drawExplained(await ask(`/api/explain?id=${encodeURIComponent(id)}`));
+    const answer = await ask(`/api/explain?id=${encodeURIComponent(id)}`);
+    // Meanwhile another one may have been asked for.
+    if (mine === explained) drawExplained(answer);
   } catch (error) {
-    facts(byId("explain-facts"), [["Problem", error.message]]);
+    if (mine === explained) facts(byId("explain-facts"), [["Problem", error.message]]);
   }
 }
 
@@ -139,7 +144,7 @@ function initialWebhooks(state, redraw, { act, ask, confirmAct, told }) {
   tables.unsettled = events("unsettled", "h-unsettled", { name: "Next try", of: (one) => clock(one.nextTryAt) }, "No webhook waits.");
   tables.givenUp = deliveries("given-up", "h-given-up", "No delivery was given up, or none that you look for.");
   tables.pending = deliveries("pending", "h-pending", "No delivery is under way, or none that you look for.");
-  found.webhooks = search({ form: "webhook-filters", of: "/api/events", list: "events", ask, redraw });
+  found.webhooks = search({ form: "webhook-filters", of: "/api/events", list: "events", ask, redraw, always: { state: "open" } });
   byId("webhooks-more").addEventListener("click", found.webhooks.more);
   byId("replay-all").addEventListener("click", async () => {
     const { state: which, ...narrowed } = found.webhooks.fields();

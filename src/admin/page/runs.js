@@ -8,7 +8,7 @@ const named = (run) => run.name ?? run.runId;
 
 /** What an operator may do to a run, in which state, and what is asked before. */
 const ACTS = [
-  { act: "pause", name: "Pause", of: (run) => run.state === "running", reason: true,
+  { act: "pause", name: "Pause", of: (run) => run.state === "running" || (run.state === "paused" && run.resumeAt), reason: true,
     text: "Nothing more of it is dialled until it is resumed. Calls that are up go on." },
   { act: "resume", name: "Resume", of: (run) => run.state === "paused", text: "Its leads are dialled again when they are due." },
   { act: "cancel", name: "Cancel", of: (run) => !isOver(run), reason: true, danger: true,
@@ -64,7 +64,7 @@ export function initialRuns(known, { act, confirmAct }) {
     { name: "Next firing", of: (one) => when(one.nextAt) },
     { name: "Last firing", of: (one) => when(one.lastFiringAt) },
     { name: "Problem", class: "long", of: (one) => one.error ?? one.note, tone: (one) => (one.error ? "warn" : "") },
-  ], (one) => one.scheduleId, "No run recurs.");
+  ], (one) => one.scheduleId, "No schedules.");
 }
 
 /** Runs that are not over. */

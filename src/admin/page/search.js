@@ -8,8 +8,8 @@ const AFTER_INPUT_MS = 250;
 /** News let it ask again so seldom, in milliseconds. */
 const AGAIN_MS = 2000;
 
-/** `ask(path)` is a GET; `path(fields)` may put another path and list in place of what `of` and `list` say. */
-export function search({ form, of, list, ask, redraw, path }) {
+/** `ask(path)` is a GET; `path(fields)` may put another path and list in place of what `of` and `list` say; `always` is asked unless a field says else. */
+export function search({ form, of, list, ask, redraw, path, always = {} }) {
   const found = { items: null, next: null, error: "", answer: {} };
   let [timer, asked, at, news] = [0, 0, 0, null];
   const fields = () => Object.fromEntries([...new FormData(byId(form))]
@@ -23,7 +23,7 @@ export function search({ form, of, list, ask, redraw, path }) {
       Object.assign(found, { items: null, next: null, error: "", answer: {} });
       return redraw();
     }
-    const query = new URLSearchParams({ ...fields(), limit: PAGE, ...(after ? { after } : {}) });
+    const query = new URLSearchParams({ ...always, ...fields(), limit: PAGE, ...(after ? { after } : {}) });
     try {
       const answer = await (path?.(fields(), ask) ?? ask(`${of}?${query}`));
       // Meanwhile it may have been asked about something else.

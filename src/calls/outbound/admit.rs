@@ -212,7 +212,7 @@ impl Admitter {
         let wanted = asked.slots.wanted;
         let terms = Terms {
             slots: asked.slots,
-            mode: self.context.lifecycle.capacity.mode(),
+            mode: None,
             reserve: 0,
             bindings: vec![],
             aliases: asked.aliases.into_iter().chain(key).collect(),

@@ -20,7 +20,8 @@ use crate::reply::Rejection;
 /// What a call is admitted on, beyond the limits of its business.
 pub(super) struct Terms {
     pub(super) slots: Slots,
-    pub(super) mode: Mode,
+    /// `None`: the mode in force at the decision.
+    pub(super) mode: Option<Mode>,
     /// Slots that each concurrency limit keeps free of it.
     pub(super) reserve: u32,
     /// Further limits.
@@ -37,7 +38,7 @@ impl Terms {
         Self {
             slots: Slots::ONE,
             // Runs are limited in observe mode too: that mode observes apps, and a run is ringfence's own traffic.
-            mode: Mode::Enforce,
+            mode: Some(Mode::Enforce),
             reserve: job.reserve,
             bindings: std::mem::take(&mut job.bindings),
             aliases: vec![job.alias.clone()],
@@ -93,9 +94,10 @@ pub(super) async fn decide(context: &Context, request: &CreateRequest, terms: Te
     let mut bindings = policy.bindings(&request.facts);
     keep_free(&mut bindings, terms.reserve);
     bindings.extend(terms.bindings);
+    let mode = terms.mode.unwrap_or_else(|| lifecycle.capacity.mode());
     let at_ms = lifecycle.clock.now_ms();
     let send_by = since_boot() + context.settings.send_within;
-    let ask = AdmissionRequest { call: call.clone(), bindings, slots: terms.slots, mode: terms.mode, at_ms };
+    let ask = AdmissionRequest { call: call.clone(), bindings, slots: terms.slots, mode, at_ms };
     let mut record = lifecycle.new_call(&call, request.facts.clone(), Origin::Order, Phase::Reserved);
     record.callback = prepared.callback.take();
     record.polled = !prepared.events_will_come;

@@ -108,10 +108,7 @@ impl Live<'_> {
         self.ahead_secs.borrow_mut().insert(shown.to_owned(), observed.ahead_secs);
         if let Some(what) = observed.failed() {
             let title = format!("gate {shown}: its last {what} could not be written");
-            self.why(
-                &title,
-                "Redis rejects every write until one succeeds, unless it is told otherwise, and so the gate is away",
-            );
+            self.why(&title, "Redis rejects every write until one succeeds, and the limiter is unavailable");
             let help = "look at the disk and the log of Redis; the gate needs no persistence: it may be off";
             self.report.warning("W032", None, title, help);
         }
@@ -120,6 +117,6 @@ impl Live<'_> {
             Some(false) => "it writes no append-only file",
             None => return None,
         };
-        Some(format!("gate {shown}: {kept}; the gate needs none: what it held is counted anew from the store"))
+        Some(format!("gate {shown}: {kept}; the gate needs none: its state is rebuilt from the database"))
     }
 }

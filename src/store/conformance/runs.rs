@@ -43,6 +43,7 @@ fn change(from: RunState, to: RunState) -> RunChange {
 pub(in crate::store) async fn running(store: &Arc<dyn Store>, n: i64) {
     assert_eq!(store.create_run(&run("run_1", None), false).await.unwrap(), RunMade::New);
     assert!(store.add_jobs("run_1", "first", leads(1, n)).await.unwrap());
+    assert_eq!(store.run_counts("run_1").await.unwrap().queued, n.unsigned_abs());
     let loaded = RunChange { loaded: Some((n, "all".to_owned())), ..change(RunState::Loading, RunState::Running) };
     assert!(store.move_run(loaded, false).await.unwrap());
 }
@@ -297,7 +298,8 @@ pub(in crate::store) async fn a_job_whose_call_was_purged_is_settled_and_a_run_t
     let ended = store.ended_jobs(None, 0, 9).await.unwrap();
     assert_eq!((ended.len(), ended[0].outcome, ended[0].proof), (1, Outcome::Failed, EndProof::Deadline));
     store.forget_run("run_1").await.unwrap();
-    assert!(store.run_of("run_1").await.unwrap().is_some(), "it is running");
+    assert_eq!(store.run_of("run_1").await.unwrap().unwrap().state, RunState::Running);
+    assert_eq!(store.job_results("run_1", 0, 9).await.unwrap().len(), 2, "its jobs stay too");
 }
 
 pub(in crate::store) async fn an_app_is_told_of_a_run_that_fails_at_once(fresh: &impl Fresh) {

@@ -149,6 +149,7 @@ impl<B: Backend> Desk for B {
             Inbox::Unsettled => {
                 inbox_page!("/*+ INDEXED BY webhook_events_unsettled */ WHERE outcome IS NULL AND parked_at IS NULL")
             }
+            Inbox::Open => inbox_page!("WHERE outcome IS NULL"),
             Inbox::Settled => inbox_page!("WHERE outcome IS NOT NULL"),
             Inbox::Parked => inbox_page!("/*+ INDEXED BY webhook_events_parked */ WHERE parked_at IS NOT NULL"),
         };

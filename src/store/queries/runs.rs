@@ -144,6 +144,7 @@ async fn add(c: &mut dyn Driver, run: &str, load: &str, jobs: &[NewJob]) -> Sql<
         let rows = some.iter().map(|job| Vec::from(binds![run, job.seq, &job.number, &job.lead, 0_i64]));
         c.execute_all(sql, rows.collect()).await?;
     }
+    c.execute("UPDATE runs SET total = total + $2 WHERE id = $1", &binds![run, jobs.len() as i64]).await?;
     Ok(true)
 }
 
@@ -355,7 +356,7 @@ impl<B: Backend> Runs for B {
     }
 
     async fn take_load(&self, load: TakeLoad) -> Result<bool> {
-        let sql = "UPDATE runs SET state = 'loading', load_token = $3, replica = $4, updated_at = $5
+        let sql = "UPDATE runs SET state = 'loading', load_token = $3, replica = $4, updated_at = $5, total = 0
              WHERE id = $1 AND state IN ('loading', 'ready') AND load_token IS NOT DISTINCT FROM $2";
         let binds = binds![load.run, load.before, load.load, load.replica, load.now_ms];
         Ok(self.run(sql, binds.into()).await? > 0)
@@ -381,10 +382,14 @@ impl<B: Backend> Runs for B {
     }
 
     async fn forget_run(&self, run: &str) -> Result<u64> {
+        // From here on nobody can load or retry it. It may have been retried before.
+        let taken = "UPDATE runs SET state = 'loading', load_token = 'deleted', replica = NULL
+             WHERE id = $1 AND state NOT IN ('running', 'paused')";
+        if self.run(taken, binds![run.to_owned()].into()).await? == 0 {
+            return Ok(0);
+        }
         let gone = self.forget_jobs(run).await?;
-        // Somebody may have queued its jobs again by hand.
-        let sql = "DELETE FROM runs WHERE id = $1 AND state NOT IN ('running', 'paused')";
-        Ok(gone + self.run(sql, binds![run.to_owned()].into()).await?)
+        Ok(gone + self.run("DELETE FROM runs WHERE id = $1", binds![run.to_owned()].into()).await?)
     }
 
     async fn run_of(&self, id: &str) -> Result<Option<Run>> {
@@ -503,7 +508,8 @@ impl<B: Backend> Runs for B {
         let sql = "UPDATE run_jobs SET state = 'queued', outcome = NULL, attempts = 0, call_id = NULL, error = NULL, settled_at = NULL,
                  due_at = $3
              WHERE run_id = $2 AND seq = ANY(ARRAY(
-                 SELECT seq FROM run_jobs WHERE run_id = $2 AND state = 'done' AND outcome = ANY($4) LIMIT $1 FOR UPDATE))";
+                 SELECT seq FROM run_jobs WHERE run_id = $2 AND state <> 'queued' AND state = 'done' AND outcome = ANY($4)
+                 LIMIT $1 FOR UPDATE))";
         little_by_little(self, sql, binds![SOME, run.to_owned(), now_ms, outcomes].into()).await
     }
 
