@@ -116,9 +116,6 @@ rust
 build_packages "C compiler"
 test_packages
 
-# A test waits for most of its time: two for each core keep a machine busy.
-export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$((2 * $(nproc)))}
-
 test_cargo() {
     cargo test --locked --manifest-path "$root/Cargo.toml" "$@" </dev/null
 }
