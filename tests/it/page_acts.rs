@@ -188,7 +188,8 @@ async fn webhooks_are_found_and_replayed_one_by_one_or_by_a_filter() {
     browser.fill("#webhook-filters [name=account]", "elevenlabs").await;
     browser.rows("found", 100).await;
     browser.click("#webhooks-more").await;
-    browser.rows("found", 120).await;
+    // Without the one that was replayed before: it was applied.
+    browser.rows("found", 119).await;
     browser.click("#replay-all").await;
     browser.says("#confirm-title", "Replay 1").await;
     let asked = get(&stage, "/api/events/replay?account=elevenlabs", Some(&operate)).await.json();
