@@ -25,6 +25,10 @@ SCHEMES = ("light", "dark")
 VIEWS = ("overview", "calls", "runs", "refusals", "webhooks", "replicas")
 
 
+# What Chromium answers between two documents.
+GONE = ("Inspected target navigated or closed", "Cannot find default execution context", "Cannot find context with specified id")
+
+
 class Navigated(Exception):
     """The page went while it was asked something."""
 
@@ -62,7 +66,7 @@ class Browser:
         self.socket.send(json.dumps({"id": self.asked, "method": method, "params": params}))
         while (answer := json.loads(self.socket.recv())).get("id") != self.asked:
             pass
-        if answer.get("error", {}).get("message") == "Inspected target navigated or closed":
+        if answer.get("error", {}).get("message") in GONE:
             raise Navigated
         if "error" in answer or "exceptionDetails" in answer.get("result", {}):
             raise AssertionError(f"{method} {str(params)[:200]}: {answer}")
