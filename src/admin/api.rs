@@ -73,14 +73,17 @@ const SINCE: (&str, &str, &str) = ("since_secs", "integer", "begun in the last N
 const OLDER: (&str, &str, &str) = ("older_secs", "integer", "begun more than N seconds ago");
 const BUSINESS: (&str, &str, &str) = ("business", "string", "of this business");
 const AFTER: (&str, &str, &str) = ("after", "string", "`next` of the previous page");
+const EVENT: (&str, &str, &str) = ("event", "string", "with this name");
+const CALL: (&str, &str, &str) = ("call", "string", "of this call");
+const OF_CALLS_OF: (&str, &str, &str) = ("business", "string", "of calls of this business");
 const CAME: (&str, &str, &str) = ("since_secs", "integer", "received in the last N seconds");
 const CAME_BEFORE: (&str, &str, &str) = ("older_secs", "integer", "received more than N seconds ago");
 const TO_REPLAY: &[(&str, &str, &str)] = &[
     ("state", "string", "failed (parked, or with an abandoned delivery), parked, given_up or settled; default failed"),
     ACCOUNT,
-    ("event", "string", "with this name"),
-    ("call", "string", "of this call"),
-    ("business", "string", "of calls of this business"),
+    EVENT,
+    CALL,
+    OF_CALLS_OF,
     CAME,
     CAME_BEFORE,
     AFTER,
@@ -420,9 +423,9 @@ pub const ROUTES: &[Route] = &[
     .asked(&[
         ("state", "string", "of webhooks: all, unsettled, open (unsettled or parked), settled or parked"),
         ACCOUNT,
-        ("event", "string", "with this name"),
-        ("call", "string", "of this call"),
-        ("business", "string", "of calls of this business"),
+        EVENT,
+        CALL,
+        OF_CALLS_OF,
         CAME,
         CAME_BEFORE,
         LIMIT,

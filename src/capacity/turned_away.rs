@@ -2,9 +2,10 @@
 //! comes again. As far as this replica knows: it is a preference, and no limit.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use super::lock;
 use crate::policy::{Binding, Bound};
 
 /// How long a slot is left for a call that was turned away.
@@ -22,7 +23,7 @@ impl TurnedAway {
     pub(super) fn refused(&self, bindings: &[Binding], limit: &str, now: Instant) {
         let full = |binding: &&Binding| &*binding.limit == limit && matches!(binding.bound, Bound::Concurrent(_));
         let Some(binding) = bindings.iter().find(full) else { return };
-        let mut keys = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut keys = lock(&self.0);
         if keys.len() >= KEYS_MANY {
             keys.retain(|_, at| now.duration_since(*at) < KEPT_FOR);
         }
@@ -33,7 +34,7 @@ impl TurnedAway {
 
     /// Notes that a call with these bindings got its slot.
     pub(super) fn admitted(&self, bindings: &[Binding]) {
-        let mut keys = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut keys = lock(&self.0);
         for binding in bindings {
             keys.remove(&binding.key);
         }
@@ -41,7 +42,7 @@ impl TurnedAway {
 
     /// Whether a call was turned away under this key lately, and has not come again.
     pub(super) fn waits_for(&self, key: &str, now: Instant) -> bool {
-        let keys = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let keys = lock(&self.0);
         keys.get(key).is_some_and(|at| now.duration_since(*at) < KEPT_FOR)
     }
 }

@@ -290,7 +290,7 @@ impl Dialler {
                 Arc::new(Plan::new(spec, calls)?)
             }
         };
-        plan.check_business(calls, None)?;
+        plan.check_business(calls, &plan.facts(calls))?;
         self.plans.insert(one.run.id.clone(), plan.clone());
         Ok(plan)
     }

@@ -5,6 +5,7 @@ use std::collections::hash_map::{Entry, RandomState};
 use std::hash::BuildHasher as _;
 use std::time::Duration;
 
+use http::HeaderMap;
 use ring::digest::{Context, SHA256};
 use serde_json::{Map, Value};
 use tracing::{debug, error, info};
@@ -102,7 +103,7 @@ impl Runs {
     /// [`LoadError`].
     pub async fn begin(&self, calls: &Calls, spec: Spec, follow: bool) -> Result<Loading, LoadError> {
         let plan = Plan::new(spec, calls).map_err(LoadError::Invalid)?;
-        plan.check_business(calls, None).map_err(LoadError::Invalid)?;
+        plan.check_business(calls, &plan.facts(calls)).map_err(LoadError::Invalid)?;
         if plan.spec.idempotency_key.as_ref().is_some_and(|key| key.is_empty() || key.len() > 255) {
             return Err(LoadError::Invalid("idempotency_key must have 1 to 255 bytes".to_owned()));
         }
@@ -328,7 +329,8 @@ impl Loading {
         }
         // Reported now rather than at the time of the call.
         let (body, _) = self.plan.body(&self.run.id, 0, &number, &lead, self.calls.settings.app.public_url.as_ref())?;
-        self.plan.check_business(&self.calls, Some(&body))?;
+        let facts = self.plan.facts_of(&self.calls, &body, &HeaderMap::new());
+        self.plan.check_business(&self.calls, &facts)?;
         self.total += 1;
         let lead = Value::Object(lead).to_string();
         for part in [number.as_bytes(), lead.as_bytes()] {

@@ -403,19 +403,18 @@ impl Plan {
     }
 
     /// What policy selects by for one job: the parts that its request has, too.
-    fn facts_of(&self, calls: &Calls, body: &Document, headers: &HeaderMap) -> Facts {
+    pub fn facts_of(&self, calls: &Calls, body: &Document, headers: &HeaderMap) -> Facts {
         let message = Message { body, query: &[], path: &BTreeMap::new(), headers };
         let read = self.operation.facts.read(&message, self.operation.direction);
         Facts { agent: read.agent, own_number: read.own_number, other_number: read.other_number, ..self.facts(calls) }
     }
 
-    /// Checks that its business is known, where unknown ones are rejected, and that a request uses nothing of another business.
+    /// Checks that its business is known, where unknown ones are rejected, and that a call uses nothing of another business.
     ///
     /// # Errors
     /// A sentence.
-    pub fn check_business(&self, calls: &Calls, body: Option<&Document>) -> Result<(), String> {
-        let facts = body.map(|body| self.facts_of(calls, body, &HeaderMap::new()));
-        let (agent, number) = facts.as_ref().map_or((None, None), |f| (f.agent.as_deref(), f.own_number.as_deref()));
+    pub fn check_business(&self, calls: &Calls, facts: &Facts) -> Result<(), String> {
+        let (agent, number) = (facts.agent.as_deref(), facts.own_number.as_deref());
         match calls.lifecycle.policy.load().denied(&self.spec.business, agent, number) {
             Some(why) => Err(why),
             None => Ok(()),
@@ -435,7 +434,6 @@ impl Plan {
         lead: &Map<String, Value>,
     ) -> Result<CreateRequest, String> {
         let (body, bytes) = self.body(run, turn, number, lead, calls.settings.app.public_url.as_ref())?;
-        self.check_business(calls, Some(&body))?;
         let path = render(&self.dial.path, Target::Url, |name| self.account.value(name)).map_err(|e| e.to_string())?;
         let mut request = Request::new(bytes);
         *request.method_mut() = self.operation.method.clone();
@@ -449,6 +447,7 @@ impl Plan {
         headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
         headers.insert(USER_AGENT, HeaderValue::from_static(concat!("ringfence/", env!("CARGO_PKG_VERSION"))));
         let facts = self.facts_of(calls, &body, request.headers());
+        self.check_business(calls, &facts)?;
         let mut request = CreateRequest::new(self.account.clone(), self.operation.clone(), facts, request, body);
         request.is_job = true;
         Ok(request)

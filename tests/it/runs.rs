@@ -415,18 +415,23 @@ async fn a_call_of_unknown_outcome_is_looked_up_and_not_dialled_again() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_full_provider_costs_no_attempt_and_a_breaker_pauses_a_run() {
-    let stage = Stage::start(Setup { sim: sim(50), tables: THREE.to_owned(), ..Setup::default() }).await;
+/// A run whose provider is full at first: each lead is called by one attempt, and no request of the app's was rejected.
+pub(crate) async fn dial_at_a_full_provider(stage: &Stage) {
     let mut fault = Fault::next(Provider::ElevenLabs, FaultKind::TooManyConcurrent, 2);
     fault.retry_after = Some(1);
     stage.control.fault(fault);
-    let id = start(&stage, elevenlabs(), leads(4)).await;
-    let done = until_state(&stage, &id, "done").await;
+    let id = start(stage, elevenlabs(), leads(4)).await;
+    let done = until_state(stage, &id, "done").await;
     assert_eq!(done["counts"]["completed"], 4, "{done}");
     let results = stage.ask(&format!("/api/runs/{id}/results")).await;
     assert!(results["results"].as_array().unwrap().iter().all(|one| one["attempts"] == 1), "{results}");
     assert_eq!(stage.ask("/api/refusals").await["refusals"], json!([]), "nobody's request was rejected");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_provider_costs_no_attempt_and_a_breaker_pauses_a_run() {
+    let stage = Stage::start(Setup { sim: sim(50), tables: THREE.to_owned(), ..Setup::default() }).await;
+    dial_at_a_full_provider(&stage).await;
     // Numbers that end in 0003 cannot be reached.
     let list: Vec<Value> = (0..30).map(|i| json!({"number": format!("+15551{i:02}0003"), "name": "x"})).collect();
     let breaker = json!({"breaker": {"window": 6, "failures": 4}});

@@ -1,10 +1,9 @@
 //! Bulk runs where somebody made a mistake: nobody is called who should not be, no lead is lost, and the run goes on once it is mended.
 
 use bytes::Bytes;
-use ringfence_simulator::{Fault, FaultKind, Provider};
 use serde_json::{Value, json};
 
-use crate::runs::{act, elevenlabs, leads, make, sim, start, twilio, until_state, with};
+use crate::runs::{act, dial_at_a_full_provider, elevenlabs, leads, make, sim, start, twilio, until_state, with};
 use crate::support::stage::{Setup, Stage};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -97,14 +96,6 @@ async fn a_run_that_failed_at_once_does_not_keep_its_key() {
 async fn a_full_provider_costs_no_attempt_in_observe_mode() {
     let root = "mode = \"observe\"\n".to_owned();
     let stage = Stage::start(Setup { sim: sim(50), root, ..Setup::default() }).await;
-    let mut fault = Fault::next(Provider::ElevenLabs, FaultKind::TooManyConcurrent, 2);
-    fault.retry_after = Some(1);
-    stage.control.fault(fault);
-    let id = start(&stage, elevenlabs(), leads(4)).await;
-    let done = until_state(&stage, &id, "done").await;
-    assert_eq!(done["counts"]["completed"], 4, "{done}");
-    let results = stage.ask(&format!("/api/runs/{id}/results")).await;
-    assert!(results["results"].as_array().unwrap().iter().all(|one| one["attempts"] == 1), "{results}");
-    assert_eq!(stage.ask("/api/refusals").await["refusals"], json!([]), "no request of the app's was rejected");
+    dial_at_a_full_provider(&stage).await;
     stage.finish().await;
 }
