@@ -20,6 +20,7 @@ mod replay;
 mod run_board;
 mod runs;
 mod schedules;
+mod schemas;
 mod stream;
 
 pub use board::Board;

@@ -2,7 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
-use super::api::{Body, Needs, ROUTES, Route, SCHEMAS, Shape};
+use super::api::{Body, Needs, ROUTES, Route, Shape};
+use super::schemas::SCHEMAS;
 
 /// The document.
 pub fn document() -> Value {

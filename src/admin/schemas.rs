@@ -1,0 +1,138 @@
+//! The schemas of the admin API's bodies and answers, which `openapi.rs` describes.
+
+/// Schemas by name: a description, and the fields. A field is `name:type`; `~` after its name: optional; `?` after its type: nullable;
+/// `[]`: a list; `{}`: a map by name; `#Name`: another schema; `+Name` includes the fields of another one.
+pub(super) const SCHEMAS: &[(&str, &str, &str)] = &[
+    ("Any", "Any JSON.", "any"),
+    ("Error", "An error: a code for programs, a sentence for people.", "error:string, message:string"),
+    ("Health", "The process answers.", "status:string, service:string"),
+    ("Word", "The state.", "status:string"),
+    ("Reason", "The reason, for the audit log.", "reason~:string"),
+    (
+        "Status",
+        "Status of limits, accounts, limiter, database and replicas.",
+        "version:string, mode:string, bypass~:any, limits:#Limit[], unknownBusinesses:string, policy:object, policiesDiffer:boolean, replicas:object[], draining:boolean, gate:object, store:object, accounts:object[]",
+    ),
+    ("Limit", "A limit in force.", "name:string, per:string, allows:string, from:string"),
+    (
+        "GlobalStatus",
+        "Calls in use in total.",
+        "active:integer, limit:integer, available:integer, utilizationPercent:integer, byPlan:integer{}, calls~:#Call[], activeCallCount~:integer, activeCalls~:object[]",
+    ),
+    (
+        "Figures",
+        "Calls, rejections and limits in short.",
+        "activeCalls:integer, totalRejections:integer, rejectionsByReason:integer{}, rejectionsByPlan:integer{}, elevenlabs429Count:integer, globalStatus:#GlobalStatus, timestamp:time",
+    ),
+    ("Happenings", "Admissions, refusals and releases.", "events:object[]"),
+    (
+        "Call",
+        "A call. Telephone numbers are masked unless the token has the scope `numbers`.",
+        "callId:string, businessId:string, plan:string, direction:string, status:string, provider:string, account:string, carrier:string?, operation:string, origin:string, slots:integer, phase:string, outcome:string?, proof:string?, overLimit:boolean, unsettled:boolean, agent:string?, ownNumber:string?, otherNumber:string?, startedAt:time, answeredAt:time?, endedAt:time?, lastSeenAt:time, lastSeenBy:string?, deadlineAt:time?, ids:string{}",
+    ),
+    ("CallWithRecord", "A call with its post-call record.", "+Call, record:object?"),
+    (
+        "Calls",
+        "A page of calls; the number of open calls, and of those that match the filter (null with `all`).",
+        "calls:#Call[], open:integer, total:integer?, next:string?, now:time",
+    ),
+    ("HungUp", "The result of a hang-up: over, or not confirmed yet.", "result:string, means~:string, call~:#Call"),
+    ("Released", "The slot is free.", "result:string, call:#Call?"),
+    (
+        "Refusal",
+        "A create or an inbound call that was not admitted.",
+        "id:string, at:time, business:string, account:string, direction:string, code:string, limit_name:string?, current:integer?, limit:integer?, observed:boolean, attempts:integer",
+    ),
+    ("Bypass", "The bypass in force, or null.", "bypass:any, note~:string?"),
+    ("BypassToPut", "The duration of a bypass, and the reason.", "for_secs:integer, reason:string"),
+    ("Refusals", "A page of refusals.", "refusals:#Refusal[], next:string?, now~:time"),
+    (
+        "BusinessToPut",
+        "A business.",
+        "id~:string, plan~:string?, max_calls~:integer?, agent_ids~:string[], phone_numbers~:string[], api_key_sha256~:string[], when_full~:any, retention_days~:integer?, transcripts~:string?, reserve_for_direct~:integer?, destinations~:any",
+    ),
+    ("Business", "A business in force.", "+BusinessToPut, put~:boolean, note~:string"),
+    ("Businesses", "Businesses, and the slots that each holds.", "businesses:#Business[], up:integer{}"),
+    ("BadRows", "Invalid rows of a list; nothing was stored.", "error:string, message:string, rows~:object[]"),
+    (
+        "Purged",
+        "The number of deleted rows, and the live calls.",
+        "calls:integer, events:integer, deliveries:integer, refusals:integer, runs~:integer, schedules~:integer, open:string[]",
+    ),
+    ("Number", "A number on a list.", "number:string, reason:string?, addedAt:time"),
+    ("Numbers", "A page of a list.", "numbers:#Number[], next:integer?"),
+    ("NumbersPut", "The number of given and of new numbers.", "put:integer, new:integer"),
+    ("NumbersDeleted", "The number of removed numbers.", "deleted:integer"),
+    ("NumberPut", "A number is on the list.", "number:string?, listed:boolean, new:boolean"),
+    (
+        "Listed",
+        "The lists that contain a number.",
+        "number:string, reason~:string?, addedAt~:time, listed:boolean, lists:string[]",
+    ),
+    (
+        "RunToMake",
+        "A bulk run: docs/runs.md.",
+        "business:string, account:string, operation:string, request:object, leads~:object[], name~:string?, idempotency_key~:string?, number_field~:string, own_numbers~:string[], duplicates~:string, start_at~:string?, windows~:any, concurrency~:integer?, rate~:string?, weight~:integer, reserve_for_direct~:integer?, retry~:object, breaker~:object",
+    ),
+    (
+        "Run",
+        "A bulk run.",
+        "runId:string, businessId:string, account:string, operation:any, name:string?, state:string, reason:string?, leads:integer, startAt:time, createdAt:time, updatedAt:time, finishedAt:time?, resumeAt:time?, idempotencyKey:string?, retries:integer",
+    ),
+    (
+        "RunWithCounts",
+        "A bulk run with the counts of its leads by result.",
+        "+Run, counts:integer{}, done:integer, now~:time, nextDialAt~:time?, jobs~:integer?",
+    ),
+    (
+        "Schedule",
+        "A recurring run.",
+        "scheduleId:string, businessId:string, name:string, schedule:string, timezone:string, source:string, missed:any, badLeads:any, state:string, nextAt:time?, lastFiringAt:time?, lastRunId:string?, note:string?, failingFiringAt:time?, tries:integer, error:string?, createdAt:time, updatedAt:time",
+    ),
+    ("ScheduleWithRun", "A recurring run with the definition of its runs.", "+Schedule, run:object"),
+    ("Schedules", "Recurring runs.", "schedules:#Schedule[]"),
+    ("ScheduleDeleted", "Deleted.", "scheduleId:string, deleted:boolean"),
+    ("Fired", "The created run, or why there is none.", "scheduleId:string, run:#Run?, note:string?"),
+    ("Runs", "Bulk runs.", "runs:#Run[]"),
+    ("BadLeads", "Invalid leads; none was stored.", "error:string, message:string, count~:integer, mistakes~:object[]"),
+    ("Results", "The results of leads.", "results:object[], next:integer?"),
+    (
+        "Event",
+        "A recorded webhook.",
+        "id:string, account~:string, webhook~:string, event~:string, receivedAt~:time, path~:string, bodyKept~:boolean, spool~:string?, callId~:string?, outcome~:string?, tries~:integer, nextTryAt~:time?, parkedAt~:time?, error~:string?, own~:boolean",
+    ),
+    (
+        "Delivery",
+        "A request to the app.",
+        "id:string, eventId:string, callId:string?, url:string?, own:boolean, route:any, state:string, attempts:integer, nextTryAt:time?, doneAt:time?, lastError:string?",
+    ),
+    (
+        "Inbox",
+        "A page of webhooks; and the latest deliveries, and whether there are more.",
+        "events:#Event[], next:string?, pending:#Delivery[], morePending:boolean, givenUp:#Delivery[], moreGivenUp:boolean",
+    ),
+    (
+        "Replayable",
+        "The number of matching webhooks, the ids of a page, and the next page.",
+        "matching:integer, ids:string[], next:string?",
+    ),
+    (
+        "ReplayedAll",
+        "The number of matching webhooks, the result of their replay, and the next page.",
+        "matching:integer, replayed:integer, failed:integer, errors:object[], next:string?",
+    ),
+    ("EventWithDeliveries", "A webhook with its deliveries.", "+Event, deliveries:#Delivery[]"),
+    ("Replayed", "The replayed webhook, and the number of its deliveries.", "event:#Event?, deliveries:integer"),
+    (
+        "AuditEntry",
+        "An entry of the audit log.",
+        "id:string, at:time, who:string, from:string, what:string, target:string, reason:string?, before:any, after:any",
+    ),
+    ("Audit", "The audit log, the latest first.", "audit:#AuditEntry[]"),
+    (
+        "Reloaded",
+        "The result of a reload.",
+        "result:string, policy:string?, generation:integer, message:string?, diagnostics:object[], drawn:string",
+    ),
+    ("Reconciled", "The result of a comparison.", "accounts:object[], gate:object?, gateError:string?"),
+];
