@@ -5,10 +5,10 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion};
 use futures_util::FutureExt;
-use ringfence::admission::{AdmissionRequest, Decision, RetryAfterEstimator, Slots};
-use ringfence::gate::Gate;
-use ringfence::gate::memory::MemoryGate;
+use ringfence::admission::limiter::Gate;
+use ringfence::admission::limiter::memory::MemoryGate;
 use ringfence::ids::CallId;
+use ringfence::policy::decision::{AdmissionRequest, Decision, RetryAfterEstimator, Slots};
 use ringfence::policy::{Binding, Bound, Mode, Scope};
 
 /// The businesses that share the holders.

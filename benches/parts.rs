@@ -15,7 +15,7 @@ use ringfence::policy::{Facts, Policy, RequestAttributes};
 use ringfence::provider::secret::Secret;
 use ringfence::provider::select::{Document, Message};
 use ringfence::provider::sign::{Keys, Request, Signature};
-use ringfence::webhook::route::candidates;
+use ringfence::webhooks::route::candidates;
 use ringfence_simulator::sign;
 
 const NOW_SECS: i64 = 1_760_000_000;

@@ -21,22 +21,22 @@ use tracing::{info, warn};
 use crate::admin::auth::Access;
 use crate::admin::reload::{ReloadTrigger, Reloaded, Running as _};
 use crate::admin::{self, Admin, Board};
-use crate::admission::GateMode;
+use crate::admission::limiter::memory::MemoryGate;
+use crate::admission::limiter::redis::RedisGate;
+use crate::admission::limiter::{Channel, Gate};
+use crate::admission::{Capacity, LivePolicy, Role};
 use crate::calls::Calls;
+use crate::calls::lifecycle::Lifecycle;
+use crate::calls::notify::{self, Hub};
 use crate::calls::post_call::webhook_health::watch_hooks;
-use crate::capacity::{Capacity, LivePolicy, Role};
+use crate::calls::reconcile::{self, SweepStatuses};
 use crate::clock::Clock;
 use crate::config::{AdminSocket, Config, ListenerName};
 use crate::failpoint;
-use crate::gate::memory::MemoryGate;
-use crate::gate::redis::RedisGate;
-use crate::gate::{Channel, Gate};
-use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::net::{Edge, EdgeSettings, LocalSocket, ReloadingTls, RunningEdge, descriptors, install_crypto_provider};
-use crate::notify::{self, Hub};
 use crate::policy::Policy;
-use crate::reconcile::{self, SweepStatuses};
+use crate::policy::decision::GateMode;
 use crate::runs::recurring::keeper;
 use crate::runs::{Runs, dialler};
 use crate::store::postgres::PostgresStore;
@@ -44,7 +44,7 @@ use crate::store::sqlite::SqliteStore;
 use crate::store::{self, Journal, OwnershipMode, Replica, RetentionCutoffs, Spool, Store, StoreError};
 use crate::token::Keys;
 use crate::transcripts::{self, Client, Feed, RemoteChanges, Sockets};
-use crate::webhook::{self, Webhooks, deliver};
+use crate::webhooks::{self, Webhooks, deliver};
 use listener_tls::ListenerTls;
 pub use reload::{ConfigSource, SetLogFilter};
 use reload::{Listener, Live};
@@ -167,9 +167,9 @@ impl App {
         let tls = ListenerTls::load(config.listen.tls.as_ref()).map_err(start_error)?;
         let api = bind("api", config.listen.api, edge.clone(), tls.of(ListenerName::Api)).await?.on_cores();
         let with_audio = EdgeSettings {
-            max_body_bytes: webhook::BODIES_BYTES_MAX,
-            max_large_body_bytes: webhook::LARGE_BODIES_BYTES_MAX,
-            max_large_body_bytes_of_peer: webhook::BODY_BYTES_MAX,
+            max_body_bytes: webhooks::BODIES_BYTES_MAX,
+            max_large_body_bytes: webhooks::LARGE_BODIES_BYTES_MAX,
+            max_large_body_bytes_of_peer: webhooks::BODY_BYTES_MAX,
             ..edge.clone()
         };
         let name = if config.listen.is_public { "public" } else { "webhooks" };
@@ -289,15 +289,15 @@ impl App {
         tasks.spawn(follow_do_not_call(capacity.roles(), live.clone(), stop.clone()));
         tasks.spawn(capacity.clone().keep(stop.clone()));
         let (newest, leads) = (live.clone(), move || capacity.role().leads);
-        tasks.spawn(webhook::replay_loop(move || newest.webhooks(), leads, stop.clone()));
+        tasks.spawn(webhooks::replay_loop(move || newest.webhooks(), leads, stop.clone()));
         let newest = live.clone();
         tasks.spawn(deliver::run(move || newest.calls(), spool, wake, stop.clone()));
         let newest = live.clone();
-        tasks.spawn(webhook::journal_loop(move || newest.webhooks(), stop.clone()));
+        tasks.spawn(webhooks::journal_loop(move || newest.webhooks(), stop.clone()));
         let (newest, role) = (live.clone(), calls.lifecycle.capacity.clone());
-        tasks.spawn(webhook::spool_loop(move || newest.webhooks(), move || role.role().leads, stop.clone()));
+        tasks.spawn(webhooks::spool_loop(move || newest.webhooks(), move || role.role().leads, stop.clone()));
         let (newest, role) = (live.clone(), calls.lifecycle.capacity.clone());
-        tasks.spawn(webhook::records_loop(move || newest.webhooks(), move || role.role().leads, stop.clone()));
+        tasks.spawn(webhooks::records_loop(move || newest.webhooks(), move || role.role().leads, stop.clone()));
         let (newest, role) = (live.clone(), calls.lifecycle.capacity.clone());
         tasks.spawn(watch_hooks(move || newest.calls().post_call, move || role.role().leads, stop.clone()));
         let newest = live.clone();

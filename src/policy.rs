@@ -5,6 +5,7 @@
 mod agent_bound;
 mod business;
 mod contradiction;
+pub mod decision;
 mod declared;
 mod in_force;
 mod rate;

@@ -39,16 +39,16 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+use crate::admission::Member;
 use crate::call::{EndProof, Outcome, Phase, Source, session_status};
 use crate::calls::Calls;
 use crate::calls::provider_client::terminate::HungUp;
-use crate::capacity::Member;
+use crate::calls::reconcile::SweepStatuses;
 use crate::clock::rfc3339;
 use crate::ids::{BusinessId, CallId, mask_number};
 use crate::net::{Exchange, Handler};
 use crate::policy::{Bound, Limit, Per, Policy};
 use crate::provider::path::percent_decode;
-use crate::reconcile::SweepStatuses;
 use crate::reply::{for_browsers, health, json_answer, problem};
 use crate::runs::Runs;
 use crate::store::{CallRecord, Journal, KEY_KIND, StoreError};

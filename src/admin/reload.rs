@@ -9,13 +9,13 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::Admin;
-use crate::capacity::Compared;
+use crate::admission::Compared;
+use crate::calls::reconcile::SweepReport;
 use crate::clock::{UnixMs, rfc3339};
 use crate::config::diagnostics::Diagnostic;
-use crate::reconcile::SweepReport;
 use crate::reply::json_answer;
 use crate::store::StoreError;
-use crate::webhook::Replayed;
+use crate::webhooks::Replayed;
 
 /// The trigger of a reload, for the log and the audit.
 #[derive(Debug, Clone)]

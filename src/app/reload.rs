@@ -21,6 +21,7 @@ use tracing::{info, warn};
 use crate::admin::Admin;
 use crate::admin::reload::{InForce, Reconciled, ReloadOutcome, ReloadTrigger, Reloaded, Running};
 use crate::calls::Calls;
+use crate::calls::reconcile::{SweepReport, Sweeper};
 use crate::calls::rejection::CAPACITY_INBOUND;
 use crate::clock::UnixMs;
 use crate::config::diagnostics::{self, Diagnostic, Report, Severity};
@@ -30,12 +31,11 @@ use crate::metrics::Counted;
 use crate::net::{CALLBACK_MARK, Exchange, Handler, Upstream, UpstreamError, UpstreamSettings};
 use crate::policy::{Business, Policy, Settings};
 use crate::proxy::Proxy;
-use crate::reconcile::{SweepReport, Sweeper};
 use crate::reply::{Disposition, RejectionCode, problem};
 use crate::runs::Runs;
 use crate::store::{AuditRecord, StoreError};
 use crate::transcripts::Client;
-use crate::webhook::{Replayed, Webhooks};
+use crate::webhooks::{Replayed, Webhooks};
 
 /// The prefix of ringfence's own headers.
 const OWN_HEADERS: &str = "x-ringfence";

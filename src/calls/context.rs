@@ -8,8 +8,8 @@ use tokio_util::task::TaskTracker;
 
 use super::app_address::AppAddress;
 use super::sweep_requests::SweepRequests;
+use crate::calls::lifecycle::Lifecycle;
 use crate::ids::AccountName;
-use crate::lifecycle::Lifecycle;
 use crate::net::Upstream;
 use crate::policy::{Mode, Policy};
 use crate::provider::account::Account;

@@ -10,11 +10,11 @@ use super::context::Context;
 use super::outbound::CreateRequest;
 use crate::call::Direction;
 use crate::destinations::{Blocked, DoNotCall, When};
+use crate::destinations::{Hours, Zone};
 use crate::ids::{BusinessId, mask_number};
 use crate::policy::Mode;
 use crate::provider::select::Message;
 use crate::reply::{Rejection, RejectionCode};
-use crate::schedule::{Hours, Zone};
 use crate::store;
 
 /// Changes of the lists that are read in one batch, so that other queries get their turn.

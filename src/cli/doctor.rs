@@ -25,7 +25,7 @@ use crate::net::{Upstream, UpstreamSettings, install_crypto_provider, served_unt
 use crate::provider::account::Account;
 use crate::provider::check::Place;
 use crate::reply::is_health;
-use crate::webhook::InboundMode;
+use crate::webhooks::InboundMode;
 
 /// The tolerated clock skew, in seconds.
 const CLOCK_SECS: i64 = 5;

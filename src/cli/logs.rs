@@ -14,8 +14,8 @@ use tracing_subscriber::{EnvFilter, Layer as _, reload};
 
 use crate::app::SetLogFilter;
 use crate::config::LogSettings;
-use crate::reports::ErrorLayer;
-use crate::traces::{Layers, TARGET};
+use crate::telemetry::reports::ErrorLayer;
+use crate::telemetry::traces::{Layers, TARGET};
 
 /// Starts logging to stderr and to a collector, traces and error reports; returns a function that changes the filter of the log. A
 /// second call does nothing.

@@ -14,7 +14,7 @@ use crate::app::{App, ConfigSource, SetLogFilter};
 use crate::clock::Clock;
 use crate::config::{Config, File};
 use crate::net::{Upstream, UpstreamSettings, cores, install_crypto_provider};
-use crate::{reports, traces};
+use crate::telemetry::{reports, traces};
 
 #[derive(Debug, Args)]
 pub(super) struct Serve {

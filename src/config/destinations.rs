@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::file::{held_by, unreadable};
 use super::table::Table;
 use crate::destinations::{Country, Kind, NumberSet, Prefix, Rules, Settings, Test, Validate};
-use crate::schedule::{Hours, Zone};
+use crate::destinations::{Hours, Zone};
 
 pub(super) fn read(root: &Table<'_>, folder: &Path) -> Settings {
     let table = root.table("destinations");

@@ -33,12 +33,12 @@ use std::time::Duration;
 use http::Uri;
 use toml::de::DeTable;
 
+use crate::admission;
+use crate::admission::limiter::redis;
 use crate::call::Deadlines;
 use crate::calls::AppAddress;
 use crate::calls::SEND_WITHIN;
 use crate::calls::{self};
-use crate::capacity;
-use crate::gate::redis;
 use crate::ids::{AccountName, number_key};
 use crate::jws::SECRET_BYTES_MIN;
 use crate::metrics::BUSINESS_LABELS;
@@ -47,11 +47,11 @@ use crate::provider::Registry;
 use crate::provider::account::Account;
 use crate::provider::secret::Secret;
 use crate::reply::SDK_RETRY_AFTER_MAX_SECS;
-use crate::reports;
 use crate::runs;
-use crate::traces;
+use crate::telemetry::reports;
+use crate::telemetry::traces;
 use crate::transcripts;
-use crate::webhook::{self, InboundMode};
+use crate::webhooks::{self, InboundMode};
 use diagnostics::{Diagnostic, Report, Severity};
 pub use file::{File, FileRead, Inputs};
 pub use listen::{AdminSocket, Listen, ListenerName, TlsSettings};
@@ -78,7 +78,7 @@ pub struct Config {
     /// Requests to providers.
     pub calls: calls::Settings,
     /// Webhooks of providers.
-    pub webhooks: webhook::Settings,
+    pub webhooks: webhooks::Settings,
     /// How long a call may stay in a phase without news.
     pub deadlines: Deadlines,
     /// How long a create's answer is awaited after the app was answered.
@@ -92,7 +92,7 @@ pub struct Config {
     /// The folder for bodies that are too large for the database.
     pub spool_dir: PathBuf,
     /// The limiter.
-    pub gate: capacity::Settings,
+    pub gate: admission::Settings,
     /// The Redis server of the limiter, if there is one.
     pub redis: Option<redis::Settings>,
     /// Live transcripts.
@@ -258,7 +258,7 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
     }
     let agents = inbound.table("agents").named_texts();
     let agents = agents.into_iter().map(|(number, agent)| (number_key(&number).into_owned(), agent)).collect();
-    let extra_paths: webhook::ExtraPaths =
+    let extra_paths: webhooks::ExtraPaths =
         EXTRA_PATHS.into_iter().filter_map(|(webhook, key)| Some((webhook.to_owned(), inbound.texts(key)?))).collect();
     let when_full = policy::instead(&inbound, "when_full");
     let when_down = policy::instead(&inbound, "when_down");
@@ -377,7 +377,7 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
             strict_order: records.strict_order,
             events: records.events,
         },
-        webhooks: webhook::Settings {
+        webhooks: webhooks::Settings {
             public_url,
             forward_url: records.forward_url,
             app_public_url: records.app_public_url,

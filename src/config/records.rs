@@ -13,7 +13,7 @@ use crate::calls::OwnEvents;
 use crate::net::CallbackRules;
 use crate::policy::Privacy;
 use crate::provider::sign::standard_key;
-use crate::webhook::AppHost;
+use crate::webhooks::AppHost;
 
 /// The settings of these tables.
 pub(super) struct Records {

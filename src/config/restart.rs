@@ -6,7 +6,7 @@ use toml::de::DeTable;
 
 use super::diagnostics::{Diagnostic, Report};
 use super::{Config, Listen};
-use crate::gate::redis;
+use crate::admission::limiter::redis;
 use crate::store::postgres;
 
 /// The changed keys that need a restart, as errors at their place in the new text. With any of them, no part of the new config

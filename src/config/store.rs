@@ -6,9 +6,9 @@ use std::time::Duration;
 use super::POSTGRES_SOCKET;
 use super::policy::ON_OUTAGE;
 use super::table::Table;
-use crate::admission::GateMode;
-use crate::capacity;
-use crate::gate::redis;
+use crate::admission;
+use crate::admission::limiter::redis;
+use crate::policy::decision::GateMode;
 use crate::policy::{OnOutage, RETENTION_DAYS};
 use crate::store::postgres::{self, Pooler};
 
@@ -92,13 +92,13 @@ pub(super) fn store(root: &Table<'_>, folder: &std::path::Path) -> StoreSettings
 pub(super) fn gate(
     root: &Table<'_>,
     folder: &std::path::Path,
-) -> (capacity::Settings, Option<redis::Settings>, OnOutage) {
+) -> (admission::Settings, Option<redis::Settings>, OnOutage) {
     let table = root.table("gate");
-    let default = capacity::Settings::default();
+    let default = admission::Settings::default();
     let modes = [GateMode::Memory, GateMode::Database, GateMode::Redis].map(|mode| (mode.as_str(), mode));
     let home = table.word("backend", &modes).unwrap_or(default.home);
     let ms = |key, range, default: Duration| table.number(key, range).map_or(default, Duration::from_millis);
-    let settings = capacity::Settings {
+    let settings = admission::Settings {
         home,
         fallback_after: ms("fallback_after_ms", 100..=600_000, default.fallback_after),
         return_after: ms("return_after_ms", 100..=3_600_000, default.return_after),

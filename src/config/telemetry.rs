@@ -4,7 +4,7 @@ use http::Uri;
 
 use super::table::Table;
 use super::url;
-use crate::{reports, traces};
+use crate::telemetry::{reports, traces};
 
 /// What is sent to a collector apart from other things: its path there
 /// (<https://opentelemetry.io/docs/specs/otlp/#otlphttp-request>), and the variable that names its address alone

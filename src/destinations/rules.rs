@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::hours::{Allowed, Hours, Windows, next_allowed};
 use super::lists::{DoNotCall, Listed, NumberSet, Unreadable};
 use super::number::{Country, Destination, Kind, Number, Validate};
+use super::zones::{Zone, zones_of};
 use crate::clock::rfc3339;
 use crate::ids::prefix_key;
-use crate::schedule::{Allowed, Hours, Windows, Zone, next_allowed, zones_of};
 
 /// A prefix of numbers, as in `+90`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

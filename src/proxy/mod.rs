@@ -19,7 +19,7 @@ use crate::net::{Exchange, Handler, HostRule, Mount, RelayTarget};
 use crate::provider::account::Account;
 use crate::provider::path::percent_decode;
 use crate::reply::{Rejection, RejectionCode, health, problem};
-use crate::traces;
+use crate::telemetry::traces;
 pub use create::{CREATE_BYTES_MAX, CREATE_MANY_BYTES_MAX};
 use create::{Parsed, parse};
 use relay::{relay, relay_rejected};

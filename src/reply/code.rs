@@ -2,7 +2,7 @@
 
 use http::StatusCode;
 
-use crate::admission::LimitExceeded;
+use crate::policy::decision::LimitExceeded;
 use crate::policy::{Bound, Scope};
 use crate::provider::description::RefusalShape;
 

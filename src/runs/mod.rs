@@ -35,7 +35,7 @@ use crate::calls::Destinations;
 use crate::calls::batches::BatchCalling;
 use crate::clock::UnixMs;
 use crate::destinations::Blocked;
-use crate::schedule::Zone;
+use crate::destinations::Zone;
 use recurring::source::Sources;
 use spec::Spec;
 

@@ -19,13 +19,13 @@ use serde_json::{Map, Value};
 use crate::call::Outcome;
 use crate::calls::Calls;
 use crate::calls::outbound::CreateRequest;
+use crate::destinations::Hours;
 use crate::ids::{AccountName, BusinessId};
 use crate::policy::{Facts, Rate};
 use crate::provider::account::{Account, join};
 use crate::provider::description::{Dial, Operation};
 use crate::provider::render::{Target, render};
 use crate::provider::select::{Document, Message};
-use crate::schedule::Hours;
 
 /// Numbers in a pool at most.
 const POOL_MAX: usize = 1_000;

@@ -8,8 +8,8 @@ use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::time::{Instant, sleep_until};
 
+use crate::calls::notify::{Hub, News, Notification};
 use crate::ids::CallId;
-use crate::notify::{Hub, News, Notification};
 
 /// How long after the end of a call at another replica a full round checks whether that one has handed its slot over.
 const HAND_OVER_GRACE: Duration = Duration::from_millis(50);

@@ -16,9 +16,9 @@ mod transcripts;
 use std::sync::Arc;
 
 use super::*;
-use crate::admission::Shortfall;
 use crate::call::{Deadlines, Direction, EndProof, Origin, Outcome, Phase, Source, Step};
 use crate::ids::{AccountName, BusinessId};
+use crate::policy::decision::Shortfall;
 pub(super) use do_not_call::*;
 pub(super) use gate::*;
 pub(super) use messages::*;

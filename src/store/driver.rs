@@ -10,10 +10,10 @@ use futures_util::future::BoxFuture;
 use super::row::Row;
 pub(super) use super::row::{Fault, Sql, damaged};
 use super::{AdmitOutcome, IngestOutcome, NewCall, NewUtterance, Result, Ring, UtteranceIngest, UtteranceRef};
-use crate::admission::{AdmissionRequest, GateState};
 use crate::clock::UnixMs;
 use crate::failpoint;
 use crate::ids::{Alias, CallId};
+use crate::policy::decision::{AdmissionRequest, GateState};
 use crate::provider::secret::Secret;
 
 /// A step of a transaction. On SQLite it never awaits: it runs on a thread of the store.

@@ -45,10 +45,10 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::admission::{AdmissionRequest, GateMode, GateState, LeaseRow};
 use crate::call::Event;
 use crate::clock::UnixMs;
 use crate::ids::{AccountName, Alias, CallId, RefusalId};
+use crate::policy::decision::{AdmissionRequest, GateMode, GateState, LeaseRow};
 use crate::policy::{Business, Facts, Policy};
 use crate::provider::secret::Secret;
 pub use bypass::Bypass;

@@ -2,11 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::admission::{GateState, LeaseRow, RateLog, Shortfall};
 use crate::call::{EndProof, Event, Origin, Outcome, Phase, Source};
 use crate::clock::UnixMs;
 use crate::ids::{Alias, CallId};
 use crate::policy::Facts;
+use crate::policy::decision::{GateState, LeaseRow, RateLog, Shortfall};
 
 /// The app's own status callback, which ringfence's own replaced.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -112,7 +112,7 @@ pub struct NewCall {
     pub callback: Option<AppCallback>,
     /// The fingerprint of its create request.
     pub fingerprint: Option<String>,
-    /// The limit keys that it is counted under (see [`crate::admission::keys`]): they make its open row a lease.
+    /// The limit keys that it is counted under (see [`crate::policy::decision::keys`]): they make its open row a lease.
     pub keys: Vec<String>,
     /// The replica that records it.
     pub replica: Option<String>,

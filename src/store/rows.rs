@@ -7,10 +7,10 @@ use super::{
     AuditRecord, Bypass, CallRecord, CreateAnswer, Delivery, EndedCall, InFlightRow, InboxEvent, Living, NewEvent,
     OutboxDelivery, RefusalRecord, Replica, StoredPostCall, Utterance, UtterancePosition, Waiting,
 };
-use crate::admission::{GateState, LeaseRow};
 use crate::call::Phase;
 use crate::clock::UnixMs;
 use crate::ids::{AccountName, Alias, BusinessId, CallId, RefusalId};
+use crate::policy::decision::{GateState, LeaseRow};
 use crate::policy::{Business, Facts};
 use crate::provider::description::PostCall;
 

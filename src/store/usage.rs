@@ -3,9 +3,9 @@
 
 use std::collections::HashMap;
 
-use crate::admission::{LeaseRow, LimitUsage, OLDEST_MAX, RateLog, keys};
 use crate::clock::UnixMs;
 use crate::ids::CallId;
+use crate::policy::decision::{LeaseRow, LimitUsage, OLDEST_MAX, RateLog, keys};
 use crate::policy::{Facts, Policy};
 
 /// The pool whose limits are decided together.

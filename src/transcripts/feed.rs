@@ -19,9 +19,9 @@ use tracing::debug;
 use super::message;
 use super::runs::RunFeed;
 use crate::call::Phase;
+use crate::calls::notify::{self, Hub};
 use crate::clock::Clock;
 use crate::ids::CallId;
-use crate::notify::{self, Hub};
 use crate::store::{CallRecord, Result, Store, StoredPostCall, Utterance, UtterancePosition};
 
 /// Utterances of a followed call that are cached. Older ones are read from the database.

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 use crate::call::{Outcome, Phase, Speaker, stream_status};
+use crate::calls::notify::Partial;
 use crate::clock::{UnixMs, rfc3339};
-use crate::notify::Partial;
 use crate::provider::description::APP_ID_KIND;
 use crate::store::{CallRecord, StoredPostCall, Utterance};
 

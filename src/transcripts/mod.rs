@@ -23,9 +23,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::calls::Calls;
+use crate::calls::lifecycle::Lifecycle;
 use crate::calls::post_call::shown::Numbers;
 use crate::ids::{Alias, CallId};
-use crate::lifecycle::Lifecycle;
 use crate::net::{Exchange, Handler, NoSocket};
 use crate::provider::description::APP_ID_KIND;
 use crate::provider::path::percent_decode;

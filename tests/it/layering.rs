@@ -104,7 +104,7 @@ fn creates_are_sent_in_one_place() {
         .filter(|(_, _, code, test)| (code.contains("Lease::new(") || code.contains("Admitted {")) && !test)
         .map(|(_, place, ..)| place)
         .collect();
-    let may = ["src/capacity.rs", "src/calls/outbound/admit.rs", "src/admission.rs", "src/gate/", "src/store/"];
+    let may = ["src/admission", "src/calls/outbound/admit.rs", "src/policy/decision.rs", "src/store/"];
     assert!(made.iter().all(|place| may.iter().any(|may| place.starts_with(may))), "{made:?}");
 }
 
@@ -116,8 +116,8 @@ fn engines_are_known_in_one_place() {
         assert!(!(code.contains("pingora_pool::")) || module == "net", "{place}");
         assert!(!code.contains("hyper_util::") || module == "net", "{place}");
         assert!(!code.contains("sqlx::") || module == "store", "{place}");
-        assert!(!code.contains("opentelemetry::") || module == "traces", "{place}");
-        assert!(!code.contains("sentry_types::") || module == "reports", "{place}");
+        assert!(!code.contains("opentelemetry::") || module == "telemetry", "{place}");
+        assert!(!code.contains("sentry_types::") || module == "telemetry", "{place}");
     }
 }
 

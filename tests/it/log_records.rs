@@ -181,7 +181,7 @@ async fn what_sending_writes_is_not_sent() {
     let all = records(&collector);
     for record in &all {
         assert!(
-            !record.target.starts_with("ringfence::traces") && !record.target.starts_with("opentelemetry"),
+            !record.target.starts_with("ringfence::telemetry::traces") && !record.target.starts_with("opentelemetry"),
             "{record:#?}"
         );
         let texts = record.attributes.values().chain([&record.body]);

@@ -486,7 +486,7 @@ async fn a_webhook_that_can_never_be_applied_is_parked_and_replayed_by_an_operat
     execute(&stage, "UPDATE call_aliases SET call_id = 'x' || call_id WHERE kind = 'conversation_id'").await;
     assert_eq!(post(&stage, &payload(&conversation)).await.status, 200);
     stage.wait("it is tried", async || stage.ask("/api/events").await["events"][0]["tries"] == 1).await;
-    for tries in 2..=ringfence::webhook::REPLAY_AGAIN_SECS.len() + 1 {
+    for tries in 2..=ringfence::webhooks::REPLAY_AGAIN_SECS.len() + 1 {
         stage.stop_app().await;
         stage.start_app().await;
         let listed = stage.ask("/api/events").await;
@@ -540,7 +540,7 @@ async fn a_delivery_that_is_given_up_is_replayed() {
         200,
         "an app that is down is no provider's business"
     );
-    for tries in 1..=ringfence::webhook::deliver::BACKOFF_SECS.len() + 1 {
+    for tries in 1..=ringfence::webhooks::deliver::BACKOFF_SECS.len() + 1 {
         let tried = async || {
             let list = stage.ask("/api/events").await;
             let all = [&list["pending"], &list["givenUp"]].map(|some| some.as_array().unwrap().clone()).concat();

@@ -20,20 +20,20 @@ use super::not_sent::NotSent;
 use super::observe::WOULD_REFUSE;
 use super::prepare::{SlotGrant, prepare};
 use super::request::CreateRequest;
-use crate::admission::LimitExceeded;
+use crate::admission::{AdmissionError, Lease};
 use crate::call::{EndProof, Outcome as End, Source};
 use crate::calls::context::{ANSWER_BYTES_MAX, Context};
 use crate::calls::provider_client::ProviderClient;
 use crate::calls::rejection::{Rejections, hung_up};
-use crate::capacity::{AdmissionError, Lease};
 use crate::clock::since_boot;
 use crate::failpoint;
 use crate::ids::{Alias, CallId, mask_number};
 use crate::net::Outcome;
+use crate::policy::decision::LimitExceeded;
 use crate::provider::select::Message;
 use crate::reply::{Rejection, RejectionCode};
 use crate::store::Change;
-use crate::traces;
+use crate::telemetry::traces;
 
 /// Response header: the concurrent calls that a batch was granted, and how many it asked for (`3/10`).
 const SLOTS_HEADER: &str = "x-ringfence-slots";

@@ -7,12 +7,12 @@ use tracing::warn;
 
 use super::not_sent::NotSent;
 use super::request::CreateRequest;
-use crate::admission::Slots;
 use crate::call::Phase;
 use crate::calls::context::Context;
 use crate::calls::provider_client::ProviderClient;
 use crate::calls::provider_client::lookup::LookedUpGroup;
 use crate::ids::Alias;
+use crate::policy::decision::Slots;
 use crate::provider::description::OWN_ID_KIND;
 use crate::provider::select::Message;
 use crate::reply::{Rejection, RejectionCode};

@@ -7,13 +7,13 @@ use futures_util::FutureExt as _;
 use super::job::JobTerms;
 use super::prepare::{Prepared, SlotGrant, prepare};
 use super::request::CreateRequest;
-use crate::admission::{AdmissionRequest, LimitExceeded, Slots};
+use crate::admission::{Admission, AdmissionError, Lease};
 use crate::call::{Origin, Phase};
 use crate::calls::context::Context;
 use crate::calls::vouch::subaccount_alias;
-use crate::capacity::{Admission, AdmissionError, Lease};
 use crate::clock::since_boot;
 use crate::ids::{Alias, CallId};
+use crate::policy::decision::{AdmissionRequest, LimitExceeded, Slots};
 use crate::policy::{Binding, Bound, Mode};
 use crate::reply::Rejection;
 

@@ -2,9 +2,9 @@
 
 use tokio::sync::oneshot;
 
-use crate::admission::LimitExceeded;
 use crate::ids::{Alias, CallId};
 use crate::policy::Binding;
+use crate::policy::decision::LimitExceeded;
 
 /// Terms of a job.
 pub struct JobTerms {

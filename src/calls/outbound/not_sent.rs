@@ -1,6 +1,6 @@
 //! Why a create was not sent.
 
-use crate::admission::LimitExceeded;
+use crate::policy::decision::LimitExceeded;
 use crate::reply::Rejection;
 
 /// The error of a phase before the send.

@@ -13,8 +13,8 @@ use super::fetches::{Asked, Turn};
 use super::records::{PostCallRecords, RETRY_DELAYS_SECS};
 use super::shown::{Numbers, shown};
 use crate::call::Source;
+use crate::calls::lifecycle::finish;
 use crate::ids::Alias;
-use crate::lifecycle::finish;
 use crate::reply::{json_answer, problem};
 use crate::store::{CallRecord, StoreError};
 

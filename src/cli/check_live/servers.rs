@@ -1,8 +1,8 @@
 //! The servers of ringfence's own: the database, and the limiter's Redis.
 
 use super::{Depth, Live, join};
-use crate::gate::GateError;
-use crate::gate::redis::{self, RedisGate};
+use crate::admission::limiter::GateError;
+use crate::admission::limiter::redis::{self, RedisGate};
 use crate::store::postgres;
 use crate::store::sqlite::inspect::{Inspected, holder, inspect};
 

@@ -1,7 +1,7 @@
 //! What is to be done about a schedule now, and how it stands afterwards. Pure.
 
+use super::cron::{Cron, Due, Missed};
 use crate::clock::UnixMs;
-use crate::schedule::{Cron, Due, Missed};
 use crate::store::schedules::{Schedule, ScheduleState};
 
 /// A firing that is late by no more than this, in milliseconds, is no missed one.
@@ -78,7 +78,7 @@ pub fn resumed(schedule: &Schedule, cron: &Cron, now_ms: UnixMs) -> Schedule {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::schedule::Zone;
+    use crate::destinations::Zone;
 
     const MINUTE: i64 = 60_000;
     const HOUR: i64 = 60 * MINUTE;

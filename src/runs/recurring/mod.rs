@@ -7,6 +7,7 @@
 //! ([`firing::key`]), and no two runs of a business have one key. The leader alone looks after schedules, so that a source is not
 //! asked by all; that is for politeness and not for safety.
 
+pub mod cron;
 pub mod decide;
 pub mod firing;
 pub mod keeper;

@@ -4,10 +4,11 @@ use serde::{Deserialize, Serialize};
 
 use super::super::load::no_public_host;
 use super::super::spec::{Plan, Spec};
+use super::cron::{Cron, Missed};
 use super::source::Sources;
 use crate::calls::Calls;
 use crate::clock::UnixMs;
-use crate::schedule::{Cron, Missed, Zone};
+use crate::destinations::Zone;
 
 /// The longest name, in characters.
 const NAME_CHARS_MAX: usize = 100;

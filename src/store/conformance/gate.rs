@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use super::*;
-use crate::admission::{RateLog, Slots, keys};
+use crate::policy::decision::{RateLog, Slots, keys};
 use crate::policy::{Mode, OnOutage, Rate, Settings, Unknown, WhenFull};
 
 /// So many calls at once, and a rate.

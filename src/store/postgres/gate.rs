@@ -17,10 +17,12 @@ use super::super::usage::Counted;
 use super::super::{AdmitOutcome, NewCall};
 use super::driver::{Pg, lock_ids};
 use super::{Sql, query, to_json};
-use crate::admission::{AdmissionRequest, Decision, GateMode, GateState, OLDEST_MAX, RateLog, Shortfall, decide, keys};
 use crate::call::{Event, Phase};
 use crate::clock::UnixMs;
 use crate::ids::{AccountName, Alias, CallId};
+use crate::policy::decision::{
+    AdmissionRequest, Decision, GateMode, GateState, OLDEST_MAX, RateLog, Shortfall, decide, keys,
+};
 use crate::policy::{Binding, Bound};
 
 /// A call to be decided about.

@@ -29,9 +29,9 @@ use super::{
     AdmitOutcome, IngestOutcome, NewCall, NewUtterance, OwnershipMode, Result, Ring, StoreError, UtteranceIngest,
     UtteranceRef,
 };
-use crate::admission::{AdmissionRequest, GateState};
 use crate::clock::UnixMs;
 use crate::ids::CallId;
+use crate::policy::decision::{AdmissionRequest, GateState};
 use crate::provider::secret::Secret;
 use batch::{Batches, InDoubt};
 use driver::Pg;

@@ -4,8 +4,8 @@ use std::sync::Mutex;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 
 use super::*;
-use crate::admission::GateMode;
 use crate::net::spare_port;
+use crate::policy::decision::GateMode;
 use crate::provider::secret::Secret;
 use crate::store::conformance::{self, Fresh, new_call};
 use crate::store::queries::calls;

@@ -23,8 +23,8 @@ use super::super::rows::gate_state;
 use super::super::usage::POOL;
 use super::super::{Result, StoreError};
 use super::{Settings, Sql, code, explain, is_outside};
-use crate::admission::GateState;
 use crate::failpoint;
+use crate::policy::decision::GateState;
 use crate::provider::secret::Secret;
 
 /// How long a write waits for the outcome of its COMMIT.

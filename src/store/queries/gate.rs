@@ -8,9 +8,9 @@ use super::super::rows::{admitted, gate_state, held, open_row, readable};
 use super::super::usage::{POOL, recount, replay_since};
 use super::super::{EpochBump, Result};
 use super::first;
-use crate::admission::{GateMode, GateState, LeaseRow, RateLog, rate_logs};
 use crate::clock::UnixMs;
 use crate::policy::Policy;
+use crate::policy::decision::{GateMode, GateState, LeaseRow, RateLog, rate_logs};
 
 /// Times and attributes of calls admitted since a time.
 pub(super) const ADMITTED_SINCE: &str =

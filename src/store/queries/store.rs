@@ -15,10 +15,10 @@ use super::super::{
 };
 use super::calls::calls;
 use super::{bindings, calls, gate, messages, replicas};
-use crate::admission::{AdmissionRequest, GateMode, GateState, LeaseRow};
 use crate::call::Event;
 use crate::clock::UnixMs;
 use crate::ids::{AccountName, Alias, CallId, RefusalId};
+use crate::policy::decision::{AdmissionRequest, GateMode, GateState, LeaseRow};
 use crate::policy::{Business, Facts, Policy};
 use crate::provider::secret::Secret;
 

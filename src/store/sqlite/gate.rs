@@ -5,9 +5,9 @@ use super::super::queries::bindings::{Claim, claim};
 use super::super::queries::{calls, gate};
 use super::super::usage::Counted;
 use super::super::{AdmitOutcome, NewCall};
-use crate::admission::{AdmissionRequest, Decision, GateMode, GateState, OLDEST_MAX, Shortfall, decide, keys};
 use crate::call::Phase;
 use crate::policy::Bound;
+use crate::policy::decision::{AdmissionRequest, Decision, GateMode, GateState, OLDEST_MAX, Shortfall, decide, keys};
 
 pub(super) async fn admit(
     c: &mut dyn Driver,

@@ -22,9 +22,9 @@ use super::{
     AdmitOutcome, IngestOutcome, NewCall, NewUtterance, OwnershipMode, Result, StoreError, UtteranceIngest,
     UtteranceRef,
 };
-use crate::admission::{AdmissionRequest, GateState};
 use crate::clock::UnixMs;
 use crate::ids::CallId;
+use crate::policy::decision::{AdmissionRequest, GateState};
 use driver::{Sqlite, at_once, explain};
 pub use lock::FileLock;
 use readers::Readers;

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::admission::GateMode;
+use crate::policy::decision::GateMode;
 use crate::store::conformance::{self, Fresh};
 use crate::store::{InsertOutcome, Store};
 

@@ -1,0 +1,191 @@
+//! The bypass: while it lasts limits refuse nothing, at every replica that shares the record. Everything is counted and recorded as
+//! in observe mode. It ends at its time, whoever is up then.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use arc_swap::ArcSwapOption;
+use tracing::{debug, info, warn};
+
+use super::{Capacity, lock};
+use crate::policy::Mode;
+use crate::store::{Bypass, Result};
+
+/// What this process knows of it.
+#[derive(Debug, Default)]
+pub(super) struct BypassState {
+    latest: ArcSwapOption<Bypass>,
+    /// Held while `latest` changes.
+    versions: Mutex<Versions>,
+    /// Held while the store is told.
+    telling: tokio::sync::Mutex<()>,
+    /// It was in force when the supervisor last looked.
+    was_on: AtomicBool,
+}
+
+/// How often it was switched here.
+#[derive(Debug, Default)]
+struct Versions {
+    latest: u64,
+    /// The version that the store was told last. Until that is the latest, the other replicas do not know it.
+    told: u64,
+}
+
+impl BypassState {
+    /// The latest version, if the store has it. What is read from the store after that is as new, or newer.
+    pub(super) fn told(&self) -> Option<u64> {
+        let versions = lock(&self.versions);
+        (versions.told == versions.latest).then_some(versions.latest)
+    }
+}
+
+impl Capacity {
+    /// The bypass, while it is in force.
+    pub fn bypass(&self) -> Option<Arc<Bypass>> {
+        let now_ms = self.0.clock.now_ms();
+        self.0.bypass.latest.load_full().filter(|bypass| now_ms < bypass.until_ms)
+    }
+
+    /// Whether every replica knows of it, or of its end.
+    pub fn bypass_is_shared(&self) -> bool {
+        self.0.bypass.told().is_some()
+    }
+
+    /// Whether full limits refuse just now: as the policy says, unless they are bypassed.
+    pub fn mode(&self) -> Mode {
+        if self.bypass().is_some() { Mode::Observe } else { self.0.policy.load().mode() }
+    }
+
+    /// Switches the bypass on, or off. It is in force here at once, and at the others with their next heartbeat.
+    ///
+    /// # Errors
+    /// The store could not be told: this process alone knows of it, and tells the store when it is back.
+    pub async fn set_bypass(&self, bypass: Option<Bypass>) -> Result<()> {
+        {
+            let mut versions = lock(&self.0.bypass.versions);
+            versions.latest += 1;
+            self.0.bypass.latest.store(bypass.map(Arc::new));
+        }
+        self.note_bypass();
+        self.tell_bypass().await
+    }
+
+    /// Tells the store the latest, one after another, so that an older one never overtakes it.
+    async fn tell_bypass(&self) -> Result<()> {
+        let state = &self.0.bypass;
+        let _turn = state.telling.lock().await;
+        let (version, latest) = {
+            let versions = lock(&state.versions);
+            (versions.latest, state.latest.load_full())
+        };
+        self.0.store.set_bypass(latest.map(|bypass| (*bypass).clone())).await?;
+        lock(&state.versions).told = version;
+        Ok(())
+    }
+
+    /// Takes up what the store says; first tells it what it does not know yet. `told` is [`BypassState::told`] of before the read: a
+    /// read that began before the last switch does not know it, and is skipped.
+    pub(super) async fn apply_stored_bypass(&self, stored: Option<Bypass>, told: Option<u64>) {
+        let state = &self.0.bypass;
+        if state.told().is_none() {
+            if let Err(error) = self.tell_bypass().await {
+                debug!(%error, "failed to record the bypass");
+            }
+        } else {
+            let versions = lock(&state.versions);
+            if told == Some(versions.latest) {
+                state.latest.store(stored.map(Arc::new));
+            }
+        }
+        self.note_bypass();
+    }
+
+    /// Shows its beginning and its end, however it came.
+    pub(super) fn note_bypass(&self) {
+        let now = self.bypass();
+        self.0.metrics.bypass_active(now.is_some());
+        match (self.0.bypass.was_on.swap(now.is_some(), Ordering::Relaxed), now) {
+            (false, Some(bypass)) => {
+                let until = crate::clock::rfc3339(bypass.until_ms);
+                warn!(by = bypass.who, reason = bypass.reason, until, "bypass on: limits refuse nothing");
+            }
+            (true, None) => info!("bypass over: limits refuse again as the policy says"),
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arc_swap::ArcSwap;
+
+    use super::super::{Settings, model};
+    use super::*;
+    use crate::clock::Clock;
+    use crate::metrics::Metrics;
+    use crate::policy::decision::GateMode;
+    use crate::store::sqlite::SqliteStore;
+    use crate::store::{OwnershipMode, Replica};
+
+    async fn capacity() -> Capacity {
+        let folder = std::env::temp_dir().join(format!("ringfence-bypass-{}", crate::ids::CallId::new()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let store = SqliteStore::open(&folder.join("ringfence.db"), true, OwnershipMode::Exclusive).await.unwrap();
+        Capacity::new(
+            Arc::new(store),
+            None,
+            Settings { home: GateMode::Memory, ..Settings::default() },
+            Arc::new(ArcSwap::new(model::policy(1))),
+            Clock::system(),
+            Metrics::new().unwrap(),
+            Replica::new(),
+        )
+    }
+
+    fn an_hour() -> Bypass {
+        let since_ms = Clock::system().now_ms();
+        Bypass { since_ms, until_ms: since_ms + 3_600_000, who: "ops".to_owned(), reason: "test".to_owned() }
+    }
+
+    #[tokio::test]
+    async fn a_read_that_began_before_a_switch_does_not_undo_it() {
+        let capacity = capacity().await;
+        let read = async || (capacity.0.bypass.told(), capacity.0.store.bypass().await.unwrap());
+        let (told, stored) = read().await;
+        capacity.set_bypass(Some(an_hour())).await.unwrap();
+        capacity.apply_stored_bypass(stored, told).await;
+        assert!(capacity.bypass().is_some(), "switched on");
+
+        let (told, stored) = read().await;
+        capacity.set_bypass(None).await.unwrap();
+        capacity.apply_stored_bypass(stored, told).await;
+        assert!(capacity.bypass().is_none(), "switched off");
+
+        // What another replica has written counts.
+        capacity.0.store.set_bypass(Some(an_hour())).await.unwrap();
+        let (told, stored) = read().await;
+        capacity.apply_stored_bypass(stored, told).await;
+        assert!(capacity.bypass().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_read_between_a_switch_and_its_record_does_not_undo_it() {
+        let capacity = capacity().await;
+        {
+            // Switched, and the store does not know it yet.
+            let mut versions = lock(&capacity.0.bypass.versions);
+            versions.latest += 1;
+            capacity.0.bypass.latest.store(Some(Arc::new(an_hour())));
+        }
+        let told = capacity.0.bypass.told();
+        let stored = capacity.0.store.bypass().await.unwrap();
+        assert!(!capacity.bypass_is_shared() && stored.is_none());
+        capacity.tell_bypass().await.unwrap();
+        capacity.apply_stored_bypass(stored, told).await;
+        assert!(capacity.bypass().is_some());
+        // And what the store does not know, the heartbeat tells.
+        lock(&capacity.0.bypass.versions).latest += 1;
+        capacity.heartbeat().await.unwrap();
+        assert!(capacity.bypass_is_shared() && capacity.bypass().is_some());
+    }
+}

@@ -1,0 +1,226 @@
+//! Supervises the limiter: sends pending operations, fails over when it is unavailable, rebuilds it, returns to it, and compares
+//! leases with call records.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt as _;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::{Capacity, Settings, lock};
+use crate::policy::decision::GateMode;
+use crate::store::{BEAT_EVERY_MS, Result};
+
+/// The interval of heartbeats.
+const BEAT_EVERY: Duration = Duration::from_millis(BEAT_EVERY_MS);
+/// The interval of checks when nothing is urgent.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// The interval while the limiter is unavailable or operations are pending.
+const LOOK_OFTEN: Duration = Duration::from_millis(100);
+/// How long the replica that made a transition has to rebuild the limiter before another replica does.
+const REBUILD_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long Redis has to answer before it is used for decisions again.
+const MIN_UPTIME: Duration = Duration::from_secs(1);
+
+/// A replica's role among those that share the store. It only saves work: one sweeps instead of all.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Role {
+    /// Ids of the live replicas, including this one.
+    pub live: Vec<String>,
+    /// This one is the leader: it sweeps, compares and replays.
+    pub leads: bool,
+    /// Changes with every change of a business, on any replica.
+    pub businesses_version: String,
+    /// The number of the last change of a do-not-call list, on any replica.
+    pub do_not_call_change: i64,
+}
+
+/// The supervisor's view.
+#[derive(Debug, Clone, Copy)]
+struct View {
+    mode: GateMode,
+    /// How long the limiter has been unavailable.
+    away_for: Option<Duration>,
+    /// How long it has been available.
+    up_for: Duration,
+    since_move: Duration,
+    unfilled: bool,
+    leads: bool,
+}
+
+/// The next transition, if any.
+fn next(settings: &Settings, view: &View) -> Option<GateMode> {
+    use GateMode::{Database, Memory, Redis};
+    match (settings.home, view.mode) {
+        (Memory, _) => view.unfilled.then_some(Memory),
+        (Database, Database) => None,
+        (Database, _) => (view.since_move >= REBUILD_TIMEOUT).then_some(Database),
+        (Redis, Redis) if view.away_for.is_some_and(|away| away >= settings.fallback_after) => Some(Database),
+        (Redis, Redis) => {
+            (view.unfilled && view.away_for.is_none() && view.since_move >= REBUILD_TIMEOUT).then_some(Redis)
+        }
+        (Redis, Database) => {
+            let steady = view.away_for.is_none() && view.up_for >= MIN_UPTIME;
+            (steady && view.since_move >= settings.return_after && view.leads).then_some(Redis)
+        }
+        // A process with the memory limiter owns the store. It says so in `/status`.
+        (Redis, Memory) => None,
+    }
+}
+
+impl Capacity {
+    /// Sends a heartbeat, and reads the other live replicas. Called once before anything else, then by the supervisor.
+    pub async fn heartbeat(&self) -> Result<()> {
+        if !self.is_shared() {
+            // There are no other replicas.
+            let told = self.0.bypass.told();
+            self.apply_stored_bypass(self.0.store.bypass().await?, told).boxed().await;
+            let alone = Role { live: vec![self.replica().to_owned()], leads: true, ..Role::default() };
+            self.0.role.send_replace(alone);
+            return Ok(());
+        }
+        let told = self.0.bypass.told();
+        let fleet = self.0.store.heartbeat(&self.myself()).await?;
+        self.update_members(&fleet.live);
+        self.apply_stored_bypass(fleet.bypass.clone(), told).boxed().await;
+        let role = Role {
+            leads: fleet.leads(),
+            live: fleet.live.into_iter().map(|one| one.replica.id).collect(),
+            businesses_version: fleet.businesses_version,
+            do_not_call_change: fleet.do_not_call_change,
+        };
+        self.0.role.send_if_modified(|now| {
+            let changed = *now != role;
+            if changed && !now.live.is_empty() {
+                info!(replicas = role.live.len(), leads = role.leads, "replicas changed");
+            }
+            *now = role;
+            changed
+        });
+        self.adopt_epoch(self.0.store.gate_state().await?);
+        Ok(())
+    }
+
+    /// Deregisters this replica at its stop, so that another becomes the leader at once.
+    pub async fn deregister(&self) {
+        if !self.is_shared() {
+            return;
+        }
+        if let Err(error) = self.0.store.deregister(&self.0.replica.id).await {
+            debug!(%error, "failed to deregister this replica; others count it as alive for some seconds");
+        }
+    }
+
+    /// Runs until `stop`.
+    pub async fn keep(self, stop: CancellationToken) {
+        let (mut up_since, mut compared_at, mut beaten_at) = (Instant::now(), Instant::now(), Instant::now());
+        loop {
+            if beaten_at.elapsed() >= BEAT_EVERY {
+                beaten_at = Instant::now();
+                if let Err(error) = self.heartbeat().boxed().await {
+                    debug!(%error, "failed to write the heartbeat");
+                }
+            }
+            self.note_bypass();
+            let waits = self.flush_pending().boxed().await;
+            let away = self.0.gate.as_ref().and_then(|gate| gate.away()).map(|(since, _)| since);
+            if away.is_some() {
+                up_since = Instant::now();
+            }
+            let unfilled = self.is_unfilled().boxed().await;
+            let since_move = lock(&self.0.moved_at).elapsed();
+            let view = View {
+                mode: self.state().mode,
+                away_for: away.map(|since| since.elapsed()),
+                up_for: up_since.elapsed(),
+                since_move,
+                unfilled,
+                leads: self.role().leads,
+            };
+            if let Some(to) = next(&self.0.settings, &view)
+                && let Err(error) = self.move_to(to).boxed().await
+            {
+                debug!(%error, to = to.as_str(), "failed to change the gate backend");
+            }
+            if view.leads && compared_at.elapsed() >= self.0.settings.compare_every {
+                compared_at = Instant::now();
+                if let Err(error) = self.compare().boxed().await {
+                    warn!(%error, "failed to compare leases with the database");
+                }
+            }
+            let presses = waits || away.is_some() || view.unfilled;
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.0.wake.notified(), if !presses => {}
+                () = tokio::time::sleep(if presses { LOOK_OFTEN } else { POLL_INTERVAL }) => {}
+            }
+        }
+    }
+
+    /// Whether the limiter still has to be rebuilt: another replica may have done so.
+    pub(super) async fn is_unfilled(&self) -> bool {
+        if !self.0.unfilled.load(Ordering::Relaxed) {
+            return false;
+        }
+        let state = self.state();
+        let filled = match self.gate_of(state.mode) {
+            Some(gate) => gate.counts(state.epoch).await.is_ok(),
+            None => true,
+        };
+        if filled {
+            self.0.unfilled.store(false, Ordering::Relaxed);
+        }
+        !filled
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn view(mode: GateMode) -> View {
+        View { mode, away_for: None, up_for: SECOND * 60, since_move: SECOND * 60, unfilled: false, leads: true }
+    }
+
+    #[test]
+    fn the_gate_falls_back_late_and_returns_later() {
+        let redis = Settings { home: GateMode::Redis, ..Settings::default() };
+        let calm = view(GateMode::Redis);
+        assert_eq!(next(&redis, &calm), None);
+        assert_eq!(next(&redis, &View { away_for: Some(SECOND), ..calm }), None, "a short outage causes no transition");
+        assert_eq!(next(&redis, &View { away_for: Some(SECOND * 2), ..calm }), Some(GateMode::Database));
+        assert_eq!(next(&redis, &View { away_for: Some(SECOND * 2), leads: false, ..calm }), Some(GateMode::Database));
+
+        let fallen = view(GateMode::Database);
+        assert_eq!(next(&redis, &fallen), Some(GateMode::Redis));
+        for not_yet in [
+            View { since_move: SECOND * 29, ..fallen },
+            View { away_for: Some(SECOND), ..fallen },
+            View { up_for: SECOND / 2, ..fallen },
+            View { leads: false, ..fallen },
+        ] {
+            assert_eq!(next(&redis, &not_yet), None, "{not_yet:?}");
+        }
+    }
+
+    #[test]
+    fn whoever_moved_the_gate_has_time_to_fill_it() {
+        let redis = Settings { home: GateMode::Redis, ..Settings::default() };
+        let wiped = View { unfilled: true, ..view(GateMode::Redis) };
+        assert_eq!(next(&redis, &wiped), Some(GateMode::Redis));
+        assert_eq!(next(&redis, &View { since_move: SECOND, ..wiped }), None);
+        assert_eq!(next(&redis, &View { away_for: Some(SECOND), ..wiped }), None, "there is nobody to be filled");
+    }
+
+    #[test]
+    fn a_replica_without_redis_takes_the_gate_home() {
+        let database = Settings { home: GateMode::Database, ..Settings::default() };
+        assert_eq!(next(&database, &view(GateMode::Redis)), Some(GateMode::Database));
+        assert_eq!(next(&database, &view(GateMode::Database)), None);
+        let redis = Settings { home: GateMode::Redis, ..Settings::default() };
+        assert_eq!(next(&redis, &view(GateMode::Memory)), None, "a process that is alone has the record");
+    }
+}

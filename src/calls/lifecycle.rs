@@ -1,0 +1,366 @@
+//! The only writer of a call's state: persist, then release the lease if the call ended, then notify.
+//!
+//! The caller of a change may be dropped (a client hangs up, a listener drains); the change is completed nevertheless
+//! ([`finish`]).
+
+mod finish;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use tokio::sync::Notify;
+use tracing::{info, warn};
+
+pub use crate::admission::LivePolicy;
+use crate::admission::{Admission, AdmissionError, Capacity};
+use crate::call::{Deadlines, EndProof, Event, Origin, Outcome, Phase, Source, Step};
+use crate::calls::notify::Hub;
+use crate::clock::{Clock, UnixMs};
+use crate::failpoint;
+use crate::ids::{Alias, CallId, mask_number};
+use crate::metrics::Metrics;
+use crate::policy::Facts;
+use crate::policy::decision::AdmissionRequest;
+use crate::provider::description::OWN_ID_KIND;
+use crate::store::{ApplyOutcome, CallRecord, Change, InsertOutcome, NewCall, Result, Store, StoreError, Voucher};
+pub use finish::{Finish, Panicked, finish};
+
+/// See the module. Cloning is cheap.
+#[derive(Clone)]
+pub struct Lifecycle {
+    /// The durable state.
+    pub store: Arc<dyn Store>,
+    /// Admission of calls.
+    pub capacity: Capacity,
+    /// The newest policy, whatever generation a request belongs to: no call is admitted under outdated limits.
+    pub policy: LivePolicy,
+    /// Counters.
+    pub metrics: Metrics,
+    /// The time.
+    pub clock: Clock,
+    /// How long a call may stay in a phase without news, in seconds.
+    pub deadlines: Deadlines,
+    /// Notified of every recorded call: wakes sweepers that sleep while there are no calls.
+    pub opened: Arc<Notify>,
+    /// Notified of every call that ends.
+    pub hub: Hub,
+    /// Whether ringfence sends the app its own events about calls.
+    pub tell: bool,
+}
+
+/// The pause before a change that the store may have written is applied again.
+const STORE_AGAIN: Duration = Duration::from_secs(1);
+
+/// Boxed: otherwise the compiler proves `Send` of this future anew for each caller, which takes minutes.
+fn finished<T: Send + 'static>(
+    work: impl Future<Output = Result<T>> + Send + 'static,
+) -> BoxFuture<'static, Result<T>> {
+    let work = finish(work);
+    Box::pin(async move {
+        match work.await {
+            Ok(result) => result,
+            Err(error) => Err(StoreError::Unknown(format!("a change did not finish: {error}"))),
+        }
+    })
+}
+
+impl Lifecycle {
+    /// An empty change of a call.
+    pub fn change(&self, call: &CallId, seen_by: Source) -> Change {
+        Change { tell: self.tell, ..Change::of(call, seen_by, self.clock.now_ms(), &self.deadlines) }
+    }
+
+    /// A new call record; its deadline is that of its phase.
+    pub fn new_call(&self, id: &CallId, facts: Facts, origin: Origin, phase: Phase) -> NewCall {
+        let at_ms = self.clock.now_ms();
+        NewCall {
+            id: id.clone(),
+            facts,
+            origin,
+            phase,
+            over_limit: false,
+            polled: false,
+            slots: 1,
+            at_ms,
+            deadline_at: at_ms + self.deadlines.of_ms(phase).unwrap_or_default(),
+            callback: None,
+            fingerprint: None,
+            keys: vec![],
+            replica: Some(self.capacity.replica().to_owned()),
+            tell: self.tell,
+            aliases: vec![],
+        }
+    }
+
+    /// Decides about a request and writes its call record. A call without a record was never admitted. News that arrived before
+    /// the call is applied at once. The caller holds [`Capacity::deciding`].
+    pub async fn admit(
+        &self,
+        order: AdmissionRequest,
+        call: NewCall,
+    ) -> std::result::Result<Admission, AdmissionError> {
+        let (this, id) = (self.clone(), order.call.clone());
+        let admitted = finish(async move {
+            let admitted = this.capacity.admit(order, call).await;
+            failpoint::hit("call.opened").await;
+            match &admitted {
+                Ok(Admission::Admitted(_, _, news)) => this.opened(&id, *news).await?,
+                Ok(Admission::Known(_) | Admission::Refused(_)) => {}
+                Err(AdmissionError::Store(error)) => this.never(&id, error),
+                Err(AdmissionError::Gate(_)) => {}
+            }
+            admitted
+        });
+        admitted
+            .await
+            .unwrap_or_else(|error| Err(StoreError::Unknown(format!("an admission did not finish: {error}")).into()))
+    }
+
+    async fn opened(&self, call: &CallId, news: Option<Event>) -> Result<()> {
+        self.opened.notify_waiters();
+        if let Some(news) = news {
+            self.apply_now(Change { event: Some(news), ..self.change(call, Source::Webhook) }).await?;
+        }
+        Ok(())
+    }
+
+    /// Ends a record that may or may not have been written, of a call that will not be placed.
+    fn never(&self, call: &CallId, error: &StoreError) {
+        if let StoreError::Unknown(_) = error {
+            // If it was recorded after all, nothing holds its slot. News of the call would count it again.
+            let never = Some(Event::Ended(Outcome::NotCreated, EndProof::Deadline));
+            self.apply_later(Change { event: never, ..self.change(call, Source::Order) });
+        }
+    }
+
+    /// Applies a change. `None`: no such call.
+    pub async fn apply(&self, change: Change) -> Result<Option<ApplyOutcome>> {
+        let this = self.clone();
+        finished(async move { this.apply_now(change).await }).await
+    }
+
+    /// Applies news of the call with these ids, if the signer may report on it. News of an unknown call is stored under its ids.
+    pub async fn news(
+        &self,
+        aliases: Vec<Alias>,
+        event: Event,
+        by: Voucher,
+        seen_by: Source,
+    ) -> Result<Option<ApplyOutcome>> {
+        if aliases.is_empty() {
+            return Ok(None);
+        }
+        let this = self.clone();
+        finished(async move {
+            let known = match this.store.resolve(&aliases).await? {
+                Some(call) => Some(call),
+                None => this.store.keep_early(aliases.clone(), event, Some(by.clone()), this.clock.now_ms()).await?,
+            };
+            failpoint::hit("call.kept_early").await;
+            let Some(call) = known else { return Ok(None) };
+            let by = Some(by);
+            this.apply_now(Change { event: Some(event), bind: aliases, by, ..this.change(&call, seen_by) }).await
+        })
+        .await
+    }
+
+    /// Ends a call.
+    pub async fn end(
+        &self,
+        call: &CallId,
+        outcome: Outcome,
+        proof: EndProof,
+        seen_by: Source,
+    ) -> Result<Option<ApplyOutcome>> {
+        let event = Some(Event::Ended(outcome, proof));
+        self.apply(Change { event, ..self.change(call, seen_by) }).await
+    }
+
+    /// Applies a change that will not be reported again: now, or when the store is back. Until then the call's slot is held.
+    pub async fn apply_with_retry(&self, change: Change) {
+        let (call, later) = (change.call.clone(), change.clone());
+        if let Err(error) = self.apply(change).await {
+            warn!(%call, by = %later.seen_by, %error, "failed to record a change of a call; slot held until it is recorded");
+            self.apply_later(later);
+        }
+    }
+
+    /// Ends a call, now or when the store is back. Until then the slot is held.
+    pub async fn end_surely(&self, call: &CallId, outcome: Outcome, proof: EndProof, seen_by: Source) {
+        let event = Some(Event::Ended(outcome, proof));
+        self.apply_with_retry(Change { event, ..self.change(call, seen_by) }).await;
+    }
+
+    /// Counts a call that exists although its limit was full, or although it had been given up.
+    pub async fn adopt(&self, call: NewCall) -> Result<InsertOutcome> {
+        let this = self.clone();
+        finished(async move {
+            let _deciding = this.capacity.deciding().await;
+            let id = call.id.clone();
+            let adopted = this.capacity.adopt(call).await;
+            failpoint::hit("call.opened").await;
+            match &adopted {
+                Ok(InsertOutcome::New(news)) => this.opened(&id, *news).await?,
+                Ok(_) => {}
+                Err(error) => this.never(&id, error),
+            }
+            adopted
+        })
+        .await
+    }
+
+    /// Records a call that counts only once it is confirmed ([`Origin::Unconfirmed`]).
+    pub async fn note_unconfirmed(&self, call: NewCall) -> Result<InsertOutcome> {
+        let this = self.clone();
+        finished(async move {
+            let id = call.id.clone();
+            let opened = this.store.open(call, None).await?;
+            if let InsertOutcome::New(news) = &opened {
+                this.opened(&id, *news).await?;
+            }
+            Ok(opened)
+        })
+        .await
+    }
+
+    async fn apply_now(&self, change: Change) -> Result<Option<ApplyOutcome>> {
+        match self.store.apply(change.clone()).await {
+            Ok(Some(applied)) => Box::pin(self.act_on(applied, change)).await.map(Some),
+            Err(StoreError::Unknown(why)) => {
+                self.apply_later(change);
+                Err(StoreError::Unknown(why))
+            }
+            other => other,
+        }
+    }
+
+    /// Applies a change again when the store is back: the store may have written it, and the slot of a call that it ended is
+    /// still held. Applying a change twice has no effect.
+    fn apply_later(&self, change: Change) {
+        let this = self.clone();
+        // A drain does not wait for this task: the next process reads the record.
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(STORE_AGAIN).await;
+                match this.store.apply(change.clone()).await {
+                    Ok(Some(applied)) => return drop(this.act_on(applied, change).await),
+                    Ok(None) => return,
+                    Err(_) => {}
+                }
+            }
+        });
+    }
+
+    /// Acts on a recorded change.
+    async fn act_on(&self, applied: ApplyOutcome, change: Change) -> Result<ApplyOutcome> {
+        let call = change.call.clone();
+        failpoint::hit("call.applied").await;
+        if applied.contradiction.is_some() {
+            return Ok(applied);
+        }
+        // A call known from an app's transcript may be counted already, as the call that its carrier brought.
+        let conflicts = applied.conflicts.iter().filter(|_| applied.record.counts());
+        for (alias, other) in conflicts {
+            self.metrics.alias_conflict();
+            warn!(call = %call, other = %other, kind = %alias.kind, "id claimed by two calls");
+        }
+        if applied.step == Step::Ignore && applied.record.phase == Phase::Ended {
+            // Nearly always no slot is held. But its end may be recorded without a notification.
+            self.capacity.give_back(&call).await;
+        }
+        if !applied.record.counts()
+            && applied.record.phase != Phase::Ended
+            && change.seen_by != Source::Transcript
+            && change.absent != Some(true)
+            && applied.conflicts.is_empty()
+        {
+            let _deciding = self.capacity.deciding().await;
+            if self.capacity.confirm(&applied.record).await? {
+                info!(%call, by = %change.seen_by, "unconfirmed call found at its provider; counted");
+            }
+        }
+        let is_hearsay = change.seen_by == Source::Transcript && !applied.record.counts();
+        if applied.step == Step::Ignore && applied.record.proof == Some(EndProof::Deadline) && !is_hearsay {
+            let again = self.readopt(&applied.record, change).await?;
+            return Ok(again.unwrap_or(applied));
+        }
+        if !change.bind.is_empty() {
+            self.hub.changed(&call);
+        }
+        if let Step::End(outcome, proof) = applied.step {
+            failpoint::hit("call.ended").await;
+            self.capacity.release(&applied.record).await;
+            failpoint::hit("call.released").await;
+            self.metrics.ended(outcome.as_str(), proof.as_str());
+            self.hub.ended(&call);
+            let record = &applied.record;
+            info!(
+                call = %call,
+                business = %record.facts.business,
+                %outcome,
+                %proof,
+                secs = seconds(record.admitted_at, record.ended_at),
+                to = record.facts.other_number.as_deref().map(mask_number),
+                "call ended"
+            );
+        }
+        Ok(applied)
+    }
+
+    /// News of a call that was given up after look-ups found nothing goes to its second record: an over-limit call with its ids,
+    /// which counts until it ends. The first news that the call is up makes that record. `None`: there is none, and this is no
+    /// such news.
+    fn readopt<'a>(&'a self, given_up: &'a CallRecord, change: Change) -> BoxFuture<'a, Result<Option<ApplyOutcome>>> {
+        Box::pin(async move {
+            let own = own_id(&given_up.id);
+            let known = self.store.resolve(std::slice::from_ref(&own)).await?;
+            let call = match (known, change.event) {
+                (Some(call), _) => call,
+                (None, Some(Event::Reached(phase))) => {
+                    let id = CallId::new();
+                    let origin = match given_up.origin {
+                        Origin::Unconfirmed => Origin::Foreign,
+                        known => known,
+                    };
+                    let mut again = self.new_call(&id, given_up.facts.clone(), origin, phase);
+                    (again.over_limit, again.polled, again.slots) = (true, given_up.polled, given_up.slots);
+                    // Its idempotency key moves with its ids, and identifies the same request.
+                    (again.callback, again.fingerprint) = (given_up.callback.clone(), given_up.fingerprint.clone());
+                    again.aliases = vec![own];
+                    match self.adopt(again).await? {
+                        InsertOutcome::New(_) => {
+                            warn!(call = %given_up.id, again = %id, "ended call is still up at its provider; counted as over-limit");
+                            id
+                        }
+                        InsertOutcome::Known(call) => call,
+                        InsertOutcome::Outdated(_) => return Ok(None),
+                    }
+                }
+                (None, _) => return Ok(None),
+            };
+            self.apply_now(Change { call, ..change }).await
+        })
+    }
+
+    /// The record of a call; for one that was given up and is up, its second record. `None`: no such call.
+    pub async fn newest_record(&self, call: &CallId) -> Result<Option<CallRecord>> {
+        let first = self.store.call(call).await?;
+        if !matches!(&first, Some(first) if first.proof == Some(EndProof::Deadline)) {
+            return Ok(first);
+        }
+        match self.store.resolve(&[own_id(call)]).await? {
+            Some(again) => Ok(self.store.call(&again).await?.or(first)),
+            None => Ok(first),
+        }
+    }
+}
+
+/// The alias that links the second record of a call to the first.
+fn own_id(first: &CallId) -> Alias {
+    Alias { kind: OWN_ID_KIND.to_owned(), id: first.to_string() }
+}
+
+fn seconds(from_ms: UnixMs, to_ms: Option<UnixMs>) -> i64 {
+    to_ms.map_or(0, |to| (to - from_ms) / 1000)
+}

@@ -1,0 +1,204 @@
+//! Forwarding to the app: replies that a provider waits for, and notifications.
+
+use bytes::Bytes;
+use http::{Response, StatusCode};
+use tracing::{Instrument as _, warn};
+
+use super::answers::fixed_answer;
+use super::app_view::REPLACED;
+use super::context::Webhooks;
+use super::deliver;
+use super::parsed::ParsedWebhook;
+use super::raw::RawWebhook;
+use super::settings::InboundMode;
+use crate::call::{Direction, EndProof, Outcome, Source};
+use crate::ids::{BusinessId, CallId};
+use crate::net::{Exchange, HostRule, RelayError, RelayTarget, UpstreamError, ask_with_body};
+use crate::provider::account::join;
+use crate::provider::description::{OWN_ID_KIND, Reply};
+use crate::reply::{problem, twiml, when_full_twiml};
+use crate::store::{Delivery, Result, Route};
+use crate::telemetry::traces;
+
+/// The largest response of the app to a webhook, in bytes.
+const ANSWER_BYTES_MAX: usize = 1024 * 1024;
+
+impl Webhooks {
+    // === replies ===
+
+    /// The reply that the provider acts on: front mode's TwiML, or the app's.
+    pub(super) async fn reply(
+        &self,
+        exchange: &mut Exchange,
+        parsed: &ParsedWebhook<'_>,
+        call: Option<&CallId>,
+    ) -> Result<Option<Response<Bytes>>> {
+        let webhook = parsed.from.webhook();
+        let incoming = parsed.event.is_some_and(|e| e.admits) && parsed.direction == Direction::Inbound;
+        let front = incoming && webhook.reply == Some(Reply::Twiml) && self.settings.inbound_mode == InboundMode::Front;
+        if let (true, Some(call)) = (front, call) {
+            return Ok(Some(self.front(call, parsed).await));
+        }
+        if self.settings.forward_url.is_none() {
+            if webhook.answer.is_some() {
+                return Ok(Some(fixed_answer(webhook, None)));
+            }
+            warn!(path = exchange.path(), "no app answers this webhook: neither app.forward_url nor front mode is set");
+            if let Some(call) = call.filter(|_| incoming) {
+                self.calls.lifecycle.end(call, Outcome::Failed, EndProof::Webhook, Source::Webhook).await?;
+            }
+            let message = "No app answers this webhook: set app.forward_url, or [inbound] mode = \"front\".";
+            return Ok(Some(problem(StatusCode::BAD_GATEWAY, "NO_APP", message)));
+        }
+        let (mut target, body) = (self.app_target(parsed), parsed.raw.body.clone());
+        let within = self.settings.app_timeout;
+        let span = traces::request("ask the app");
+        let context = traces::context(&span);
+        if !context.is_empty() {
+            target.remove_headers.extend(traces::STATE);
+        }
+        target.set_headers.extend(context);
+        let asking = ask_with_body(exchange, &self.calls.upstream, target, body, ANSWER_BYTES_MAX, within);
+        let asked = asking.instrument(span.clone()).await;
+        match &asked {
+            Ok(answer) => traces::note_status(&span, answer.status().as_u16()),
+            Err(_) => traces::failed(&span, "no_answer"),
+        }
+        let failed = match &asked {
+            Ok(answer) if answer.status().is_server_error() => Some(format!("status {}", answer.status().as_u16())),
+            Ok(_) => None,
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(why) = failed {
+            warn!(webhook = webhook.name, why, "app did not answer a voice webhook");
+            if incoming
+                && webhook.reply == Some(Reply::Twiml)
+                && let Some(instead) = &self.settings.when_down
+            {
+                return Ok(Some(twiml(when_full_twiml(instead))));
+            }
+        }
+        if let Ok(answer) = &asked
+            && answer.status().is_client_error()
+            && webhook.reply == Some(Reply::Twiml)
+        {
+            self.app_refused(parsed, call.filter(|_| incoming), answer.status());
+        }
+        // Without a configured fallback the provider gets the error: its own fallback takes the call, and the carrier reports its
+        // end.
+        Ok(Some(match asked {
+            Ok(answer) => answer,
+            Err(_) if webhook.answer.is_some() => fixed_answer(webhook, None),
+            Err(RelayError::Broken(UpstreamError::Timeout(_))) => {
+                let message = format!("The app did not answer within {} s.", within.as_secs());
+                problem(StatusCode::GATEWAY_TIMEOUT, "APP_TIMEOUT", &message)
+            }
+            Err(_) => problem(StatusCode::BAD_GATEWAY, "APP_UNREACHABLE", "The app cannot be reached."),
+        }))
+    }
+
+    async fn front(&self, call: &CallId, parsed: &ParsedWebhook<'_>) -> Response<Bytes> {
+        let number = parsed.from.webhook().facts.read(&parsed.message, parsed.direction).own_number;
+        let connected = match self.agent_of(number.as_deref()) {
+            Some(agent) => self.calls.inbound.front(call, &agent).await,
+            None => {
+                let _ = self.calls.lifecycle.end(call, Outcome::Failed, EndProof::Webhook, Source::Webhook).await;
+                Err("no agent answers this number: set [inbound] agents, or the business's agent_ids".to_owned())
+            }
+        };
+        match connected {
+            Ok(xml) => twiml(xml),
+            Err(why) => {
+                warn!(%call, why, "failed to connect an admitted inbound call; when_full applies");
+                let policy = self.calls.lifecycle.policy.load();
+                let business = match self.calls.lifecycle.store.call(call).await {
+                    Ok(Some(record)) => record.facts.business,
+                    _ => BusinessId::default_business(),
+                };
+                twiml(when_full_twiml(policy.when_full(&business)))
+            }
+        }
+    }
+
+    // === to the app ===
+
+    /// The request to the app: same path, same bytes; a URL-bound signature is made anew for the app's URL.
+    fn app_target(&self, parsed: &ParsedWebhook<'_>) -> RelayTarget {
+        let base = self.settings.forward_url.clone().unwrap_or_default();
+        let path_and_query = parsed.raw.path_and_query.clone();
+        let raw = parsed.raw;
+        let url = self.settings.app_url(&raw.headers, &path_and_query);
+        let received_url = self.signed(raw).url();
+        let mut set_headers = self.settings.front_headers(&url);
+        set_headers.extend(parsed.resign(&received_url).headers(&raw.method, &url, &raw.body, raw.form()));
+        RelayTarget {
+            base,
+            path_and_query,
+            remove_headers: REPLACED.to_vec(),
+            set_headers,
+            host: HostRule::Upstream,
+            mount: None,
+        }
+    }
+
+    /// The delivery of a notification to the app, if any.
+    pub(super) async fn delivery(
+        &self,
+        parsed: &ParsedWebhook<'_>,
+        call: Option<&CallId>,
+        event_id: &str,
+    ) -> Result<Option<Delivery>> {
+        let (from, raw) = (parsed.from, parsed.raw);
+        let form = raw.form();
+        let taken_over = from.webhook().callback.is_some() && from.captures.contains_key(OWN_ID_KIND);
+        let (url, signed_url, method, route) = if taken_over {
+            let record = match call {
+                Some(call) => self.calls.lifecycle.store.call(call).await?,
+                None => None,
+            };
+            let Some(callback) = record.and_then(|r| r.callback) else { return Ok(None) };
+            if !asked_for(&callback.events, form) {
+                return Ok(None);
+            }
+            // A URL of the app, or our own, leads to the address that the operator configured; any other is the tenant's.
+            match self.calls.settings.app.path_of(&callback.url).and_then(|path| self.app_urls(raw, path)) {
+                Some((_, signed_url)) => (callback.url, signed_url, callback.method, Route::Forwarded),
+                None => (callback.url.clone(), callback.url, callback.method, Route::Callback),
+            }
+        } else {
+            let Some((url, signed_url)) = self.app_urls(raw, &raw.path_and_query) else { return Ok(None) };
+            (url, signed_url, raw.method.clone(), Route::App)
+        };
+        let received_url = self.signed(raw).url();
+        let spool = self.is_for_spool(parsed).then(|| self.spool.name());
+        let to = deliver::To {
+            route,
+            url: &url,
+            signed_url: &signed_url,
+            method: &method,
+            front: self.settings.front_headers(&signed_url),
+        };
+        Ok(Some(deliver::compose(event_id, to, &parsed.resign(&received_url), spool)))
+    }
+
+    /// The app's internal URL of a path, and the URL that the app knows it by; `None` without an app.
+    fn app_urls(&self, raw: &RawWebhook, path_and_query: &str) -> Option<(String, String)> {
+        let base = self.settings.forward_url.as_ref()?;
+        Some((join(base, path_and_query), self.settings.app_url(&raw.headers, path_and_query)))
+    }
+}
+
+/// Whether the app asked for this event of a call. Twilio's default is the end alone, and its event `answered` arrives as
+/// `in-progress`.
+fn asked_for(events: &[String], form: Option<&[(String, String)]>) -> bool {
+    let status = form.and_then(|f| f.iter().find(|(k, _)| k == "CallStatus")).map_or("", |(_, v)| v.as_str());
+    let event = match status {
+        "queued" | "initiated" => "initiated",
+        "ringing" => "ringing",
+        "in-progress" => "answered",
+        _ => "completed",
+    };
+    // Some clients write one value with spaces.
+    let mut asked = events.iter().flat_map(|e| e.split_whitespace()).peekable();
+    if asked.peek().is_none() { event == "completed" } else { asked.any(|e| e == event) }
+}

@@ -1,0 +1,103 @@
+//! `listen.webhooks`: authenticate → persist → translate → apply → reply or deliver (`receive`). Requests that no description
+//! matches are forwarded to the app (`pass`).
+//!
+//! A webhook is stored before it is answered: after the response its provider does not send it again.
+
+mod answers;
+mod app_view;
+mod apply;
+mod arrivals;
+mod authenticate;
+mod context;
+pub mod deliver;
+mod exact;
+mod forward;
+mod guard;
+mod journal;
+mod noise;
+mod outcome;
+mod parsed;
+mod pass;
+mod persist;
+mod post_call;
+mod raw;
+mod receive;
+mod refused;
+mod renew;
+mod replay;
+mod resign;
+pub mod route;
+mod settings;
+mod spool;
+mod subaccounts;
+mod transcription;
+mod unlisted;
+
+use async_trait::async_trait;
+use futures_util::FutureExt as _;
+use http::StatusCode;
+use tracing::{Instrument as _, warn};
+
+use crate::net::{Exchange, Handler};
+use crate::reply::{health, problem};
+use crate::telemetry::traces;
+pub use context::Webhooks;
+pub use journal::journal_loop;
+use noise::LOGGED_PATH_MAX;
+pub use post_call::records_loop;
+pub use replay::{RETRY_DELAYS_SECS as REPLAY_AGAIN_SECS, Replayed, replay_loop};
+use route::{Candidate, Found, find};
+pub use settings::{
+    AppHost, BODIES_BYTES_MAX, BODY_BYTES_MAX, ExtraPaths, InboundMode, KEPT_BYTES_MAX, LARGE_BODIES_BYTES_MAX,
+    Settings,
+};
+pub use spool::spool_loop;
+
+#[async_trait]
+impl Handler for Webhooks {
+    async fn handle(&self, exchange: &mut Exchange) {
+        if exchange.path() == "/health" {
+            return exchange.respond(health()).await;
+        }
+        if let Some(answer) = self.rejection(exchange) {
+            let status = self.answer(exchange, answer).await;
+            return self.calls.lifecycle.metrics.request("webhooks", "refused", status);
+        }
+        let (kind, status) = match find(&self.calls.accounts, &self.settings.extra_paths, exchange.path()) {
+            Found::Nothing => ("passed", self.pass(exchange).await),
+            Found::Ambiguous => {
+                let message = "This path is ambiguous: write it without escapes.";
+                ("refused", self.reject_path(exchange, "AMBIGUOUS_PATH", message).await)
+            }
+            // Providers POST webhooks. A socket at a webhook path would reach the app unchecked.
+            Found::Webhooks(_) if exchange.is_upgrade() => {
+                let message = "Upgrades are not allowed at the path of a webhook.";
+                ("refused", self.reject_path(exchange, "UPGRADE_NOT_EXPECTED", message).await)
+            }
+            Found::Webhooks(found) => ("webhook", self.take(exchange, &found).await),
+        };
+        self.calls.lifecycle.metrics.request("webhooks", kind, status);
+    }
+}
+
+impl Webhooks {
+    /// Rejects a request at a webhook path that is not a webhook.
+    async fn reject_path(&self, exchange: &mut Exchange, code: &'static str, message: &str) -> u16 {
+        let path: String = exchange.path().chars().take(LOGGED_PATH_MAX).collect();
+        warn!(path, code, "webhook request denied");
+        self.answer(exchange, problem(StatusCode::BAD_REQUEST, code, message)).await
+    }
+
+    async fn take(&self, exchange: &mut Exchange, found: &[Candidate]) -> u16 {
+        let is_exact = found.iter().any(|one| one.is_exact_at(exchange.path()));
+        let (account, webhook) =
+            found.first().map_or(("", ""), |one| (one.account.name.as_str(), one.webhook().name.as_str()));
+        let tree = traces::webhook(account, webhook, exchange.headers());
+        let status = match self.receive(exchange, found).boxed().instrument(tree.clone()).await {
+            Some(answer) => self.answer(exchange, if is_exact { exact::shaped(answer) } else { answer }).await,
+            None => 200,
+        };
+        traces::note_status(&tree, status);
+        status
+    }
+}
