@@ -4,14 +4,18 @@
 
 mod busiest;
 mod by_business;
+mod exemplars;
+mod open_metrics;
 mod registration;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use prometheus::{Encoder as _, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder};
+use prometheus::{Encoder as _, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder};
 
 use by_business::BusinessMetrics;
+pub use exemplars::Exemplar;
+use exemplars::TracedHistogram;
 pub use registration::{BadMetric, MetricDescription};
 
 /// Businesses with a label of their own, unless the config sets another number.
@@ -22,6 +26,48 @@ const PLANS_OF_NO_BUSINESS: [&str; 2] = ["unknown", "inbound"];
 /// The results of a poll of an account for its live calls.
 const SWEEP_RESULTS: [&str; 2] = ["ok", "failed"];
 
+/// Gauges of what all replicas share. The leader alone shows them, so that neither their sum nor their maximum over replicas is wrong.
+pub const GLOBAL_GAUGES: [&str; 13] = [
+    "platform_global_active_calls",
+    "active_call_sessions_count",
+    "subscription_active_calls_sum",
+    "ringfence_limit_in_use",
+    "ringfence_over_limit_calls",
+    "ringfence_business_in_use",
+    "ringfence_provider_live_calls",
+    "ringfence_webhooks_parked",
+    "ringfence_unreadable_calls",
+    "ringfence_webhook_missed_calls",
+    "ringfence_webhook_last_timestamp_seconds",
+    "ringfence_runs_running",
+    "ringfence_do_not_call_numbers",
+];
+
+/// A text format of the metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// The Prometheus text format 0.0.4.
+    Text,
+    /// OpenMetrics 1.0, with exemplars.
+    OpenMetrics,
+}
+
+impl Format {
+    /// The format for a request with this `Accept`.
+    pub fn accepted(accept: &str) -> Self {
+        let asks = accept.split(',').any(|media| media.trim().starts_with("application/openmetrics-text"));
+        if asks { Self::OpenMetrics } else { Self::Text }
+    }
+
+    /// The media type.
+    pub const fn content_type(self) -> &'static str {
+        match self {
+            Self::Text => "text/plain; version=0.0.4; charset=utf-8",
+            Self::OpenMetrics => open_metrics::CONTENT_TYPE,
+        }
+    }
+}
+
 /// Handles to every metric. Cloning is cheap.
 #[derive(Clone)]
 pub struct Metrics {
@@ -30,6 +76,8 @@ pub struct Metrics {
 
 struct Inner {
     registry: Registry,
+    /// Held while the gauges are set and read.
+    rendering: Mutex<()>,
     descriptions: Vec<MetricDescription>,
     active_calls: IntGauge,
     rejected: IntCounterVec,
@@ -46,8 +94,8 @@ struct Inner {
     limit_current: IntGaugeVec,
     limit_max: IntGaugeVec,
     requests: IntCounterVec,
-    upstream_seconds: HistogramVec,
-    added_seconds: HistogramVec,
+    upstream_seconds: TracedHistogram,
+    added_seconds: TracedHistogram,
     of_business: BusinessMetrics,
     webhooks: IntCounterVec,
     unreadable: IntCounterVec,
@@ -114,6 +162,8 @@ pub struct Counted<'a> {
 pub struct Gauges {
     /// The time of the scrape, in milliseconds since 1970.
     pub now_ms: i64,
+    /// Whether another replica leads: it is the one that shows [`GLOBAL_GAUGES`].
+    pub follows: bool,
     /// Calls that hold a slot, without over-limit calls.
     pub active: u32,
     /// Over-limit calls.
@@ -155,7 +205,7 @@ impl Metrics {
             for counter in [&m.reposts, &m.unknown, &m.unfenced] {
                 zero(counter, &[account]);
             }
-            m.upstream_seconds.with_label_values(&[account]);
+            m.upstream_seconds.expect(account);
             ["concurrency", "rate", "busy"].iter().for_each(|class| zero(&m.provider_limit, &[account, class]));
             ["webhook", "asked", "missing"].iter().for_each(|source| zero(&m.records, &[account, source]));
             zero(&m.webhooks, &[account, "unverified", "refused"]);
@@ -186,7 +236,7 @@ impl Metrics {
                 zero(&m.requests, &[listener, kind, status]);
             }
         }
-        ["sent", "rejected"].iter().for_each(|outcome| drop(m.added_seconds.with_label_values(&[outcome])));
+        ["sent", "rejected"].iter().for_each(|outcome| m.added_seconds.expect(outcome));
         m.of_business.expect(may.business_labels as usize);
     }
 
@@ -266,18 +316,18 @@ impl Metrics {
     }
 
     /// Observes how long a provider took to answer a create.
-    pub fn upstream_seconds(&self, account: &str, seconds: f64) {
-        self.inner.upstream_seconds.with_label_values(&[account]).observe(seconds);
+    pub fn upstream_seconds(&self, account: &str, took: Duration, exemplar: Option<Exemplar>) {
+        self.inner.upstream_seconds.observe(account, took.as_secs_f64(), exemplar);
     }
 
     /// Observes ringfence's own time for a create that was sent.
-    pub fn added_to_sent(&self, own: Duration) {
-        self.inner.added_seconds.with_label_values(&["sent"]).observe(own.as_secs_f64());
+    pub fn added_to_sent(&self, own: Duration, exemplar: Option<Exemplar>) {
+        self.inner.added_seconds.observe("sent", own.as_secs_f64(), exemplar);
     }
 
     /// Observes ringfence's own time for a create that a limit rejected.
-    pub fn added_to_rejected(&self, own: Duration) {
-        self.inner.added_seconds.with_label_values(&["rejected"]).observe(own.as_secs_f64());
+    pub fn added_to_rejected(&self, own: Duration, exemplar: Option<Exemplar>) {
+        self.inner.added_seconds.observe("rejected", own.as_secs_f64(), exemplar);
     }
 
     /// Counts a received webhook.
@@ -478,8 +528,29 @@ impl Metrics {
         self.inner.client_slow_closes.inc();
     }
 
-    /// Renders the text exposition (Prometheus format 0.0.4).
-    pub fn render(&self, gauges: &Gauges) -> String {
+    /// Renders all metrics in a text format.
+    pub fn render(&self, gauges: &Gauges, format: Format) -> String {
+        let mut families = {
+            // Two scrapes at a time would read each other's half-set gauges.
+            let _rendering = self.inner.rendering.lock().unwrap_or_else(PoisonError::into_inner);
+            self.set(gauges);
+            self.inner.registry.gather()
+        };
+        families.retain(|family| !(gauges.follows && GLOBAL_GAUGES.contains(&family.name())));
+        match format {
+            Format::Text => {
+                let mut out = Vec::new();
+                // Writing into memory cannot fail for registered metrics.
+                let _ = TextEncoder::new().encode(&families, &mut out);
+                String::from_utf8(out).unwrap_or_default()
+            }
+            Format::OpenMetrics => {
+                open_metrics::encode(&families, &[&self.inner.upstream_seconds, &self.inner.added_seconds])
+            }
+        }
+    }
+
+    fn set(&self, gauges: &Gauges) {
         let m = &self.inner;
         m.active_calls.set(gauges.active.into());
         m.over_limit.set(gauges.over_limit.into());
@@ -506,10 +577,6 @@ impl Metrics {
         for (account, live) in &gauges.provider_live {
             m.provider_live.with_label_values(&[account.as_str()]).set((*live).into());
         }
-        let mut out = Vec::new();
-        // Writing into memory cannot fail for registered metrics.
-        let _ = TextEncoder::new().encode(&m.registry.gather(), &mut out);
-        String::from_utf8(out).unwrap_or_default()
     }
 }
 

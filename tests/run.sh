@@ -79,13 +79,13 @@ deploy_tools() {
     local tools=$root/.tools venv=$root/.venv-deploy wanted=$root/tests/deploy/requirements.txt work helm
     mkdir -p "$tools"
     PATH=$tools:$venv/bin:$PATH
-    if ! command -v promtool >/dev/null; then
-        say "promtool: out of Debian's package, which would start a server"
+    if ! command -v promtool >/dev/null || ! command -v prometheus >/dev/null; then
+        say "prometheus and promtool: out of Debian's package, which would start a server"
         work=$(mktemp -d)
         (cd "$work" && { apt-get download prometheus || { apt-get update && apt-get download prometheus; }; }) </dev/null >"$work/log" 2>&1 ||
             die "apt-get could not download prometheus" "it needs a way to Debian's mirrors; without it: tests/run.sh rust, tests/run.sh sdk"
-        dpkg-deb --fsys-tarfile "$work"/prometheus_*.deb | tar -xO ./usr/bin/promtool >"$work/promtool"
-        install -m 0755 "$work/promtool" "$tools/promtool"
+        dpkg-deb --fsys-tarfile "$work"/prometheus_*.deb | tar -x -C "$work" ./usr/bin/prometheus ./usr/bin/promtool
+        install -m 0755 "$work/usr/bin/prometheus" "$work/usr/bin/promtool" "$tools/"
         rm -rf "$work"
     fi
     if ! cmp -s "$wanted" "$venv/installed.txt"; then

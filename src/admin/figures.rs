@@ -10,7 +10,7 @@ use super::auth::{Caller, Denied, Scope};
 use super::{Admin, Answer, not_found, ok, shown_to};
 use crate::call::Outcome;
 use crate::clock::rfc3339;
-use crate::metrics::Gauges;
+use crate::metrics::{Format, Gauges};
 use crate::policy::Policy;
 use crate::reply::respond;
 use crate::store::{CallRecord, ListFilter, StoreError};
@@ -39,6 +39,7 @@ impl Admin {
         limits.extend(counts.by_key.iter().filter_map(|(key, n)| Some((key.strip_suffix('|')?.to_owned(), *n))));
         Gauges {
             now_ms: self.calls.lifecycle.clock.now_ms(),
+            follows: !self.calls.lifecycle.capacity.role().leads,
             active: counts.calls.saturating_sub(counts.over_limit),
             over_limit: counts.over_limit,
             sessions: open.map(|open| count(open.len())),
@@ -62,13 +63,14 @@ impl Admin {
         seen.provider_live.filter(|_| is_late).map(|live| (account.to_owned(), live))
     }
 
-    pub(super) async fn prometheus(&self) -> Answer {
+    pub(super) async fn prometheus(&self, accept: &str) -> Answer {
         // If the database cannot be read, the other metrics are returned nevertheless.
         let mut open = self.calls.lifecycle.store.open_calls().await.ok();
         open.iter_mut().for_each(|open| open.retain(CallRecord::counts));
         let gauges = self.gauges_of(open.as_deref()).await;
-        let text = self.calls.lifecycle.metrics.render(&gauges);
-        let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+        let format = Format::accepted(accept);
+        let text = self.calls.lifecycle.metrics.render(&gauges, format);
+        let kind = HeaderValue::from_static(format.content_type());
         Ok(respond(StatusCode::OK, HeaderMap::from_iter([(CONTENT_TYPE, kind)]), text.into()))
     }
 

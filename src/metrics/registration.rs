@@ -7,6 +7,7 @@ use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaug
 
 use super::busiest::Busiest;
 use super::by_business::BusinessMetrics;
+use super::exemplars::TracedHistogram;
 use super::{BUSINESS_LABELS, Inner, Metrics};
 
 /// Histogram buckets of provider latency, in seconds.
@@ -68,8 +69,15 @@ impl Registrar<'_> {
     fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, BadMetric> {
         self.add("gauge", IntGaugeVec::new(Opts::new(name, help), labels))
     }
-    fn seconds(&self, name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> Result<HistogramVec, BadMetric> {
-        self.add("histogram", HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels))
+    fn traced_seconds(
+        &self,
+        name: &'static str,
+        help: &str,
+        label: &str,
+        bounds: &'static [f64],
+    ) -> Result<TracedHistogram, BadMetric> {
+        let options = HistogramOpts::new(name, help).buckets(bounds.to_vec());
+        Ok(TracedHistogram::new(name, self.add("histogram", HistogramVec::new(options, &[label]))?, bounds))
     }
 }
 
@@ -79,6 +87,7 @@ impl Metrics {
         let registry = Registry::new();
         let m = Registrar { registry: &registry, descriptions: RefCell::default() };
         let inner = Inner {
+            rendering: Mutex::default(),
             active_calls: m.gauge("platform_global_active_calls", "Calls that hold a slot.")?,
             rejected: m.counters(
                 "concurrent_rejected_total",
@@ -133,16 +142,16 @@ impl Metrics {
                 "Requests answered, by listener, kind and class of status.",
                 &["listener", "kind", "status"],
             )?,
-            upstream_seconds: m.seconds(
+            upstream_seconds: m.traced_seconds(
                 "ringfence_upstream_create_duration_seconds",
                 "Seconds until a provider answered a create.",
-                &["account"],
+                "account",
                 &PROVIDER_SECONDS,
             )?,
-            added_seconds: m.seconds(
+            added_seconds: m.traced_seconds(
                 "ringfence_create_added_duration_seconds",
                 "Seconds that ringfence itself adds to a create: before it is sent and after its answer (sent), or until a limit rejects it (rejected).",
-                &["outcome"],
+                "outcome",
                 &OWN_SECONDS,
             )?,
             of_business: BusinessMetrics {

@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import time
 import unittest
 import urllib.error
 import urllib.request
@@ -95,6 +96,12 @@ class Case(unittest.TestCase):
         line = process.stdout.readline()
         self.assertTrue(line, (self.folder / f"{name}.log").read_text())
         return json.loads(line)
+
+    def wait_for(self, has_come, what):
+        deadline = time.monotonic() + PATIENCE_SECS
+        while not has_come():
+            self.assertLess(time.monotonic(), deadline, f"waited for {what}")
+            time.sleep(0.2)
 
     def ringfence(self, toml="", command=(BINARY,), **env):
         """ringfence in front of simulated providers: the two ready lines."""

@@ -4,9 +4,11 @@ import functools
 import json
 import re
 import shutil
+import subprocess
+import urllib.parse
 import urllib.request
 
-from support import Case, DEPLOY, DOCS_URL, ROOT, rules_text, tool
+from support import Case, DEPLOY, DOCS_URL, PATIENCE_SECS, ROOT, rules_text, spare_port, tool
 
 # Words of the docs and of deploy/ that begin as metrics do, and are none.
 NO_METRICS = {"ringfence_0", "ringfence_call", "ringfence_client", "ringfence_connection", "ringfence_webhooks"}
@@ -123,6 +125,47 @@ class Observing(Case):
         # JSON is YAML.
         (self.folder / "panels.yml").write_text(json.dumps({"groups": [{"name": "panels", "rules": rules}]}))
         self.succeeds(promtool, "check", "rules", "--lint=none", self.folder / "panels.yml")
+
+    def test_prometheus_reads_what_it_asks_for_and_every_panel_has_its_answer(self):
+        """A real Prometheus asks for OpenMetrics, stores every sample, and evaluates each expression of the dashboard."""
+        prometheus, port = tool("prometheus"), spare_port()
+        _, ready = self.ringfence()
+        self.assertEqual([self.place(ready, f"+155520000{n}0") for n in range(3)], [200, 200, 503])
+        job = {"job_name": "ringfence", "static_configs": [{"targets": [ready["admin"]]}]}
+        # JSON is YAML.
+        config = {"global": {"scrape_interval": "1s"}, "scrape_configs": [job]}
+        (self.folder / "prometheus.yml").write_text(json.dumps(config))
+        log = (self.folder / "prometheus.log").open("wb")
+        self.addCleanup(log.close)
+        options = [f"--web.listen-address=127.0.0.1:{port}", "--enable-feature=exemplar-storage"]
+        options += ["--config.file=prometheus.yml", "--storage.tsdb.path=data"]
+        server = subprocess.Popen([prometheus, *options], cwd=self.folder, stdout=log, stderr=log)
+        self.addCleanup(server.wait, PATIENCE_SECS)
+        self.addCleanup(server.terminate)
+
+        def ask(path, **query):
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}?{urllib.parse.urlencode(query)}") as answer:
+                return json.load(answer)["data"]
+
+        def scraped():
+            try:
+                found = ask("/api/v1/query", query="count_over_time(up[1m]) > 2")["result"]
+            except OSError:
+                return False
+            return bool(found)
+
+        self.wait_for(scraped, "three scrapes")
+        [target] = ask("/api/v1/targets")["activeTargets"]
+        self.assertEqual((target["health"], target["lastError"]), ("up", ""))
+        kinds = ask("/api/v1/metadata")
+        for name, kind in (("ringfence_calls_admitted", "counter"), ("platform_global_active_calls", "gauge")):
+            # Only OpenMetrics names the family of a counter so.
+            self.assertEqual([one["type"] for one in kinds[name]], [kind])
+        board, shown = panels()
+        for expression in expressions(board, shown):
+            ask("/api/v1/query", query=expression)
+        in_use = ask("/api/v1/query", query='max by (limit) (ringfence_limit_in_use{limit="account.elevenlabs"})')
+        self.assertEqual([one["value"][1] for one in in_use["result"]], ["2"])
 
     def test_panels_do_not_cover_one_another(self):
         board, shown = panels()

@@ -131,6 +131,18 @@ async fn a_create_a_webhook_and_its_delivery_are_span_trees() {
     assert!(create.attributes["ringfence.to"].contains('•'), "{create:#?}");
     assert!(!log.contains("ringfence_trace") && !log.contains("otel."), "spans are not the log's: {log}");
 
+    // The metrics lead to the trace, for those who ask for a format that has exemplars.
+    let accept = [("accept", "application/openmetrics-text; version=1.0.0")];
+    let metrics = scene.ask("admin", "GET", "/metrics", &accept, "").await.unwrap();
+    assert_eq!(metrics.headers["content-type"], "application/openmetrics-text; version=1.0.0; charset=utf-8");
+    let metrics = String::from_utf8(metrics.body.to_vec()).unwrap();
+    for histogram in
+        ["ringfence_upstream_create_duration_seconds_bucket", "ringfence_create_added_duration_seconds_bucket"]
+    {
+        let exemplar = format!("# {{trace_id=\"{}\"}}", create.trace);
+        assert!(metrics.lines().any(|l| l.starts_with(histogram) && l.contains(&exemplar)), "{histogram}: {metrics}");
+    }
+
     // A voice webhook: the app is asked within its tree.
     let of_voice = |name: &str| all.iter().find(|span| span.trace == trace_of_voice && span.name == name).cloned();
     let root = of_voice("webhook").unwrap();

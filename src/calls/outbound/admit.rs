@@ -96,7 +96,8 @@ impl Admitted {
         let outcome = sending.instrument(span.clone()).await;
         traces::note_outcome(&span, &outcome);
         let took = started.elapsed();
-        context.lifecycle.metrics.upstream_seconds(account, took.as_secs_f64());
+        let exemplar = traces::exemplar(&span, context.lifecycle.clock.now_ms());
+        context.lifecycle.metrics.upstream_seconds(account, took, exemplar);
         failpoint::hit("create.answered").await;
         Sent { call: self.lease.call().clone(), outcome, took, claim: self.claim, joining: self.joining }
     }

@@ -31,7 +31,7 @@ use bytes::Bytes;
 use futures_util::FutureExt as _;
 use http::Response;
 use tokio::time::Instant;
-use tracing::{Instrument as _, warn};
+use tracing::{Instrument as _, Span, warn};
 
 use super::context::Context;
 use super::destination::Destinations;
@@ -129,7 +129,8 @@ impl Outbound {
                 self.rejections.respond(rejection, &request.rejected())
             }
             Err(NotSent::LimitExceeded(full)) => {
-                self.context.lifecycle.metrics.added_to_rejected(request.read_at.elapsed());
+                let exemplar = traces::exemplar(&Span::current(), self.context.lifecycle.clock.now_ms());
+                self.context.lifecycle.metrics.added_to_rejected(request.read_at.elapsed(), exemplar);
                 let rejection = self.rejections.of_full_limit(&request.facts, &full).boxed().await;
                 self.rejections.respond(rejection, &request.rejected())
             }
@@ -212,7 +213,8 @@ impl Outbound {
             let sent = admitted.send(&this.context, of.account.name.as_str()).await;
             let took = sent.took;
             let response = this.settlement.settle(sent, &of).boxed().instrument(traces::step("settle")).await;
-            this.context.lifecycle.metrics.added_to_sent(of.read_at.elapsed().saturating_sub(took));
+            let exemplar = traces::exemplar(&Span::current(), this.context.lifecycle.clock.now_ms());
+            this.context.lifecycle.metrics.added_to_sent(of.read_at.elapsed().saturating_sub(took), exemplar);
             response
         };
         let mut settling = finish(self.context.tasks.track_future(settling.in_current_span()));

@@ -20,6 +20,7 @@ use tracing::{Span, field, info_span};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 use crate::ids::mask_number;
+use crate::metrics::Exemplar;
 use crate::net::Outcome;
 use crate::policy::Facts;
 pub use export::{Exporter, Layers, Settings, TelemetryLayer, start};
@@ -150,6 +151,17 @@ pub fn context(span: &Span) -> Vec<(HeaderName, HeaderValue)> {
         .filter_map(|(name, value)| Some((name?, value)))
         .filter(|(_, value)| !value.is_empty())
         .collect()
+}
+
+/// A span's trace as the exemplar of an observation. None without a collector, or if the trace is not sampled.
+pub fn exemplar(span: &Span, at_ms: i64) -> Option<Exemplar> {
+    if span.is_disabled() {
+        return None;
+    }
+    let context = span.context();
+    let span = context.span();
+    let of = span.span_context();
+    of.is_sampled().then(|| Exemplar { trace_id: of.trace_id().to_string(), at_ms })
 }
 
 /// Continues the trace of the headers in a new tree.
