@@ -215,7 +215,7 @@ impl Admin {
             (&Method::GET, ["openapi.json"]) => ok(&openapi::document()),
             (&Method::GET, ["metrics"]) => {
                 self.access.scraper(exchange, now_secs)?;
-                self.prometheus().await
+                self.prometheus(exchange.header("accept").unwrap_or_default()).await
             }
             (&Method::GET, ["status"]) => {
                 may(Scope::Read)?.sees_all()?;
@@ -224,7 +224,7 @@ impl Admin {
             }
             (&Method::GET, ["api", "concurrent-metrics", "prometheus"]) => {
                 self.access.legacy_scraper(exchange, now_secs)?;
-                self.prometheus().await
+                self.prometheus(exchange.header("accept").unwrap_or_default()).await
             }
             (&Method::GET, ["api", "concurrent-metrics", rest @ ..]) => {
                 self.concurrent_metrics(rest, exchange.query(), may).await
@@ -450,7 +450,8 @@ impl Admin {
 
     // === calls ===
 
-    /// A call by our id, or by one of a provider's. What its caller may not see is not there.
+    /// A call by our id, or by one of a provider's; for one that was given up and is up, its second record. What its caller may not
+    /// see is not there.
     async fn find(&self, id: &str, who: &Caller) -> Result<CallRecord, Problem> {
         let store = &self.calls.lifecycle.store;
         let call = match CallId::parse(id) {
@@ -462,7 +463,7 @@ impl Admin {
             }
         };
         let record = match call {
-            Some(call) => store.call(&call).await?,
+            Some(call) => self.calls.lifecycle.newest_record(&call).await?,
             None => None,
         };
         let record = record.filter(|call| who.sees(call.facts.business.as_str()));

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::sync::Notify;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 pub use crate::admission::LivePolicy;
 use crate::admission::{Admission, AdmissionError, Capacity};
@@ -51,6 +51,8 @@ pub struct Lifecycle {
 
 /// The pause before a change that the store may have written is applied again.
 const STORE_AGAIN: Duration = Duration::from_secs(1);
+/// Failed attempts to apply a change for each line in the log: one a minute.
+const LOG_EVERY: u32 = 60;
 
 /// Boxed: otherwise the compiler proves `Send` of this future anew for each caller, which takes minutes.
 fn finished<T: Send + 'static>(
@@ -105,9 +107,9 @@ impl Lifecycle {
             let admitted = this.capacity.admit(order, call).await;
             failpoint::hit("call.opened").await;
             match &admitted {
-                Ok(Admission::Admitted(_, _, news)) => this.opened(&id, *news).await?,
+                Ok(Admission::Admitted(_, _, news)) => this.after_opening(&id, *news).await,
                 Ok(Admission::Known(_) | Admission::Refused(_)) => {}
-                Err(AdmissionError::Store(error)) => this.never(&id, error),
+                Err(AdmissionError::Store(error)) => this.end_if_written(&id, error),
                 Err(AdmissionError::Gate(_)) => {}
             }
             admitted
@@ -117,16 +119,17 @@ impl Lifecycle {
             .unwrap_or_else(|error| Err(StoreError::Unknown(format!("an admission did not finish: {error}")).into()))
     }
 
-    async fn opened(&self, call: &CallId, news: Option<Event>) -> Result<()> {
+    /// Announces a recorded call, and applies news that arrived before it. The call is on record whether they can be applied now
+    /// or not.
+    async fn after_opening(&self, call: &CallId, news: Option<Event>) {
         self.opened.notify_waiters();
         if let Some(news) = news {
-            self.apply_now(Change { event: Some(news), ..self.change(call, Source::Webhook) }).await?;
+            self.apply_surely(Change { event: Some(news), ..self.change(call, Source::Webhook) }).await;
         }
-        Ok(())
     }
 
     /// Ends a record that may or may not have been written, of a call that will not be placed.
-    fn never(&self, call: &CallId, error: &StoreError) {
+    fn end_if_written(&self, call: &CallId, error: &StoreError) {
         if let StoreError::Unknown(_) = error {
             // If it was recorded after all, nothing holds its slot. News of the call would count it again.
             let never = Some(Event::Ended(Outcome::NotCreated, EndProof::Deadline));
@@ -179,10 +182,16 @@ impl Lifecycle {
 
     /// Applies a change that will not be reported again: now, or when the store is back. Until then the call's slot is held.
     pub async fn apply_with_retry(&self, change: Change) {
-        let (call, later) = (change.call.clone(), change.clone());
-        if let Err(error) = self.apply(change).await {
-            warn!(%call, by = %later.seen_by, %error, "failed to record a change of a call; slot held until it is recorded");
-            self.apply_later(later);
+        let (this, lost) = (self.clone(), change.clone());
+        if finish(async move { this.apply_surely(change).await }).await.is_err() {
+            self.apply_later(lost);
+        }
+    }
+
+    async fn apply_surely(&self, change: Change) {
+        if let Err(error) = self.apply_once(change.clone()).await {
+            warn!(call = %change.call, by = %change.seen_by, %error, "failed to record a change of a call; slot held until it is recorded");
+            self.apply_later(change);
         }
     }
 
@@ -201,9 +210,9 @@ impl Lifecycle {
             let adopted = this.capacity.adopt(call).await;
             failpoint::hit("call.opened").await;
             match &adopted {
-                Ok(InsertOutcome::New(news)) => this.opened(&id, *news).await?,
+                Ok(InsertOutcome::New(news)) => this.after_opening(&id, *news).await,
                 Ok(_) => {}
-                Err(error) => this.never(&id, error),
+                Err(error) => this.end_if_written(&id, error),
             }
             adopted
         })
@@ -217,7 +226,7 @@ impl Lifecycle {
             let id = call.id.clone();
             let opened = this.store.open(call, None).await?;
             if let InsertOutcome::New(news) = &opened {
-                this.opened(&id, *news).await?;
+                this.after_opening(&id, *news).await;
             }
             Ok(opened)
         })
@@ -225,13 +234,17 @@ impl Lifecycle {
     }
 
     async fn apply_now(&self, change: Change) -> Result<Option<ApplyOutcome>> {
-        match self.store.apply(change.clone()).await {
-            Ok(Some(applied)) => Box::pin(self.act_on(applied, change)).await.map(Some),
-            Err(StoreError::Unknown(why)) => {
-                self.apply_later(change);
-                Err(StoreError::Unknown(why))
-            }
-            other => other,
+        let applied = self.apply_once(change.clone()).await;
+        if let Err(StoreError::Unknown(_)) = &applied {
+            self.apply_later(change);
+        }
+        applied
+    }
+
+    async fn apply_once(&self, change: Change) -> Result<Option<ApplyOutcome>> {
+        match self.store.apply(change.clone()).await? {
+            Some(applied) => Box::pin(self.act_on(applied, change)).await.map(Some),
+            None => Ok(None),
         }
     }
 
@@ -241,12 +254,25 @@ impl Lifecycle {
         let this = self.clone();
         // A drain does not wait for this task: the next process reads the record.
         tokio::spawn(async move {
+            let mut tries = 0_u32;
             loop {
                 tokio::time::sleep(STORE_AGAIN).await;
-                match this.store.apply(change.clone()).await {
-                    Ok(Some(applied)) => return drop(this.act_on(applied, change).await),
-                    Ok(None) => return,
-                    Err(_) => {}
+                let applied = match this.store.apply(change.clone()).await {
+                    Ok(Some(applied)) => {
+                        this.act_on(applied.if_written_before(&change), change.clone()).await.map(drop)
+                    }
+                    Ok(None) => Ok(()),
+                    Err(error) => Err(error),
+                };
+                let Err(error) = applied else { return };
+                let call = &change.call;
+                if let StoreError::Damaged(_) = error {
+                    error!(%call, %error, "failed to record a change of a call, whose record cannot be read; gave up");
+                    return;
+                }
+                tries += 1;
+                if tries.is_multiple_of(LOG_EVERY) {
+                    warn!(%call, %error, tries, "failed to record a change of a call again; slot held until it is recorded");
                 }
             }
         });
@@ -339,7 +365,7 @@ impl Lifecycle {
                 }
                 (None, _) => return Ok(None),
             };
-            self.apply_now(Change { call, ..change }).await
+            self.apply_once(Change { call, ..change }).await
         })
     }
 

@@ -18,6 +18,8 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::client::conn::http1;
 use hyper::rt::{Read, Write};
+use rustls::ClientConfig;
+use tokio_tungstenite::tungstenite;
 use tower_service::Service;
 
 use super::body::{Outgoing, SendBy, Unread, collect};
@@ -127,6 +129,9 @@ pub enum Outcome {
     Unknown(UpstreamError),
 }
 
+/// A WebSocket to an upstream.
+pub type UpstreamSocket = tokio_tungstenite::WebSocketStream<tokio_tungstenite::MaybeTlsStream<tokio::net::TcpStream>>;
+
 /// The upstream client. Clones share connections.
 #[derive(Clone, Debug)]
 pub struct Upstream(Arc<Inner>);
@@ -139,6 +144,8 @@ struct Inner {
     guarded: Connector<Guarded>,
     callback_rules: Arc<CallbackRules>,
     http1: http1::Builder,
+    /// The TLS of WebSockets; the connectors have their own copy.
+    trust: Arc<ClientConfig>,
     create_timeout: Duration,
     answer_timeout: Duration,
 }
@@ -159,13 +166,24 @@ impl Upstream {
             .max_headers(ANSWER_HEADERS_MAX);
         Ok(Upstream(Arc::new(Inner {
             pool: Pool::new(settings.pool_max_idle, settings.pool_idle_timeout, settings.create_pool_idle_timeout),
-            connector: Connector::new(settings.connect_timeout, trust),
+            connector: Connector::new(settings.connect_timeout, trust.clone()),
+            trust: Arc::new(trust),
             guarded,
             callback_rules,
             http1,
             create_timeout: settings.create_timeout,
             answer_timeout: settings.answer_timeout,
         })))
+    }
+
+    /// Opens a WebSocket to an upstream (`ws://` or `wss://`). It trusts whom all other requests trust. The caller bounds its time.
+    ///
+    /// # Errors
+    /// The connection, TLS or the handshake failed.
+    pub async fn web_socket(&self, request: Request<()>) -> Result<UpstreamSocket, tungstenite::Error> {
+        let tls = tokio_tungstenite::Connector::Rustls(self.0.trust.clone());
+        let connecting = tokio_tungstenite::connect_async_tls_with_config(request, None, true, Some(tls));
+        Box::pin(connecting).await.map(|(socket, _)| socket)
     }
 
     /// Sends a request that creates a call, exactly once, and reads the answer, at most `answer_limit` bytes of body. After

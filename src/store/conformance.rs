@@ -13,6 +13,7 @@ pub(super) mod runs;
 mod schedules;
 mod transcripts;
 
+use crate::store::EventOutcome;
 use std::sync::Arc;
 
 use super::*;
@@ -199,6 +200,14 @@ pub(super) async fn a_call_is_opened_moved_and_ended_once(fresh: &impl Fresh) {
         store.apply(change(&call.id, Event::Ended(Outcome::Failed, EndProof::Provider))).await.unwrap().unwrap();
     assert_eq!(again.step, Step::Ignore);
     assert_eq!(again.record.outcome, Some(Outcome::Completed), "the first proof stays");
+    // The same change once more, whose first answer may have been lost; and another one.
+    let ended_at = ended.record.ended_at.unwrap();
+    for (at_ms, step) in [(ended_at, ended.step), (ended_at + 1, Step::Ignore)] {
+        let repeated = Change { at_ms, ..change(&call.id, END) };
+        let applied = store.apply(repeated.clone()).await.unwrap().unwrap();
+        assert_eq!(applied.step, Step::Ignore);
+        assert_eq!(applied.if_written_before(&repeated).step, step);
+    }
     assert_eq!(store.open_calls().await.unwrap(), []);
     assert_eq!(store.latest_calls(10).await.unwrap()[0].aliases, bind);
 }
@@ -253,8 +262,7 @@ pub(super) async fn a_webhook_is_taken_once(fresh: &impl Fresh) {
         spool: None,
     };
     assert_eq!(store.receive(event("a")).await.unwrap(), ReceiveOutcome::New);
-    let before =
-        |outcome: Option<&str>| ReceiveOutcome::Before { id: "a".to_owned(), outcome: outcome.map(str::to_owned) };
+    let before = |outcome: Option<EventOutcome>| ReceiveOutcome::Before { id: "a".to_owned(), outcome };
     assert_eq!(store.receive(event("b")).await.unwrap(), before(None));
     // Written once more, because it was not known whether it had been: there is nothing else to know it by.
     let bare = NewEvent { dedupe_key: None, received_at: 9, ..event("c") };
@@ -275,10 +283,10 @@ pub(super) async fn a_webhook_is_taken_once(fresh: &impl Fresh) {
         spool: None,
         attempts: 0,
     };
-    store.settle("a", None, "applied", Some(delivery.clone()), 5).await.unwrap();
+    store.settle("a", None, EventOutcome::Applied, Some(delivery.clone()), 5).await.unwrap();
     let again = Delivery { id: "d2".to_owned(), ..delivery.clone() };
-    store.settle("a", None, "applied", Some(again), 5).await.unwrap();
-    assert_eq!(store.receive(event("c")).await.unwrap(), before(Some("applied")));
+    store.settle("a", None, EventOutcome::Applied, Some(again), 5).await.unwrap();
+    assert_eq!(store.receive(event("c")).await.unwrap(), before(Some(EventOutcome::Applied)));
     assert_eq!(store.take_deliveries(4, 10, "", false).await.unwrap(), []);
     assert_eq!(store.take_deliveries(5, 10, "", false).await.unwrap(), [delivery]);
     store.delivered("d1", 6, Err(("refused".to_owned(), Some(50)))).await.unwrap();

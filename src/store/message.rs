@@ -54,6 +54,40 @@ pub struct Waiting {
     pub last: Option<Cursor>,
 }
 
+crate::call::words!(
+    /// The outcome of a webhook in one word, as in the inbox and in metrics.
+    EventOutcome {
+        /// It changed a call, or reported what was known.
+        Applied = "applied",
+        /// Its call was given a slot, or has one.
+        Admitted = "admitted",
+        /// Its utterance is stored.
+        Recorded = "recorded",
+        /// Its call is unknown: it waits under its ids.
+        Deferred = "deferred",
+        /// It has no news of a call.
+        Ignored = "ignored",
+        /// No slot was free for its call.
+        CapacityInbound = "capacity_inbound",
+        /// It announces a call without an id.
+        MissingId = "missing_id",
+        /// It cannot be parsed.
+        Unreadable = "unreadable",
+        /// Its call has been deleted from the store.
+        Forgotten = "forgotten",
+        /// The process that received it died, and its sender does not wait for the reply any more.
+        ReplyExpired = "reply_expired",
+        /// Its body is lost.
+        BodyLost = "body_lost",
+        /// It waited for its call, and cannot be applied to it.
+        Unusable = "unusable",
+        /// Its signer does not own the call.
+        Contradicted = "contradicted",
+        /// Its signer owns the call, but its conversation or leg is another one.
+        OtherCall = "other_call",
+    }
+);
+
 /// The outcome of storing a webhook.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ReceiveOutcome {
@@ -64,7 +98,7 @@ pub enum ReceiveOutcome {
         /// The id under which it was stored.
         id: String,
         /// Its outcome.
-        outcome: Option<String>,
+        outcome: Option<EventOutcome>,
     },
 }
 

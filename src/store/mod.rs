@@ -57,7 +57,7 @@ pub use do_not_call::{DoNotCallLists, EVERYBODY, ListChange, ListChanges, Listed
 pub use journal::Journal;
 pub use listing::{EventFilter, ListFilter};
 pub use membership::{BEAT_EVERY_MS, Fleet, LIVE_MS, Living, OwnershipMode, Replica};
-pub use message::{Delivery, NewEvent, Reach, ReceiveOutcome, RefusalRecord, Route, Waiting};
+pub use message::{Delivery, EventOutcome, NewEvent, Reach, ReceiveOutcome, RefusalRecord, Route, Waiting};
 pub use operator::{AuditRecord, Desk, Inbox, InboxEvent, Outbox, OutboxDelivery, Purged, Replayable};
 pub use record::{
     AdmitOutcome, AppCallback, CallRecord, Confirmed, CreateAnswer, EpochBump, InFlightRow, InsertOutcome, NewCall,
@@ -68,8 +68,8 @@ pub use runs::Runs;
 pub use schedules::Schedules;
 pub use spool::{Spool, SpoolError, Spooled};
 pub use transcripts::{
-    IngestOutcome, NewUtterance, RECORDED, Ring, Transcripts, Utterance, UtteranceIngest, UtterancePosition,
-    UtteranceRef, tells_more,
+    IngestOutcome, NewUtterance, Ring, Transcripts, Utterance, UtteranceIngest, UtterancePosition, UtteranceRef,
+    tells_more,
 };
 pub use voucher::{Contradiction, Voucher};
 
@@ -202,7 +202,7 @@ pub trait Store:
         &self,
         event_id: &str,
         call: Option<&CallId>,
-        outcome: &str,
+        outcome: EventOutcome,
         delivery: Option<Delivery>,
         at_ms: UnixMs,
     ) -> Result<bool>;

@@ -1,5 +1,6 @@
 //! Post-call records, and deferred webhooks.
 
+use super::message::EventOutcome;
 use async_trait::async_trait;
 use serde::Serialize;
 
@@ -129,5 +130,5 @@ pub trait Records: Send + Sync {
     async fn expire_deferred(&self, before_ms: UnixMs, forget: bool) -> Result<()>;
 
     /// Records that a deferred webhook was applied to its call, or cannot be (`outcome`).
-    async fn mark_matched(&self, event_id: &str, call: Option<&CallId>, outcome: &str) -> Result<()>;
+    async fn mark_matched(&self, event_id: &str, call: Option<&CallId>, outcome: EventOutcome) -> Result<()>;
 }

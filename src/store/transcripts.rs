@@ -11,9 +11,6 @@ use crate::call::{EndProof, Phase, Speaker};
 use crate::clock::UnixMs;
 use crate::ids::{Alias, CallId};
 
-/// The outcome of a webhook whose utterance is stored.
-pub const RECORDED: &str = "recorded";
-
 /// An utterance to be stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewUtterance {

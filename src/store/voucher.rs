@@ -1,6 +1,7 @@
 //! Vouchers: which accounts signed news of a call, and whether the call is theirs. Pure: every back end checks here, in the
 //! transaction that would apply the news.
 
+use super::message::EventOutcome;
 use serde::{Deserialize, Serialize};
 
 use crate::call::{Event, stronger};
@@ -41,10 +42,10 @@ pub enum Contradiction {
 
 impl Contradiction {
     /// The outcome of the webhook that brought it.
-    pub const fn outcome(self) -> &'static str {
+    pub const fn outcome(self) -> EventOutcome {
         match self {
-            Self::OtherAccount | Self::OtherSubaccount => "contradicted",
-            Self::OtherCall => "other_call",
+            Self::OtherAccount | Self::OtherSubaccount => EventOutcome::Contradicted,
+            Self::OtherCall => EventOutcome::OtherCall,
         }
     }
 

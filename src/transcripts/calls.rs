@@ -11,11 +11,13 @@ use crate::net::Exchange;
 use crate::provider::description::APP_ID_KIND;
 use crate::provider::path::percent_decode;
 use crate::reply::json_answer;
-use crate::store::{CallRecord, ListFilter, StoredPostCall};
+use crate::store::{CallRecord, ListFilter, StoredPostCall, Utterance};
 use crate::token::Principal;
 
 /// The default page size of a list.
 const LISTED: i64 = 100;
+/// Maximum utterances of a call that is returned whole: more than a call of its longest duration has.
+const TRANSCRIPT_MAX: usize = 20_000;
 
 impl Client {
     /// The answer at `/calls` and below it, except for the transcript; `None`: nothing is served at this path.
@@ -70,8 +72,12 @@ impl Client {
         let told = self.lifecycle.store.post_call(&call.id).await?;
         let mut shown = of(&call, told.as_ref());
         if full {
-            let said = self.said(&call, PAGE_MAX).await?;
+            let utterances = self.all_utterances(&call).await?;
+            let said = self.spoken(&utterances);
             shown["transcript_count"] = said.len().into();
+            if utterances.len() >= TRANSCRIPT_MAX {
+                shown["transcript_truncated"] = true.into();
+            }
             shown["transcript"] = said.into();
         }
         Ok(shown)
@@ -79,9 +85,26 @@ impl Client {
 
     /// The utterances of a call, as a bare list.
     pub(super) async fn said(&self, call: &CallRecord, limit: u32) -> Result<Vec<Value>, ConnectError> {
-        let utterances = self.lifecycle.store.utterances(&call.id, 0, limit).await?;
+        Ok(self.spoken(&self.lifecycle.store.utterances(&call.id, 0, limit).await?))
+    }
+
+    /// All utterances of a call, as far as [`TRANSCRIPT_MAX`].
+    async fn all_utterances(&self, call: &CallRecord) -> Result<Vec<Utterance>, ConnectError> {
+        let mut all: Vec<Utterance> = vec![];
+        loop {
+            let after = all.last().map_or(0, |last| last.sequence);
+            let page = self.lifecycle.store.utterances(&call.id, after, PAGE_MAX).await?;
+            let is_last = page.len() < PAGE_MAX as usize;
+            all.extend(page);
+            if is_last || all.len() >= TRANSCRIPT_MAX {
+                return Ok(all);
+            }
+        }
+    }
+
+    fn spoken(&self, utterances: &[Utterance]) -> Vec<Value> {
         let label = &self.settings.user_label;
-        let spoken = message::in_spoken_order(&utterances).into_iter().map(|one| {
+        let spoken = message::in_spoken_order(utterances).into_iter().map(|one| {
             json!({
                 "role": message::speaker_type(one.speaker, label),
                 "text": one.text,
@@ -89,7 +112,7 @@ impl Client {
                 "sequence_number": one.sequence,
             })
         });
-        Ok(spoken.collect())
+        spoken.collect()
     }
 }
 

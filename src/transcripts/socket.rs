@@ -327,9 +327,7 @@ impl Connection {
         if is_due {
             self.send(&message::call_completed(record, told)).await?;
             self.calls.remove(&record.id);
-            if !self.businesses.is_empty() {
-                self.mark_done(&record.id);
-            }
+            self.mark_done(&record.id);
         } else if let Some(followed) = self.calls.get_mut(&record.id) {
             followed.look_at = complete_at;
         }
@@ -460,7 +458,7 @@ impl Connection {
     async fn unsubscribe(&mut self, identifier: &str) -> Going {
         match self.client.find(identifier, &self.visitor).await {
             Ok(Some(record)) => {
-                if self.calls.remove(&record.id).is_some() && !self.businesses.is_empty() {
+                if self.calls.remove(&record.id).is_some() {
                     self.mark_done(&record.id);
                 }
                 self.send(&message::unsubscribed(identifier)).await
@@ -478,7 +476,7 @@ impl Connection {
         if !self.visitor.sees(&business) {
             return self.error(ErrorCode::CallNotFound, &format!("No business is known as {business}")).await;
         }
-        if self.businesses.len() >= FOLLOWED_MAX {
+        if self.businesses.len() >= FOLLOWED_MAX && !self.businesses.contains(&business) {
             return self.error(ErrorCode::SubscriptionFailed, "Too many businesses are followed").await;
         }
         self.send(&json!({"type": "business_subscribed", "business": business})).await?;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 
 use super::context::Webhooks;
-use super::outcome::{Disposition, WebhookOutcome};
+use super::outcome::WebhookOutcome;
 use super::parsed::ParsedWebhook;
 use super::settings::InboundMode;
 use super::spool;
@@ -13,7 +13,7 @@ use crate::call::{Direction, Event, Origin, Phase, Source};
 use crate::calls::arrival::{Arrival, ArrivalOutcome};
 use crate::ids::{Alias, CallId};
 use crate::provider::description::{OWN_ID_KIND, Reply};
-use crate::store::{ApplyOutcome, Change, Contradiction, Result};
+use crate::store::{ApplyOutcome, Change, Contradiction, EventOutcome, Result};
 
 /// Pause and number of look-ups for a call that is about to be recorded.
 const MOMENT: (Duration, u32) = (Duration::from_millis(250), 4);
@@ -63,12 +63,12 @@ impl Webhooks {
         if parsed.raw.is_unreadable() && parsed.aliases.is_empty() {
             // It may have reported an end: the provider's own list has that too.
             self.calls.sweep_requests.request(&parsed.from.account.name);
-            return Ok(WebhookOutcome::new(Disposition::Unreadable));
+            return Ok(WebhookOutcome::new(EventOutcome::Unreadable));
         }
         if let Some(utterance) = &parsed.utterance {
             return self.ingest(parsed, utterance, event_id).boxed().await;
         }
-        let Some(news) = parsed.news else { return Ok(WebhookOutcome::new(Disposition::Ignored)) };
+        let Some(news) = parsed.news else { return Ok(WebhookOutcome::new(EventOutcome::Ignored)) };
         let (own, outside): (Vec<Alias>, Vec<Alias>) =
             parsed.aliases.iter().cloned().partition(|a| a.kind == OWN_ID_KIND);
         // The provider returned our own id: it is exact, and proves that the call exists.
@@ -86,13 +86,13 @@ impl Webhooks {
         let admits = parsed.event.is_some_and(|e| e.admits) && parsed.direction == Direction::Inbound;
         if let (true, Event::Reached(phase)) = (admits, news) {
             if outside.is_empty() {
-                return Ok(WebhookOutcome::new(Disposition::MissingId));
+                return Ok(WebhookOutcome::new(EventOutcome::MissingId));
             }
             return self.arrived(parsed, outside, phase).await;
         }
         Ok(match self.calls.lifecycle.news(outside, news, parsed.by.clone(), Source::Webhook).await? {
             Some(applied) => self.outcome_of(parsed, applied),
-            None => WebhookOutcome::new(Disposition::Deferred),
+            None => WebhookOutcome::new(EventOutcome::Deferred),
         })
     }
 
@@ -131,16 +131,16 @@ impl Webhooks {
         };
         Ok(match self.calls.inbound.arrive(arrival).await? {
             ArrivalOutcome::Admitted(call) => {
-                WebhookOutcome { call: Some(call), ..WebhookOutcome::new(Disposition::Admitted) }
+                WebhookOutcome { call: Some(call), ..WebhookOutcome::new(EventOutcome::Admitted) }
             }
             ArrivalOutcome::Contradicted(what) => {
                 self.report(parsed, None, what);
-                WebhookOutcome::new(Disposition::Contradicted(what))
+                WebhookOutcome::new(what.outcome())
             }
             ArrivalOutcome::Refused(call, full) => WebhookOutcome {
                 call: Some(call),
                 refused: Some(full),
-                ..WebhookOutcome::new(Disposition::CapacityInbound)
+                ..WebhookOutcome::new(EventOutcome::CapacityInbound)
             },
         })
     }
@@ -173,9 +173,7 @@ impl Webhooks {
             false => self.delivery(parsed, outcome.call.as_ref(), event_id).await?,
         };
         let something = delivery.is_some();
-        if store.settle(event_id, outcome.call.as_ref(), outcome.disposition.as_str(), delivery, at_ms).await?
-            && something
-        {
+        if store.settle(event_id, outcome.call.as_ref(), outcome.word, delivery, at_ms).await? && something {
             self.deliver.notify_one();
         }
         Ok(())

@@ -6,14 +6,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::context::Webhooks;
-use super::outcome::Disposition;
 use super::parsed::parse;
 use super::raw::{RawWebhook, headers_of};
 use super::route::candidates;
 use super::spool;
 use crate::calls::post_call::records::{Redacted, Searched};
 use crate::provider::sign::Keys;
-use crate::store::{NewEvent, Result, StoreError};
+use crate::store::{EventOutcome, NewEvent, Result, StoreError};
 
 /// How often missing records, and calls of deferred webhooks, are looked for.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -38,7 +37,7 @@ impl Webhooks {
         let found = self.calls.lifecycle.store.found_events(since_ms, STEP, &self.reach(leads)).await?;
         for (id, why) in found.damaged {
             warn!(event = id, why, "failed to read a deferred webhook");
-            self.calls.lifecycle.store.mark_matched(&id, None, Disposition::Unusable.as_str()).await?;
+            self.calls.lifecycle.store.mark_matched(&id, None, EventOutcome::Unusable).await?;
         }
         for event in found.events {
             let (id, spooled) = (event.id.clone(), event.spool.is_some());
@@ -54,7 +53,7 @@ impl Webhooks {
                     if matches!(error, StoreError::Damaged(_)) || self.calls.lifecycle.store.ping().await.is_ok() =>
                 {
                     warn!(event = id, %error, "failed to apply a deferred webhook");
-                    self.calls.lifecycle.store.mark_matched(&id, None, Disposition::Unusable.as_str()).await?;
+                    self.calls.lifecycle.store.mark_matched(&id, None, EventOutcome::Unusable).await?;
                 }
                 Err(error) => return Err(error),
             }
@@ -65,23 +64,23 @@ impl Webhooks {
     async fn apply_one_found(&self, mut event: NewEvent) -> Result<()> {
         let store = &self.calls.lifecycle.store;
         let Some(body) = self.body_of(&mut event).await? else {
-            return store.mark_matched(&event.id, None, Disposition::BodyLost.as_str()).await;
+            return store.mark_matched(&event.id, None, EventOutcome::BodyLost).await;
         };
         let raw = RawWebhook::new(&event.method, &event.path, headers_of(&event.headers), body).decoded();
         let path = event.path.split('?').next().unwrap_or_default();
         let found = candidates(&self.calls.accounts, &self.settings.extra_paths, path);
         let Some(from) = found.iter().find(|c| c.account.name.as_str() == event.account) else {
-            return store.mark_matched(&event.id, None, Disposition::Unusable.as_str()).await;
+            return store.mark_matched(&event.id, None, EventOutcome::Unusable).await;
         };
         let parsed = parse(&raw, from, Keys::default(), self.voucher_again(from, &raw), event.id.clone());
         let outcome = self.apply(&parsed, &event.id).await?;
         let Some(record) = outcome.record else {
-            return store.mark_matched(&event.id, None, Disposition::Unusable.as_str()).await;
+            return store.mark_matched(&event.id, None, EventOutcome::Unusable).await;
         };
         if let Some((found, complete)) = parsed.record() {
             self.calls.post_call.store_reported(&record, &parsed.from.account, found, complete).await?;
         }
-        store.mark_matched(&event.id, Some(&record.id), Disposition::Applied.as_str()).await?;
+        store.mark_matched(&event.id, Some(&record.id), EventOutcome::Applied).await?;
         if self.calls.post_call.forgets_bodies(Some(&record.id)).await? {
             store.forget_body(&event.id).await?;
         }

@@ -16,7 +16,7 @@ use ulid::Ulid;
 
 use super::answers::{body_missing, fixed_answer, not_recorded, not_yours};
 use super::context::Webhooks;
-use super::outcome::{Disposition, WebhookOutcome};
+use super::outcome::WebhookOutcome;
 use super::parsed::{ParsedWebhook, parse};
 use super::raw::RawWebhook;
 use super::route::Candidate;
@@ -27,7 +27,7 @@ use crate::provider::description::Reply;
 use crate::provider::select::Flaw;
 use crate::provider::sign::Keys;
 use crate::reply::{problem, twiml, when_full_twiml};
-use crate::store::{IngestOutcome, NewEvent, ReceiveOutcome, Result, SpoolError, Voucher};
+use crate::store::{EventOutcome, IngestOutcome, NewEvent, ReceiveOutcome, Result, SpoolError, Voucher};
 use crate::telemetry::traces;
 
 /// The signer of a webhook, its keys and voucher.
@@ -101,8 +101,8 @@ impl Webhooks {
             Ok(applied) => applied,
             Err(error) => return self.defer(parsed, &event_id, error).map(Some),
         };
-        self.count(parsed, applied.disposition.as_str());
-        traces::note("ringfence.outcome", applied.disposition.as_str());
+        self.count(parsed, applied.word.as_str());
+        traces::note("ringfence.outcome", applied.word.as_str());
         if let Some(call) = &applied.call {
             traces::note("ringfence.call", call.as_str());
         }
@@ -219,7 +219,7 @@ impl Webhooks {
         let received = match self.standalone_utterance(parsed) {
             Some(utterance) => match self.ingest_with_webhook(parsed, utterance, row).boxed().await {
                 Ok(IngestOutcome::Whole(_, said) | IngestOutcome::Before(_, said)) => {
-                    self.count(parsed, Disposition::Recorded.as_str());
+                    self.count(parsed, EventOutcome::Recorded.as_str());
                     failpoint::hit("webhook.settled").await;
                     return Ok(Persisted::Done(fixed_answer(webhook, Some(said))));
                 }
@@ -241,7 +241,7 @@ impl Webhooks {
             ReceiveOutcome::New => Persisted::Inbox { event_id: parsed.event_id.clone(), is_settled: false },
             ReceiveOutcome::Before { id, outcome } => {
                 // Its unknown call may be known by now; the position of its utterance is looked up by storing it again.
-                let is_deferred = outcome.as_deref() == Some(Disposition::Deferred.as_str());
+                let is_deferred = outcome == Some(EventOutcome::Deferred);
                 let may_be_known = (parsed.is_exact() && is_deferred) || parsed.utterance.is_some();
                 if outcome.is_some() && webhook.reply.is_none() && !may_be_known {
                     self.count(parsed, "duplicate");
@@ -267,7 +267,7 @@ impl Webhooks {
         }
         if let Some(call) = applied.call.as_ref().filter(|_| was_settled) {
             let store = &self.calls.lifecycle.store;
-            store.mark_matched(event_id, Some(call), applied.disposition.as_str()).await?;
+            store.mark_matched(event_id, Some(call), applied.word).await?;
         }
         failpoint::hit("webhook.settled").await;
         if applied.is_contradicted() && parsed.utterance.is_some() {
@@ -289,11 +289,11 @@ impl Webhooks {
         applied: WebhookOutcome,
     ) -> Result<Option<Response<Bytes>>> {
         let (store, at_ms) = (&self.calls.lifecycle.store, self.calls.lifecycle.clock.now_ms());
-        store.settle(event_id, applied.call.as_ref(), applied.disposition.as_str(), None, at_ms).await?;
+        store.settle(event_id, applied.call.as_ref(), applied.word, None, at_ms).await?;
         if applied.is_contradicted() {
             return Ok(Some(not_yours()));
         }
-        if applied.disposition == Disposition::MissingId {
+        if applied.word == EventOutcome::MissingId {
             let message = "The request has no call id.";
             return Ok(Some(problem(StatusCode::BAD_REQUEST, "INVALID_PAYLOAD", message)));
         }

@@ -9,14 +9,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::context::Webhooks;
-use super::outcome::Disposition;
 use super::parsed::parse;
 use super::raw::{RawWebhook, headers_of};
 use super::route::{Candidate, candidates};
 use crate::calls::lifecycle::finish;
 use crate::failpoint;
 use crate::provider::sign::Keys;
-use crate::store::{Cursor, InboxEvent, NewEvent, Result};
+use crate::store::{Cursor, EventOutcome, InboxEvent, NewEvent, Result};
 
 /// An unsettled webhook of this age was left by its process, in milliseconds.
 const STALE_MS: i64 = 30_000;
@@ -174,7 +173,7 @@ impl Webhooks {
                 .calls
                 .lifecycle
                 .store
-                .settle(&event.id, None, Disposition::BodyLost.as_str(), None, at_ms)
+                .settle(&event.id, None, EventOutcome::BodyLost, None, at_ms)
                 .await
                 .map(drop);
         };
@@ -190,13 +189,11 @@ impl Webhooks {
                 self.settle(&parsed, &event.id, &outcome).await?;
                 failpoint::hit("replay.settled").await;
             }
-            _ => drop(
-                self.calls
-                    .lifecycle
-                    .store
-                    .settle(&event.id, None, Disposition::ReplyExpired.as_str(), None, at_ms)
-                    .await?,
-            ),
+            _ => {
+                let store = &self.calls.lifecycle.store;
+                // Whoever settled it meanwhile has the same reason.
+                let _ = store.settle(&event.id, None, EventOutcome::ReplyExpired, None, at_ms).await?;
+            }
         }
         Ok(())
     }

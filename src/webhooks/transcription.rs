@@ -6,7 +6,7 @@ use http::{HeaderMap, Response, StatusCode};
 use tracing::warn;
 
 use super::context::Webhooks;
-use super::outcome::{Disposition, WebhookOutcome};
+use super::outcome::WebhookOutcome;
 use super::parsed::ParsedWebhook;
 use crate::call::{Origin, Phase, Source};
 use crate::calls::arrival::Arrival;
@@ -16,7 +16,9 @@ use crate::ids::CallId;
 use crate::policy::Privacy;
 use crate::provider::description::UtteranceDraft;
 use crate::reply::{problem, respond};
-use crate::store::{Change, Contradiction, IngestOutcome, NewEvent, NewUtterance, Result, UtteranceIngest, tells_more};
+use crate::store::{
+    Change, Contradiction, EventOutcome, IngestOutcome, NewEvent, NewUtterance, Result, UtteranceIngest, tells_more,
+};
 
 impl Webhooks {
     /// The response to a webhook that is not stored: an unparsable one, or an interim utterance. `None`: it is stored.
@@ -39,19 +41,23 @@ impl Webhooks {
                 count("partial");
                 let partial =
                     Partial { speaker: draft.speaker, text: draft.text.as_str().into(), source_sequence: draft.order };
-                match self.calls.lifecycle.store.resolve(&parsed.aliases).await {
-                    Ok(Some(call)) if self.is_theirs(parsed, &call).await => {
-                        self.calls.lifecycle.hub.set_partial(&call, partial);
-                    }
-                    Ok(Some(_)) => {}
-                    // The next one has more.
-                    Ok(None) => {}
-                    Err(error) => warn!(%error, "failed to show an interim utterance"),
+                if let Err(error) = self.show_partial(parsed, partial).await {
+                    warn!(%error, "failed to show an interim utterance");
                 }
                 Some(respond(StatusCode::NO_CONTENT, HeaderMap::new(), Bytes::new()))
             }
             Ok(_) => None,
         }
+    }
+
+    /// Shows an interim utterance to the followers of its call. Of an unknown call it is dropped: the next one has more.
+    async fn show_partial(&self, parsed: &ParsedWebhook<'_>, partial: Partial) -> Result<()> {
+        if let Some(call) = self.calls.lifecycle.store.resolve(&parsed.aliases).await?
+            && self.is_theirs(parsed, &call).await?
+        {
+            self.calls.lifecycle.hub.set_partial(&call, partial);
+        }
+        Ok(())
     }
 
     /// Its utterance, if it can be stored together with the webhook in one commit: it has no other news and no reply.
@@ -113,12 +119,12 @@ impl Webhooks {
         draft: &std::result::Result<UtteranceDraft, String>,
         event_id: &str,
     ) -> Result<WebhookOutcome> {
-        let Ok(draft) = draft else { return Ok(WebhookOutcome::new(Disposition::Unreadable)) };
+        let Ok(draft) = draft else { return Ok(WebhookOutcome::new(EventOutcome::Unreadable)) };
         let lifecycle = &self.calls.lifecycle;
         let call = match lifecycle.store.resolve(&parsed.aliases).await? {
-            Some(call) if !self.is_theirs(parsed, &call).await => {
+            Some(call) if !self.is_theirs(parsed, &call).await? => {
                 self.report(parsed, Some(&call), Contradiction::OtherAccount);
-                return Ok(WebhookOutcome::new(Disposition::Contradicted(Contradiction::OtherAccount)));
+                return Ok(WebhookOutcome::new(Contradiction::OtherAccount.outcome()));
             }
             Some(call) => call,
             None => self.calls.inbound.adopt_from_transcript(self.transcript_arrival(parsed)).boxed().await?,
@@ -126,7 +132,7 @@ impl Webhooks {
         let text = self.calls.post_call.text_kept_now(&call, &draft.text).await?;
         let said = NewUtterance { text, ..self.utterance(draft, event_id) };
         let Some(stands) = lifecycle.store.say(&call, said).await? else {
-            return Ok(WebhookOutcome::new(Disposition::Forgotten));
+            return Ok(WebhookOutcome::new(EventOutcome::Forgotten));
         };
         lifecycle.hub.notify(&call);
         let record = lifecycle.store.call(&call).await?;
@@ -136,7 +142,7 @@ impl Webhooks {
             let seen_by = if parsed.is_from_app() { Source::Transcript } else { Source::Webhook };
             lifecycle.apply(Change { event: parsed.news, bind, by, ..lifecycle.change(&call, seen_by) }).await?;
         }
-        Ok(WebhookOutcome { call: Some(call), said: Some(stands), ..WebhookOutcome::new(Disposition::Recorded) })
+        Ok(WebhookOutcome { call: Some(call), said: Some(stands), ..WebhookOutcome::new(EventOutcome::Recorded) })
     }
 
     fn transcript_arrival(&self, parsed: &ParsedWebhook<'_>) -> Arrival {
@@ -154,14 +160,12 @@ impl Webhooks {
     }
 
     /// Whether the signer of an utterance has a part in the call. Another conversation of the same call is part of it.
-    async fn is_theirs(&self, parsed: &ParsedWebhook<'_>, call: &CallId) -> bool {
-        match self.calls.lifecycle.store.call(call).await {
-            Ok(Some(record)) => {
-                let what = parsed.by.contradicts(&record.facts, &record.aliases, &parsed.aliases);
-                what.is_none_or(|what| what == Contradiction::OtherCall)
-            }
+    async fn is_theirs(&self, parsed: &ParsedWebhook<'_>, call: &CallId) -> Result<bool> {
+        let Some(record) = self.calls.lifecycle.store.call(call).await? else {
             // The write will find out.
-            Ok(None) | Err(_) => true,
-        }
+            return Ok(true);
+        };
+        let what = parsed.by.contradicts(&record.facts, &record.aliases, &parsed.aliases);
+        Ok(what.is_none_or(|what| what == Contradiction::OtherCall))
     }
 }

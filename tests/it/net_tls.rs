@@ -9,6 +9,7 @@ use ringfence::net::{
     Drained, EdgeSettings, Exchange, Outcome, ReloadingTls, RunningEdge, TlsError, Upstream, UpstreamSettings,
 };
 use tokio::process::Command;
+use tokio_tungstenite::tungstenite::{self, client::IntoClientRequest as _};
 
 use crate::support::net::{By, Handling, RelayTo, bounded, edge_with, mirror, server, soon, text, until};
 
@@ -347,6 +348,12 @@ async fn upstreams_are_verified_against_the_public_roots_and_the_extra_ones() {
             .expect("upstream");
         let Outcome::Answered(answer) = trusting.create(request(), 1000, soon()).await else { panic!("not answered") };
         assert!(answer.body().ends_with(b"\n\nhi"), "{answer:?}");
+        // A WebSocket trusts the same roots: the mirror is reached, and answers the handshake as any request.
+        let handshake = || format!("wss://localhost:{}/x", edge.local_addr().port()).into_client_request().unwrap();
+        let strict = strict.web_socket(handshake()).await;
+        assert!(matches!(strict, Err(tungstenite::Error::Tls(_) | tungstenite::Error::Io(_))), "{strict:?}");
+        let answered = trusting.web_socket(handshake()).await;
+        assert!(matches!(answered, Err(tungstenite::Error::Http(_))), "{answered:?}");
         for wrong in [dir.0.join("missing.pem"), dir.key()] {
             assert!(Upstream::new(UpstreamSettings { extra_ca: Some(wrong), ..UpstreamSettings::default() }).is_err());
         }

@@ -369,7 +369,7 @@ async fn webhooks_of_unknown_outbound_calls_are_kept() {
     assert_eq!(elevenlabs(&stage, &started).await.status, 200);
     assert_eq!(stage.held().await, 1);
     assert_eq!(stage.ask("/api/calls?all=1").await["calls"].as_array().unwrap().len(), 1);
-    let kept = inbox(&stage).await.into_iter().filter(|e| e.1.as_deref() == Some("kept") && !e.2).count();
+    let kept = inbox(&stage).await.into_iter().filter(|e| e.1.as_deref() == Some("deferred") && !e.2).count();
     assert_eq!(kept, 5);
     stage.finish().await;
 }

@@ -161,7 +161,7 @@ impl ProviderClient {
         let (name, value) = account.credentials()?;
         request.headers_mut().insert(name, value);
         let talk = async {
-            let (mut socket, _) = tokio_tungstenite::connect_async(request).await?;
+            let mut socket = self.context.upstream.web_socket(request).await?;
             socket.send(Frame::text(send)).await?;
             // The provider closes the socket when the conversation ends. A short wait is enough: the look-up decides.
             let _ = tokio::time::timeout(Duration::from_millis(500), socket.next()).await;

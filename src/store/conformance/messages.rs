@@ -1,6 +1,7 @@
 //! Webhooks and deliveries.
 
 use super::*;
+use crate::store::EventOutcome;
 
 /// What a process without a spool can read.
 pub(in crate::store) fn in_record() -> Reach {
@@ -45,7 +46,9 @@ pub(in crate::store) async fn to_deliver(
 ) -> Delivery {
     let (event, delivery) = event_and_delivery(n, call);
     store.receive(event).await.unwrap();
-    assert!(store.settle(&delivery.event_id, call, "applied", Some(delivery.clone()), at_ms).await.unwrap());
+    assert!(
+        store.settle(&delivery.event_id, call, EventOutcome::Applied, Some(delivery.clone()), at_ms).await.unwrap()
+    );
     delivery
 }
 
@@ -56,8 +59,8 @@ pub(in crate::store) async fn an_event_that_two_settle_is_settled_once(fresh: &i
         a.receive(event).await.unwrap();
         let again = Delivery { id: format!("again_{n}"), ..delivery.clone() };
         let (first, second) = tokio::join!(
-            a.settle(&delivery.event_id, None, "applied", Some(delivery.clone()), 1),
-            b.settle(&delivery.event_id, None, "applied", Some(again), 1),
+            a.settle(&delivery.event_id, None, EventOutcome::Applied, Some(delivery.clone()), 1),
+            b.settle(&delivery.event_id, None, EventOutcome::Applied, Some(again), 1),
         );
         assert!(first.unwrap() ^ second.unwrap());
     }

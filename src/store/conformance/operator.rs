@@ -2,6 +2,7 @@
 
 use super::retention::refusal;
 use super::*;
+use crate::store::EventOutcome;
 
 fn of_account(account: &str) -> EventFilter {
     EventFilter { account: Some(account.to_owned()), ..EventFilter::default() }
@@ -40,12 +41,12 @@ pub(in crate::store) async fn a_webhook_that_cannot_be_applied_is_parked_and_ope
     assert_eq!(store.stored_event(&event.id).await.unwrap(), Some(event.clone()));
     // Parked, and then applied since its provider sent it again.
     store.failed_try(&event.id, "never", None, 600).await.unwrap();
-    assert!(store.settle(&event.id, None, "applied", Some(delivery.clone()), 700).await.unwrap());
+    assert!(store.settle(&event.id, None, EventOutcome::Applied, Some(delivery.clone()), 700).await.unwrap());
     assert_eq!((one().await.parked_at, one().await.error), (None, None));
     // ApplyOutcome once more it tells nobody a second time by itself.
     assert!(store.reopen(&event.id).await.unwrap());
     let other = Delivery { id: "another".to_owned(), ..delivery.clone() };
-    assert!(store.settle(&event.id, None, "applied", Some(other), 700).await.unwrap());
+    assert!(store.settle(&event.id, None, EventOutcome::Applied, Some(other), 700).await.unwrap());
     let told = store.deliveries_of(&event.id).await.unwrap();
     assert_eq!((told.len(), told[0].id.as_str(), told[0].due_at), (1, delivery.id.as_str(), Some(700)));
     assert!(!store.reopen("nobody").await.unwrap());
@@ -156,7 +157,7 @@ pub(in crate::store) async fn a_body_in_a_spool_is_its_replicas_alone(fresh: &im
     assert!(store.clear_spool(&event.id, "mine").await.unwrap(), "the first file is nobody's");
     store.set_spool(&event.id, "mine").await.unwrap();
     assert!(!store.clear_spool(&event.id, "mine").await.unwrap(), "it is not applied yet");
-    assert!(store.settle(&event.id, None, "kept", Some(delivery.clone()), 5).await.unwrap());
+    assert!(store.settle(&event.id, None, EventOutcome::Deferred, Some(delivery.clone()), 5).await.unwrap());
     store.set_spool(&event.id, "other").await.unwrap();
     assert_eq!(store.take_deliveries(5, 9, "other", false).await.unwrap(), []);
     assert_eq!(store.take_deliveries(5, 9, "mine", false).await.unwrap(), std::slice::from_ref(&delivery));
@@ -164,7 +165,7 @@ pub(in crate::store) async fn a_body_in_a_spool_is_its_replicas_alone(fresh: &im
     store.defer_until_known(&event.id, &alias).await.unwrap();
     store.delivered(&delivery.id, 6, Ok(())).await.unwrap();
     assert!(!store.clear_spool(&event.id, "mine").await.unwrap(), "it waits for its call");
-    store.mark_matched(&event.id, None, "unusable").await.unwrap();
+    store.mark_matched(&event.id, None, EventOutcome::Unusable).await.unwrap();
     assert_eq!(store.inbox_event(&event.id).await.unwrap().unwrap().spool.as_deref(), Some("mine"));
     assert_eq!(store.redeliver(&event.id, 7).await.unwrap(), 1, "as long as the file is there");
     assert!(!store.clear_spool(&event.id, "mine").await.unwrap(), "the app does not have it");
@@ -188,7 +189,7 @@ pub(in crate::store) async fn what_is_in_the_spool_of_a_replica_that_is_gone_is_
         store.receive(event.clone()).await.unwrap();
     }
     for (event, delivery) in [&pending, &mine] {
-        assert!(store.settle(&event.id, None, "applied", Some(delivery.clone()), 5).await.unwrap());
+        assert!(store.settle(&event.id, None, EventOutcome::Applied, Some(delivery.clone()), 5).await.unwrap());
     }
     assert_eq!(store.park_unreachable(1, "mine", "gone", 100).await.unwrap(), 0, "not yet");
     assert_eq!(store.park_unreachable(50, "mine", "gone", 100).await.unwrap(), 2);
@@ -215,7 +216,7 @@ pub(in crate::store) async fn a_purge_tells_spools_which_files_must_go(fresh: &i
     let event = NewEvent { spool: Some("mine".to_owned()), dedupe_key: Some("CA1".to_owned()), ..event };
     let delivery = Delivery { spool: event.spool.clone(), body: vec![], ..delivery };
     store.receive(event.clone()).await.unwrap();
-    store.settle(&event.id, Some(&call.id), "applied", Some(delivery), 1).await.unwrap();
+    store.settle(&event.id, Some(&call.id), EventOutcome::Applied, Some(delivery), 1).await.unwrap();
     let purged = store.purge_business(call.facts.business.as_str()).await.unwrap();
     assert_eq!((purged.calls, purged.events, purged.deliveries), (1, 1, 1));
     assert!(store.clear_spool(&event.id, "mine").await.unwrap());
@@ -243,7 +244,7 @@ pub(in crate::store) async fn a_damaged_row_keeps_no_other_from_its_turn(fresh: 
     assert_eq!(waiting.events, [all[0].0.clone(), all[2].0.clone()]);
     assert_eq!((waiting.damaged.len(), waiting.damaged[0].0.as_str()), (1, ids[1]));
     for (event, delivery) in &all {
-        store.settle(&event.id, None, "kept", Some(delivery.clone()), 5).await.unwrap();
+        store.settle(&event.id, None, EventOutcome::Deferred, Some(delivery.clone()), 5).await.unwrap();
         store.defer_until_known(&event.id, &alias).await.unwrap();
     }
     fresh.execute("UPDATE deliveries SET headers = '7' WHERE event_id = 'ev_001'").await;
@@ -374,7 +375,7 @@ pub(in crate::store) async fn webhooks_are_narrowed_and_what_can_be_replayed_is_
             1 | 2 => store.failed_try(&event.id, "never", None, 9).await.unwrap(),
             3 | 4 => {
                 let delivery = (n == 4).then_some(delivery);
-                assert!(store.settle(&event.id, Some(&call.id), "applied", delivery, 9).await.unwrap());
+                assert!(store.settle(&event.id, Some(&call.id), EventOutcome::Applied, delivery, 9).await.unwrap());
             }
             _ => {}
         }

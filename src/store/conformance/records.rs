@@ -1,5 +1,6 @@
 //! Post-call records, webhooks that wait for their call, events of our own.
 
+use crate::store::EventOutcome;
 use serde_json::json;
 
 use super::retention::refusal;
@@ -119,13 +120,13 @@ pub(in crate::store) async fn a_webhook_waits_for_its_call(fresh: &impl Fresh) {
     store.receive(event.clone()).await.unwrap();
     store.defer_until_known(&event.id, &alias).await.unwrap();
     store.keep_early(vec![alias.clone()], END, None, 1).await.unwrap();
-    store.settle(&event.id, None, "kept", None, 1).await.unwrap();
+    store.settle(&event.id, None, EventOutcome::Deferred, None, 1).await.unwrap();
     assert_eq!(store.found_events(0, 9, &in_record()).await.unwrap().events, []);
     let call = new_call(&[("conversation_id", "conv_1")]);
     assert_eq!(store.open(call.clone(), None).await.unwrap(), InsertOutcome::New(Some(END)));
     assert_eq!(store.found_events(2, 9, &in_record()).await.unwrap().events, [], "it came too long ago");
     assert_eq!(store.found_events(0, 9, &in_record()).await.unwrap().events, std::slice::from_ref(&event));
-    store.mark_matched(&event.id, Some(&call.id), "applied").await.unwrap();
+    store.mark_matched(&event.id, Some(&call.id), EventOutcome::Applied).await.unwrap();
     assert_eq!(store.found_events(0, 9, &in_record()).await.unwrap().events, []);
     for (forget, left) in [(false, 1), (true, 0)] {
         let (mut other, _) = event_and_delivery(2 + usize::from(forget), None);
@@ -222,7 +223,7 @@ pub(in crate::store) async fn a_webhook_that_stays_away_is_noticed(fresh: &impl 
             let (event, _) = event_and_delivery(usize::try_from(n).unwrap(), None);
             let kind = if n == 2 { "post_call" } else { "audio" }.to_owned();
             store.receive(NewEvent { received_at: ended_at + 1, event: kind, ..event.clone() }).await.unwrap();
-            store.settle(&event.id, Some(&call.id), "applied", None, ended_at).await.unwrap();
+            store.settle(&event.id, Some(&call.id), EventOutcome::Applied, None, ended_at).await.unwrap();
         }
     }
     assert_eq!(seen(1_500).await, (None, 1), "for the first it did not come");

@@ -1,5 +1,6 @@
 //! How long what businesses left behind is kept, and what of it.
 
+use crate::store::EventOutcome;
 use serde_json::json;
 
 use super::*;
@@ -46,7 +47,7 @@ async fn left_behind(store: &Arc<dyn Store>, business: &str, n: usize) -> (NewCa
     let (event, delivery) = event_and_delivery(n, Some(&call.id));
     let event = NewEvent { body: Some(b"7".to_vec()), received_at: 2_000, ..event };
     store.receive(event.clone()).await.unwrap();
-    store.settle(&event.id, Some(&call.id), "applied", Some(delivery.clone()), 2_000).await.unwrap();
+    store.settle(&event.id, Some(&call.id), EventOutcome::Applied, Some(delivery.clone()), 2_000).await.unwrap();
     store.refused(vec![refusal(business, false)]).await.unwrap();
     (call, event, delivery)
 }
@@ -109,7 +110,7 @@ pub(in crate::store) async fn what_the_app_still_waits_for_outlives_its_call(fre
         let delivery = Delivery { spool: spool.clone(), body: vec![], ..delivery };
         let event = NewEvent { spool, received_at: 2_000, ..event };
         store.receive(event.clone()).await.unwrap();
-        store.settle(&event.id, Some(&call.id), "applied", Some(delivery.clone()), 2_000).await.unwrap();
+        store.settle(&event.id, Some(&call.id), EventOutcome::Applied, Some(delivery.clone()), 2_000).await.unwrap();
         ((), event, delivery)
     };
     let old = RetentionCutoffs::of_all(2_001, 0);

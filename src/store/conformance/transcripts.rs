@@ -106,7 +106,7 @@ pub(in crate::store) async fn what_is_said_is_taken_numbered_and_settled_in_one_
     let untold = UtteranceIngest { delivery: None, ..speech("ev_2", "two", &[conversation]) };
     let second = whole(store.ingest(untold).await.unwrap());
     assert_eq!((first.sequence, second.sequence), (1, 2));
-    assert_eq!(outcome("ev_1").await, Some((Some(RECORDED.to_owned()), Some(call.to_string()))));
+    assert_eq!(outcome("ev_1").await, Some((Some(EventOutcome::Recorded.to_string()), Some(call.to_string()))));
     let texts = |all: Vec<Utterance>| all.into_iter().map(|u| (u.event_id, u.text)).collect::<Vec<_>>();
     let stands = [("ev_1".to_owned(), "one".to_owned()), ("ev_2".to_owned(), "two".to_owned())];
     assert_eq!(texts(store.utterances(&call, 0, 10).await.unwrap()), stands);

@@ -11,8 +11,8 @@ use super::super::queries::calls::calls;
 use super::super::row::Row;
 use super::super::rows::{call_id, record};
 use super::super::{
-    CallRecord, Delivery, IngestOutcome, NewUtterance, RECORDED, ReceiveOutcome, Ring, UtteranceIngest, UtteranceRef,
-    tells_more,
+    CallRecord, Delivery, EventOutcome, IngestOutcome, NewUtterance, ReceiveOutcome, Ring, UtteranceIngest,
+    UtteranceRef, tells_more,
 };
 use super::{Sql, query, to_json};
 use crate::ids::{Alias, CallId};
@@ -172,7 +172,7 @@ async fn settle(c: &mut PgConnection, whole: &[(&UtteranceIngest, &CallId)]) -> 
     )
     .bind(whole.iter().map(|(one, _)| one.event.id.as_str()).collect::<Vec<_>>())
     .bind(whole.iter().map(|(_, call)| call.as_str()).collect::<Vec<_>>())
-    .bind(RECORDED)
+    .bind(EventOutcome::Recorded.as_str())
     .execute(&mut *c)
     .await?;
     let told: Vec<(&Delivery, &UtteranceIngest, &CallId)> =
@@ -217,7 +217,8 @@ async fn before(
     );
     let mut before = HashMap::new();
     for row in rows.bind(keys).fetch_all(c).await? {
-        let outcome: Option<String> = row.try_get("outcome")?;
+        let outcome: Option<&str> = row.try_get("outcome")?;
+        let outcome = outcome.map(|word| word.parse().map_err(damaged)).transpose()?;
         let call: Option<String> = row.try_get("call_id")?;
         let took = match call.filter(|_| outcome.is_some()) {
             Some(call) => IngestOutcome::Before(

@@ -6,7 +6,7 @@ use super::super::app_events::{self, AppEvent};
 use super::super::driver::{Driver, Sql, binds};
 use super::super::row::Row;
 use super::super::rows::delivery;
-use super::super::{Delivery, NewEvent, ReceiveOutcome, RefusalRecord, TAKEN_MS};
+use super::super::{Delivery, EventOutcome, NewEvent, ReceiveOutcome, RefusalRecord, TAKEN_MS};
 use super::{first, to_json};
 use crate::clock::UnixMs;
 use crate::policy::Business;
@@ -38,20 +38,20 @@ pub(in crate::store) async fn receive(c: &mut dyn Driver, event: &NewEvent) -> S
     // Also by its id: its first write may have succeeded.
     let sql = "SELECT id, outcome FROM webhook_events WHERE dedupe_key = $1 OR id = $2 ORDER BY id = $2 LIMIT 1";
     let row = first(c.fetch(sql, &binds![&event.dedupe_key, &event.id]).await?)?;
-    Ok(ReceiveOutcome::Before { id: row.text("id")?, outcome: row.optional_text("outcome")? })
+    Ok(ReceiveOutcome::Before { id: row.text("id")?, outcome: row.optional_word("outcome")? })
 }
 
 pub(in crate::store) async fn settle(
     c: &mut dyn Driver,
     event_id: &str,
     call: Option<&str>,
-    outcome: &str,
+    outcome: EventOutcome,
     delivery: Option<&Delivery>,
     at_ms: UnixMs,
 ) -> Sql<bool> {
     let sql = "UPDATE webhook_events SET outcome = $2, call_id = coalesce($3, call_id), parked_at = NULL, error = NULL
          WHERE id = $1 AND outcome IS NULL";
-    if c.execute(sql, &binds![event_id, outcome, call]).await? == 0 {
+    if c.execute(sql, &binds![event_id, outcome.as_str(), call]).await? == 0 {
         return Ok(false);
     }
     let Some(delivery) = delivery else { return Ok(true) };

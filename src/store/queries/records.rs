@@ -1,5 +1,6 @@
 //! Post-call records, and webhooks that wait for their call.
 
+use super::super::EventOutcome;
 use async_trait::async_trait;
 use futures_util::FutureExt as _;
 
@@ -154,10 +155,10 @@ impl<B: Backend> Records for B {
         self.run(sql, binds![before_ms, forget].into()).await.map(drop)
     }
 
-    async fn mark_matched(&self, event_id: &str, call: Option<&CallId>, outcome: &str) -> Result<()> {
+    async fn mark_matched(&self, event_id: &str, call: Option<&CallId>, outcome: EventOutcome) -> Result<()> {
         let sql = "UPDATE webhook_events SET waits_kind = NULL, waits_id = NULL, outcome = $2, call_id = coalesce($3, call_id)
              WHERE id = $1";
         let call = call.map(ToString::to_string);
-        self.run(sql, binds![event_id.to_owned(), outcome.to_owned(), call].into()).await.map(drop)
+        self.run(sql, binds![event_id.to_owned(), outcome.as_str(), call].into()).await.map(drop)
     }
 }

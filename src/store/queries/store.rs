@@ -9,9 +9,9 @@ use super::super::driver::{Backend, binds};
 use super::super::listing::from_the_top;
 use super::super::rows::{admitted, business, create_answer, readable, record, refusal, waiting};
 use super::super::{
-    AdmitOutcome, ApplyOutcome, CallRecord, Change, Confirmed, CreateAnswer, Cursor, Delivery, EpochBump, Fleet,
-    InFlightRow, InsertOutcome, ListFilter, NewCall, NewEvent, Reach, ReceiveOutcome, RefusalRecord, Replica, Result,
-    Store, Voucher, Waiting,
+    AdmitOutcome, ApplyOutcome, CallRecord, Change, Confirmed, CreateAnswer, Cursor, Delivery, EpochBump, EventOutcome,
+    Fleet, InFlightRow, InsertOutcome, ListFilter, NewCall, NewEvent, Reach, ReceiveOutcome, RefusalRecord, Replica,
+    Result, Store, Voucher, Waiting,
 };
 use super::calls::calls;
 use super::{bindings, calls, gate, messages, replicas};
@@ -167,12 +167,12 @@ impl<B: Backend> Store for B {
         &self,
         event_id: &str,
         call: Option<&CallId>,
-        outcome: &str,
+        outcome: EventOutcome,
         delivery: Option<Delivery>,
         at_ms: UnixMs,
     ) -> Result<bool> {
-        let settled = (event_id.to_owned(), call.cloned(), outcome.to_owned(), delivery);
-        self.write(settled, move |c, (event_id, call, outcome, delivery)| {
+        let settled = (event_id.to_owned(), call.cloned(), delivery);
+        self.write(settled, move |c, (event_id, call, delivery)| {
             let call = call.as_ref().map(CallId::as_str);
             messages::settle(c, event_id, call, outcome, delivery.as_ref(), at_ms).boxed()
         })

@@ -4,7 +4,7 @@ use super::super::driver::{Driver, Sql, binds, damaged};
 use super::super::queries::{bindings, calls, messages};
 use super::super::rows::call_id;
 use super::super::{
-    CallRecord, IngestOutcome, NewUtterance, RECORDED, ReceiveOutcome, UtteranceIngest, UtteranceRef, tells_more,
+    CallRecord, EventOutcome, IngestOutcome, NewUtterance, ReceiveOutcome, UtteranceIngest, UtteranceRef, tells_more,
 };
 use crate::ids::CallId;
 
@@ -40,7 +40,8 @@ pub(super) async fn ingest(c: &mut dyn Driver, speech: &UtteranceIngest) -> Sql<
         return Ok(IngestOutcome::Inbox(received));
     };
     let stands = say_next(c, &record.id, said).await?;
-    messages::settle(c, &event.id, Some(record.id.as_str()), RECORDED, delivery.as_ref(), said.at_ms).await?;
+    messages::settle(c, &event.id, Some(record.id.as_str()), EventOutcome::Recorded, delivery.as_ref(), said.at_ms)
+        .await?;
     Ok(IngestOutcome::Whole(record.id, stands))
 }
 

@@ -57,6 +57,7 @@ impl Connection {
                 None => return self.error(ErrorCode::SubscriptionFailed, "Too many runs are followed").await,
             },
         };
+        let unsent = followed.next;
         let progress = match followed.read().await {
             Ok(Some(progress)) => progress,
             Ok(None) => return self.error(ErrorCode::RunNotFound, &unknown).await,
@@ -69,7 +70,14 @@ impl Connection {
                 return self.error(ErrorCode::SubscriptionFailed, NO_ANSWER).await;
             }
         };
+        if is_followed {
+            // What it has not received of its earlier subscription comes first.
+            followed.next = unsent;
+        }
         self.runs.insert(run.id.clone(), followed);
+        if is_followed {
+            self.send_run_news().await?;
+        }
         self.send(&message::run_confirmed(&run.id)).await?;
         self.client.lifecycle.metrics.client_messages(progress.kind, 1);
         self.write(Message::Text(progress.text)).await
