@@ -129,8 +129,15 @@ struct Inner {
 #[derive(Debug)]
 #[must_use]
 pub enum Admission {
-    /// Admitted and recorded. In observe mode with what would have rejected it; with news that arrived before it.
-    Admitted(Lease, Option<LimitExceeded>, Option<Event>),
+    /// Admitted and recorded.
+    Admitted {
+        /// Its claim on the slots.
+        lease: Lease,
+        /// In observe mode: what would have rejected it.
+        would_reject: Option<LimitExceeded>,
+        /// News that arrived before it.
+        early: Option<Event>,
+    },
     /// One of its ids belongs to this call: it is the same call.
     Known(CallId),
     /// Rejected, without a trace.
@@ -327,7 +334,7 @@ impl Capacity {
                         Admission::Refused(full) if !is_bulk => {
                             self.0.turned_away.refused(&request.bindings, &full.limit, Instant::now());
                         }
-                        Admission::Admitted(..) if !is_bulk => self.0.turned_away.admitted(&request.bindings),
+                        Admission::Admitted { .. } if !is_bulk => self.0.turned_away.admitted(&request.bindings),
                         _ => {}
                     }
                     return Ok(admission);
@@ -371,9 +378,10 @@ impl Capacity {
         call.slots = slots;
         let claim = self.is_shared().then_some(state.epoch);
         match self.0.store.open(call, claim).await {
-            Ok(InsertOutcome::New(news)) => {
-                let would = would.map(|short| self.full(request, &short)).transpose()?;
-                Ok(Attempt::Done(Admission::Admitted(Lease::new(request.call.clone(), slots), would, news)))
+            Ok(InsertOutcome::New(early)) => {
+                let lease = Lease::new(request.call.clone(), slots);
+                let would_reject = would.map(|short| self.full(request, &short)).transpose()?;
+                Ok(Attempt::Done(Admission::Admitted { lease, would_reject, early }))
             }
             Ok(InsertOutcome::Known(known)) => {
                 self.give_back(&request.call).boxed().await;
@@ -404,9 +412,10 @@ impl Capacity {
             }
         }
         match self.0.store.admit(call, request.clone(), state.epoch).await? {
-            AdmitOutcome::New { slots, would, news } => {
-                let would = would.map(|short| self.full(request, &short)).transpose()?;
-                Ok(Attempt::Done(Admission::Admitted(Lease::new(request.call.clone(), slots), would, news)))
+            AdmitOutcome::New { slots, would, news: early } => {
+                let lease = Lease::new(request.call.clone(), slots);
+                let would_reject = would.map(|short| self.full(request, &short)).transpose()?;
+                Ok(Attempt::Done(Admission::Admitted { lease, would_reject, early }))
             }
             AdmitOutcome::Known(known) => Ok(Attempt::Done(Admission::Known(known))),
             AdmitOutcome::Refused(short) => Ok(Attempt::Done(Admission::Refused(self.full(request, &short)?))),
@@ -435,10 +444,11 @@ impl Capacity {
         call.slots = slots;
         let held = lease_of(&call);
         match self.0.store.open(call, Some(state.epoch)).await? {
-            InsertOutcome::New(news) => {
+            InsertOutcome::New(early) => {
                 // Queued after the operation that revokes its admission.
                 self.defer_op(pending_ops::GateOp::Adopt(state.epoch, held));
-                Ok(Attempt::Done(Admission::Admitted(Lease::new(request.call.clone(), slots), None, news)))
+                let lease = Lease::new(request.call.clone(), slots);
+                Ok(Attempt::Done(Admission::Admitted { lease, would_reject: None, early }))
             }
             InsertOutcome::Known(known) => Ok(Attempt::Done(Admission::Known(known))),
             InsertOutcome::Outdated(now) => {

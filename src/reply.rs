@@ -22,6 +22,17 @@ pub const SDK_RETRY_AFTER_MAX_SECS: u32 = 1;
 /// The name of this program in answers of `/health`.
 const SERVICE: &str = "ringfence";
 
+/// A limit that was full.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FullLimit {
+    /// Its name.
+    pub name: String,
+    /// Slots in use.
+    pub in_use: u32,
+    /// The bound.
+    pub bound: u32,
+}
+
 /// The content of a rejection.
 #[derive(Debug, Clone)]
 pub struct Rejection {
@@ -33,8 +44,8 @@ pub struct Rejection {
     pub message: String,
     /// Seconds until a retry makes sense; the code's default if `None`.
     pub retry_after_secs: Option<u32>,
-    /// The full limit: name, slots in use, bound.
-    pub limit: Option<(String, u32, u32)>,
+    /// The full limit.
+    pub limit: Option<FullLimit>,
     /// Concurrent calls of the whole platform, and the bound.
     pub global: Option<(u32, u32)>,
     /// The limit of the provider that was full.
@@ -117,7 +128,7 @@ fn rejection_response(rejection: &Rejection, style: ResponseStyle<'_>) -> Respon
     if let Ok(id) = HeaderValue::try_from(rejection.id.as_str()) {
         headers.insert("x-ringfence-refusal", id);
     }
-    if let Some(limit) = rejection.limit.as_ref().and_then(|(name, ..)| HeaderValue::try_from(name.as_str()).ok()) {
+    if let Some(limit) = rejection.limit.as_ref().and_then(|limit| HeaderValue::try_from(limit.name.as_str()).ok()) {
         headers.insert("x-ringfence-limit", limit);
     }
     respond(status, headers, Value::Object(body).to_string().into())
@@ -131,10 +142,10 @@ fn contract_fields(rejection: &Rejection, shape: &RefusalShape) -> Map<String, V
     if let Some(secs) = rejection.wait_secs() {
         fields.insert("retryAfter".to_owned(), secs.into());
     }
-    if let Some((name, current, limit)) = &rejection.limit {
-        fields.insert("currentActive".to_owned(), (*current).into());
-        fields.insert("limit".to_owned(), (*limit).into());
-        fields.insert("limitName".to_owned(), name.clone().into());
+    if let Some(limit) = &rejection.limit {
+        fields.insert("currentActive".to_owned(), limit.in_use.into());
+        fields.insert("limit".to_owned(), limit.bound.into());
+        fields.insert("limitName".to_owned(), limit.name.clone().into());
     }
     if let Some((current, limit)) = rejection.global {
         fields.insert("globalCurrent".to_owned(), current.into());
@@ -209,7 +220,7 @@ mod tests {
     fn full_business() -> Rejection {
         Rejection {
             retry_after_secs: Some(7),
-            limit: Some(("plan.PRO".to_owned(), 3, 3)),
+            limit: Some(FullLimit { name: "plan.PRO".to_owned(), in_use: 3, bound: 3 }),
             global: Some((22, 30)),
             ..Rejection::new(RejectionCode::BusinessLimitExceeded, "acme has 3 of 3 calls in use")
         }

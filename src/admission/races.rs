@@ -165,7 +165,7 @@ impl Two {
 
     async fn is_admitted(&self, replica: &Capacity) -> bool {
         match self.admit(replica).await.unwrap() {
-            Admission::Admitted(..) => true,
+            Admission::Admitted { .. } => true,
             Admission::Refused(_) => false,
             Admission::Known(call) => panic!("{call}"),
         }
@@ -173,7 +173,7 @@ impl Two {
 
     async fn admitted(&self, replica: &Capacity) -> CallId {
         match self.admit(replica).await.unwrap() {
-            Admission::Admitted(lease, ..) => lease.call().clone(),
+            Admission::Admitted { lease, .. } => lease.call().clone(),
             other => panic!("{other:?}"),
         }
     }

@@ -34,11 +34,11 @@ pub struct Settings {
     /// How long ringfence's own requests may take.
     pub ask_timeout: Duration,
     /// The least time between two not-founds that together prove an end.
-    pub absent_twice_within: Duration,
+    pub not_found_confirm: Duration,
     /// How long a call's state may be unreadable before the log and the status name it.
     pub unread_alarm: Duration,
     /// Calls younger than this are not looked up: providers' lists lag.
-    pub grace: Duration,
+    pub list_lag: Duration,
     /// The app's addresses, and the URL that providers call, if they can call us.
     pub app: Arc<AppAddress>,
     /// The largest `Retry-After` for SDKs that sleep on it.

@@ -85,7 +85,7 @@ impl Inbound {
         let mut record = self.context.lifecycle.new_call(&call, facts.clone(), arrival.origin, arrival.phase);
         record.aliases = arrival.aliases.clone();
         let full = match self.context.lifecycle.admit(ask, record.clone()).boxed().await {
-            Ok(Admission::Admitted(_, would_refuse, _)) => {
+            Ok(Admission::Admitted { would_reject, .. }) => {
                 drop(deciding);
                 failpoint::hit("inbound.opened").await;
                 self.context.lifecycle.metrics.admitted(
@@ -100,10 +100,10 @@ impl Inbound {
                     plan = facts.plan,
                     account = %facts.account,
                     from = facts.other_number.as_deref().map(mask_number),
-                    would_refuse = would_refuse.as_ref().map(|f| f.limit.as_ref()),
+                    would_refuse = would_reject.as_ref().map(|f| f.limit.as_ref()),
                     "inbound admitted"
                 );
-                if let Some(full) = would_refuse {
+                if let Some(full) = would_reject {
                     self.rejections.observed_full_limit(&arrival.account, &facts, &full).await;
                 }
                 return Ok(ArrivalOutcome::Admitted(call));

@@ -107,7 +107,7 @@ impl Lifecycle {
             let admitted = this.capacity.admit(order, call).await;
             failpoint::hit("call.opened").await;
             match &admitted {
-                Ok(Admission::Admitted(_, _, news)) => this.after_opening(&id, *news).await,
+                Ok(Admission::Admitted { early, .. }) => this.after_opening(&id, *early).await,
                 Ok(Admission::Known(_) | Admission::Refused(_)) => {}
                 Err(AdmissionError::Store(error)) => this.end_if_written(&id, error),
                 Err(AdmissionError::Gate(_)) => {}

@@ -5,7 +5,7 @@
 //! calls past their deadline, and counts external calls.
 //!
 //! No slot is released by a timer alone: a call that is due is looked up. "No such call" proves an end only if the provider says
-//! so twice, [`Settings::absent_twice_within`](crate::calls::Settings) apart. Only an account that cannot be queried ends its
+//! so twice, [`Settings::not_found_confirm`](crate::calls::Settings) apart. Only an account that cannot be queried ends its
 //! calls at their deadline.
 
 mod groups;
@@ -360,7 +360,7 @@ impl Sweeper {
     /// Whether the call was rejected and is up nevertheless. The second record of a call that was given up is an over-limit call
     /// too, but was not rejected. A replica that is rejecting a call just now may still end it by its reply.
     fn is_to_be_hung_up(&self, call: &CallRecord) -> bool {
-        let is_new = call.admitted_at + ms(self.calls.settings.grace) > self.calls.lifecycle.clock.now_ms();
+        let is_new = call.admitted_at + ms(self.calls.settings.list_lag) > self.calls.lifecycle.clock.now_ms();
         let refused = call.over_limit && call.alias(OWN_ID_KIND).is_none() && !is_new;
         refused && call.facts.direction == Direction::Inbound
     }

@@ -16,7 +16,7 @@ use crate::policy::decision::LimitExceeded;
 use crate::policy::{Bound, Facts};
 use crate::provider::account::Account;
 use crate::provider::description::LimitClass;
-use crate::reply::{Disposition, NoteRejection, Observed, Rejection, RejectionCode, ResponseStyle};
+use crate::reply::{Disposition, FullLimit, NoteRejection, Observed, Rejection, RejectionCode, ResponseStyle};
 use crate::store::RefusalRecord;
 
 /// The code of an inbound call that a full limit rejected, as clients of the replaced systems expect it.
@@ -91,7 +91,7 @@ impl NoteRejection for Noted<'_> {
             plan = of.plan,
             account = %of.account.name,
             code,
-            limit = rejection.limit.as_ref().map(|(name, ..)| name.as_str()),
+            limit = rejection.limit.as_ref().map(|limit| limit.name.as_str()),
             retry_after_secs = rejection.wait_secs(),
             to = of.to.map(mask_number),
             "request denied"
@@ -208,8 +208,8 @@ impl Rejections {
             Bound::Concurrent(n) => n,
             Bound::Rate(rate) => rate.count,
         };
-        let limit = Some((full.limit.to_string(), full.current, bound));
-        Rejection { message, limit, global: Some((used, all)), ..rejection }
+        let limit = FullLimit { name: full.limit.to_string(), in_use: full.current, bound };
+        Rejection { message, limit: Some(limit), global: Some((used, all)), ..rejection }
     }
 
     /// Logs, counts and records an inbound call that a full limit rejected. Its caller gets no response of this kind.
@@ -283,9 +283,9 @@ impl Rejections {
             account: account.to_string(),
             direction: direction.to_string(),
             code: code.to_owned(),
-            limit_name: rejection.limit.as_ref().map(|(name, ..)| name.clone()),
-            current: rejection.limit.as_ref().map(|(_, current, _)| *current),
-            limit: rejection.limit.as_ref().map(|(.., limit)| *limit),
+            limit_name: rejection.limit.as_ref().map(|limit| limit.name.clone()),
+            current: rejection.limit.as_ref().map(|limit| limit.in_use),
+            limit: rejection.limit.as_ref().map(|limit| limit.bound),
             observed: why == Recorded::Observed,
             attempts: 1,
             tell: lifecycle.tell,

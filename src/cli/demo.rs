@@ -369,7 +369,7 @@ impl Stage {
             body["callSid"].as_str().ok_or_else(|| format!("expected a call; saw {}", response.status()))?.to_owned();
         // Polling ignores a call in its first seconds, because providers' lists lag.
         self.wait("the call to be answered", async || self.control.call(&sid).is_some_and(|c| c.answered)).await?;
-        tokio::time::sleep(self.app.calls().settings.grace).await;
+        tokio::time::sleep(self.app.calls().settings.list_lag).await;
         self.control.end_call(&sid);
         let took = self.wait("the sweep to notice the end", async || self.in_use().await == 0).await?;
         self.control.set_webhook_loss(0.0);

@@ -279,9 +279,9 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
 
     let reconcile = root.table("reconcile");
     let sweep = reconcile.number("sweep_ms", 50..=600_000).map(Duration::from_millis);
-    let absent_twice_within = secs(&reconcile, "not_found_confirm_secs", 1..=3600, 60);
+    let not_found_confirm = secs(&reconcile, "not_found_confirm_secs", 1..=3600, 60);
     let unread_alarm = secs(&reconcile, "unreadable_alarm_secs", 1..=86_400, 300);
-    let grace = Duration::from_millis(reconcile.number("list_lag_ms", 0..=60_000).unwrap_or(3_000));
+    let list_lag = Duration::from_millis(reconcile.number("list_lag_ms", 0..=60_000).unwrap_or(3_000));
     reconcile.finish();
 
     let deadlines = deadlines(root, create_timeout);
@@ -360,9 +360,9 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
             create_timeout,
             send_within,
             ask_timeout,
-            absent_twice_within,
+            not_found_confirm,
             unread_alarm,
-            grace,
+            list_lag,
             app: Arc::new(AppAddress {
                 public_url: public_url.clone(),
                 app_public_url: records.app_public_url.clone(),

@@ -208,7 +208,7 @@ rate = "1/s"
 fn a_former_name_of_a_key_counts_and_is_told() {
     let text = format!("{ACCOUNT}[reconcile]\nabsent_twice_secs = 7\n");
     let loaded = read(&text);
-    assert_eq!(loaded.config.as_ref().unwrap().calls.absent_twice_within.as_secs(), 7);
+    assert_eq!(loaded.config.as_ref().unwrap().calls.not_found_confirm.as_secs(), 7);
     let shown = drawn(&text);
     assert!(shown.contains("W035") && shown.contains("is now called `not_found_confirm_secs`"), "{shown}");
     let both = read(&format!("{text}not_found_confirm_secs = 8\n"));

@@ -14,7 +14,7 @@ use super::subaccounts::Signer;
 use crate::ids::AccountName;
 use crate::net::Exchange;
 use crate::provider::account::Account;
-use crate::provider::sign::{BadSignature, Keys};
+use crate::provider::sign::{BadSignature, Checked, Keys};
 use crate::reply::problem;
 use crate::store::Voucher;
 
@@ -110,9 +110,9 @@ impl Webhooks {
         let (mut holds, mut unchecked, mut last) = (vec![], vec![], None);
         for candidate in found {
             match verify(candidate, &signed) {
-                Ok(true) => holds.push(candidate),
+                Ok(Checked::Holds) => holds.push(candidate),
                 // No key to check with; an account whose secret matches takes precedence.
-                Ok(false) => unchecked.push(candidate),
+                Ok(Checked::Nothing) => unchecked.push(candidate),
                 Err(error) => last = last.or(Some((candidate.account.clone(), error))),
             }
         }

@@ -32,23 +32,23 @@ impl Webhooks {
         exchange: &mut Exchange,
         parsed: &ParsedWebhook<'_>,
         call: Option<&CallId>,
-    ) -> Result<Option<Response<Bytes>>> {
+    ) -> Result<Response<Bytes>> {
         let webhook = parsed.from.webhook();
         let incoming = parsed.event.is_some_and(|e| e.admits) && parsed.direction == Direction::Inbound;
         let front = incoming && webhook.reply == Some(Reply::Twiml) && self.settings.inbound_mode == InboundMode::Front;
         if let (true, Some(call)) = (front, call) {
-            return Ok(Some(self.front(call, parsed).await));
+            return Ok(self.front(call, parsed).await);
         }
         if self.settings.forward_url.is_none() {
             if webhook.answer.is_some() {
-                return Ok(Some(fixed_answer(webhook, None)));
+                return Ok(fixed_answer(webhook, None));
             }
             warn!(path = exchange.path(), "no app answers this webhook: neither app.forward_url nor front mode is set");
             if let Some(call) = call.filter(|_| incoming) {
                 self.calls.lifecycle.end(call, Outcome::Failed, EndProof::Webhook, Source::Webhook).await?;
             }
             let message = "No app answers this webhook: set app.forward_url, or [inbound] mode = \"front\".";
-            return Ok(Some(problem(StatusCode::BAD_GATEWAY, "NO_APP", message)));
+            return Ok(problem(StatusCode::BAD_GATEWAY, "NO_APP", message));
         }
         let (mut target, body) = (self.app_target(parsed), parsed.raw.body.clone());
         let within = self.settings.app_timeout;
@@ -75,7 +75,7 @@ impl Webhooks {
                 && webhook.reply == Some(Reply::Twiml)
                 && let Some(instead) = &self.settings.when_down
             {
-                return Ok(Some(twiml(when_full_twiml(instead))));
+                return Ok(twiml(when_full_twiml(instead)));
             }
         }
         if let Ok(answer) = &asked
@@ -86,7 +86,7 @@ impl Webhooks {
         }
         // Without a configured fallback the provider gets the error: its own fallback takes the call, and the carrier reports its
         // end.
-        Ok(Some(match asked {
+        Ok(match asked {
             Ok(answer) => answer,
             Err(_) if webhook.answer.is_some() => fixed_answer(webhook, None),
             Err(RelayError::Broken(UpstreamError::Timeout(_))) => {
@@ -94,7 +94,7 @@ impl Webhooks {
                 problem(StatusCode::GATEWAY_TIMEOUT, "APP_TIMEOUT", &message)
             }
             Err(_) => problem(StatusCode::BAD_GATEWAY, "APP_UNREACHABLE", "The app cannot be reached."),
-        }))
+        })
     }
 
     async fn front(&self, call: &CallId, parsed: &ParsedWebhook<'_>) -> Response<Bytes> {

@@ -93,10 +93,8 @@ impl Webhooks {
         let (account, webhook) =
             found.first().map_or(("", ""), |one| (one.account.name.as_str(), one.webhook().name.as_str()));
         let tree = traces::webhook(account, webhook, exchange.headers());
-        let status = match self.receive(exchange, found).boxed().instrument(tree.clone()).await {
-            Some(answer) => self.answer(exchange, if is_exact { exact::shaped(answer) } else { answer }).await,
-            None => 200,
-        };
+        let answer = self.receive(exchange, found).boxed().instrument(tree.clone()).await;
+        let status = self.answer(exchange, if is_exact { exact::shaped(answer) } else { answer }).await;
         traces::note_status(&tree, status);
         status
     }

@@ -46,12 +46,12 @@ enum Persisted {
 }
 
 impl Webhooks {
-    /// Handles a webhook and returns the response. `None`: it has been written already (the app's, relayed).
-    pub(super) async fn receive(&self, exchange: &mut Exchange, found: &[Candidate]) -> Option<Response<Bytes>> {
+    /// Handles a webhook and returns the response.
+    pub(super) async fn receive(&self, exchange: &mut Exchange, found: &[Candidate]) -> Response<Bytes> {
         let (raw, (from, keys, by)) =
             match self.authenticate(exchange, found).boxed().instrument(traces::step("authenticate")).await {
                 Ok(authenticated) => authenticated,
-                Err(answer) => return Some(answer),
+                Err(answer) => return answer,
             };
         // An authenticated webhook is acknowledged even if it cannot be parsed: it is stored, and delivered to the app.
         let raw = raw.decoded();
@@ -60,46 +60,46 @@ impl Webhooks {
         let parsed = traces::step("parse").in_scope(|| parse(&raw, from, keys, by, event_id));
         traces::note("ringfence.event", parsed.event_name());
         if let Some(answer) = self.contradictory(&parsed) {
-            return Some(answer);
+            return answer;
         }
         if parsed.is_exact() && parsed.is_unusable() {
-            return Some(self.keep_unusable(exchange, &parsed).await);
+            return self.keep_unusable(exchange, &parsed).await;
         }
         if let Some(answer) = self.reject_or_partial(&parsed).await {
-            return Some(answer);
+            return answer;
         }
         let response = match self.process(exchange, &parsed).await {
-            Ok(response) => response?,
+            Ok(response) => response,
             Err(error) => {
                 warn!(account = %from.account.name, webhook = from.webhook().name, %error, "failed to record a webhook");
                 self.count(&parsed, "failed");
                 // In observe mode the app is reached in any case.
                 let asks = self.calls.observes() && from.webhook().reply.is_some();
                 match asks {
-                    true => self.reply(exchange, &parsed, None).await.unwrap_or_else(|_| Some(not_recorded()))?,
+                    true => self.reply(exchange, &parsed, None).await.unwrap_or_else(|_| not_recorded()),
                     false => not_recorded(),
                 }
             }
         };
         match parsed.is_exact() && response.status().is_success() {
-            true => Some(self.with_call(response, &parsed.aliases).await),
-            false => Some(response),
+            true => self.with_call(response, &parsed.aliases).await,
+            false => response,
         }
     }
 
-    /// Persist → apply → reply or deliver. `None`: the answer has been written already.
-    async fn process(&self, exchange: &mut Exchange, parsed: &ParsedWebhook<'_>) -> Result<Option<Response<Bytes>>> {
+    /// Persist → apply → reply or deliver.
+    async fn process(&self, exchange: &mut Exchange, parsed: &ParsedWebhook<'_>) -> Result<Response<Bytes>> {
         failpoint::hit("webhook.read").await;
         let (event_id, is_settled) = match self.persist(parsed).boxed().instrument(traces::step("persist")).await? {
             Persisted::Inbox { event_id, is_settled } => (event_id, is_settled),
-            Persisted::Done(answer) => return Ok(Some(answer)),
+            Persisted::Done(answer) => return Ok(answer),
         };
         traces::note("ringfence.event_id", &event_id);
         let applied = self.apply_all(parsed, &event_id).boxed().instrument(traces::step("apply")).await;
         failpoint::hit("webhook.applied").await;
         let applied = match applied {
             Ok(applied) => applied,
-            Err(error) => return self.defer(parsed, &event_id, error).map(Some),
+            Err(error) => return self.defer(parsed, &event_id, error),
         };
         self.count(parsed, applied.word.as_str());
         traces::note("ringfence.outcome", applied.word.as_str());
@@ -109,7 +109,7 @@ impl Webhooks {
         match parsed.from.webhook().reply {
             None => {
                 let delivering = self.deliver_and_answer(parsed, &event_id, is_settled, applied);
-                delivering.instrument(traces::step("settle")).await.map(Some)
+                delivering.instrument(traces::step("settle")).await
             }
             Some(reply) => {
                 let replying = self.answer_with_reply(exchange, parsed, &event_id, reply, applied);
@@ -287,18 +287,18 @@ impl Webhooks {
         event_id: &str,
         reply: Reply,
         applied: WebhookOutcome,
-    ) -> Result<Option<Response<Bytes>>> {
+    ) -> Result<Response<Bytes>> {
         let (store, at_ms) = (&self.calls.lifecycle.store, self.calls.lifecycle.clock.now_ms());
         store.settle(event_id, applied.call.as_ref(), applied.word, None, at_ms).await?;
         if applied.is_contradicted() {
-            return Ok(Some(not_yours()));
+            return Ok(not_yours());
         }
         if applied.word == EventOutcome::MissingId {
             let message = "The request has no call id.";
-            return Ok(Some(problem(StatusCode::BAD_REQUEST, "INVALID_PAYLOAD", message)));
+            return Ok(problem(StatusCode::BAD_REQUEST, "INVALID_PAYLOAD", message));
         }
         match &applied.refused {
-            Some(when_full) if reply == Reply::Twiml => Ok(Some(twiml(when_full_twiml(when_full)))),
+            Some(when_full) if reply == Reply::Twiml => Ok(twiml(when_full_twiml(when_full))),
             _ => self.reply(exchange, parsed, applied.call.as_ref()).await,
         }
     }

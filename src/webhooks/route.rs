@@ -122,19 +122,17 @@ impl Signed<'_> {
     }
 }
 
-/// Checks the signature by the webhook's scheme, with the account's keys. `Ok(false)`: there was no key to check with, and that
-/// is allowed.
-pub fn verify(candidate: &Candidate, signed: &Signed<'_>) -> Result<bool, BadSignature> {
+/// Checks the signature by the webhook's scheme, with the account's keys. [`Checked::Nothing`]: it is not signed, or there was no key
+/// to check with, and that is allowed.
+pub fn verify(candidate: &Candidate, signed: &Signed<'_>) -> Result<Checked, BadSignature> {
     verify_with(candidate, &candidate.account.keys(&candidate.webhook().signature), signed)
 }
 
 /// The same, with other keys.
-pub fn verify_with(candidate: &Candidate, keys: &Keys, signed: &Signed<'_>) -> Result<bool, BadSignature> {
+pub fn verify_with(candidate: &Candidate, keys: &Keys, signed: &Signed<'_>) -> Result<Checked, BadSignature> {
     let url = signed.url();
     match candidate.webhook().signature.verify(keys, &signed.request(&url), signed.now_secs) {
-        Ok(Checked::Holds) => Ok(true),
-        Ok(Checked::Nothing) => Ok(false),
-        Err(BadSignature::NoSecret) if !signed.strict => Ok(false),
-        Err(error) => Err(error),
+        Err(BadSignature::NoSecret) if !signed.strict => Ok(Checked::Nothing),
+        checked => checked,
     }
 }

@@ -17,7 +17,7 @@ use crate::calls::Calls;
 use crate::clock::UnixMs;
 use crate::provider::account::Account;
 use crate::provider::secret::Secret;
-use crate::provider::sign::Keys;
+use crate::provider::sign::{Checked, Keys};
 
 /// How long a token is valid before it is fetched again, in milliseconds.
 const FRESH_MS: i64 = 3_600_000;
@@ -135,7 +135,7 @@ impl Subaccounts {
                 match self.ask(calls, &from.account, &id, how).await {
                     Asked::Token(token) => {
                         let keys = keys(&from.account, token);
-                        if verify_with(from, &keys, signed) == Ok(true) {
+                        if verify_with(from, &keys, signed) == Ok(Checked::Holds) {
                             return Signer::Subaccount(from, keys);
                         }
                     }

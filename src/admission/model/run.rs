@@ -265,9 +265,9 @@ impl Run<'_> {
         let expected = self.model.admit(at, &request, &facts, alias, is_again);
         let deciding = capacity.deciding().await;
         let answer = match capacity.admit(request.clone(), new).await {
-            Ok(Admission::Admitted(lease, would, news)) => {
+            Ok(Admission::Admitted { lease, would_reject, early }) => {
                 assert_eq!(*lease.call(), call, "{said}");
-                Answer::Admitted(lease.slots(), would, news)
+                Answer::Admitted(lease.slots(), would_reject, early)
             }
             Ok(Admission::Known(known)) => Answer::Known(known),
             Ok(Admission::Refused(full)) => Answer::Refused(full),

@@ -105,7 +105,7 @@ pub(super) async fn decide(context: &Context, request: &CreateRequest, terms: Te
     record.aliases = terms.aliases;
     record.aliases.extend(request.subaccount.as_ref().and_then(|id| subaccount_alias(id, call.as_str())));
     match lifecycle.admit(ask, record).boxed().await {
-        Ok(Admission::Admitted(lease, would_reject, _)) => {
+        Ok(Admission::Admitted { lease, would_reject, .. }) => {
             Ok(Decision::New(Box::new(Decided { lease, prepared, send_by, would_reject })))
         }
         Ok(Admission::Known(known)) => Ok(Decision::Known(known)),

@@ -56,7 +56,7 @@ impl Sweeper {
     /// an operator releases them: it may run for days, so its age proves nothing.
     pub(super) async fn settle_group(&mut self, call: &CallRecord, group: &Group) {
         let now_ms = self.calls.lifecycle.clock.now_ms();
-        let list_lag_ms = ms(self.calls.settings.grace);
+        let list_lag_ms = ms(self.calls.settings.list_lag);
         if !self.account.can_ask() {
             return;
         }
@@ -118,7 +118,7 @@ impl Sweeper {
     /// makes no more calls. The list may lag, so it must be younger than that by the grace period.
     fn is_quiet(&mut self, call: &CallRecord, now_ms: i64) -> bool {
         let since = *self.over_since.entry(call.id.clone()).or_insert(now_ms);
-        let listed = self.account.provider.list.is_none() || self.listed_at >= since + ms(self.calls.settings.grace);
+        let listed = self.account.provider.list.is_none() || self.listed_at >= since + ms(self.calls.settings.list_lag);
         listed && self.strangers.is_empty() && self.calls.batch_members.count(&self.account.name, Some(&call.id)) == 0
     }
 

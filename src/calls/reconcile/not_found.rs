@@ -55,7 +55,7 @@ impl Sweeper {
     }
 
     fn is_askable_by_age(&self, call: &CallRecord) -> bool {
-        call.phase_at + ms(self.calls.settings.grace) <= self.calls.lifecycle.clock.now_ms()
+        call.phase_at + ms(self.calls.settings.list_lag) <= self.calls.lifecycle.clock.now_ms()
     }
 
     /// Looks up one call and applies its record.
@@ -122,9 +122,9 @@ impl Sweeper {
     /// Handles a provider's "no such call". Twice, far enough apart, it proves the end.
     pub(super) async fn absent(&mut self, call: &CallRecord) {
         let now_ms = self.calls.lifecycle.clock.now_ms();
-        let apart_ms = ms(self.calls.settings.absent_twice_within);
+        let apart_ms = ms(self.calls.settings.not_found_confirm);
         let due = call.deadline_at.is_some_and(|at| at <= now_ms);
-        if call.phase_at + ms(self.calls.settings.grace) > now_ms {
+        if call.phase_at + ms(self.calls.settings.list_lag) > now_ms {
             // Too young: the provider's records may lag.
             return;
         }

@@ -60,12 +60,13 @@ impl Sweeper {
                 continue;
             }
             let waits = if first {
-                let its_order = waiting.iter().position(|call| may_be(call, one));
-                match its_order {
-                    Some(place) if !self.is_ours(&one.alias).await => Some(waiting.swap_remove(place)).is_some(),
-                    Some(_) => false,
-                    None => may_be_member && !self.is_ours(&one.alias).await,
+                let create = waiting.iter().position(|call| may_be(call, one));
+                let waits = (create.is_some() || may_be_member) && !self.is_ours(&one.alias).await;
+                // One create accounts for one call.
+                if let Some(place) = create.filter(|_| waits) {
+                    waiting.swap_remove(place);
                 }
+                waits
             } else {
                 let doubtful = !waiting.is_empty() || may_be_member || !is_sure;
                 (since_ms.is_none() && doubtful) || ((!waiting.is_empty() || early) && !self.is_ours(&one.alias).await)
