@@ -179,6 +179,7 @@ pub fn admin_address(text: &str, folder: &std::path::Path, env: Env<'_>) -> Opti
     let source = Source {
         report: &report,
         env,
+        folder,
         asked: RefCell::default(),
         variables: RefCell::default(),
         inputs: RefCell::default(),
@@ -221,6 +222,7 @@ pub fn load(text: &str, folder: &std::path::Path, env: Env<'_>) -> Loaded {
     let source = Source {
         report: &report,
         env,
+        folder,
         asked: RefCell::default(),
         variables: RefCell::default(),
         inputs: RefCell::default(),

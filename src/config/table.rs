@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::path::Path;
 use std::rc::Rc;
 
 use toml::Spanned;
@@ -34,6 +35,8 @@ pub struct Source<'a> {
     pub report: &'a Report,
     /// The environment.
     pub env: Env<'a>,
+    /// Where relative paths start.
+    pub folder: &'a Path,
     /// All keys read, as paths with `*` for names that the operator chose.
     pub asked: RefCell<BTreeMap<String, ()>>,
     /// All environment variables read.
@@ -367,9 +370,11 @@ impl<'a> Table<'a> {
                 }
             },
             (None, Some(file)) => {
-                let text = std::fs::read_to_string(&file);
+                let at = self.source.folder.join(&file);
+                let text = std::fs::read_to_string(&at);
                 let held = text.as_ref().map_or_else(unreadable, |text| digest(text.as_bytes()));
-                self.note(file.clone().into(), held);
+                let file = at.display().to_string();
+                self.note(at, held);
                 match text {
                     Ok(text) if !text.trim().is_empty() => Some(Secret::new(text.trim())),
                     Ok(_) => {

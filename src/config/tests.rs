@@ -574,3 +574,17 @@ fn operators_tokens_may_have_several_secrets() {
     assert_eq!(config.token_secrets.iter().map(|secret| secret.expose()).collect::<Vec<_>>(), [one, two]);
     assert_eq!(codes(&read(&format!("{ACCOUNT}[admin]\ntoken_secret = [\"{one}\", \"short\"]\n"))), ["E003"]);
 }
+
+/// As all other paths: a service's working directory is not where its config is.
+#[test]
+fn a_relative_secret_file_is_beside_the_config() {
+    let folder = std::env::temp_dir().join(format!("ringfence-secret-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("token"), "0123456789abcdef0123456789abcdef\n").unwrap();
+    let text = format!("{ACCOUNT}[listen]\nadmin = \"127.0.0.1:0\"\n[admin]\ntoken_secret = {{ file = \"token\" }}\n");
+    let found = load(&text, &folder, &|_| None);
+    let missing = load(&text, Path::new("/nowhere"), &|_| None);
+    std::fs::remove_dir_all(&folder).unwrap();
+    assert!(found.inputs.contains_key(&folder.join("token")));
+    assert!(!codes(&found).contains(&"E011") && codes(&missing).contains(&"E011"));
+}
