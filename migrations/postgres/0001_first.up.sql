@@ -251,6 +251,7 @@ CREATE TABLE call_records (
     cost_unit              TEXT,
     cost_fiat              DOUBLE PRECISION,                -- in money, where its provider also counts in credits of its own
     call_successful        BOOLEAN,
+    answered_by            TEXT,                -- human, machine, unknown
     analysis_data          TEXT,                -- JSON
     metadata_json          TEXT,                -- JSON
     call_end_time          BIGINT,
@@ -321,6 +322,7 @@ CREATE TABLE run_jobs (
     call_id          TEXT,                          -- while it is calling, and of the last call of one that is done
     error            TEXT,
     settled_at       BIGINT,
+    waits_until      BIGINT,                       -- its call has ended, and until then it waits for the word who answered
     PRIMARY KEY (run_id, seq)
 );
 CREATE INDEX run_jobs_due ON run_jobs (run_id, due_at, seq) WHERE state = 'queued';

@@ -235,6 +235,7 @@ CREATE TABLE call_records (
     cost_unit              TEXT,
     cost_fiat              REAL,                -- in money, where its provider also counts in credits of its own
     call_successful        INTEGER,
+    answered_by            TEXT,                -- human, machine, unknown
     analysis_data          TEXT,                -- JSON
     metadata_json          TEXT,                -- JSON
     call_end_time          INTEGER,
@@ -305,6 +306,7 @@ CREATE TABLE run_jobs (
     call_id          TEXT,                          -- while it is calling, and of the last call of one that is done
     error            TEXT,
     settled_at       INTEGER,
+    waits_until      INTEGER,                      -- its call has ended, and until then it waits for the word who answered
     PRIMARY KEY (run_id, seq)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX run_jobs_due ON run_jobs (run_id, due_at, seq) WHERE state = 'queued';

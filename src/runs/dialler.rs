@@ -23,7 +23,7 @@ use super::feedback::Feedback;
 use super::load::no_public_host;
 use super::placement::{Admission, Placement};
 use super::sift::sift;
-use super::spec::{Plan, Spec};
+use super::spec::{Plan, Spec, reports_who_answered};
 use super::wakeups::{OnEnd, Round, Wakeups};
 use crate::calls::Calls;
 use crate::clock::UnixMs;
@@ -44,6 +44,8 @@ const RECOVERY_INTERVAL: Duration = Duration::from_secs(2);
 const CLAIM_AGE_MIN_MS: i64 = 5_000;
 /// The time, in milliseconds, for which only the replica that placed a call that was never created settles its job, with the reason.
 const UNMADE_CALL_WAIT_MS: i64 = 10_000;
+/// The time in which a missing post-call record is fetched, in milliseconds.
+const FETCH_MS: i64 = 30_000;
 /// Maximum jobs settled at once, and claimed in one round.
 const SETTLED_MAX: u32 = 500;
 const CLAIMED_MAX: u32 = 64;
@@ -184,11 +186,11 @@ impl Dialler {
     /// Settles jobs whose calls are over, of all or of these; how many.
     async fn settle(&self, calls: &Calls, of: Option<Vec<CallId>>, now_ms: UnixMs) -> Result<u32> {
         let store = &calls.lifecycle.store;
-        let ended = store.ended_jobs(of, now_ms - UNMADE_CALL_WAIT_MS, SETTLED_MAX).await?;
+        let ended = store.ended_jobs(of, now_ms - UNMADE_CALL_WAIT_MS, now_ms, SETTLED_MAX).await?;
         if ended.is_empty() {
             return Ok(0);
         }
-        let (mut specs, mut settles) = (BTreeMap::<String, Spec>::new(), vec![]);
+        let (mut specs, mut settles, mut waiting) = (BTreeMap::<String, Spec>::new(), vec![], HashSet::new());
         for one in &ended {
             let id = &one.job.run;
             if !specs.contains_key(id) {
@@ -196,13 +198,22 @@ impl Dialler {
                 specs.insert(id.clone(), spec);
             }
             let Some(spec) = specs.get(id) else { continue };
-            let settle = after(one, spec, one.run_state, now_ms);
-            info!(run = id, outcome = %one.outcome, again = settle.state == JobState::Queued, "Call completed for lead={}", one.job.seq);
-            calls.lifecycle.metrics.run_call(one.outcome.as_str());
+            let settle = after(one, spec, one.run_state, word_wait_ms(calls, spec), now_ms);
+            if settle.waits_until.is_some() {
+                debug!(run = id, "call ended for lead={}; waiting for the word who answered", one.job.seq);
+                waiting.insert((id.clone(), one.job.seq));
+            } else {
+                let outcome = settle.outcome.unwrap_or(one.outcome);
+                info!(run = id, %outcome, again = settle.state == JobState::Queued, "Call completed for lead={}", one.job.seq);
+                calls.lifecycle.metrics.run_call(outcome.as_str());
+            }
             settles.push(settle);
         }
         let settled = store.settle_jobs(settles, now_ms).await?;
         for one in ended.iter().filter(|one| one.run_state == RunState::Running) {
+            if waiting.contains(&(one.job.run.clone(), one.job.seq)) {
+                continue;
+            }
             if let Some(spec) = specs.get(&one.job.run) {
                 let why = format!("the last call ended as {}", one.outcome);
                 self.feedback.record(calls, &one.job.run, is_failure(one.outcome), &why, &spec.breaker).await;
@@ -448,6 +459,15 @@ fn free_slots(due: &[Due], in_use: &BTreeMap<String, u32>) -> HashMap<String, u3
     let concurrent = due.iter().flat_map(Due::concurrent);
     let free = |binding: &Binding, bound: u32| bound.saturating_sub(in_use.get(&binding.key).copied().unwrap_or(0));
     concurrent.map(|(binding, bound)| (binding.key.clone(), free(binding, bound))).collect()
+}
+
+/// How long after the end of a run's call its provider may report who answered, in milliseconds: until its post-call record was fetched
+/// once. `None`: it does not report it.
+fn word_wait_ms(calls: &Calls, spec: &Spec) -> Option<i64> {
+    let account = calls.account(&spec.account)?;
+    let operation = account.provider.operations.iter().find(|one| one.name == spec.operation)?;
+    let wait_ms = i64::try_from(calls.settings.record_wait.as_millis()).unwrap_or(i64::MAX);
+    reports_who_answered(spec, operation).then(|| wait_ms.saturating_add(FETCH_MS))
 }
 
 /// Ends a run that cannot be dialled.

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use serde::Serialize;
 
 use super::Result;
-use crate::call::{EndProof, Outcome, words};
+use crate::call::{AnsweredBy, EndProof, Outcome, words};
 use crate::clock::UnixMs;
 use crate::ids::{Alias, CallId};
 
@@ -173,7 +173,7 @@ pub struct ChangedJob {
 pub struct DueRun {
     /// The run.
     pub run: Run,
-    /// The number of jobs claimed or in a call, at all replicas.
+    /// The number of jobs claimed or in a call, at all replicas, without those whose call has ended.
     pub open: u32,
     /// The earliest due time of a queued job. `None`: no job is queued.
     pub next_due: Option<UnixMs>,
@@ -192,6 +192,10 @@ pub struct EndedJob {
     pub proof: EndProof,
     /// The time of its end.
     pub ended_at: UnixMs,
+    /// Who answered, if its post-call record says so.
+    pub answered_by: Option<AnsweredBy>,
+    /// Its post-call record is complete: nothing more will be reported.
+    pub is_recorded: bool,
 }
 
 /// The settlement of a job that is claimed or in a call. Written only if the job still has that claim or call.
@@ -219,6 +223,8 @@ pub struct Settle {
     pub due_at: UnixMs,
     /// The error of a failed job.
     pub error: Option<String>,
+    /// Its call has ended, and until this time it waits for the word who answered.
+    pub waits_until: Option<UnixMs>,
 }
 
 impl Settle {
@@ -236,6 +242,7 @@ impl Settle {
             tries: job.tries,
             due_at: job.due_at,
             error: job.error.clone(),
+            waits_until: None,
         }
     }
 }
@@ -272,10 +279,12 @@ pub struct RunCounts {
     pub queued: u64,
     /// Claimed.
     pub dialing: u64,
-    /// In a call.
+    /// In a call, or waiting for the word who answered it.
     pub calling: u64,
-    /// Answered.
+    /// Answered, as far as is known by a person.
     pub completed: u64,
+    /// Answered by a voicemail or another machine.
+    pub voicemail: u64,
     /// Busy.
     pub busy: u64,
     /// Not answered.
@@ -289,7 +298,7 @@ pub struct RunCounts {
 impl RunCounts {
     /// The number of jobs with a final outcome.
     pub fn done(&self) -> u64 {
-        self.completed + self.busy + self.no_answer + self.failed + self.canceled
+        self.completed + self.voicemail + self.busy + self.no_answer + self.failed + self.canceled
     }
 }
 
@@ -361,11 +370,13 @@ pub trait Runs: Send + Sync {
     async fn settle_jobs(&self, settles: Vec<Settle>, now_ms: UnixMs) -> Result<u64>;
 
     /// Jobs whose call has ended; with `calls`, only of these. A call that was never created counts only if it ended before
-    /// `not_created_before`: until then the replica that placed it settles the job, with the reason.
+    /// `not_created_before`: until then the replica that placed it settles the job, with the reason. A job that waits for the word who
+    /// answered counts once that is known, its call's record is complete, or its time is over at `now_ms`.
     async fn ended_jobs(
         &self,
         calls: Option<Vec<CallId>>,
         not_created_before: UnixMs,
+        now_ms: UnixMs,
         limit: u32,
     ) -> Result<Vec<EndedJob>>;
 

@@ -338,6 +338,7 @@ async fn a_list_is_taken_whole_or_every_mistake_is_told_by_its_line() {
         (json!({"request": {"To": "+1"}}), "must not have To"),
         (json!({"request": {"Twiml": "{{leads.name}}"}}), "none of lead"),
         (json!({"retry": {"completed": {"attempts": 2, "after_secs": 1}}}), "retry has completed"),
+        (json!({"retry": {"voicemail": {"attempts": 2, "after_secs": 1}}}), "MachineDetection"),
         (json!({"rate": "fast"}), "rate"),
         (json!({"colour": "red"}), "colour"),
     ] {
@@ -400,6 +401,49 @@ async fn leads_are_called_again_by_their_outcome_and_results_are_exported() {
     until_state(&stage, &id, "done").await;
     assert_eq!(called(&stage.control.calls())["+15551000003"], 2);
     stage.finish().await;
+}
+
+/// Leads that a voicemail answered are called again as the run says, and for everybody else their calls are completed. ElevenLabs reports it
+/// after the end of the call is known.
+#[tokio::test(flavor = "multi_thread")]
+async fn leads_that_a_voicemail_answered_are_called_again() {
+    let listens = json!({"request": {"Twiml": "<Response/>", "MachineDetection": "Enable"}});
+    for run in [with(twilio(), listens), elevenlabs()] {
+        let stage = Stage::start(Setup { sim: sim(50), tables: THREE.to_owned(), ..Setup::default() }).await;
+        // Numbers that end in 0004 are answered by a voicemail.
+        let list = |prefix: &str| -> Vec<Value> {
+            ["0004", "0010"].map(|end| json!({"number": format!("{prefix}{end}"), "name": "x"})).into()
+        };
+        let results = async |id: &str| stage.ask(&format!("/api/runs/{id}/results")).await["results"].clone();
+        let counts = |run: &Value| ["completed", "voicemail"].map(|name| run["counts"][name].as_u64().unwrap());
+        let retry = json!({"retry": {"voicemail": {"attempts": 2, "after_secs": 0}}});
+        let id = start(&stage, with(run.clone(), retry), list("+1555100")).await;
+        until_state(&stage, &id, "done").await;
+        // Nothing waits for the word about a lead's last call.
+        stage.wait("the last word has come", async || counts(&show(&stage, &id).await) == [1, 1]).await;
+        let calls = called(&stage.control.calls());
+        assert_eq!(calls.values().copied().collect::<Vec<_>>(), [2, 1], "{calls:?}");
+        let all = results(&id).await;
+        assert_eq!((&all[0]["outcome"], &all[0]["attempts"]), (&"voicemail".into(), &2.into()), "{all}");
+        assert_eq!((&all[1]["outcome"], &all[1]["attempts"]), (&"completed".into(), &1.into()), "{all}");
+        let call = all[0]["call_id"].as_str().unwrap();
+        let shown = stage.ask(&format!("/api/calls/{call}")).await;
+        let call = &shown["call"];
+        let call = if call.is_null() { &shown } else { call };
+        assert_eq!((&call["outcome"], &call["status"]), (&"completed".into(), &"ended".into()), "{shown}");
+        // By hand they are called again if that is said.
+        assert_eq!(act(&stage, &id, "retry", json!({})).await.json()["jobs"], 0);
+        let again = act(&stage, &id, "retry", json!({"outcomes": ["voicemail"]})).await;
+        assert_eq!((again.status, &again.json()["jobs"]), (200, &1.into()), "{again:?}");
+        until_state(&stage, &id, "done").await;
+        assert_eq!(called(&stage.control.calls())["+15551000004"], 4);
+        // A run that does not ask does not wait: the word corrects the outcome when it comes.
+        let id = start(&stage, run, list("+1555200")).await;
+        until_state(&stage, &id, "done").await;
+        stage.wait("the word has come", async || counts(&show(&stage, &id).await) == [1, 1]).await;
+        assert_eq!(called(&stage.control.calls())["+15552000004"], 1);
+        stage.finish().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 
 use super::*;
+use crate::call::AnsweredBy;
+use crate::provider::description::PostCall;
 use crate::store::runs::{
     Claim, Job, JobState, LostClaims, NewJob, Run, RunChange, RunCounts, RunMade, RunState, Settle, TakeLoad,
 };
@@ -222,9 +224,9 @@ pub(in crate::store) async fn a_job_is_settled_with_its_call_and_once(fresh: &im
     assert_eq!(changed(9).await, [claimed(3), claimed(2), claimed(1)]);
     let call = placed(&store, &jobs[0]).await;
     assert_eq!(store.settle_jobs(vec![calling(&jobs[0], &call.id)], 10).await.unwrap(), 1);
-    assert_eq!(store.ended_jobs(None, i64::MAX, 9).await.unwrap(), [], "it is up");
+    assert_eq!(store.ended_jobs(None, i64::MAX, 0, 9).await.unwrap(), [], "it is up");
     store.apply(super::change(&call.id, END)).await.unwrap();
-    let ended = store.ended_jobs(None, i64::MAX, 9).await.unwrap();
+    let ended = store.ended_jobs(None, i64::MAX, 0, 9).await.unwrap();
     assert_eq!((ended.len(), ended[0].outcome, ended[0].ended_at), (1, Outcome::Completed, 2_000));
     let job = &ended[0].job;
     assert_eq!((job.seq, job.call.as_ref()), (1, Some(&call.id)));
@@ -239,8 +241,8 @@ pub(in crate::store) async fn a_job_is_settled_with_its_call_and_once(fresh: &im
     let never =
         Change { event: Some(Event::Ended(Outcome::NotCreated, EndProof::Provider)), ..super::change(&other.id, END) };
     store.apply(never).await.unwrap();
-    assert_eq!(store.ended_jobs(None, 2_000, 9).await.unwrap(), [], "who placed it says why");
-    assert_eq!(store.ended_jobs(None, 2_001, 9).await.unwrap().len(), 1);
+    assert_eq!(store.ended_jobs(None, 2_000, 0, 9).await.unwrap(), [], "who placed it says why");
+    assert_eq!(store.ended_jobs(None, 2_001, 0, 9).await.unwrap().len(), 1);
     let results = store.job_results("run_1", 0, 9).await.unwrap();
     assert_eq!((results[0].job.attempts, results[0].ended_at, results[2].ended_at), (1, Some(2_000), None));
     assert!(results[0].ids.contains_key(crate::store::runs::JOB_KIND));
@@ -249,6 +251,56 @@ pub(in crate::store) async fn a_job_is_settled_with_its_call_and_once(fresh: &im
     assert_eq!(store.retry_jobs("run_1", vec![Outcome::Completed], 12).await.unwrap(), 1);
     let again = store.claim_jobs(Claim { now_ms: 12, ..claim_of(3, "t2", "me") }).await.unwrap();
     assert_eq!((again[0].seq, again[0].attempts, again[0].tries), (1, 0, 1), "its next call has another name");
+}
+
+/// A job waits for the word who answered its call, and leaves its place meanwhile; a word that comes after all corrects the outcome.
+pub(in crate::store) async fn a_job_waits_for_the_word_who_answered(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    running(&store, 3).await;
+    let claim = |token: &str| Claim { open_max: 1, ..claim_of(3, token, "me") };
+    let told = |call: &CallId, answered_by, complete| PutPostCall {
+        call: call.clone(),
+        found: PostCall { answered_by, ..PostCall::default() },
+        complete,
+        by: "webhook",
+        at_ms: 3_000,
+        due_at: None,
+        tell: false,
+    };
+    let due = async |now_ms| store.ended_jobs(None, i64::MAX, now_ms, 9).await.unwrap();
+    let mut ended = vec![];
+    for n in 0..3_i64 {
+        let job = store.claim_jobs(claim(&format!("t{n}"))).await.unwrap().remove(0);
+        let call = placed(&store, &job).await;
+        store.settle_jobs(vec![calling(&job, &call.id)], 10).await.unwrap();
+        assert_eq!(store.claim_jobs(claim("more")).await.unwrap(), [], "its call is up");
+        store.apply(super::change(&call.id, END)).await.unwrap();
+        let one = due(2_000).await.remove(0);
+        assert_eq!((one.job.seq, one.answered_by, one.is_recorded), (n + 1, None, false));
+        let waits = Settle { waits_until: Some(5_000 + n), ..Settle::of(&one.job) };
+        assert_eq!(store.settle_jobs(vec![waits], 11).await.unwrap(), 1);
+        assert_eq!(store.due_runs().await.unwrap()[0].open, 0, "its place is free");
+        ended.push((call.id, one.job));
+    }
+    assert_eq!(due(4_999).await, []);
+    assert_eq!(store.finish_runs(12, false).await.unwrap(), Vec::<String>::new(), "it is not done");
+    assert_eq!(due(5_000).await.len(), 1, "its time is over");
+    store.put_post_call(told(&ended[1].0, Some(AnsweredBy::Machine), false)).await.unwrap();
+    store.put_post_call(told(&ended[2].0, None, true)).await.unwrap();
+    let mut known: Vec<_> =
+        due(0).await.into_iter().map(|one| (one.job.seq, one.answered_by, one.is_recorded)).collect();
+    known.sort();
+    assert_eq!(known, [(2, Some(AnsweredBy::Machine), false), (3, None, true)]);
+    // Whoever settles as completed what was answered by a machine meanwhile, or is told so later, is corrected.
+    let completed = |job: &Job| Settle { state: JobState::Done, outcome: Some(Outcome::Completed), ..Settle::of(job) };
+    store.settle_jobs(ended.iter().map(|(_, job)| completed(job)).collect(), 13).await.unwrap();
+    let counts = async || store.run_counts("run_1").await.unwrap();
+    assert_eq!(counts().await, RunCounts { completed: 2, voicemail: 1, ..RunCounts::default() });
+    store.put_post_call(told(&ended[0].0, Some(AnsweredBy::Machine), true)).await.unwrap();
+    assert_eq!(counts().await, RunCounts { completed: 1, voicemail: 2, ..RunCounts::default() });
+    let latest = store.changed_jobs("run_1", 1).await.unwrap().remove(0);
+    assert_eq!((latest.seq, latest.outcome), (1, Some(Outcome::Voicemail)));
+    assert_eq!(store.retry_jobs("run_1", vec![Outcome::Voicemail], 14).await.unwrap(), 2);
 }
 
 pub(in crate::store) async fn claims_of_the_dead_come_back_after_their_calls_were_looked_for(fresh: &impl Fresh) {
@@ -291,11 +343,11 @@ pub(in crate::store) async fn a_job_whose_call_was_purged_is_settled_and_a_run_t
     let jobs = store.claim_jobs(claim_of(1, "t", "me")).await.unwrap();
     let call = placed(&store, &jobs[0]).await;
     store.settle_jobs(vec![calling(&jobs[0], &call.id)], 10).await.unwrap();
-    assert_eq!(store.ended_jobs(None, 0, 9).await.unwrap(), [], "it is up");
+    assert_eq!(store.ended_jobs(None, 0, 0, 9).await.unwrap(), [], "it is up");
     let end = Change { event: Some(Event::Ended(Outcome::Busy, EndProof::Webhook)), ..super::change(&call.id, END) };
     store.apply(end).await.unwrap();
     assert_eq!(store.purge_business(call.facts.business.as_str()).await.unwrap().calls, 1);
-    let ended = store.ended_jobs(None, 0, 9).await.unwrap();
+    let ended = store.ended_jobs(None, 0, 0, 9).await.unwrap();
     assert_eq!((ended.len(), ended[0].outcome, ended[0].proof), (1, Outcome::Failed, EndProof::Deadline));
     store.forget_run("run_1").await.unwrap();
     assert_eq!(store.run_of("run_1").await.unwrap().unwrap().state, RunState::Running);
