@@ -3,10 +3,11 @@
 //!
 //! The replica at which a call ends dials the next job, without a message to the others. Where several share the limits, each hands over
 //! as many slots as calls ended at it, so that they do not ask for the same ones. The slot of a replica that died, does not dial or
-//! missed the end is found by the others after `WAITING_POLL_INTERVAL`.
+//! missed the end is found by the others once they are told of the end, or after `WAITING_POLL_INTERVAL`.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
@@ -24,7 +25,7 @@ use super::load::no_public_host;
 use super::placement::{Admission, Placement};
 use super::sift::sift;
 use super::spec::{Plan, Spec, reports_who_answered};
-use super::wakeups::{OnEnd, Round, Wakeups};
+use super::wakeups::{OnEnd, Round, Wakeups, tell_others};
 use crate::calls::Calls;
 use crate::clock::UnixMs;
 use crate::failpoint;
@@ -110,6 +111,10 @@ pub async fn run(newest: impl Fn() -> (Calls, Runs) + Send, stop: CancellationTo
         recovered: None,
     };
     let mut round = Round::Full;
+    let rings = Arc::new(AtomicBool::new(false));
+    let (hub, changed) = (calls.lifecycle.hub.clone(), dialler.runs.wake_others.clone());
+    let told = tell_others(hub, changed, rings.clone(), calls.lifecycle.store.clone(), stop.clone());
+    calls.tasks.spawn(told);
     loop {
         let (calls, runs) = newest();
         dialler.runs = runs;
@@ -121,6 +126,8 @@ pub async fn run(newest: impl Fn() -> (Calls, Runs) + Send, stop: CancellationTo
             }),
         };
         wakeups.rest(&round, pause);
+        // A replica that does not dial does not know whether others have something to dial.
+        rings.store(!dialler.runs.settings.dials || !dialler.is_idle, Ordering::Relaxed);
         let on_end = match dialler.runs.settings.dials && !dialler.is_idle {
             false => OnEnd::Ignore,
             true if calls.lifecycle.capacity.is_shared() => OnEnd::HandOver,
