@@ -428,9 +428,7 @@ async fn leads_that_a_voicemail_answered_are_called_again() {
         assert_eq!((&all[1]["outcome"], &all[1]["attempts"]), (&"completed".into(), &1.into()), "{all}");
         let call = all[0]["call_id"].as_str().unwrap();
         let shown = stage.ask(&format!("/api/calls/{call}")).await;
-        let call = &shown["call"];
-        let call = if call.is_null() { &shown } else { call };
-        assert_eq!((&call["outcome"], &call["status"]), (&"completed".into(), &"ended".into()), "{shown}");
+        assert_eq!((&shown["outcome"], &shown["status"]), (&"completed".into(), &"ended".into()), "{shown}");
         // By hand they are called again if that is said.
         assert_eq!(act(&stage, &id, "retry", json!({})).await.json()["jobs"], 0);
         let again = act(&stage, &id, "retry", json!({"outcomes": ["voicemail"]})).await;
@@ -514,6 +512,35 @@ async fn a_run_keeps_its_pace_rotates_its_numbers_and_survives_a_restart() {
     calls.iter().for_each(|call| *from.entry(call.from.clone()).or_insert(0) += 1);
     assert_eq!(from.len(), 3);
     assert!(from.values().all(|n| (13..=14).contains(n)), "{from:?}");
+    stage.finish().await;
+}
+
+/// A call whose number is at its limit takes another number of the pool, without waiting; where all are, it waits.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_number_at_its_limit_is_passed_over_for_the_next_of_the_pool() {
+    let limit = "[[limits]]\nname = \"line\"\nper = \"own_number\"\nconcurrent = 1";
+    let tables = format!("{THREE}\n{limit}");
+    let stage = Stage::start(Setup { root: "concurrent = 9\n".to_owned(), tables, ..Setup::default() }).await;
+    let pool = |numbers: &[&str]| with(twilio(), json!({"own_numbers": numbers}));
+    let from = || stage.control.calls().into_iter().filter(|call| call.live).map(|call| call.from).collect::<Vec<_>>();
+    let first = start(&stage, pool(&["+15550001111"]), leads(1)).await;
+    stage.wait("its number is taken", async || from().len() == 1).await;
+    // The first lead's turn is the second number, which is taken, and so is the third.
+    let more = json!([{"number": "+15553000010", "name": "a"}, {"number": "+15553000011", "name": "b"}]);
+    let list = more.as_array().unwrap().clone();
+    let second = start(&stage, pool(&["+15550001112", "+15550001111", "+15550001111"]), list).await;
+    stage.wait("the free number is used", async || from().len() == 2).await;
+    assert_eq!(from(), ["+15550001111", "+15550001112"]);
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert_eq!(from().len(), 2, "there is no third number");
+    stage.wait("the other lead waits", async || show(&stage, &second).await["counts"]["queued"] == 1).await;
+    for call in stage.control.calls().into_iter().filter(|call| call.live) {
+        stage.control.end_call(call.call_sid.as_ref().unwrap());
+    }
+    stage.wait("the last one is called", async || stage.control.calls().len() == 3).await;
+    for id in [first, second] {
+        act(&stage, &id, "cancel", json!({})).await;
+    }
     stage.finish().await;
 }
 
