@@ -281,7 +281,9 @@ CREATE TABLE runs (
     reason           TEXT,                          -- why it is paused or failed
     retries          INTEGER NOT NULL DEFAULT 0,    -- how often its jobs were queued again by hand
     replica          TEXT,                          -- the one that takes its leads in
-    load_token       TEXT                           -- of the last load of its leads
+    load_token       TEXT,                          -- of the last load of its leads
+    recent           TEXT NOT NULL DEFAULT '',      -- the latest calls, for its breaker: 1 for one that failed, else 0
+    held_until       INTEGER NOT NULL DEFAULT 0    -- its provider is full: nobody is dialled before
 ) STRICT;
 CREATE UNIQUE INDEX runs_key ON runs (business, idempotency_key) WHERE idempotency_key IS NOT NULL;
 CREATE INDEX runs_open ON runs (state) WHERE finished_at IS NULL;

@@ -1,8 +1,6 @@
-//! The settlement of jobs whose calls have ended, and the breaker. Pure.
+//! The settlement of jobs whose calls have ended. Pure.
 
-use std::collections::VecDeque;
-
-use super::spec::{Breaker, Spec};
+use super::spec::Spec;
 use crate::call::{AnsweredBy, EndProof, Outcome};
 use crate::clock::UnixMs;
 use crate::store::runs::{EndedJob, JobState, RunState, Settle};
@@ -54,27 +52,6 @@ pub fn after(ended: &EndedJob, spec: &Spec, run: RunState, word_wait_ms: Option<
                 _ => done(outcome, None, next),
             }
         }
-    }
-}
-
-/// The latest calls of a run that ended at this replica.
-#[derive(Debug, Default)]
-pub struct Recent(VecDeque<bool>);
-
-impl Recent {
-    /// Records a call. `Some`: the breaker trips, after this number of failures.
-    pub fn note(&mut self, failed: bool, breaker: &Breaker) -> Option<u32> {
-        self.0.push_back(failed);
-        while self.0.len() > breaker.window as usize {
-            self.0.pop_front();
-        }
-        let failures = self.0.iter().filter(|failed| **failed).count() as u32;
-        let trips = failed && breaker.failures > 0 && failures >= breaker.failures;
-        if trips {
-            // After a resume it counts anew.
-            self.0.clear();
-        }
-        trips.then_some(failures)
     }
 }
 
@@ -181,20 +158,5 @@ mod tests {
         assert_eq!(settled(&call(2, None, false), Some(500), 1_100), done(Outcome::Completed), "nothing depends on it");
         let canceled = after(&call(0, None, false), &spec(), RunState::Canceled, Some(500), 1_100);
         assert_eq!((canceled.state, canceled.outcome), (JobState::Done, Some(Outcome::Completed)));
-    }
-
-    #[test]
-    fn a_breaker_looks_at_the_last_calls_alone() {
-        let breaker = Breaker { window: 4, failures: 3, resume_after_secs: None };
-        let mut recent = Recent::default();
-        for failed in [true, false, true, false, false] {
-            assert_eq!(recent.note(failed, &breaker), None);
-        }
-        assert_eq!(recent.note(true, &breaker), None);
-        assert_eq!(recent.note(true, &breaker), None);
-        assert_eq!(recent.note(true, &breaker), Some(3));
-        assert_eq!(recent.note(true, &breaker), None, "it begins anew");
-        let off = Breaker { failures: 0, ..breaker };
-        assert!((0..9).all(|_| recent.note(true, &off).is_none()));
     }
 }

@@ -197,7 +197,7 @@ impl Dialler {
         if ended.is_empty() {
             return Ok(0);
         }
-        let (mut specs, mut settles, mut waiting) = (BTreeMap::<String, Spec>::new(), vec![], HashSet::new());
+        let (mut specs, mut judged) = (BTreeMap::<String, Spec>::new(), vec![]);
         for one in &ended {
             let id = &one.job.run;
             if !specs.contains_key(id) {
@@ -205,28 +205,36 @@ impl Dialler {
                 specs.insert(id.clone(), spec);
             }
             let Some(spec) = specs.get(id) else { continue };
-            let settle = after(one, spec, one.run_state, word_wait_ms(calls, spec), now_ms);
-            if settle.waits_until.is_some() {
-                debug!(run = id, "call ended for lead={}; waiting for the word who answered", one.job.seq);
-                waiting.insert((id.clone(), one.job.seq));
-            } else {
-                let outcome = settle.outcome.unwrap_or(one.outcome);
-                info!(run = id, %outcome, again = settle.state == JobState::Queued, "Call completed for lead={}", one.job.seq);
-                calls.lifecycle.metrics.run_call(outcome.as_str());
-            }
-            settles.push(settle);
+            judged.push((one, after(one, spec, one.run_state, word_wait_ms(calls, spec), now_ms)));
         }
-        let settled = store.settle_jobs(settles, now_ms).await?;
-        for one in ended.iter().filter(|one| one.run_state == RunState::Running) {
-            if waiting.contains(&(one.job.run.clone(), one.job.seq)) {
+        let settled = store.end_jobs(judged.iter().map(|(_, settle)| settle.clone()).collect(), now_ms).await?;
+        // By run: whether each call failed, and why the last one did.
+        let mut results = BTreeMap::<&str, (Vec<bool>, String)>::new();
+        // Another replica may have settled some of them.
+        for (one, settle) in judged.iter().filter(|(one, _)| one.job.call.as_ref().is_some_and(|c| settled.contains(c)))
+        {
+            let (run, lead) = (one.job.run.as_str(), one.job.seq);
+            if settle.waits_until.is_some() {
+                debug!(run, "call ended for lead={lead}; waiting for the word who answered");
                 continue;
             }
-            if let Some(spec) = specs.get(&one.job.run) {
-                let why = format!("the last call ended as {}", one.outcome);
-                self.feedback.record(calls, &one.job.run, is_failure(one.outcome), &why, &spec.breaker).await;
+            let outcome = settle.outcome.unwrap_or(one.outcome);
+            info!(run, %outcome, again = settle.state == JobState::Queued, "Call completed for lead={lead}");
+            calls.lifecycle.metrics.run_call(outcome.as_str());
+            if one.run_state == RunState::Running {
+                let (failed, why) = results.entry(run).or_default();
+                failed.push(is_failure(one.outcome));
+                if is_failure(one.outcome) {
+                    *why = format!("the last call ended as {}", one.outcome);
+                }
             }
         }
-        Ok(u32::try_from(settled).unwrap_or(SETTLED_MAX))
+        for (run, (failed, why)) in results {
+            if let Some(spec) = specs.get(run) {
+                self.feedback.record(calls, run, failed, &why, &spec.breaker).await;
+            }
+        }
+        Ok(u32::try_from(settled.len()).unwrap_or(SETTLED_MAX))
     }
 
     /// What a run asks for. `None`: it was forgotten, or cannot be read.
@@ -270,7 +278,7 @@ impl Dialler {
         let (mut due, mut next_ms) = (vec![], UnixMs::MAX);
         for one in running {
             let Some(next_due) = one.next_due else { continue };
-            let at = next_due.max(one.run.start_at).max(self.feedback.held_until(&one.run.id));
+            let at = next_due.max(one.run.start_at).max(self.feedback.held_until(&one.run.id)).max(one.held_until);
             if at > now_ms {
                 next_ms = next_ms.min(at);
                 continue;

@@ -180,7 +180,8 @@ impl Placement {
                 "away"
             }
             JobPlaced::ProviderLimit { wait_secs } => {
-                self.feedback.hold(&job.run, now_ms + i64::from(*wait_secs) * 1000);
+                let (account, until) = (self.plan.account.name.as_str(), now_ms + i64::from(*wait_secs) * 1000);
+                self.feedback.hold_account(&self.calls, &job.run, account, until).await;
                 // It keeps its place in the queue.
                 self.settle(Settle { tries: job.tries + 1, ..queued(job) }).await;
                 "provider_limit"
@@ -201,7 +202,7 @@ impl Placement {
     }
 
     async fn record_failure(&self, run: &str, why: &str) {
-        self.feedback.record(&self.calls, run, true, why, &self.plan.spec.breaker).await;
+        self.feedback.record(&self.calls, run, vec![true], why, &self.plan.spec.breaker).await;
     }
 
     /// Writes a settlement, and repeats it until the store accepts it: no other replica settles the jobs of a live one.

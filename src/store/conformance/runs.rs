@@ -6,7 +6,8 @@ use super::*;
 use crate::call::AnsweredBy;
 use crate::provider::description::PostCall;
 use crate::store::runs::{
-    Claim, Job, JobState, LostClaims, NewJob, Run, RunChange, RunCounts, RunMade, RunState, Settle, TakeLoad,
+    CallResults, Claim, Job, JobState, LostClaims, NewJob, Run, RunChange, RunCounts, RunMade, RunState, Settle,
+    TakeLoad,
 };
 
 fn run(id: &str, key: Option<&str>) -> Run {
@@ -301,6 +302,53 @@ pub(in crate::store) async fn a_job_waits_for_the_word_who_answered(fresh: &impl
     let latest = store.changed_jobs("run_1", 1).await.unwrap().remove(0);
     assert_eq!((latest.seq, latest.outcome), (1, Some(Outcome::Voicemail)));
     assert_eq!(store.retry_jobs("run_1", vec![Outcome::Voicemail], 14).await.unwrap(), 2);
+}
+
+/// A breaker counts the calls of all replicas, and each call once, whoever settles its job; a full provider holds its account's runs.
+pub(in crate::store) async fn a_breaker_and_a_hold_are_of_the_run_and_not_of_a_replica(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    running(&store, 4).await;
+    let results = |failed: &[bool]| CallResults {
+        run: "run_1".to_owned(),
+        failed: failed.to_vec(),
+        window: 8,
+        failures: 4,
+        why: "it was busy".to_owned(),
+        resume_at: Some(50),
+        now_ms: 20,
+    };
+    assert_eq!(store.record_results(results(&[false]), true).await.unwrap(), None);
+    assert_eq!(store.record_results(results(&[true, false]), true).await.unwrap(), None);
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..6 {
+        let (store, results) = (store.clone(), results(&[true]));
+        tasks.spawn(async move { store.record_results(results, true).await.unwrap() });
+    }
+    let tripped: Vec<_> = tasks.join_all().await.into_iter().flatten().collect();
+    assert_eq!(tripped, ["4 of the last 8 calls failed; it was busy"], "once, at the fourth");
+    let paused = store.run_of("run_1").await.unwrap().unwrap();
+    assert_eq!((paused.state, paused.resume_at), (RunState::Paused, Some(50)));
+    assert_eq!(fresh.number("SELECT count(*) FROM deliveries").await, 1);
+    store.resume_runs(50, false).await.unwrap();
+    assert_eq!(store.record_results(results(&[true; 3]), true).await.unwrap(), None, "it counts anew");
+    // The same end of a call is settled by one of several.
+    let job = store.claim_jobs(claim_of(1, "t", "me")).await.unwrap().remove(0);
+    let call = placed(&store, &job).await;
+    store.settle_jobs(vec![calling(&job, &call.id)], 10).await.unwrap();
+    let job = Job { call: Some(call.id.clone()), ..job };
+    let done = Settle { state: JobState::Done, outcome: Some(Outcome::Busy), ..Settle::of(&job) };
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..4 {
+        let (store, done) = (store.clone(), done.clone());
+        tasks.spawn(async move { store.end_jobs(vec![done], 11).await.unwrap() });
+    }
+    let settled: Vec<CallId> = tasks.join_all().await.into_iter().flatten().collect();
+    assert_eq!(settled, [call.id]);
+    // A hold is seen by all, and is not shortened.
+    for (account, until, held) in [("another", 90, 0), ("twilio", 70, 70), ("twilio", 60, 70), ("twilio", 80, 80)] {
+        store.hold_runs(account, until).await.unwrap();
+        assert_eq!(store.due_runs().await.unwrap()[0].held_until, held, "{account} until {until}");
+    }
 }
 
 pub(in crate::store) async fn claims_of_the_dead_come_back_after_their_calls_were_looked_for(fresh: &impl Fresh) {

@@ -1,6 +1,6 @@
 //! Bulk runs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use async_trait::async_trait;
 use futures_util::FutureExt as _;
@@ -9,8 +9,8 @@ use super::super::driver::{Backend, Driver, Owned, Sql, Value, binds, damaged};
 use super::super::row::Row;
 use super::super::rows::call_id;
 use super::super::runs::{
-    ChangedJob, Claim, DueRun, EndedJob, Job, JobResult, JobState, LostClaims, NewJob, Run, RunChange, RunCounts,
-    RunMade, RunState, Runs, Settle, TakeLoad,
+    CallResults, ChangedJob, Claim, DueRun, EndedJob, FAILED, Job, JobResult, JobState, LostClaims, NewJob, Run,
+    RunChange, RunCounts, RunMade, RunState, Runs, Settle, TakeLoad,
 };
 use super::super::{Result, app_events};
 use super::bindings::resolve;
@@ -77,7 +77,12 @@ fn changed(row: &Row) -> Sql<ChangedJob> {
 }
 
 fn due(row: &Row) -> Sql<DueRun> {
-    Ok(DueRun { run: run(row)?, open: row.count("open_jobs")?, next_due: row.optional_number("next_due")? })
+    Ok(DueRun {
+        run: run(row)?,
+        open: row.count("open_jobs")?,
+        next_due: row.optional_number("next_due")?,
+        held_until: row.number("held_until")?,
+    })
 }
 
 fn ended(row: &Row) -> Sql<EndedJob> {
@@ -177,7 +182,7 @@ async fn step(c: &mut dyn Driver, change: &RunChange, tell: bool) -> Sql<bool> {
     let (total, digest) =
         change.loaded.as_ref().map_or((None, None), |(total, digest)| (Some(*total), Some(digest.as_str())));
     let sql = "UPDATE runs SET state = $3, reason = $4, resume_at = $5, updated_at = $6, finished_at = $7,
-             total = coalesce($8, total), digest = coalesce($9, digest), retries = retries + $10
+             total = coalesce($8, total), digest = coalesce($9, digest), retries = retries + $10, recent = ''
          WHERE id = $1 AND state = ANY($2) AND ($11 OR load_token = $12) RETURNING *";
     let binds = binds![
         &change.run,
@@ -288,6 +293,41 @@ pub(super) async fn machine_answered(c: &mut dyn Driver, call: &CallId, now_ms: 
     c.execute(MACHINE_ANSWERED, &binds![call, now_ms]).await.map(drop)
 }
 
+/// Jobs that are still in one of these calls, locked in the order of [`SETTLE`].
+pub(in crate::store) const ENDING: &str = "SELECT call_id FROM run_jobs WHERE call_id = ANY($1) AND state = 'calling'
+     ORDER BY run_id, seq FOR UPDATE";
+
+async fn end(c: &mut dyn Driver, settles: &[Settle], now_ms: UnixMs) -> Sql<HashSet<CallId>> {
+    let calls: Vec<String> = settles.iter().filter_map(|one| one.call.as_ref()).map(ToString::to_string).collect();
+    let rows = c.fetch(ENDING, &binds![calls]).await?;
+    let open = rows.iter().map(|row| call_id(row.str("call_id")?)).collect::<Sql<HashSet<_>>>()?;
+    let is_open = |one: &&Settle| one.call.as_ref().is_some_and(|call| open.contains(call));
+    let settles: Vec<Settle> = settles.iter().filter(is_open).cloned().collect();
+    settle(c, &settles, now_ms).await?;
+    Ok(open)
+}
+
+async fn record_results(c: &mut dyn Driver, results: &CallResults, tell: bool) -> Sql<Option<String>> {
+    let locked = "SELECT recent FROM runs WHERE id = $1 AND state = 'running' FOR UPDATE";
+    let Some(before) =
+        c.fetch(locked, &binds![&results.run]).await?.first().map(|row| row.text("recent")).transpose()?
+    else {
+        return Ok(None);
+    };
+    let (after, tripped) = results.after(&before);
+    let Some(failures) = tripped else {
+        c.execute("UPDATE runs SET recent = $2 WHERE id = $1", &binds![&results.run, after]).await?;
+        return Ok(None);
+    };
+    let reason = format!("{failures} of the last {} calls failed; {}", results.window, results.why);
+    let change = RunChange {
+        reason: Some(reason.clone()),
+        resume_at: results.resume_at,
+        ..RunChange::of(&results.run, &[RunState::Running], RunState::Paused, results.now_ms)
+    };
+    Ok(step(c, &change, tell).await?.then_some(reason))
+}
+
 async fn postpone(c: &mut dyn Driver, run: &str, later: &[(i64, UnixMs)]) -> Sql<u64> {
     let mut put_off = 0;
     for some in later.chunks(INSERTED) {
@@ -366,7 +406,7 @@ const FINISH: &str = "UPDATE runs SET state = 'done', finished_at = $1, updated_
      AND (SELECT j.due_at FROM run_jobs j WHERE j.run_id = runs.id AND j.state = 'queued' ORDER BY j.due_at LIMIT 1) IS NULL
      AND (SELECT count(*) FROM run_jobs j WHERE j.run_id = runs.id AND j.state IN ('dialing', 'calling')) = 0 RETURNING *";
 
-const RESUME: &str = "UPDATE runs SET state = 'running', reason = NULL, resume_at = NULL, updated_at = $1
+const RESUME: &str = "UPDATE runs SET state = 'running', reason = NULL, resume_at = NULL, updated_at = $1, recent = ''
      WHERE finished_at IS NULL AND state = 'paused' AND resume_at <= $1 RETURNING *";
 
 /// Runs a statement that changes at most `$1` rows until it changes fewer. The statement names its rows by their key alone, as an array,
@@ -507,6 +547,28 @@ impl<B: Backend> Runs for B {
         self.write(settles, move |c, settles| settle(c, settles, now_ms).boxed()).await
     }
 
+    async fn end_jobs(&self, settles: Vec<Settle>, now_ms: UnixMs) -> Result<HashSet<CallId>> {
+        self.write(settles, move |c, settles| end(c, settles, now_ms).boxed()).await
+    }
+
+    async fn record_results(&self, results: CallResults, tell: bool) -> Result<Option<String>> {
+        if !results.failed.contains(&true) {
+            // Nearly always all is well, and nothing is written.
+            let sql = "SELECT recent FROM runs WHERE id = $1 AND state = 'running'";
+            let recent = self.select(sql, binds![results.run.clone()].into(), |row| row.text("recent")).await?;
+            if !recent.iter().any(|recent| recent.contains(FAILED)) {
+                return Ok(None);
+            }
+        }
+        self.write(results, move |c, results| record_results(c, results, tell).boxed()).await
+    }
+
+    async fn hold_runs(&self, account: &str, until: UnixMs) -> Result<()> {
+        let sql = "UPDATE runs SET held_until = $2
+             WHERE finished_at IS NULL AND state = 'running' AND account = $1 AND held_until < $2";
+        self.run(sql, binds![account.to_owned(), until].into()).await.map(drop)
+    }
+
     async fn ended_jobs(
         &self,
         calls: Option<Vec<CallId>>,
@@ -577,7 +639,7 @@ const COUNTS: &str =
 
 /// What is asked at the start of a process, and with every look: by indexes alone, however many jobs wait.
 #[cfg(test)]
-pub(in crate::store) const LOOKS: [&str; 12] = [
+pub(in crate::store) const LOOKS: [&str; 13] = [
     BATCHES,
     CHANGED,
     CLAIM,
@@ -585,6 +647,7 @@ pub(in crate::store) const LOOKS: [&str; 12] = [
     DUE,
     ENDED,
     ENDED_OF,
+    ENDING,
     FINISH,
     LATEST_KEYED,
     LOST_CLAIMS,
