@@ -1,5 +1,5 @@
 //! Bulk runs, with the simulated providers as judge: nobody is called twice, nobody is forgotten, no limit is exceeded. Tests 1 to 5 are
-//! those of the system whose dialler ringfence replaces, by their numbers; test 4 stands in `runs_killed.rs`.
+//! those of the system whose dialler ringfence replaces, by their numbers; `runs_killed.rs` has test 4, and all of them on three replicas.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
