@@ -205,8 +205,11 @@ impl Placement {
         self.feedback.record(&self.calls, run, vec![true], why, &self.plan.spec.breaker).await;
     }
 
-    /// Writes a settlement, and repeats it until the store accepts it: no other replica settles the jobs of a live one.
+    /// Writes a settlement, and repeats it until the store accepts it: no other replica settles the jobs of a live one. The app is told
+    /// of a job that is done without a call.
     async fn settle(&self, settle: Settle) {
+        let is_without_call = settle.state == JobState::Done && settle.new_call.is_none();
+        let settle = Settle { tell: is_without_call && self.calls.lifecycle.tell, ..settle };
         let store: &Arc<dyn Store> = &self.calls.lifecycle.store;
         loop {
             let now_ms = self.calls.lifecycle.clock.now_ms();

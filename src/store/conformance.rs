@@ -125,6 +125,7 @@ macro_rules! behaves_as_a_store {
             a_run_has_no_more_open_jobs_than_its_bound,
             a_job_is_settled_with_its_call_and_once,
             a_job_waits_for_the_word_who_answered,
+            an_app_is_told_of_a_job_that_ends_without_a_call,
             a_breaker_and_a_hold_are_of_the_run_and_not_of_a_replica,
             claims_of_the_dead_come_back_after_their_calls_were_looked_for,
             a_job_whose_call_was_purged_is_settled_and_a_run_that_goes_on_is_not_forgotten,

@@ -227,6 +227,8 @@ pub struct Settle {
     pub error: Option<String>,
     /// Its call has ended, and until this time it waits for the word who answered.
     pub waits_until: Option<UnixMs>,
+    /// It is done without a call: sends the app an event, as the end of a call does.
+    pub tell: bool,
 }
 
 impl Settle {
@@ -245,6 +247,7 @@ impl Settle {
             due_at: job.due_at,
             error: job.error.clone(),
             waits_until: None,
+            tell: false,
         }
     }
 }

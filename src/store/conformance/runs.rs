@@ -351,6 +351,27 @@ pub(in crate::store) async fn a_breaker_and_a_hold_are_of_the_run_and_not_of_a_r
     }
 }
 
+/// The app is told once of a job that ends without a call, in the transaction that ends it.
+pub(in crate::store) async fn an_app_is_told_of_a_job_that_ends_without_a_call(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    running(&store, 2).await;
+    let jobs = store.claim_jobs(claim_of(2, "t", "me")).await.unwrap();
+    let ends = |job: &Job| {
+        let error = Some("DO_NOT_CALL_BLOCKED: it is on a list".to_owned());
+        Settle { state: JobState::Done, outcome: Some(Outcome::Failed), error, tell: true, ..Settle::of(job) }
+    };
+    let both: Vec<Settle> = jobs.iter().map(ends).collect();
+    assert_eq!(store.settle_jobs(both[..1].to_vec(), 11).await.unwrap(), 1);
+    assert_eq!(store.settle_jobs(both, 12).await.unwrap(), 1, "the first was settled before");
+    let told = store.take_deliveries(20, 9, "", false).await.unwrap();
+    let told: Vec<serde_json::Value> = told.iter().map(|one| serde_json::from_slice(&one.body).unwrap()).collect();
+    assert_eq!(told.iter().map(|one| one["data"]["lead"].as_i64()).collect::<Vec<_>>(), [Some(1), Some(2)]);
+    let data = &told[0]["data"];
+    assert_eq!((&told[0]["type"], &data["runId"]), (&"run.job_done".into(), &"run_1".into()));
+    assert_eq!((&data["outcome"], &data["attempts"]), (&"failed".into(), &0.into()));
+    assert_eq!(data["error"], "DO_NOT_CALL_BLOCKED: it is on a list");
+}
+
 pub(in crate::store) async fn claims_of_the_dead_come_back_after_their_calls_were_looked_for(fresh: &impl Fresh) {
     let store = fresh.open().await;
     running(&store, 5).await;

@@ -267,9 +267,18 @@ async fn settle(c: &mut dyn Driver, settles: &[Settle], now_ms: UnixMs) -> Sql<u
             one.waits_until,
         ])
     };
+    let (told, quiet): (Vec<&Settle>, Vec<&Settle>) = settles.iter().partition(|one| one.tell);
     let mut settled = 0;
-    for some in settles.chunks(INSERTED) {
-        settled += c.execute_all(SETTLE, some.iter().map(row).collect()).await?;
+    for some in quiet.chunks(INSERTED) {
+        settled += c.execute_all(SETTLE, some.iter().map(|one| row(one)).collect()).await?;
+    }
+    // One by one: only who has settled a job tells of it.
+    for one in told {
+        let is_settled = c.execute_all(SETTLE, vec![row(one)]).await?;
+        settled += is_settled;
+        if is_settled > 0 {
+            tell_of_job(c, one, now_ms).await?;
+        }
     }
     let is_completed = |one: &&Settle| one.state == JobState::Done && one.outcome == Some(Outcome::Completed);
     let completed = settles.iter().filter(is_completed).filter_map(|one| one.new_call.as_ref());
@@ -279,6 +288,15 @@ async fn settle(c: &mut dyn Driver, settles: &[Settle], now_ms: UnixMs) -> Sql<u
         c.execute(MACHINE_ANSWERED, &binds![completed, now_ms]).await?;
     }
     Ok(settled)
+}
+
+/// Tells the app of a job that ended without a call.
+async fn tell_of_job(c: &mut dyn Driver, settled: &Settle, now_ms: UnixMs) -> Sql<()> {
+    let its_run = c.fetch("SELECT * FROM runs WHERE id = $1", &binds![&settled.run]).await?;
+    let sql = "SELECT * FROM run_jobs WHERE run_id = $1 AND seq = $2 AND state = 'done' AND call_id IS NULL";
+    let its_job = c.fetch(sql, &binds![&settled.run, settled.seq]).await?;
+    let (Some(its_run), Some(its_job)) = (its_run.first(), its_job.first()) else { return Ok(()) };
+    tell(c, &[app_events::job_done(&run(its_run)?, &job(its_job)?, now_ms)]).await
 }
 
 /// Completed jobs whose call was answered by a machine: a word that comes after them corrects their outcome, and nobody is called again.
