@@ -131,6 +131,20 @@ words!(
         Capacity = "capacity",
         /// The provider rejected the create: there was no call.
         NotCreated = "not_created",
+        /// A voicemail, a fax or another machine answered. Of a job of a bulk run alone: its call is completed.
+        Voicemail = "voicemail",
+    }
+);
+
+words!(
+    /// Who answered a call, as far as its provider can tell.
+    AnsweredBy {
+        /// A person.
+        Human = "human",
+        /// A voicemail, a fax or another machine.
+        Machine = "machine",
+        /// The provider listened, and cannot tell.
+        Unknown = "unknown",
     }
 );
 
@@ -194,7 +208,7 @@ pub fn stronger(a: Event, b: Event) -> Event {
 /// The session status in the answers of `/sessions`.
 pub fn session_status(phase: Phase, outcome: Option<Outcome>) -> &'static str {
     match (phase, outcome) {
-        (Phase::Ended, Some(Outcome::Completed)) => "ended",
+        (Phase::Ended, Some(Outcome::Completed | Outcome::Voicemail)) => "ended",
         (Phase::Ended, Some(Outcome::Capacity)) => "terminated_capacity",
         (Phase::Ended, _) => "failed",
         _ => "active",
@@ -204,7 +218,7 @@ pub fn session_status(phase: Phase, outcome: Option<Outcome>) -> &'static str {
 /// The call status in live transcripts.
 pub fn stream_status(phase: Phase, outcome: Option<Outcome>) -> &'static str {
     match (phase, outcome) {
-        (Phase::Ended, Some(Outcome::Completed)) => "completed",
+        (Phase::Ended, Some(Outcome::Completed | Outcome::Voicemail)) => "completed",
         (Phase::Ended, _) => "failed",
         _ => "in_progress",
     }

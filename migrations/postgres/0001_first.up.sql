@@ -251,6 +251,7 @@ CREATE TABLE call_records (
     cost_unit              TEXT,
     cost_fiat              DOUBLE PRECISION,                -- in money, where its provider also counts in credits of its own
     call_successful        BOOLEAN,
+    answered_by            TEXT,                -- human, machine, unknown
     analysis_data          TEXT,                -- JSON
     metadata_json          TEXT,                -- JSON
     call_end_time          BIGINT,
@@ -296,7 +297,9 @@ CREATE TABLE runs (
     reason           TEXT,                          -- why it is paused or failed
     retries          BIGINT NOT NULL DEFAULT 0,    -- how often its jobs were queued again by hand
     replica          TEXT,                          -- the one that takes its leads in
-    load_token       TEXT                           -- of the last load of its leads
+    load_token       TEXT,                          -- of the last load of its leads
+    recent           TEXT NOT NULL DEFAULT '',      -- the latest calls, for its breaker: 1 for one that failed, else 0
+    held_until       BIGINT NOT NULL DEFAULT 0     -- its provider is full: nobody is dialled before
 );
 CREATE UNIQUE INDEX runs_key ON runs (business, idempotency_key) WHERE idempotency_key IS NOT NULL;
 CREATE INDEX runs_open ON runs (state) WHERE finished_at IS NULL;
@@ -321,6 +324,7 @@ CREATE TABLE run_jobs (
     call_id          TEXT,                          -- while it is calling, and of the last call of one that is done
     error            TEXT,
     settled_at       BIGINT,
+    waits_until      BIGINT,                       -- its call has ended, and until then it waits for the word who answered
     PRIMARY KEY (run_id, seq)
 );
 CREATE INDEX run_jobs_due ON run_jobs (run_id, due_at, seq) WHERE state = 'queued';

@@ -67,7 +67,7 @@ pub(crate) enum Destiny {
 }
 
 impl Destiny {
-    /// Numbers that end in 0001, 0002 and 0003 are busy, silent and unreachable.
+    /// Numbers that end in 0001, 0002 and 0003 are busy, silent and unreachable. Those that end in 0004 answer by a voicemail.
     pub(crate) fn of(number: &str) -> Destiny {
         match number.get(number.len().saturating_sub(4)..) {
             Some("0001") => Destiny::Busy,
@@ -76,6 +76,11 @@ impl Destiny {
             _ => Destiny::Answers,
         }
     }
+}
+
+/// Whether a number is answered by a voicemail.
+pub(crate) fn is_voicemail(number: &str) -> bool {
+    number.ends_with("0004")
 }
 
 /// Where status callbacks go and which were asked for.
@@ -104,6 +109,8 @@ pub(crate) struct Leg {
     pub transcription: Option<Transcription>,
     /// Its record was deleted.
     pub deleted: bool,
+    /// Twilio listens whether a machine answers.
+    pub detects_machine: bool,
 }
 
 impl Leg {
@@ -120,7 +127,16 @@ impl Leg {
             stream_sid: None,
             transcription: None,
             deleted: false,
+            detects_machine: false,
         }
+    }
+}
+
+impl Call {
+    /// Twilio's `AnsweredBy`, where it was asked to listen.
+    pub(crate) fn answered_by(&self) -> Option<&'static str> {
+        self.leg.as_ref().filter(|leg| leg.detects_machine)?;
+        self.answered.map(|_| if is_voicemail(&self.to) { "machine_start" } else { "human" })
     }
 }
 

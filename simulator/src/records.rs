@@ -1,7 +1,7 @@
 //! ElevenLabs' records: conversations read, listed, counted and deleted.
 
 use crate::batch::membership;
-use crate::call::{Call, Outcome, Phase};
+use crate::call::{Call, Outcome, Phase, is_voicemail};
 use crate::elevenlabs::{error, not_found};
 use crate::wire::{Ask, Reply};
 use crate::world::World;
@@ -243,7 +243,10 @@ pub(crate) fn conversation(call: &Call) -> Value {
         Some(Outcome::Busy) => (Some("busy"), Some("line_busy")),
         Some(Outcome::NoAnswer) => (Some("no_answer"), Some("no_answer")),
         Some(Outcome::Failed | Outcome::Canceled) => (Some("failed"), Some("call_initialization_error")),
-        _ => (call.answered.map(|_| "answered"), None),
+        _ => (
+            call.answered.map(|_| if is_voicemail(&call.to) && !talk.inbound { "voicemail" } else { "answered" }),
+            None,
+        ),
     };
     let phone = talk.carrier.phone_type().map(|kind| {
         let mut phone = json!({

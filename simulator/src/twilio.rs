@@ -212,6 +212,7 @@ fn create(world: &mut World, ask: &Ask<'_>, now: Instant) -> Reply {
 
 fn place(world: &mut World, form: &Form, mut leg: Leg, from: &str, to: &str, now: Instant) -> u64 {
     leg.callback = callback(form);
+    leg.detects_machine = form.get("MachineDetection").is_some();
     let get = form.get("Method").is_some_and(|method| method.eq_ignore_ascii_case("GET"));
     leg.url = form.get("Url").map(|url| (url.to_owned(), get));
     leg.twiml = form.get("Twiml").map(str::to_owned);
@@ -413,7 +414,7 @@ pub(crate) fn resource(call: &Call, account: &str) -> Value {
         "price": over.then_some("-0.00850"),
         "price_unit": "USD",
         "direction": leg.direction,
-        "answered_by": null,
+        "answered_by": call.answered_by(),
         "api_version": "2010-04-01",
         "forwarded_from": null,
         "group_sid": null,
@@ -443,6 +444,7 @@ pub(crate) fn leg_form(call: &Call, account: &str, status: &str) -> Vec<(String,
         ("Direction", direction),
     ]
     .into_iter()
+    .chain(call.answered_by().map(|word| ("AnsweredBy", word)))
     .map(|(name, value)| (name.to_owned(), value.to_owned()))
     .collect()
 }

@@ -311,7 +311,7 @@ impl Admin {
                 None
             }
         };
-        self.runs.wake.notify_one();
+        self.runs.changed();
         let run = store.run_of(&run.id).await?.ok_or_else(|| not_found("no run of this id is on record"))?;
         let mut shown = shown(&run, Some(store.run_counts(&run.id).await?));
         shown["jobs"] = json!(jobs);

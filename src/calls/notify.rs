@@ -6,7 +6,7 @@ mod pubsub;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::broadcast;
+use tokio::sync::{Notify, broadcast};
 
 use crate::call::Speaker;
 use crate::ids::CallId;
@@ -65,11 +65,13 @@ type Newest = (u64, Partial);
 pub struct Hub {
     notifications: broadcast::Sender<Notification>,
     partials: Arc<Mutex<(u64, HashMap<CallId, Newest>)>>,
+    /// Rung by another replica where something may be dialled: slots are free, or a run has due jobs. The dialler hears it.
+    pub dial_bell: Arc<Notify>,
 }
 
 impl Default for Hub {
     fn default() -> Self {
-        Self { notifications: broadcast::Sender::new(BEHIND_MAX), partials: Arc::default() }
+        Self { notifications: broadcast::Sender::new(BEHIND_MAX), partials: Arc::default(), dial_bell: Arc::default() }
     }
 }
 

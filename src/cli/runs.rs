@@ -97,7 +97,7 @@ pub(super) enum Act {
     Retry {
         /// The run
         id: String,
-        /// The outcomes to retry [default: busy, no_answer, failed, capacity, canceled]
+        /// The outcomes to retry [default: busy, no_answer, failed, capacity, canceled; also: voicemail]
         #[arg(long, value_delimiter = ',')]
         outcomes: Option<Vec<String>>,
     },
@@ -289,7 +289,7 @@ fn described(run: &Value) -> String {
     if run["counts"].is_null() {
         return head;
     }
-    let counts = ["queued", "dialing", "calling", "completed", "busy", "noAnswer", "failed", "canceled"];
+    let counts = ["queued", "dialing", "calling", "completed", "voicemail", "busy", "noAnswer", "failed", "canceled"];
     let counts = counts.map(|name| format!("{} {name}", number(run, name))).join(", ");
     let next = run["nextDialAt"].as_str().map_or(String::new(), |at| format!("\nnobody is due before {at}"));
     format!("{head}\n{counts}{next}")

@@ -48,7 +48,7 @@ impl Runs {
         let jobs = store.retry_jobs(&run.id, outcomes, now_ms).await?;
         let change = RunChange { is_retry: true, ..RunChange::of(&run.id, &RETRIABLE, RunState::Running, now_ms) };
         let is_moved = store.move_run(change, calls.lifecycle.tell).await?;
-        self.wake.notify_one();
+        self.changed();
         Ok(is_moved.then_some(jobs))
     }
 }

@@ -1,18 +1,28 @@
-//! The settlement of jobs whose calls have ended, and the breaker. Pure.
+//! The settlement of jobs whose calls have ended. Pure.
 
-use std::collections::VecDeque;
-
-use super::spec::{Breaker, Spec};
-use crate::call::{EndProof, Outcome};
+use super::spec::Spec;
+use crate::call::{AnsweredBy, EndProof, Outcome};
 use crate::clock::UnixMs;
 use crate::store::runs::{EndedJob, JobState, RunState, Settle};
 
 /// The number of recorded calls after which a job whose call was never created fails.
 const TRIES_MAX: u32 = 50;
 
-/// The settlement of a job whose call has ended.
-pub fn after(ended: &EndedJob, spec: &Spec, run: RunState, now_ms: UnixMs) -> Settle {
+/// The settlement of a job whose call has ended. `word_wait_ms`: how long after its end the provider may still report who answered, in
+/// milliseconds; `None`: it does not.
+pub fn after(ended: &EndedJob, spec: &Spec, run: RunState, word_wait_ms: Option<i64>, now_ms: UnixMs) -> Settle {
     let job = &ended.job;
+    let attempts = job.attempts + 1;
+    if let Some(until) = word_wait_ms.map(|wait| ended.ended_at.saturating_add(wait))
+        && ended.outcome == Outcome::Completed
+        && ended.answered_by.is_none()
+        && !ended.is_recorded
+        && now_ms < until
+        && run != RunState::Canceled
+        && spec.retry.get(&Outcome::Voicemail).is_some_and(|rule| attempts < rule.attempts)
+    {
+        return Settle { waits_until: Some(until), ..Settle::of(job) };
+    }
     let next = Settle { tries: job.tries + 1, ..Settle::of(job) };
     let again = |due_at: UnixMs, settle: Settle| match run {
         RunState::Canceled => Settle { state: JobState::Done, outcome: Some(Outcome::Canceled), ..settle },
@@ -29,38 +39,19 @@ pub fn after(ended: &EndedJob, spec: &Spec, run: RunState, now_ms: UnixMs) -> Se
         (Outcome::NotCreated, EndProof::Provider | EndProof::Deadline) if job.tries < TRIES_MAX => again(now_ms, next),
         (Outcome::NotCreated, _) => done(Outcome::Failed, Some("no call could be made"), next),
         (outcome, proof) => {
-            let next = Settle { attempts: job.attempts + 1, outcome: Some(outcome), ..next };
+            let is_machine = outcome == Outcome::Completed && ended.answered_by == Some(AnsweredBy::Machine);
+            let outcome = if is_machine { Outcome::Voicemail } else { outcome };
+            let next = Settle { attempts, outcome: Some(outcome), ..next };
             // The outcome of the call is unknown: not retried.
             let is_lost = proof == EndProof::Deadline && outcome == Outcome::Failed;
             match spec.retry.get(&outcome) {
-                Some(rule) if !is_lost && job.attempts + 1 < rule.attempts => {
+                Some(rule) if !is_lost && attempts < rule.attempts => {
                     again(ended.ended_at + i64::from(rule.after_secs) * 1000, next)
                 }
                 _ if is_lost => done(outcome, Some("the outcome of its call is no longer known"), next),
                 _ => done(outcome, None, next),
             }
         }
-    }
-}
-
-/// The latest calls of a run that ended at this replica.
-#[derive(Debug, Default)]
-pub struct Recent(VecDeque<bool>);
-
-impl Recent {
-    /// Records a call. `Some`: the breaker trips, after this number of failures.
-    pub fn note(&mut self, failed: bool, breaker: &Breaker) -> Option<u32> {
-        self.0.push_back(failed);
-        while self.0.len() > breaker.window as usize {
-            self.0.pop_front();
-        }
-        let failures = self.0.iter().filter(|failed| **failed).count() as u32;
-        let trips = failed && breaker.failures > 0 && failures >= breaker.failures;
-        if trips {
-            // After a resume it counts anew.
-            self.0.clear();
-        }
-        trips.then_some(failures)
     }
 }
 
@@ -91,13 +82,15 @@ mod tests {
             error: None,
             settled_at: None,
         };
-        EndedJob { job, run_state: RunState::Running, outcome, proof, ended_at: 1_000 }
+        let run_state = RunState::Running;
+        EndedJob { job, run_state, outcome, proof, ended_at: 1_000, answered_by: None, is_recorded: false }
     }
 
     fn spec() -> Spec {
         let spec = serde_json::json!({
             "business": "acme", "account": "twilio", "operation": "calls", "request": {},
-            "retry": {"busy": {"attempts": 3, "after_secs": 60}, "failed": {"attempts": 2, "after_secs": 5}},
+            "retry": {"busy": {"attempts": 3, "after_secs": 60}, "failed": {"attempts": 2, "after_secs": 5},
+                "voicemail": {"attempts": 3, "after_secs": 7}},
         });
         serde_json::from_value(spec).unwrap()
     }
@@ -105,44 +98,65 @@ mod tests {
     #[test]
     fn retries_are_capped_and_spaced() {
         let run = RunState::Running;
-        let busy = after(&ended(Outcome::Busy, EndProof::Webhook, 0), &spec(), run, 1_500);
+        let busy = after(&ended(Outcome::Busy, EndProof::Webhook, 0), &spec(), run, None, 1_500);
         assert_eq!((busy.state, busy.due_at, busy.attempts, busy.tries), (JobState::Queued, 61_000, 1, 5));
         assert_eq!(busy.new_call, None);
-        let last = after(&ended(Outcome::Busy, EndProof::Webhook, 2), &spec(), run, 1_500);
+        let last = after(&ended(Outcome::Busy, EndProof::Webhook, 2), &spec(), run, None, 1_500);
         assert_eq!((last.state, last.outcome, last.attempts), (JobState::Done, Some(Outcome::Busy), 3));
         assert!(last.new_call.is_some(), "its last call stays known");
-        let none = after(&ended(Outcome::NoAnswer, EndProof::Webhook, 0), &spec(), run, 1_500);
+        let none = after(&ended(Outcome::NoAnswer, EndProof::Webhook, 0), &spec(), run, None, 1_500);
         assert_eq!((none.state, none.outcome), (JobState::Done, Some(Outcome::NoAnswer)));
-        let canceled = after(&ended(Outcome::Busy, EndProof::Webhook, 0), &spec(), RunState::Canceled, 1_500);
+        let canceled = after(&ended(Outcome::Busy, EndProof::Webhook, 0), &spec(), RunState::Canceled, None, 1_500);
         assert_eq!((canceled.state, canceled.outcome), (JobState::Done, Some(Outcome::Canceled)));
     }
 
     #[test]
     fn what_was_never_made_costs_no_attempt_and_what_is_lost_is_never_dialled_again() {
         for proof in [EndProof::Provider, EndProof::Deadline] {
-            let never = after(&ended(Outcome::NotCreated, proof, 1), &spec(), RunState::Running, 1_500);
+            let never = after(&ended(Outcome::NotCreated, proof, 1), &spec(), RunState::Running, None, 1_500);
             assert_eq!((never.state, never.due_at, never.attempts, never.tries), (JobState::Queued, 1_500, 1, 5));
         }
-        let released = after(&ended(Outcome::NotCreated, EndProof::Operator, 0), &spec(), RunState::Running, 1_500);
+        let released =
+            after(&ended(Outcome::NotCreated, EndProof::Operator, 0), &spec(), RunState::Running, None, 1_500);
         assert_eq!((released.state, released.outcome), (JobState::Done, Some(Outcome::Failed)));
-        let lost = after(&ended(Outcome::Failed, EndProof::Deadline, 0), &spec(), RunState::Running, 1_500);
+        let lost = after(&ended(Outcome::Failed, EndProof::Deadline, 0), &spec(), RunState::Running, None, 1_500);
         assert_eq!((lost.state, lost.outcome), (JobState::Done, Some(Outcome::Failed)));
-        let failed = after(&ended(Outcome::Failed, EndProof::Webhook, 0), &spec(), RunState::Running, 1_500);
+        let failed = after(&ended(Outcome::Failed, EndProof::Webhook, 0), &spec(), RunState::Running, None, 1_500);
         assert_eq!((failed.state, failed.due_at), (JobState::Queued, 6_000));
     }
 
     #[test]
-    fn a_breaker_looks_at_the_last_calls_alone() {
-        let breaker = Breaker { window: 4, failures: 3, resume_after_secs: None };
-        let mut recent = Recent::default();
-        for failed in [true, false, true, false, false] {
-            assert_eq!(recent.note(failed, &breaker), None);
+    fn a_voicemail_is_retried_once_it_is_known_and_waited_for_in_bounds() {
+        let call = |attempts, answered_by, is_recorded| EndedJob {
+            answered_by,
+            is_recorded,
+            ..ended(Outcome::Completed, EndProof::Webhook, attempts)
+        };
+        let settled = |one: &EndedJob, wait, now_ms| {
+            let settle = after(one, &spec(), RunState::Running, wait, now_ms);
+            (settle.state, settle.outcome, settle.waits_until, settle.due_at)
+        };
+        let done = |outcome| (JobState::Done, Some(outcome), None, 0);
+        let machine = Some(AnsweredBy::Machine);
+        for wait in [None, Some(500)] {
+            let again = (JobState::Queued, Some(Outcome::Voicemail), None, 8_000);
+            assert_eq!(settled(&call(0, machine, false), wait, 1_100), again);
+            assert_eq!(settled(&call(2, machine, true), wait, 1_100), done(Outcome::Voicemail), "it was the last call");
+            for known in [Some(AnsweredBy::Human), Some(AnsweredBy::Unknown)] {
+                assert_eq!(settled(&call(0, known, false), wait, 1_100), done(Outcome::Completed), "{known:?}");
+            }
+            assert_eq!(settled(&call(0, None, true), wait, 1_100), done(Outcome::Completed), "nothing more comes");
         }
-        assert_eq!(recent.note(true, &breaker), None);
-        assert_eq!(recent.note(true, &breaker), None);
-        assert_eq!(recent.note(true, &breaker), Some(3));
-        assert_eq!(recent.note(true, &breaker), None, "it begins anew");
-        let off = Breaker { failures: 0, ..breaker };
-        assert!((0..9).all(|_| recent.note(true, &off).is_none()));
+        let waits = (JobState::Calling, None, Some(1_500), 0);
+        assert_eq!(settled(&call(0, None, false), Some(500), 1_499), waits);
+        assert_eq!(
+            settled(&call(0, None, false), Some(500), 1_500),
+            done(Outcome::Completed),
+            "in doubt nobody is called"
+        );
+        assert_eq!(settled(&call(0, None, false), None, 1_100), done(Outcome::Completed), "it will not be told");
+        assert_eq!(settled(&call(2, None, false), Some(500), 1_100), done(Outcome::Completed), "nothing depends on it");
+        let canceled = after(&call(0, None, false), &spec(), RunState::Canceled, Some(500), 1_100);
+        assert_eq!((canceled.state, canceled.outcome), (JobState::Done, Some(Outcome::Completed)));
     }
 }

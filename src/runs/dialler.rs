@@ -3,10 +3,11 @@
 //!
 //! The replica at which a call ends dials the next job, without a message to the others. Where several share the limits, each hands over
 //! as many slots as calls ended at it, so that they do not ask for the same ones. The slot of a replica that died, does not dial or
-//! missed the end is found by the others after `WAITING_POLL_INTERVAL`.
+//! missed the end is found by the others once they are told of the end, or after `WAITING_POLL_INTERVAL`.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
@@ -23,8 +24,8 @@ use super::feedback::Feedback;
 use super::load::no_public_host;
 use super::placement::{Admission, Placement};
 use super::sift::sift;
-use super::spec::{Plan, Spec};
-use super::wakeups::{OnEnd, Round, Wakeups};
+use super::spec::{Plan, Spec, reports_who_answered};
+use super::wakeups::{OnEnd, Round, Wakeups, tell_others};
 use crate::calls::Calls;
 use crate::clock::UnixMs;
 use crate::failpoint;
@@ -44,6 +45,8 @@ const RECOVERY_INTERVAL: Duration = Duration::from_secs(2);
 const CLAIM_AGE_MIN_MS: i64 = 5_000;
 /// The time, in milliseconds, for which only the replica that placed a call that was never created settles its job, with the reason.
 const UNMADE_CALL_WAIT_MS: i64 = 10_000;
+/// The time in which a missing post-call record is fetched, in milliseconds.
+const FETCH_MS: i64 = 30_000;
 /// Maximum jobs settled at once, and claimed in one round.
 const SETTLED_MAX: u32 = 500;
 const CLAIMED_MAX: u32 = 64;
@@ -108,6 +111,10 @@ pub async fn run(newest: impl Fn() -> (Calls, Runs) + Send, stop: CancellationTo
         recovered: None,
     };
     let mut round = Round::Full;
+    let rings = Arc::new(AtomicBool::new(false));
+    let (hub, changed) = (calls.lifecycle.hub.clone(), dialler.runs.wake_others.clone());
+    let told = tell_others(hub, changed, rings.clone(), calls.lifecycle.store.clone(), stop.clone());
+    calls.tasks.spawn(told);
     loop {
         let (calls, runs) = newest();
         dialler.runs = runs;
@@ -119,6 +126,8 @@ pub async fn run(newest: impl Fn() -> (Calls, Runs) + Send, stop: CancellationTo
             }),
         };
         wakeups.rest(&round, pause);
+        // A replica that does not dial does not know whether others have something to dial.
+        rings.store(!dialler.runs.settings.dials || !dialler.is_idle, Ordering::Relaxed);
         let on_end = match dialler.runs.settings.dials && !dialler.is_idle {
             false => OnEnd::Ignore,
             true if calls.lifecycle.capacity.is_shared() => OnEnd::HandOver,
@@ -184,11 +193,11 @@ impl Dialler {
     /// Settles jobs whose calls are over, of all or of these; how many.
     async fn settle(&self, calls: &Calls, of: Option<Vec<CallId>>, now_ms: UnixMs) -> Result<u32> {
         let store = &calls.lifecycle.store;
-        let ended = store.ended_jobs(of, now_ms - UNMADE_CALL_WAIT_MS, SETTLED_MAX).await?;
+        let ended = store.ended_jobs(of, now_ms - UNMADE_CALL_WAIT_MS, now_ms, SETTLED_MAX).await?;
         if ended.is_empty() {
             return Ok(0);
         }
-        let (mut specs, mut settles) = (BTreeMap::<String, Spec>::new(), vec![]);
+        let (mut specs, mut judged) = (BTreeMap::<String, Spec>::new(), vec![]);
         for one in &ended {
             let id = &one.job.run;
             if !specs.contains_key(id) {
@@ -196,19 +205,36 @@ impl Dialler {
                 specs.insert(id.clone(), spec);
             }
             let Some(spec) = specs.get(id) else { continue };
-            let settle = after(one, spec, one.run_state, now_ms);
-            info!(run = id, outcome = %one.outcome, again = settle.state == JobState::Queued, "Call completed for lead={}", one.job.seq);
-            calls.lifecycle.metrics.run_call(one.outcome.as_str());
-            settles.push(settle);
+            judged.push((one, after(one, spec, one.run_state, word_wait_ms(calls, spec), now_ms)));
         }
-        let settled = store.settle_jobs(settles, now_ms).await?;
-        for one in ended.iter().filter(|one| one.run_state == RunState::Running) {
-            if let Some(spec) = specs.get(&one.job.run) {
-                let why = format!("the last call ended as {}", one.outcome);
-                self.feedback.record(calls, &one.job.run, is_failure(one.outcome), &why, &spec.breaker).await;
+        let settled = store.end_jobs(judged.iter().map(|(_, settle)| settle.clone()).collect(), now_ms).await?;
+        // By run: whether each call failed, and why the last one did.
+        let mut results = BTreeMap::<&str, (Vec<bool>, String)>::new();
+        // Another replica may have settled some of them.
+        for (one, settle) in judged.iter().filter(|(one, _)| one.job.call.as_ref().is_some_and(|c| settled.contains(c)))
+        {
+            let (run, lead) = (one.job.run.as_str(), one.job.seq);
+            if settle.waits_until.is_some() {
+                debug!(run, "call ended for lead={lead}; waiting for the word who answered");
+                continue;
+            }
+            let outcome = settle.outcome.unwrap_or(one.outcome);
+            info!(run, %outcome, again = settle.state == JobState::Queued, "Call completed for lead={lead}");
+            calls.lifecycle.metrics.run_call(outcome.as_str());
+            if one.run_state == RunState::Running {
+                let (failed, why) = results.entry(run).or_default();
+                failed.push(is_failure(one.outcome));
+                if is_failure(one.outcome) {
+                    *why = format!("the last call ended as {}", one.outcome);
+                }
             }
         }
-        Ok(u32::try_from(settled).unwrap_or(SETTLED_MAX))
+        for (run, (failed, why)) in results {
+            if let Some(spec) = specs.get(run) {
+                self.feedback.record(calls, run, failed, &why, &spec.breaker).await;
+            }
+        }
+        Ok(u32::try_from(settled.len()).unwrap_or(SETTLED_MAX))
     }
 
     /// What a run asks for. `None`: it was forgotten, or cannot be read.
@@ -252,7 +278,7 @@ impl Dialler {
         let (mut due, mut next_ms) = (vec![], UnixMs::MAX);
         for one in running {
             let Some(next_due) = one.next_due else { continue };
-            let at = next_due.max(one.run.start_at).max(self.feedback.held_until(&one.run.id));
+            let at = next_due.max(one.run.start_at).max(self.feedback.held_until(&one.run.id)).max(one.held_until);
             if at > now_ms {
                 next_ms = next_ms.min(at);
                 continue;
@@ -448,6 +474,15 @@ fn free_slots(due: &[Due], in_use: &BTreeMap<String, u32>) -> HashMap<String, u3
     let concurrent = due.iter().flat_map(Due::concurrent);
     let free = |binding: &Binding, bound: u32| bound.saturating_sub(in_use.get(&binding.key).copied().unwrap_or(0));
     concurrent.map(|(binding, bound)| (binding.key.clone(), free(binding, bound))).collect()
+}
+
+/// How long after the end of a run's call its provider may report who answered, in milliseconds: until its post-call record was fetched
+/// once. `None`: it does not report it.
+fn word_wait_ms(calls: &Calls, spec: &Spec) -> Option<i64> {
+    let account = calls.account(&spec.account)?;
+    let operation = account.provider.operations.iter().find(|one| one.name == spec.operation)?;
+    let wait_ms = i64::try_from(calls.settings.record_wait.as_millis()).unwrap_or(i64::MAX);
+    reports_who_answered(spec, operation).then(|| wait_ms.saturating_add(FETCH_MS))
 }
 
 /// Ends a run that cannot be dialled.

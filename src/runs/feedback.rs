@@ -1,15 +1,14 @@
-//! The breaker and the pauses of each running run, as seen by this replica.
+//! The pauses of each running run, as seen by this replica; and its breaker, which counts the calls of all replicas.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tracing::warn;
 
-use super::decide::Recent;
 use super::spec::Breaker;
 use crate::calls::Calls;
 use crate::clock::UnixMs;
-use crate::store::runs::{RunChange, RunState};
+use crate::store::runs::CallResults;
 
 /// See the module.
 #[derive(Default)]
@@ -17,7 +16,6 @@ pub(super) struct Feedback(Mutex<HashMap<String, OfRun>>);
 
 #[derive(Default)]
 struct OfRun {
-    recent: Recent,
     /// No job is dialled before: the provider is full, or a rate limit has no token.
     held_until: UnixMs,
     /// A rate limit was full: one job is tried at a time.
@@ -65,24 +63,37 @@ impl Feedback {
         self.runs().get(run).is_some_and(|run| run.is_paced)
     }
 
-    /// Records the end of a call, and pauses the run if its breaker trips. `why` is the cause of the last failure.
-    pub(super) async fn record(&self, calls: &Calls, run: &str, failed: bool, why: &str, breaker: &Breaker) {
-        let failures = self.runs().entry(run.to_owned()).or_default().recent.note(failed, breaker);
-        let Some(failures) = failures else { return };
+    /// Records the ends of calls in order, `true` for one that failed, and pauses the run if its breaker trips. `why` is the cause of the
+    /// last failure.
+    pub(super) async fn record(&self, calls: &Calls, run: &str, failed: Vec<bool>, why: &str, breaker: &Breaker) {
+        if breaker.failures == 0 {
+            return;
+        }
         let now_ms = calls.lifecycle.clock.now_ms();
-        let reason = format!("{failures} of the last {} calls failed; {why}", breaker.window);
-        let change = RunChange {
-            reason: Some(reason.clone()),
+        let results = CallResults {
+            run: run.to_owned(),
+            failed,
+            window: breaker.window,
+            failures: breaker.failures,
+            why: why.to_owned(),
             resume_at: breaker.resume_after_secs.map(|secs| now_ms + i64::from(secs) * 1000),
-            ..RunChange::of(run, &[RunState::Running], RunState::Paused, now_ms)
+            now_ms,
         };
-        match calls.lifecycle.store.move_run(change, calls.lifecycle.tell).await {
-            Ok(true) => {
+        match calls.lifecycle.store.record_results(results, calls.lifecycle.tell).await {
+            Ok(Some(reason)) => {
                 calls.lifecycle.metrics.run_breaker();
                 warn!(run, reason, "run paused by its breaker");
             }
-            Ok(false) => {}
-            Err(error) => warn!(run, %error, "failed to pause run"),
+            Ok(None) => {}
+            Err(error) => warn!(run, %error, "failed to record results of a run for its breaker"),
+        }
+    }
+
+    /// Holds all runs of an account until a time, also at other replicas: its provider is full.
+    pub(super) async fn hold_account(&self, calls: &Calls, run: &str, account: &str, until: UnixMs) {
+        self.hold(run, until);
+        if let Err(error) = calls.lifecycle.store.hold_runs(account, until).await {
+            warn!(account, %error, "failed to tell other replicas of a full provider");
         }
     }
 }

@@ -402,7 +402,7 @@ impl Loading {
             return Err(LoadError::Conflict("the run was taken over by another load".to_owned()));
         }
         self.is_open = false;
-        self.runs.wake.notify_one();
+        self.runs.changed();
         info!(run = self.run.id, business = self.run.business, leads = self.total, "run started");
         let run = store.run_of(&self.run.id).await?.ok_or(LoadError::Unknown)?;
         Ok(Loaded { run, known: false })

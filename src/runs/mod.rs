@@ -142,6 +142,8 @@ pub(crate) fn not_a_number() -> String {
 pub struct Runs {
     /// Wakes the dialler of this replica.
     pub wake: Arc<Notify>,
+    /// Has the diallers of other replicas woken.
+    pub wake_others: Arc<Notify>,
     /// The settings of bulk runs.
     pub settings: Settings,
 }
@@ -149,7 +151,13 @@ pub struct Runs {
 impl Runs {
     /// Creates it.
     pub fn new(settings: Settings) -> Self {
-        Self { wake: Arc::default(), settings }
+        Self { wake: Arc::default(), wake_others: Arc::default(), settings }
+    }
+
+    /// Wakes the diallers, here and at other replicas: a run has due jobs, or its state has changed.
+    pub fn changed(&self) {
+        self.wake.notify_one();
+        self.wake_others.notify_one();
     }
 
     /// The handler of the provider's batch calling, if batches become runs.

@@ -1,5 +1,6 @@
 //! Places the call of one claimed job, and settles the job.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,10 +14,11 @@ use super::spec::Plan;
 use super::{MayDial, Runs, may_dial};
 use crate::call::Outcome;
 use crate::calls::Calls;
+use crate::calls::outbound::CreateRequest;
 use crate::calls::outbound::job::{JobPlaced, JobTerms};
 use crate::ids::CallId;
 use crate::policy::decision::LimitExceeded;
-use crate::policy::{Binding, Bound, Scope};
+use crate::policy::{Binding, Bound, Facts, Scope};
 use crate::store::Store;
 use crate::store::runs::{Job, JobState, Settle};
 
@@ -25,6 +27,9 @@ const STORE_RETRY_DELAY: Duration = Duration::from_secs(1);
 /// The pauses, in milliseconds, of a run while no limiter can decide, and of a job whose provider is unreachable.
 const NO_LIMITER_PAUSE_MS: i64 = 1_000;
 const UNREACHABLE_PAUSE_MS: i64 = 5_000;
+
+/// Numbers of a pool that one placement tries.
+const NUMBERS_TRIED_MAX: usize = 16;
 
 /// The result of admission.
 pub(super) enum Admission {
@@ -71,27 +76,33 @@ impl Placement {
             }
         }
         let turn = u64::try_from(job.seq).unwrap_or(0) + u64::from(job.tries);
-        let request = match self.plan.order(&self.calls, &job.run, turn, &job.number, &lead) {
+        let mut request = match self.plan.order(&self.calls, &job.run, turn, &job.number, &lead) {
             Ok(request) => Arc::new(request),
             Err(why) => {
                 self.settle(failed(&job, why.clone())).await;
                 return self.record_failure(&job.run, &why).await;
             }
         };
-        let (admitted, is_admitted) = oneshot::channel();
-        let terms =
-            JobTerms { alias: job.alias(), reserve: self.reserve, bindings: self.own_limits(&job.run), admitted };
-        let bind = async {
-            let Ok(call) = is_admitted.await else { return Err(admission) };
-            let _ = admission.send(Admission::Admitted);
-            info!(run = job.run, %call, "Started call for lead={}", job.seq);
-            self.settle(calling(&job, &call)).await;
-            Ok(call)
-        };
-        let (placed, bound) = tokio::join!(self.calls.outbound.place_job(request, terms).boxed(), bind);
-        let (job, admission) = match bound {
-            Ok(call) => (Job { call: Some(call), ..job }, None),
-            Err(admission) => (job, Some(admission)),
+        let (mut admission, mut full_keys) = (admission, BTreeSet::new());
+        // The numbers of the pool that come after, each once.
+        let mut turns = (turn + 1..).take(self.plan.spec.own_numbers.len().min(NUMBERS_TRIED_MAX).saturating_sub(1));
+        let (placed, job, admission) = loop {
+            let (placed, bound) = self.try_number(&job, request.clone(), admission).await;
+            admission = match bound {
+                Ok(call) => break (placed, Job { call: Some(call), ..job }, None),
+                Err(admission) => admission,
+            };
+            let JobPlaced::LimitExceeded(full) = &placed else { break (placed, job, Some(admission)) };
+            full_keys.extend(self.keys_of(&request.facts, Some(&full.limit)));
+            // A number under the same full limit is no better.
+            let other = turns.find_map(|turn| {
+                let request = self.plan.order(&self.calls, &job.run, turn, &job.number, &lead).ok()?;
+                self.keys_of(&request.facts, None).is_disjoint(&full_keys).then(|| Arc::new(request))
+            });
+            match other {
+                Some(other) => request = other,
+                None => break (placed, job, Some(admission)),
+            }
         };
         let result = self.record(&job, &placed).await;
         self.calls.lifecycle.metrics.run_dial(result);
@@ -105,6 +116,33 @@ impl Placement {
         if wakes {
             self.runs.wake.notify_one();
         }
+    }
+
+    /// Places the call of a job by this request. `Err`: it was not admitted.
+    async fn try_number(
+        &self,
+        job: &Job,
+        request: Arc<CreateRequest>,
+        admission: oneshot::Sender<Admission>,
+    ) -> (JobPlaced, Result<CallId, oneshot::Sender<Admission>>) {
+        let (admitted, is_admitted) = oneshot::channel();
+        let terms =
+            JobTerms { alias: job.alias(), reserve: self.reserve, bindings: self.own_limits(&job.run), admitted };
+        let bind = async {
+            let Ok(call) = is_admitted.await else { return Err(admission) };
+            let _ = admission.send(Admission::Admitted);
+            info!(run = job.run, %call, "Started call for lead={}", job.seq);
+            self.settle(calling(job, &call)).await;
+            Ok(call)
+        };
+        tokio::join!(self.calls.outbound.place_job(request, terms).boxed(), bind)
+    }
+
+    /// The keys of the limits that bind a call; with `limit`, of this one alone.
+    fn keys_of(&self, facts: &Facts, limit: Option<&str>) -> BTreeSet<String> {
+        let bindings = self.calls.lifecycle.policy.load().bindings(facts);
+        let of_limit = bindings.into_iter().filter(|one| limit.is_none_or(|limit| *one.limit == *limit));
+        of_limit.map(|one| one.key).collect()
     }
 
     /// The run's own limits.
@@ -142,7 +180,8 @@ impl Placement {
                 "away"
             }
             JobPlaced::ProviderLimit { wait_secs } => {
-                self.feedback.hold(&job.run, now_ms + i64::from(*wait_secs) * 1000);
+                let (account, until) = (self.plan.account.name.as_str(), now_ms + i64::from(*wait_secs) * 1000);
+                self.feedback.hold_account(&self.calls, &job.run, account, until).await;
                 // It keeps its place in the queue.
                 self.settle(Settle { tries: job.tries + 1, ..queued(job) }).await;
                 "provider_limit"
@@ -163,11 +202,14 @@ impl Placement {
     }
 
     async fn record_failure(&self, run: &str, why: &str) {
-        self.feedback.record(&self.calls, run, true, why, &self.plan.spec.breaker).await;
+        self.feedback.record(&self.calls, run, vec![true], why, &self.plan.spec.breaker).await;
     }
 
-    /// Writes a settlement, and repeats it until the store accepts it: no other replica settles the jobs of a live one.
+    /// Writes a settlement, and repeats it until the store accepts it: no other replica settles the jobs of a live one. The app is told
+    /// of a job that is done without a call.
     async fn settle(&self, settle: Settle) {
+        let is_without_call = settle.state == JobState::Done && settle.new_call.is_none();
+        let settle = Settle { tell: is_without_call && self.calls.lifecycle.tell, ..settle };
         let store: &Arc<dyn Store> = &self.calls.lifecycle.store;
         loop {
             let now_ms = self.calls.lifecycle.clock.now_ms();

@@ -27,6 +27,9 @@ use crate::provider::description::{Dial, Operation};
 use crate::provider::render::{Target, render};
 use crate::provider::select::{Document, Message};
 
+/// Outcomes after which a lead may be called again.
+const RETRIED: [Outcome; 4] = [Outcome::Busy, Outcome::NoAnswer, Outcome::Failed, Outcome::Voicemail];
+
 /// Numbers in a pool at most.
 const POOL_MAX: usize = 1_000;
 
@@ -75,7 +78,7 @@ pub struct Spec {
     /// Slots that each limit of concurrent calls keeps free of its calls; none: as its business says, or the config.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reserve_for_direct: Option<u32>,
-    /// Outcomes after which a lead is called again: `busy`, `no_answer`, `failed`.
+    /// Outcomes after which a lead is called again: `busy`, `no_answer`, `failed`, `voicemail`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub retry: BTreeMap<Outcome, Again>,
     /// When it is paused for its failures.
@@ -248,6 +251,16 @@ fn form(fields: &Map<String, Value>) -> Result<Vec<(String, String)>, String> {
     Ok(pairs)
 }
 
+/// Whether the provider will report who answered the calls of a run.
+pub(super) fn reports_who_answered(spec: &Spec, operation: &Operation) -> bool {
+    let Some(when) = &operation.reports_who_answered else { return false };
+    let body = match operation.dial.as_ref().is_some_and(|dial| dial.form) {
+        true => Document::Form(form(&spec.request).unwrap_or_default()),
+        false => Document::Json(Value::Object(spec.request.clone())),
+    };
+    when.holds(&Message { body: &body, query: &[], path: &BTreeMap::new(), headers: &HeaderMap::new() })
+}
+
 /// A run as it is dialled: what it asks for, joined with the account and the operation that it names.
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -311,10 +324,14 @@ impl Plan {
         if spec.concurrency == Some(0) {
             return Err("concurrency must be 1 or more".to_owned());
         }
-        if let Some(outcome) =
-            spec.retry.keys().find(|o| !matches!(o, Outcome::Busy | Outcome::NoAnswer | Outcome::Failed))
-        {
-            return Err(format!("retry has {outcome}; it may have busy, no_answer, failed"));
+        if let Some(outcome) = spec.retry.keys().find(|outcome| !RETRIED.contains(outcome)) {
+            return Err(format!("retry has {outcome}; it may have busy, no_answer, failed, voicemail"));
+        }
+        if spec.retry.contains_key(&Outcome::Voicemail) && !reports_who_answered(&spec, &operation) {
+            return Err(format!(
+                "retry has voicemail, but {} does not report who answered such a request; Twilio does with MachineDetection",
+                account.provider.name
+            ));
         }
         if spec.retry.values().any(|again| !(1..=20).contains(&again.attempts) || again.after_secs > 30 * 86_400) {
             return Err("retry: attempts must be 1 to 20, after_secs at most 30 days".to_owned());

@@ -1,18 +1,25 @@
 //! What wakes the dialler of a replica: the ends of calls, a change of a run, and the time of its next full round.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
 
 use crate::calls::notify::{Hub, News, Notification};
 use crate::ids::CallId;
+use crate::store::Store;
 
 /// How long after the end of a call at another replica a full round checks whether that one has handed its slot over.
 const HAND_OVER_GRACE: Duration = Duration::from_millis(50);
+
+/// The least time between two notifications of other replicas: each is a commit that waits for all others that notify.
+const RING_INTERVAL: Duration = Duration::from_millis(20);
 
 /// What a round of the dialler is about.
 #[derive(Debug, PartialEq, Eq)]
@@ -38,18 +45,24 @@ pub(super) enum OnEnd {
 pub(super) struct Wakeups {
     ends: Receiver<Notification>,
     wake: Arc<Notify>,
+    dial_bell: Arc<Notify>,
     full_round_at: Instant,
 }
 
 impl Wakeups {
     pub(super) fn new(hub: &Hub, wake: Arc<Notify>) -> Self {
-        Self { ends: hub.listen(), wake, full_round_at: Instant::now() }
+        Self { ends: hub.listen(), wake, dial_bell: hub.dial_bell.clone(), full_round_at: Instant::now() }
     }
 
     /// After a round there is nothing to do for so long. However many slots are handed over, the next full round keeps its time.
     pub(super) fn rest(&mut self, round: &Round, pause: Duration) {
         let next_at = Instant::now() + pause;
         self.full_round_at = if *round == Round::Full { next_at } else { self.full_round_at.min(next_at) };
+    }
+
+    /// Other replicas have freed slots, or changed a run: a full round, once they have had their time.
+    fn look_after_others(&mut self) {
+        self.full_round_at = self.full_round_at.min(Instant::now() + HAND_OVER_GRACE);
     }
 
     /// Waits for the next round. Dropping it loses nothing.
@@ -59,9 +72,10 @@ impl Wakeups {
                 biased;
                 () = self.wake.notified() => return Round::Full,
                 () = sleep_until(self.full_round_at) => return Round::Full,
+                () = self.dial_bell.notified() => self.look_after_others(),
                 ends = ends(&mut self.ends) => {
                     if ends.elsewhere || ends.missed {
-                        self.full_round_at = self.full_round_at.min(Instant::now() + HAND_OVER_GRACE);
+                        self.look_after_others();
                     }
                     match on_end {
                         OnEnd::FullRound if !ends.here.is_empty() => return Round::Full,
@@ -118,6 +132,33 @@ async fn ends(notifications: &mut Receiver<Notification>) -> Ends {
     }
 }
 
+/// Tells the diallers of other replicas of what ended here, and of runs that changed here; at most once in [`RING_INTERVAL`]. `rings`:
+/// whether ends matter to anybody.
+pub(super) async fn tell_others(
+    hub: Hub,
+    changed: Arc<Notify>,
+    rings: Arc<AtomicBool>,
+    store: Arc<dyn Store>,
+    stop: CancellationToken,
+) {
+    let mut notifications = hub.listen();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = changed.notified() => {}
+            ends = ends(&mut notifications) => {
+                if (ends.here.is_empty() && !ends.missed) || !rings.load(Ordering::Relaxed) {
+                    continue;
+                }
+            }
+        }
+        if let Err(error) = store.ring_diallers().await {
+            debug!(%error, "failed to notify the diallers of other replicas; they look by themselves");
+        }
+        tokio::time::sleep(RING_INTERVAL).await;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -155,6 +196,10 @@ mod tests {
         hub.ended_at_replica(&call);
         let (began, next) = (Instant::now(), wakeups.next(OnEnd::HandOver).await);
         assert_eq!((next, began.elapsed().as_millis() / 100), (Round::Full, 0), "it is looked after the other");
+        wakeups.rest(&Round::Full, Duration::from_secs(3600));
+        hub.dial_bell.notify_one();
+        let (began, next) = (Instant::now(), wakeups.next(OnEnd::HandOver).await);
+        assert_eq!((next, began.elapsed().as_millis() / 100), (Round::Full, 0), "another replica has rung");
         wakeups.rest(&Round::Full, Duration::from_secs(3600));
         hub.ended(&call);
         let (began, next) = (Instant::now(), wakeups.next(OnEnd::Ignore).await);

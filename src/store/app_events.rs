@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use ulid::Ulid;
 
-use super::runs::Run;
+use super::runs::{Job, Run};
 use super::{CallRecord, NewCall, RefusalRecord};
 use crate::call::{Origin, Outcome, Phase, Step};
 use crate::clock::{UnixMs, rfc3339};
@@ -105,6 +105,15 @@ pub(super) fn run(run: &Run, at_ms: UnixMs) -> AppEvent {
         "finishedAt": run.finished_at.map(rfc3339),
     });
     event(&format!("run.{}", run.state.as_str()), None, at_ms, &data)
+}
+
+/// The event of a job that ended without a call.
+pub(super) fn job_done(run: &Run, job: &Job, at_ms: UnixMs) -> AppEvent {
+    let data = json!({
+        "runId": run.id, "businessId": run.business, "account": run.account, "name": run.name, "lead": job.seq,
+        "outcome": job.outcome, "attempts": job.attempts, "error": job.error,
+    });
+    event("run.job_done", None, at_ms, &data)
 }
 
 /// The event of a complete post-call record.

@@ -209,6 +209,11 @@ pub(super) trait Backend: Send + Sync + 'static {
         drop(ring);
     }
 
+    /// See [`super::Transcripts::ring_diallers`].
+    async fn ring_diallers(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// See [`super::Store::ping`].
     async fn probe(&self) -> Result<()>;
 

@@ -68,7 +68,7 @@ pub use runs::Runs;
 pub use schedules::Schedules;
 pub use spool::{Spool, SpoolError, Spooled};
 pub use transcripts::{
-    IngestOutcome, NewUtterance, Ring, Transcripts, Utterance, UtteranceIngest, UtterancePosition, UtteranceRef,
+    Bell, IngestOutcome, NewUtterance, Ring, Transcripts, Utterance, UtteranceIngest, UtterancePosition, UtteranceRef,
     tells_more,
 };
 pub use voucher::{Contradiction, Voucher};

@@ -198,6 +198,7 @@ pub(super) fn post_call(row: &Row) -> Sql<StoredPostCall> {
             cost_unit: row.optional_text("cost_unit")?,
             cost_fiat: row.optional_float("cost_fiat")?,
             call_successful: row.optional_flag("call_successful")?,
+            answered_by: row.optional_word("answered_by")?,
             analysis_data: row.json("analysis_data")?,
             metadata_json: row.json("metadata_json")?,
             call_end_time: row.optional_number("call_end_time")?,

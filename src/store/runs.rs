@@ -4,13 +4,13 @@
 //! with an alias of kind [`JOB_KIND`] that names the job's next try, and an alias belongs to one call. So the claim of a dead replica is
 //! settled by that alias, and no try of a job is dialled twice.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet, VecDeque};
 
 use async_trait::async_trait;
 use serde::Serialize;
 
 use super::Result;
-use crate::call::{EndProof, Outcome, words};
+use crate::call::{AnsweredBy, EndProof, Outcome, words};
 use crate::clock::UnixMs;
 use crate::ids::{Alias, CallId};
 
@@ -173,10 +173,12 @@ pub struct ChangedJob {
 pub struct DueRun {
     /// The run.
     pub run: Run,
-    /// The number of jobs claimed or in a call, at all replicas.
+    /// The number of jobs claimed or in a call, at all replicas, without those whose call has ended.
     pub open: u32,
     /// The earliest due time of a queued job. `None`: no job is queued.
     pub next_due: Option<UnixMs>,
+    /// Its provider is full, as any replica was told: no job is dialled before.
+    pub held_until: UnixMs,
 }
 
 /// A job whose call has ended.
@@ -192,6 +194,10 @@ pub struct EndedJob {
     pub proof: EndProof,
     /// The time of its end.
     pub ended_at: UnixMs,
+    /// Who answered, if its post-call record says so.
+    pub answered_by: Option<AnsweredBy>,
+    /// Its post-call record is complete: nothing more will be reported.
+    pub is_recorded: bool,
 }
 
 /// The settlement of a job that is claimed or in a call. Written only if the job still has that claim or call.
@@ -219,6 +225,10 @@ pub struct Settle {
     pub due_at: UnixMs,
     /// The error of a failed job.
     pub error: Option<String>,
+    /// Its call has ended, and until this time it waits for the word who answered.
+    pub waits_until: Option<UnixMs>,
+    /// It is done without a call: sends the app an event, as the end of a call does.
+    pub tell: bool,
 }
 
 impl Settle {
@@ -236,6 +246,8 @@ impl Settle {
             tries: job.tries,
             due_at: job.due_at,
             error: job.error.clone(),
+            waits_until: None,
+            tell: false,
         }
     }
 }
@@ -272,10 +284,12 @@ pub struct RunCounts {
     pub queued: u64,
     /// Claimed.
     pub dialing: u64,
-    /// In a call.
+    /// In a call, or waiting for the word who answered it.
     pub calling: u64,
-    /// Answered.
+    /// Answered, as far as is known by a person.
     pub completed: u64,
+    /// Answered by a voicemail or another machine.
+    pub voicemail: u64,
     /// Busy.
     pub busy: u64,
     /// Not answered.
@@ -289,7 +303,7 @@ pub struct RunCounts {
 impl RunCounts {
     /// The number of jobs with a final outcome.
     pub fn done(&self) -> u64 {
-        self.completed + self.busy + self.no_answer + self.failed + self.canceled
+        self.completed + self.voicemail + self.busy + self.no_answer + self.failed + self.canceled
     }
 }
 
@@ -360,12 +374,24 @@ pub trait Runs: Send + Sync {
     /// Settles jobs. Returns how many still had their claim or call.
     async fn settle_jobs(&self, settles: Vec<Settle>, now_ms: UnixMs) -> Result<u64>;
 
+    /// Settles jobs that are in a call. Returns the calls of those that still had them: of several replicas one settles a job.
+    async fn end_jobs(&self, settles: Vec<Settle>, now_ms: UnixMs) -> Result<HashSet<CallId>>;
+
+    /// Records the results of calls of a running run, of all replicas, and pauses it if its breaker trips. Returns the reason of the
+    /// pause. Afterwards, and after every other change of its state, it counts anew. `tell`: with an event for the app.
+    async fn record_results(&self, results: CallResults, tell: bool) -> Result<Option<String>>;
+
+    /// Holds all running runs of an account until a time, at all replicas. A longer hold stays.
+    async fn hold_runs(&self, account: &str, until: UnixMs) -> Result<()>;
+
     /// Jobs whose call has ended; with `calls`, only of these. A call that was never created counts only if it ended before
-    /// `not_created_before`: until then the replica that placed it settles the job, with the reason.
+    /// `not_created_before`: until then the replica that placed it settles the job, with the reason. A job that waits for the word who
+    /// answered counts once that is known, its call's record is complete, or its time is over at `now_ms`.
     async fn ended_jobs(
         &self,
         calls: Option<Vec<CallId>>,
         not_created_before: UnixMs,
+        now_ms: UnixMs,
         limit: u32,
     ) -> Result<Vec<EndedJob>>;
 
@@ -395,6 +421,47 @@ pub trait Runs: Send + Sync {
         limit: u32,
     ) -> Result<Vec<String>>;
 }
+
+/// Results of calls of a run, for its breaker.
+#[derive(Debug, Clone)]
+pub struct CallResults {
+    /// The run.
+    pub run: String,
+    /// In the order of their ends: whether the call failed.
+    pub failed: Vec<bool>,
+    /// The breaker looks at so many of the latest calls,
+    pub window: u32,
+    /// and trips if so many of them failed; 0: never.
+    pub failures: u32,
+    /// The cause of the last failure.
+    pub why: String,
+    /// The time of the automatic resume.
+    pub resume_at: Option<UnixMs>,
+    /// The present time.
+    pub now_ms: UnixMs,
+}
+
+impl CallResults {
+    /// The latest calls after these, and the number of failures if the breaker trips. `before`: the latest calls before, 1 for one that
+    /// failed, else 0. A success trips nothing.
+    pub(super) fn after(&self, before: &str) -> (String, Option<usize>) {
+        let mut recent: VecDeque<char> = before.chars().collect();
+        for failed in &self.failed {
+            recent.push_back(if *failed { FAILED } else { '0' });
+            while recent.len() > self.window as usize {
+                recent.pop_front();
+            }
+            let failures = recent.iter().filter(|one| **one == FAILED).count();
+            if *failed && self.failures > 0 && failures >= self.failures as usize {
+                return (String::new(), Some(failures));
+            }
+        }
+        (recent.into_iter().collect(), None)
+    }
+}
+
+/// A failed call among the latest of a run.
+pub(super) const FAILED: char = '1';
 
 /// Selects claims that no replica works on.
 #[derive(Debug, Clone)]
@@ -470,5 +537,30 @@ impl RunChange {
         let run = run.to_owned();
         let from = from.to_vec();
         Self { run, from, to, reason: None, resume_at: None, loaded: None, load: None, is_retry: false, now_ms }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_breaker_looks_at_the_last_calls_alone() {
+        let of = |failed: &[bool], failures| CallResults {
+            run: "run_1".to_owned(),
+            failed: failed.to_vec(),
+            window: 4,
+            failures,
+            why: String::new(),
+            resume_at: None,
+            now_ms: 0,
+        };
+        let (recent, tripped) = of(&[true, false, true, false, false, true], 3).after("");
+        assert_eq!((recent.as_str(), tripped), ("1001", None));
+        let (recent, tripped) = of(&[true], 3).after(&recent);
+        assert_eq!((recent.as_str(), tripped), ("0011", None));
+        assert_eq!(of(&[false], 2).after(&recent).1, None, "a success does not trip it");
+        assert_eq!(of(&[true], 3).after(&recent), (String::new(), Some(3)), "it begins anew");
+        assert_eq!(of(&[true; 9], 0).after(""), ("1111".to_owned(), None), "it is off");
     }
 }

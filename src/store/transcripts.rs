@@ -127,8 +127,17 @@ pub struct UtterancePosition {
     pub recorded_at: Option<UnixMs>,
 }
 
-/// Called with a call that has news.
-pub type Ring = Box<dyn Fn(&CallId) + Send + Sync>;
+/// A notification from another process that shares the database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bell<'b> {
+    /// It stored something of this call.
+    Call(&'b CallId),
+    /// Something may be dialled: slots are free, or a run has due jobs.
+    Dial,
+}
+
+/// Called with each notification.
+pub type Ring = Box<dyn Fn(Bell<'_>) + Send + Sync>;
 
 /// See the module. A part of [`super::Store`].
 #[async_trait]
@@ -146,10 +155,16 @@ pub trait Transcripts {
     /// The number of a call's last utterance; 0: none.
     async fn last_sequence(&self, call: &CallId) -> Result<i64>;
 
-    /// Listens to other processes that share the database: `ring` is called with each call in which one of them stored something.
-    /// Returns when listening fails. [`Transcripts::standings`] finds what was missed.
+    /// Listens to other processes that share the database: `ring` is called with each call in which one of them stored something, and
+    /// when one of them has called [`Transcripts::ring_diallers`]. Returns when listening fails. [`Transcripts::standings`] finds what was missed.
     async fn listen(&self, ring: Ring) {
         drop(ring);
+    }
+
+    /// Notifies the processes that listen that something may be dialled. Nothing is sent where this process does not listen itself: then
+    /// none does. Nothing relies on it: diallers look for free slots anyway.
+    async fn ring_diallers(&self) -> Result<()> {
+        Ok(())
     }
 
     /// The open calls of these businesses; and of the `latest` of all calls those that ended since. Each with its business.

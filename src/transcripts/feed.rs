@@ -22,7 +22,7 @@ use crate::call::Phase;
 use crate::calls::notify::{self, Hub};
 use crate::clock::Clock;
 use crate::ids::CallId;
-use crate::store::{CallRecord, Result, Store, StoredPostCall, Utterance, UtterancePosition};
+use crate::store::{Bell, CallRecord, Result, Store, StoredPostCall, Utterance, UtterancePosition};
 
 /// Utterances of a followed call that are cached. Older ones are read from the database.
 const KEPT_MAX: usize = 64;
@@ -259,7 +259,13 @@ impl Feed {
         if others == RemoteChanges::Heard {
             loop {
                 let hub = self.0.hub.clone();
-                self.0.store.listen(Box::new(move |call| hub.notify_from_replica(call, false))).await;
+                self.0
+                    .store
+                    .listen(Box::new(move |bell| match bell {
+                        Bell::Call(call) => hub.notify_from_replica(call, false),
+                        Bell::Dial => hub.dial_bell.notify_one(),
+                    }))
+                    .await;
                 tokio::time::sleep(LISTEN_AGAIN).await;
             }
         }

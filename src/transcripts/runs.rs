@@ -310,6 +310,7 @@ fn progress(run: &Run, counts: &RunCounts) -> RunMessage {
             "dialing": counts.dialing,
             "calling": counts.calling,
             "completed": counts.completed,
+            "voicemail": counts.voicemail,
             "busy": counts.busy,
             "no_answer": counts.no_answer,
             "failed": counts.failed,

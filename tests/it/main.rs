@@ -70,6 +70,7 @@ mod runs;
 mod runs_followed;
 mod runs_killed;
 mod runs_mistakes;
+mod runs_replicas;
 mod schedules;
 mod security_admin;
 mod security_api;

@@ -1,5 +1,5 @@
 //! Bulk runs, with the simulated providers as judge: nobody is called twice, nobody is forgotten, no limit is exceeded. Tests 1 to 5 are
-//! those of the system whose dialler ringfence replaces, by their numbers; test 4 stands in `runs_killed.rs`.
+//! those of the system whose dialler ringfence replaces, by their numbers; `runs_killed.rs` has test 4, and all of them on three replicas.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -338,6 +338,7 @@ async fn a_list_is_taken_whole_or_every_mistake_is_told_by_its_line() {
         (json!({"request": {"To": "+1"}}), "must not have To"),
         (json!({"request": {"Twiml": "{{leads.name}}"}}), "none of lead"),
         (json!({"retry": {"completed": {"attempts": 2, "after_secs": 1}}}), "retry has completed"),
+        (json!({"retry": {"voicemail": {"attempts": 2, "after_secs": 1}}}), "MachineDetection"),
         (json!({"rate": "fast"}), "rate"),
         (json!({"colour": "red"}), "colour"),
     ] {
@@ -400,6 +401,47 @@ async fn leads_are_called_again_by_their_outcome_and_results_are_exported() {
     until_state(&stage, &id, "done").await;
     assert_eq!(called(&stage.control.calls())["+15551000003"], 2);
     stage.finish().await;
+}
+
+/// Leads that a voicemail answered are called again as the run says, and for everybody else their calls are completed. ElevenLabs reports it
+/// after the end of the call is known.
+#[tokio::test(flavor = "multi_thread")]
+async fn leads_that_a_voicemail_answered_are_called_again() {
+    let listens = json!({"request": {"Twiml": "<Response/>", "MachineDetection": "Enable"}});
+    for run in [with(twilio(), listens), elevenlabs()] {
+        let stage = Stage::start(Setup { sim: sim(50), tables: THREE.to_owned(), ..Setup::default() }).await;
+        // Numbers that end in 0004 are answered by a voicemail.
+        let list = |prefix: &str| -> Vec<Value> {
+            ["0004", "0010"].map(|end| json!({"number": format!("{prefix}{end}"), "name": "x"})).into()
+        };
+        let results = async |id: &str| stage.ask(&format!("/api/runs/{id}/results")).await["results"].clone();
+        let counts = |run: &Value| ["completed", "voicemail"].map(|name| run["counts"][name].as_u64().unwrap());
+        let retry = json!({"retry": {"voicemail": {"attempts": 2, "after_secs": 0}}});
+        let id = start(&stage, with(run.clone(), retry), list("+1555100")).await;
+        until_state(&stage, &id, "done").await;
+        // Nothing waits for the word about a lead's last call.
+        stage.wait("the last word has come", async || counts(&show(&stage, &id).await) == [1, 1]).await;
+        let calls = called(&stage.control.calls());
+        assert_eq!(calls.values().copied().collect::<Vec<_>>(), [2, 1], "{calls:?}");
+        let all = results(&id).await;
+        assert_eq!((&all[0]["outcome"], &all[0]["attempts"]), (&"voicemail".into(), &2.into()), "{all}");
+        assert_eq!((&all[1]["outcome"], &all[1]["attempts"]), (&"completed".into(), &1.into()), "{all}");
+        let call = all[0]["call_id"].as_str().unwrap();
+        let shown = stage.ask(&format!("/api/calls/{call}")).await;
+        assert_eq!((&shown["outcome"], &shown["status"]), (&"completed".into(), &"ended".into()), "{shown}");
+        // By hand they are called again if that is said.
+        assert_eq!(act(&stage, &id, "retry", json!({})).await.json()["jobs"], 0);
+        let again = act(&stage, &id, "retry", json!({"outcomes": ["voicemail"]})).await;
+        assert_eq!((again.status, &again.json()["jobs"]), (200, &1.into()), "{again:?}");
+        until_state(&stage, &id, "done").await;
+        assert_eq!(called(&stage.control.calls())["+15551000004"], 4);
+        // A run that does not ask does not wait: the word corrects the outcome when it comes.
+        let id = start(&stage, run, list("+1555200")).await;
+        until_state(&stage, &id, "done").await;
+        stage.wait("the word has come", async || counts(&show(&stage, &id).await) == [1, 1]).await;
+        assert_eq!(called(&stage.control.calls())["+15552000004"], 1);
+        stage.finish().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -470,6 +512,35 @@ async fn a_run_keeps_its_pace_rotates_its_numbers_and_survives_a_restart() {
     calls.iter().for_each(|call| *from.entry(call.from.clone()).or_insert(0) += 1);
     assert_eq!(from.len(), 3);
     assert!(from.values().all(|n| (13..=14).contains(n)), "{from:?}");
+    stage.finish().await;
+}
+
+/// A call whose number is at its limit takes another number of the pool, without waiting; where all are, it waits.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_number_at_its_limit_is_passed_over_for_the_next_of_the_pool() {
+    let limit = "[[limits]]\nname = \"line\"\nper = \"own_number\"\nconcurrent = 1";
+    let tables = format!("{THREE}\n{limit}");
+    let stage = Stage::start(Setup { root: "concurrent = 9\n".to_owned(), tables, ..Setup::default() }).await;
+    let pool = |numbers: &[&str]| with(twilio(), json!({"own_numbers": numbers}));
+    let from = || stage.control.calls().into_iter().filter(|call| call.live).map(|call| call.from).collect::<Vec<_>>();
+    let first = start(&stage, pool(&["+15550001111"]), leads(1)).await;
+    stage.wait("its number is taken", async || from().len() == 1).await;
+    // The first lead's turn is the second number, which is taken, and so is the third.
+    let more = json!([{"number": "+15553000010", "name": "a"}, {"number": "+15553000011", "name": "b"}]);
+    let list = more.as_array().unwrap().clone();
+    let second = start(&stage, pool(&["+15550001112", "+15550001111", "+15550001111"]), list).await;
+    stage.wait("the free number is used", async || from().len() == 2).await;
+    assert_eq!(from(), ["+15550001111", "+15550001112"]);
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert_eq!(from().len(), 2, "there is no third number");
+    stage.wait("the other lead waits", async || show(&stage, &second).await["counts"]["queued"] == 1).await;
+    for call in stage.control.calls().into_iter().filter(|call| call.live) {
+        stage.control.end_call(call.call_sid.as_ref().unwrap());
+    }
+    stage.wait("the last one is called", async || stage.control.calls().len() == 3).await;
+    for id in [first, second] {
+        act(&stage, &id, "cancel", json!({})).await;
+    }
     stage.finish().await;
 }
 

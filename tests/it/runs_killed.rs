@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::task::block_in_place;
 
 use crate::chaos::{DATABASE, REDIS};
-use crate::runs::{check_once, elevenlabs, leads, sim, twilio, with};
+use crate::runs::{called, check_once, elevenlabs, leads, sim, twilio, with};
 use crate::support::chance::Dice;
 use crate::support::child::{Scene, signal};
 use crate::support::fleet::{self, Fleet, Store};
@@ -36,7 +36,7 @@ fn database_of(server: &Server) -> (u16, String) {
     (server.port, server.database_over_tcp().rsplit('/').next().unwrap().to_owned())
 }
 
-async fn three(postgres: (u16, String), redis: Store, sim: SimSettings, limits: (u32, u32, u32)) -> Fleet {
+async fn set_three(postgres: (u16, String), redis: Store, sim: SimSettings, limits: (u32, u32, u32)) -> Fleet {
     let tables = if redis.is_none() { DATABASE } else { REDIS }.to_owned();
     let setup = fleet::Setup {
         replicas: 3,
@@ -47,9 +47,28 @@ async fn three(postgres: (u16, String), redis: Store, sim: SimSettings, limits: 
         limits: (limits.0, limits.1, vec![("1".to_owned(), limits.2)]),
         reconcile: "sweep_ms = 150\nlist_lag_ms = 300\nnot_found_confirm_secs = 2",
     };
-    let fleet = Fleet::set(setup, &mut Dice::new("runs")).await;
+    Fleet::set(setup, &mut Dice::new("runs")).await
+}
+
+async fn three(postgres: (u16, String), redis: Store, sim: SimSettings, limits: (u32, u32, u32)) -> Fleet {
+    let fleet = set_three(postgres, redis, sim, limits).await;
     fleet.start().await;
     fleet
+}
+
+/// Makes a run that has a key, at this replica; where that does not answer in time, at another.
+async fn made_at(fleet: &Fleet, n: usize, run: &Value) -> String {
+    let started = Instant::now();
+    for n in n.. {
+        let made = ask_at(fleet, n % 3, "POST", "/api/runs", run.to_string()).await;
+        if let Some(id) = made.as_ref().and_then(|made| made["runId"].as_str()) {
+            return id.to_owned();
+        }
+        println!("no run was made at replica {} after {:?}: {made:?}", n % 3, started.elapsed());
+        assert!(started.elapsed() < 2 * PATIENCE, "{}", fleet.replicas[n % 3].last_lines());
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    unreachable!("there is always another")
 }
 
 /// Asks whichever replica answers.
@@ -78,18 +97,57 @@ async fn done_at(fleet: &Fleet, id: &str, patience: Duration) -> Value {
     }
 }
 
-/// Starts a run of 100 leads and goes on with `trouble` until hardly any is left; then everything is looked at.
-async fn dialled_through(fleet: Fleet, mut trouble: impl AsyncFnMut(&Fleet, &mut Dice)) {
-    let run = with(twilio(), json!({"breaker": {"failures": 0}, "leads": leads(100)}));
-    let made = ask_at(&fleet, 0, "POST", "/api/runs", run.to_string()).await.unwrap();
-    let id = made["runId"].as_str().unwrap_or_else(|| panic!("{made}")).to_owned();
+/// What is dialled by three replicas in trouble.
+struct Dialled {
+    /// The leads of each run.
+    runs: &'static [usize],
+    /// Beside each trouble a direct call is tried.
+    direct: bool,
+}
+
+/// The leads of the `n`th run. No two runs have one.
+fn leads_of(n: usize, leads: usize) -> Vec<Value> {
+    (0..leads).map(|i| json!({"number": format!("+1555{n}10{:04}", i + 10), "name": format!("Lead {i}")})).collect()
+}
+
+/// Starts runs of business 1 and goes on with `trouble` until hardly a lead is left; then everything is looked at.
+async fn dialled_through(fleet: Fleet, what: Dialled, mut trouble: impl AsyncFnMut(&Fleet, &mut Dice)) {
     let mut dice = Dice::new("trouble of a run");
-    while run_at(&fleet, &id).await["counts"]["queued"].as_u64().unwrap() > 10 {
-        trouble(&fleet, &mut dice).await;
+    let mut ids = vec![];
+    for (n, leads) in what.runs.iter().enumerate() {
+        let leads = leads_of(n, *leads);
+        let run =
+            with(twilio(), json!({"idempotency_key": format!("run {n}"), "breaker": {"failures": 0}, "leads": leads}));
+        ids.push(made_at(&fleet, n, &run).await);
     }
-    let done = done_at(&fleet, &id, Duration::from_secs(120)).await;
-    check_once(&fleet.control.calls(), 100);
-    assert_eq!(done["counts"]["completed"], 100, "{done}");
+    let all: usize = what.runs.iter().sum();
+    let queued = async || {
+        let mut queued = 0;
+        for id in &ids {
+            queued += run_at(&fleet, id).await["counts"]["queued"].as_u64().unwrap();
+        }
+        queued
+    };
+    let (mut direct, mut accepted, mut troubles) = (vec![], 0, 0);
+    while troubles < 2 || queued().await > all as u64 / 10 {
+        if what.direct {
+            let to = format!("+15558100{:03}0", direct.len());
+            let answer = fleet.talk(dice.below(3) as usize, "1", &to, Some(&to), PATIENCE / 10).await;
+            accepted += usize::from(answer.is_some_and(|answer| answer.status < 300));
+            direct.push(to);
+        }
+        trouble(&fleet, &mut dice).await;
+        troubles += 1;
+    }
+    for (id, leads) in ids.iter().zip(what.runs) {
+        let done = done_at(&fleet, id, Duration::from_secs(120)).await;
+        assert_eq!(done["counts"]["completed"], *leads, "{done}");
+    }
+    let (calls, direct): (Vec<CallView>, Vec<CallView>) =
+        fleet.control.calls().into_iter().partition(|call| !direct.contains(&call.to));
+    check_once(&calls, all);
+    let direct = called(&direct);
+    assert!(direct.len() >= accepted && direct.values().all(|times| *times == 1), "{accepted} accepted: {direct:?}");
     let counts = fleet.control.counts();
     assert!(counts.tw_live_max <= 3, "{counts:?}");
     let logs: String = fleet.replicas.iter().map(fleet::Replica::log).collect();
@@ -101,39 +159,14 @@ async fn dialled_through(fleet: Fleet, mut trouble: impl AsyncFnMut(&Fleet, &mut
     ] {
         assert!(logs.contains(line), "{line}");
     }
+    println!("{all} leads, {troubles} troubles, {accepted} of {} direct calls accepted", direct.len());
     fleet.end_all();
     fleet.stop().await;
     fleet.done().await;
 }
 
-async fn kill_one(fleet: &Fleet, dice: &mut Dice) {
-    tokio::time::sleep(Duration::from_millis(300 + dice.below(900))).await;
-    let victim = &fleet.replicas[dice.below(3) as usize];
-    victim.kill();
-    tokio::time::sleep(Duration::from_millis(100 + dice.below(900))).await;
-    let started = Instant::now();
-    // Where the database went away under its start it is started again, as whoever supervises it does.
-    while !victim.start("").await {
-        assert!(started.elapsed() < 2 * PATIENCE, "{}", victim.last_lines());
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
-}
-
-/// Test 4: several workers over one queue, killed at random moments: nobody is called twice, nobody is forgotten, and there are never more
-/// than 3 at once.
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn test_4_several_workers_that_are_killed() {
-    if postgres::is_missing() {
-        return;
-    }
-    let server = block_in_place(Server::start);
-    let fleet = three(database_of(&server), Store::None, sim(250), (10, 10, 3)).await;
-    dialled_through(fleet, kill_one).await;
-}
-
-/// The same, and the servers that they share are restarted meanwhile.
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn test_4_several_workers_whose_redis_and_postgres_restart() {
+/// The same over a Redis, in trouble of every kind.
+async fn dialled_through_all(what: Dialled) {
     if postgres::is_missing() || redis::is_missing() {
         return;
     }
@@ -141,7 +174,7 @@ async fn test_4_several_workers_whose_redis_and_postgres_restart() {
     let (database, server) = (database_of(&server), Mutex::new(server));
     let redis = Store::Plain(Mutex::new(block_in_place(Redis::with_aof)));
     let fleet = three(database, redis, sim(250), (10, 10, 3)).await;
-    dialled_through(fleet, async |fleet: &Fleet, dice: &mut Dice| {
+    dialled_through(fleet, what, async |fleet: &Fleet, dice: &mut Dice| {
         let pause = Duration::from_millis(100 + dice.below(1_500));
         match dice.below(4) {
             0 => kill_one(fleet, dice).await,
@@ -161,6 +194,88 @@ async fn test_4_several_workers_whose_redis_and_postgres_restart() {
         tokio::time::sleep(Duration::from_millis(300 + dice.below(1_200))).await;
     })
     .await;
+}
+
+async fn kill_one(fleet: &Fleet, dice: &mut Dice) {
+    tokio::time::sleep(Duration::from_millis(300 + dice.below(900))).await;
+    let victim = &fleet.replicas[dice.below(3) as usize];
+    victim.kill();
+    tokio::time::sleep(Duration::from_millis(100 + dice.below(900))).await;
+    let started = Instant::now();
+    // Where the database went away under its start it is started again, as whoever supervises it does.
+    while !victim.start("").await {
+        assert!(started.elapsed() < 2 * PATIENCE, "{}", victim.last_lines());
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// Test 1 over three replicas, whose Redis and Postgres restart and which are killed: each of 20 leads is called once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn test_1_single_business_twenty_leads_on_three_replicas() {
+    dialled_through_all(Dialled { runs: &[20], direct: false }).await;
+}
+
+/// Test 2 over them: two runs of a business never have more than 3 calls at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn test_2_never_more_than_three_at_once_on_three_replicas() {
+    dialled_through_all(Dialled { runs: &[25, 10], direct: false }).await;
+}
+
+/// Test 3 over them: nor do its runs and its direct calls together.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn test_3_mixed_direct_and_bulk_calls_on_three_replicas() {
+    dialled_through_all(Dialled { runs: &[30], direct: true }).await;
+}
+
+/// Test 5 over three replicas that are killed: without a public host the run fails at once, wherever it is made, and nobody is called.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn test_5_missing_host_fails_at_once_on_three_replicas() {
+    if postgres::is_missing() {
+        return;
+    }
+    let server = block_in_place(Server::start);
+    let fleet = set_three(database_of(&server), Store::None, sim(250), (10, 10, 3)).await;
+    for replica in fleet.replicas.iter() {
+        let path = replica.folder.join("ringfence.toml");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let without: Vec<&str> = text.lines().filter(|line| !line.starts_with("public_url")).collect();
+        std::fs::write(path, without.join("\n")).unwrap();
+    }
+    fleet.start().await;
+    let mut dice = Dice::new("no host");
+    for n in 0..3 {
+        let run = with(twilio(), json!({"leads": leads_of(n, 20)}));
+        let made = ask_at(&fleet, n, "POST", "/api/runs", run.to_string()).await.unwrap();
+        assert_eq!(
+            (&made["state"], &made["reason"]),
+            (&json!("failed"), &json!("No public host configured")),
+            "{made}"
+        );
+        kill_one(&fleet, &mut dice).await;
+        let run = run_at(&fleet, made["runId"].as_str().unwrap()).await;
+        assert_eq!(run["state"], "failed", "{run}");
+    }
+    assert!(fleet.control.calls().is_empty(), "nobody is called");
+    fleet.stop().await;
+    fleet.done().await;
+}
+
+/// Test 4: several workers over one queue, killed at random moments: nobody is called twice, nobody is forgotten, and there are never more
+/// than 3 at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn test_4_several_workers_that_are_killed() {
+    if postgres::is_missing() {
+        return;
+    }
+    let server = block_in_place(Server::start);
+    let fleet = three(database_of(&server), Store::None, sim(250), (10, 10, 3)).await;
+    dialled_through(fleet, Dialled { runs: &[100], direct: false }, kill_one).await;
+}
+
+/// The same, and the servers that they share are restarted meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn test_4_several_workers_whose_redis_and_postgres_restart() {
+    dialled_through_all(Dialled { runs: &[100], direct: false }).await;
 }
 
 /// The most calls at once to these numbers.

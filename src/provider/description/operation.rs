@@ -61,6 +61,8 @@ pub struct Operation {
     pub dial: Option<Dial>,
     /// The status callback that ringfence replaces.
     pub callback: Option<Callback>,
+    /// When the provider will report who answered the call (`answered_by` of a record). Without it, never.
+    pub reports_who_answered: Option<Predicate>,
     /// Whether destinations are written with a country code, but without a plus.
     #[serde(default)]
     pub international: bool,

@@ -4,6 +4,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::super::select::{Message, Predicate, Selector};
+use super::AnsweredByWord;
+use crate::call::AnsweredBy;
 use crate::clock::UnixMs;
 
 /// The maximum text or JSON of a record that is kept, in bytes. Our choice, equal to that of inbox bodies.
@@ -27,6 +29,8 @@ pub struct PostCall {
     pub cost_fiat: Option<f64>,
     /// Whether the call reached its goal, as the provider judges.
     pub call_successful: Option<bool>,
+    /// Who answered.
+    pub answered_by: Option<AnsweredBy>,
     /// The provider's analysis.
     pub analysis_data: Option<Value>,
     /// Anything else that the provider reports.
@@ -58,6 +62,8 @@ pub struct PostCallRules {
     cost_fiat: Option<Selector>,
     /// Whether the call reached its goal, as the provider judges.
     call_successful: Option<Judgement>,
+    /// Who answered.
+    answered_by: Option<AnsweredByWord>,
     /// The analysis, as JSON.
     analysis_data: Option<Selector>,
     /// Anything else that is worth keeping, as JSON.
@@ -121,6 +127,7 @@ impl PostCallRules {
                 let among = |words: &[String]| words.iter().any(|one| *one == word);
                 if among(&judgement.yes) { Some(true) } else { among(&judgement.no).then_some(false) }
             }),
+            answered_by: self.answered_by.as_ref().and_then(|word| word.read(message)),
             analysis_data: json(&self.analysis_data),
             metadata_json: json(&self.metadata_json),
             call_end_time: self.call_end_time.as_ref().and_then(|rule| match rule {

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Deserializer};
 
 use super::super::select::{Message, Selector};
-use crate::call::{Direction, EndProof, Event, Outcome, Phase};
+use crate::call::{AnsweredBy, Direction, EndProof, Event, Outcome, Phase};
 use crate::ids::{Alias, number_key};
 
 /// Where the attributes that policy selects by are in a message.
@@ -152,7 +152,7 @@ struct Mapped {
     /// The provider's word.
     from: Option<Selector>,
     /// The provider's words, each with its meaning: a phase (`queued`, `dialing`, `ringing`, `live`) or an outcome (`completed`, `busy`,
-    /// `no_answer`, `canceled`, `failed`); `inbound` or `outbound` for a direction.
+    /// `no_answer`, `canceled`, `failed`); `inbound` or `outbound` for a direction; `human`, `machine` or `unknown` for who answered.
     #[serde(default)]
     map: BTreeMap<String, String>,
     /// The meaning if the message has no word, or one that is not in `map`.
@@ -220,7 +220,9 @@ impl<'de> Deserialize<'de> for StateWord {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         let word = Word::deserialize(d)?;
         for one in word.words() {
-            if one.parse::<Phase>().is_err() && one.parse::<Outcome>().is_err() {
+            // A call that a machine answered is completed: who answered is told apart.
+            let is_outcome = one.parse::<Outcome>().is_ok_and(|outcome| outcome != Outcome::Voicemail);
+            if one.parse::<Phase>().is_err() && !is_outcome {
                 return Err(serde::de::Error::custom(format!("{one:?} is neither a phase nor an outcome")));
             }
         }
@@ -250,6 +252,28 @@ impl<'de> Deserialize<'de> for DirectionWord {
         for one in word.words() {
             one.parse::<Direction>()
                 .map_err(|_| serde::de::Error::custom(format!("{one:?} is neither inbound nor outbound")))?;
+        }
+        Ok(Self(word))
+    }
+}
+
+/// Who answered the call.
+#[derive(Debug, Clone)]
+pub struct AnsweredByWord(Word);
+
+impl AnsweredByWord {
+    /// Reads who answered. `None`: the message does not say.
+    pub fn read(&self, message: &Message<'_>) -> Option<AnsweredBy> {
+        self.0.read(message)?.parse().ok()
+    }
+}
+
+impl<'de> Deserialize<'de> for AnsweredByWord {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let word = Word::deserialize(d)?;
+        for one in word.words() {
+            one.parse::<AnsweredBy>()
+                .map_err(|_| serde::de::Error::custom(format!("{one:?} is none of human, machine, unknown")))?;
         }
         Ok(Self(word))
     }

@@ -71,6 +71,7 @@ fn recipient_status(one: &JobResult) -> &'static str {
         (JobState::Calling, _) if one.answered_at.is_some() => "in_progress",
         (JobState::Calling, _) => "initiated",
         (JobState::Done, Some(Outcome::Completed)) => "completed",
+        (JobState::Done, Some(Outcome::Voicemail)) => "voicemail",
         (JobState::Done, Some(Outcome::Canceled)) => "cancelled",
         (JobState::Done, _) => "failed",
     }

@@ -5,6 +5,7 @@ use serde_json::json;
 
 use super::retention::refusal;
 use super::*;
+use crate::call::AnsweredBy;
 use crate::provider::description::PostCall;
 
 fn told(call: &CallId, complete: bool, found: PostCall) -> PutPostCall {
@@ -19,6 +20,7 @@ fn whole() -> PostCall {
         cost_unit: Some("USD".to_owned()),
         cost_fiat: Some(0.084),
         call_successful: Some(true),
+        answered_by: Some(AnsweredBy::Human),
         analysis_data: Some(json!({"call_successful": "success"})),
         metadata_json: Some(json!({"b": 1, "a": [null, "x"]})),
         call_end_time: Some(4_000),

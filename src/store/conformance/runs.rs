@@ -3,8 +3,11 @@
 use std::collections::BTreeSet;
 
 use super::*;
+use crate::call::AnsweredBy;
+use crate::provider::description::PostCall;
 use crate::store::runs::{
-    Claim, Job, JobState, LostClaims, NewJob, Run, RunChange, RunCounts, RunMade, RunState, Settle, TakeLoad,
+    CallResults, Claim, Job, JobState, LostClaims, NewJob, Run, RunChange, RunCounts, RunMade, RunState, Settle,
+    TakeLoad,
 };
 
 fn run(id: &str, key: Option<&str>) -> Run {
@@ -222,9 +225,9 @@ pub(in crate::store) async fn a_job_is_settled_with_its_call_and_once(fresh: &im
     assert_eq!(changed(9).await, [claimed(3), claimed(2), claimed(1)]);
     let call = placed(&store, &jobs[0]).await;
     assert_eq!(store.settle_jobs(vec![calling(&jobs[0], &call.id)], 10).await.unwrap(), 1);
-    assert_eq!(store.ended_jobs(None, i64::MAX, 9).await.unwrap(), [], "it is up");
+    assert_eq!(store.ended_jobs(None, i64::MAX, 0, 9).await.unwrap(), [], "it is up");
     store.apply(super::change(&call.id, END)).await.unwrap();
-    let ended = store.ended_jobs(None, i64::MAX, 9).await.unwrap();
+    let ended = store.ended_jobs(None, i64::MAX, 0, 9).await.unwrap();
     assert_eq!((ended.len(), ended[0].outcome, ended[0].ended_at), (1, Outcome::Completed, 2_000));
     let job = &ended[0].job;
     assert_eq!((job.seq, job.call.as_ref()), (1, Some(&call.id)));
@@ -239,8 +242,8 @@ pub(in crate::store) async fn a_job_is_settled_with_its_call_and_once(fresh: &im
     let never =
         Change { event: Some(Event::Ended(Outcome::NotCreated, EndProof::Provider)), ..super::change(&other.id, END) };
     store.apply(never).await.unwrap();
-    assert_eq!(store.ended_jobs(None, 2_000, 9).await.unwrap(), [], "who placed it says why");
-    assert_eq!(store.ended_jobs(None, 2_001, 9).await.unwrap().len(), 1);
+    assert_eq!(store.ended_jobs(None, 2_000, 0, 9).await.unwrap(), [], "who placed it says why");
+    assert_eq!(store.ended_jobs(None, 2_001, 0, 9).await.unwrap().len(), 1);
     let results = store.job_results("run_1", 0, 9).await.unwrap();
     assert_eq!((results[0].job.attempts, results[0].ended_at, results[2].ended_at), (1, Some(2_000), None));
     assert!(results[0].ids.contains_key(crate::store::runs::JOB_KIND));
@@ -249,6 +252,124 @@ pub(in crate::store) async fn a_job_is_settled_with_its_call_and_once(fresh: &im
     assert_eq!(store.retry_jobs("run_1", vec![Outcome::Completed], 12).await.unwrap(), 1);
     let again = store.claim_jobs(Claim { now_ms: 12, ..claim_of(3, "t2", "me") }).await.unwrap();
     assert_eq!((again[0].seq, again[0].attempts, again[0].tries), (1, 0, 1), "its next call has another name");
+}
+
+/// A job waits for the word who answered its call, and leaves its place meanwhile; a word that comes after all corrects the outcome.
+pub(in crate::store) async fn a_job_waits_for_the_word_who_answered(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    running(&store, 3).await;
+    let claim = |token: &str| Claim { open_max: 1, ..claim_of(3, token, "me") };
+    let told = |call: &CallId, answered_by, complete| PutPostCall {
+        call: call.clone(),
+        found: PostCall { answered_by, ..PostCall::default() },
+        complete,
+        by: "webhook",
+        at_ms: 3_000,
+        due_at: None,
+        tell: false,
+    };
+    let due = async |now_ms| store.ended_jobs(None, i64::MAX, now_ms, 9).await.unwrap();
+    let mut ended = vec![];
+    for n in 0..3_i64 {
+        let job = store.claim_jobs(claim(&format!("t{n}"))).await.unwrap().remove(0);
+        let call = placed(&store, &job).await;
+        store.settle_jobs(vec![calling(&job, &call.id)], 10).await.unwrap();
+        assert_eq!(store.claim_jobs(claim("more")).await.unwrap(), [], "its call is up");
+        store.apply(super::change(&call.id, END)).await.unwrap();
+        let one = due(2_000).await.remove(0);
+        assert_eq!((one.job.seq, one.answered_by, one.is_recorded), (n + 1, None, false));
+        let waits = Settle { waits_until: Some(5_000 + n), ..Settle::of(&one.job) };
+        assert_eq!(store.settle_jobs(vec![waits], 11).await.unwrap(), 1);
+        assert_eq!(store.due_runs().await.unwrap()[0].open, 0, "its place is free");
+        ended.push((call.id, one.job));
+    }
+    assert_eq!(due(4_999).await, []);
+    assert_eq!(store.finish_runs(12, false).await.unwrap(), Vec::<String>::new(), "it is not done");
+    assert_eq!(due(5_000).await.len(), 1, "its time is over");
+    store.put_post_call(told(&ended[1].0, Some(AnsweredBy::Machine), false)).await.unwrap();
+    store.put_post_call(told(&ended[2].0, None, true)).await.unwrap();
+    let mut known: Vec<_> =
+        due(0).await.into_iter().map(|one| (one.job.seq, one.answered_by, one.is_recorded)).collect();
+    known.sort();
+    assert_eq!(known, [(2, Some(AnsweredBy::Machine), false), (3, None, true)]);
+    // Whoever settles as completed what was answered by a machine meanwhile, or is told so later, is corrected.
+    let completed = |job: &Job| Settle { state: JobState::Done, outcome: Some(Outcome::Completed), ..Settle::of(job) };
+    store.settle_jobs(ended.iter().map(|(_, job)| completed(job)).collect(), 13).await.unwrap();
+    let counts = async || store.run_counts("run_1").await.unwrap();
+    assert_eq!(counts().await, RunCounts { completed: 2, voicemail: 1, ..RunCounts::default() });
+    store.put_post_call(told(&ended[0].0, Some(AnsweredBy::Machine), true)).await.unwrap();
+    assert_eq!(counts().await, RunCounts { completed: 1, voicemail: 2, ..RunCounts::default() });
+    let latest = store.changed_jobs("run_1", 1).await.unwrap().remove(0);
+    assert_eq!((latest.seq, latest.outcome), (1, Some(Outcome::Voicemail)));
+    assert_eq!(store.retry_jobs("run_1", vec![Outcome::Voicemail], 14).await.unwrap(), 2);
+}
+
+/// A breaker counts the calls of all replicas, and each call once, whoever settles its job; a full provider holds its account's runs.
+pub(in crate::store) async fn a_breaker_and_a_hold_are_of_the_run_and_not_of_a_replica(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    running(&store, 4).await;
+    let results = |failed: &[bool]| CallResults {
+        run: "run_1".to_owned(),
+        failed: failed.to_vec(),
+        window: 8,
+        failures: 4,
+        why: "it was busy".to_owned(),
+        resume_at: Some(50),
+        now_ms: 20,
+    };
+    assert_eq!(store.record_results(results(&[false]), true).await.unwrap(), None);
+    assert_eq!(store.record_results(results(&[true, false]), true).await.unwrap(), None);
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..6 {
+        let (store, results) = (store.clone(), results(&[true]));
+        tasks.spawn(async move { store.record_results(results, true).await.unwrap() });
+    }
+    let tripped: Vec<_> = tasks.join_all().await.into_iter().flatten().collect();
+    assert_eq!(tripped, ["4 of the last 8 calls failed; it was busy"], "once, at the fourth");
+    let paused = store.run_of("run_1").await.unwrap().unwrap();
+    assert_eq!((paused.state, paused.resume_at), (RunState::Paused, Some(50)));
+    assert_eq!(fresh.number("SELECT count(*) FROM deliveries").await, 1);
+    store.resume_runs(50, false).await.unwrap();
+    assert_eq!(store.record_results(results(&[true; 3]), true).await.unwrap(), None, "it counts anew");
+    // The same end of a call is settled by one of several.
+    let job = store.claim_jobs(claim_of(1, "t", "me")).await.unwrap().remove(0);
+    let call = placed(&store, &job).await;
+    store.settle_jobs(vec![calling(&job, &call.id)], 10).await.unwrap();
+    let job = Job { call: Some(call.id.clone()), ..job };
+    let done = Settle { state: JobState::Done, outcome: Some(Outcome::Busy), ..Settle::of(&job) };
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..4 {
+        let (store, done) = (store.clone(), done.clone());
+        tasks.spawn(async move { store.end_jobs(vec![done], 11).await.unwrap() });
+    }
+    let settled: Vec<CallId> = tasks.join_all().await.into_iter().flatten().collect();
+    assert_eq!(settled, [call.id]);
+    // A hold is seen by all, and is not shortened.
+    for (account, until, held) in [("another", 90, 0), ("twilio", 70, 70), ("twilio", 60, 70), ("twilio", 80, 80)] {
+        store.hold_runs(account, until).await.unwrap();
+        assert_eq!(store.due_runs().await.unwrap()[0].held_until, held, "{account} until {until}");
+    }
+}
+
+/// The app is told once of a job that ends without a call, in the transaction that ends it.
+pub(in crate::store) async fn an_app_is_told_of_a_job_that_ends_without_a_call(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    running(&store, 2).await;
+    let jobs = store.claim_jobs(claim_of(2, "t", "me")).await.unwrap();
+    let ends = |job: &Job| {
+        let error = Some("DO_NOT_CALL_BLOCKED: it is on a list".to_owned());
+        Settle { state: JobState::Done, outcome: Some(Outcome::Failed), error, tell: true, ..Settle::of(job) }
+    };
+    let both: Vec<Settle> = jobs.iter().map(ends).collect();
+    assert_eq!(store.settle_jobs(both[..1].to_vec(), 11).await.unwrap(), 1);
+    assert_eq!(store.settle_jobs(both, 12).await.unwrap(), 1, "the first was settled before");
+    let told = store.take_deliveries(20, 9, "", false).await.unwrap();
+    let told: Vec<serde_json::Value> = told.iter().map(|one| serde_json::from_slice(&one.body).unwrap()).collect();
+    assert_eq!(told.iter().map(|one| one["data"]["lead"].as_i64()).collect::<Vec<_>>(), [Some(1), Some(2)]);
+    let data = &told[0]["data"];
+    assert_eq!((&told[0]["type"], &data["runId"]), (&"run.job_done".into(), &"run_1".into()));
+    assert_eq!((&data["outcome"], &data["attempts"]), (&"failed".into(), &0.into()));
+    assert_eq!(data["error"], "DO_NOT_CALL_BLOCKED: it is on a list");
 }
 
 pub(in crate::store) async fn claims_of_the_dead_come_back_after_their_calls_were_looked_for(fresh: &impl Fresh) {
@@ -291,11 +412,11 @@ pub(in crate::store) async fn a_job_whose_call_was_purged_is_settled_and_a_run_t
     let jobs = store.claim_jobs(claim_of(1, "t", "me")).await.unwrap();
     let call = placed(&store, &jobs[0]).await;
     store.settle_jobs(vec![calling(&jobs[0], &call.id)], 10).await.unwrap();
-    assert_eq!(store.ended_jobs(None, 0, 9).await.unwrap(), [], "it is up");
+    assert_eq!(store.ended_jobs(None, 0, 0, 9).await.unwrap(), [], "it is up");
     let end = Change { event: Some(Event::Ended(Outcome::Busy, EndProof::Webhook)), ..super::change(&call.id, END) };
     store.apply(end).await.unwrap();
     assert_eq!(store.purge_business(call.facts.business.as_str()).await.unwrap().calls, 1);
-    let ended = store.ended_jobs(None, 0, 9).await.unwrap();
+    let ended = store.ended_jobs(None, 0, 0, 9).await.unwrap();
     assert_eq!((ended.len(), ended[0].outcome, ended[0].proof), (1, Outcome::Failed, EndProof::Deadline));
     store.forget_run("run_1").await.unwrap();
     assert_eq!(store.run_of("run_1").await.unwrap().unwrap().state, RunState::Running);

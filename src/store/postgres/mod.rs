@@ -99,6 +99,8 @@ pub struct PostgresStore {
     /// A task here listens to other processes, and so they do: commits that notify are serialised in the server, so they notify
     /// only if needed.
     listens: Arc<AtomicBool>,
+    /// Names this store among the senders of notifications.
+    bell: String,
     callers_clock: bool,
 }
 
@@ -233,6 +235,7 @@ impl PostgresStore {
             decisions,
             speeches,
             listens,
+            bell: ulid::Ulid::new().to_string(),
             callers_clock,
         })
     }
@@ -414,11 +417,24 @@ impl Backend for PostgresStore {
         self.listens.store(true, Ordering::Relaxed);
         let stopped = tokio::select! {
             () = self.db.closed.cancelled() => return,
-            stopped = utterance_batch::listen(&self.db.pool, ring) => stopped,
+            stopped = utterance_batch::listen(&self.db.pool, &self.bell, ring) => stopped,
         };
         if let Err(error) = stopped {
             warn!(store = %self.db.shown, %error, "not subscribed to other replicas; polling instead");
         }
+    }
+
+    async fn ring_diallers(&self) -> Result<()> {
+        if !self.listens.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let me = self.bell.clone();
+        self.db
+            .write(move |c| {
+                let me = me.clone();
+                Box::pin(async move { utterance_batch::ring_diallers(c, &me).await })
+            })
+            .await
     }
 
     async fn probe(&self) -> Result<()> {

@@ -9,7 +9,7 @@ use crate::policy::decision::GateMode;
 use crate::provider::secret::Secret;
 use crate::store::conformance::{self, Fresh, new_call};
 use crate::store::queries::calls;
-use crate::store::{Change, InsertOutcome, NewUtterance, Replica, Store};
+use crate::store::{Bell, Change, InsertOutcome, NewUtterance, Replica, Store};
 
 mod limiter;
 mod processes;
@@ -285,8 +285,11 @@ async fn what_is_said_at_one_replica_is_heard_at_another() {
     let listening = hears.clone();
     let listens = tokio::spawn(async move {
         listening
-            .listen(Box::new(move |call| {
-                let _ = heard.send(call.clone());
+            .listen(Box::new(move |bell| {
+                let _ = heard.send(match bell {
+                    Bell::Call(call) => Some(call.clone()),
+                    Bell::Dial => None,
+                });
             }))
             .await;
     });
@@ -309,7 +312,15 @@ async fn what_is_said_at_one_replica_is_heard_at_another() {
             Err(_) => assert!(n < 100, "nothing is heard"),
         }
     };
-    assert_eq!(bell, Some(call.id));
+    assert_eq!(bell, Some(Some(call.id)));
+    // Diallers hear of what others have freed, and not themselves.
+    while let Ok(bell) = bells.try_recv() {
+        assert!(bell.is_some(), "nobody has rung for diallers");
+    }
+    hears.ring_diallers().await.unwrap();
+    says.ring_diallers().await.unwrap();
+    assert_eq!(bells.recv().await, Some(None));
+    assert!(bells.try_recv().is_err(), "once");
     // A store that closes is not kept by who listens.
     hears.close().await;
     listens.await.unwrap();
@@ -346,7 +357,7 @@ async fn runs_are_read_by_their_indexes() {
     assert!(!plan.iter().any(|step| step.contains("Sort") || step.contains("run_jobs_counts")), "{plan:#?}");
     fence.execute("ANALYZE").await;
     let text_and_number = ["text", "bigint"];
-    let columns = [0, 1, 0, 0, 1, 1, 1, 0, 1, 0, 0, 0, 1].map(|kind| text_and_number[kind]);
+    let columns = [0, 1, 0, 0, 1, 1, 1, 0, 1, 0, 0, 0, 1, 1].map(|kind| text_and_number[kind]);
     let places = (1..=columns.len()).map(|n| format!("${n}::{}", columns[n - 1])).collect::<Vec<_>>().join(", ");
     let settle = crate::store::queries::runs::SETTLE.replace("{rows}", &format!("({places})"));
     for sql in crate::store::queries::runs::LOOKS.into_iter().chain([settle.as_str()]) {

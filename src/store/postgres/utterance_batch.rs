@@ -11,7 +11,7 @@ use super::super::queries::calls::calls;
 use super::super::row::Row;
 use super::super::rows::{call_id, record};
 use super::super::{
-    CallRecord, Delivery, EventOutcome, IngestOutcome, NewUtterance, ReceiveOutcome, Ring, UtteranceIngest,
+    Bell, CallRecord, Delivery, EventOutcome, IngestOutcome, NewUtterance, ReceiveOutcome, Ring, UtteranceIngest,
     UtteranceRef, tells_more,
 };
 use super::{Sql, query, to_json};
@@ -235,6 +235,9 @@ async fn before(
 /// The channel on which processes notify each other of calls.
 const BELLS: &str = "ringfence_calls";
 
+/// The channel on which processes notify each other that something may be dialled, with a word that names the sender.
+const DIAL_BELLS: &str = "ringfence_dial";
+
 /// Locks the numbering of a call until the transaction ends.
 async fn lock(c: &mut PgConnection, call: &CallId) -> Sql<()> {
     let lock = "SELECT 1 FROM transcripts WHERE call_id = $1 FOR UPDATE";
@@ -293,13 +296,25 @@ async fn ring_others(c: &mut PgConnection, calls: Vec<&str>) -> Sql<()> {
         .map(drop)
 }
 
-/// Calls `ring` for the calls of which other processes notify, until that fails.
-pub(super) async fn listen(pool: &PgPool, ring: Ring) -> Sql<()> {
+/// Notifies the diallers of other processes.
+pub(super) async fn ring_diallers(c: &mut PgConnection, me: &str) -> Sql<()> {
+    query("SELECT pg_notify($1, $2)").bind(DIAL_BELLS).bind(me).execute(c).await.map(drop)
+}
+
+/// Calls `ring` for what other processes notify of, until that fails. `me`: this process's word on [`DIAL_BELLS`].
+pub(super) async fn listen(pool: &PgPool, me: &str, ring: Ring) -> Sql<()> {
     let mut listener = PgListener::connect_with(pool).await?;
-    listener.listen(BELLS).await?;
+    listener.listen_all([BELLS, DIAL_BELLS]).await?;
     loop {
-        if let Some(call) = CallId::parse(listener.recv().await?.payload()) {
-            ring(&call);
+        let bell = listener.recv().await?;
+        match bell.channel() {
+            DIAL_BELLS if bell.payload() != me => ring(Bell::Dial),
+            DIAL_BELLS => {}
+            _ => {
+                if let Some(call) = CallId::parse(bell.payload()) {
+                    ring(Bell::Call(&call));
+                }
+            }
         }
     }
 }

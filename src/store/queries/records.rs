@@ -12,8 +12,8 @@ use super::super::{
     Put, PutPostCall, Reach, Records, Result, StoredPostCall, Waiting, WebhookHealth, WebhookHealthQuery,
 };
 use super::messages::tell;
-use super::{calls, to_json};
-use crate::call::Outcome;
+use super::{calls, runs, to_json};
+use crate::call::{AnsweredBy, Outcome};
 use crate::clock::UnixMs;
 use crate::ids::{Alias, CallId};
 
@@ -27,8 +27,8 @@ async fn put(c: &mut dyn Driver, put: &PutPostCall) -> Sql<Put> {
     let written = c
         .execute(
             "INSERT INTO call_records (call_id, transcript_summary, call_duration_seconds, cost, cost_unit, call_successful,
-                 analysis_data, metadata_json, call_end_time, transcript_json, recorded_at, recorded_by, due_at, cost_fiat)
-             SELECT id, $2, $3, $4, $5, $6, $7, $8, coalesce($9, ended_at), $10, $11, $12, $13, $14 FROM calls WHERE id = $1
+                 analysis_data, metadata_json, call_end_time, transcript_json, recorded_at, recorded_by, due_at, cost_fiat, answered_by)
+             SELECT id, $2, $3, $4, $5, $6, $7, $8, coalesce($9, ended_at), $10, $11, $12, $13, $14, $15 FROM calls WHERE id = $1
              ON CONFLICT (call_id) DO UPDATE SET
                  transcript_summary = coalesce(excluded.transcript_summary, call_records.transcript_summary),
                  call_duration_seconds = coalesce(excluded.call_duration_seconds, call_records.call_duration_seconds),
@@ -36,6 +36,7 @@ async fn put(c: &mut dyn Driver, put: &PutPostCall) -> Sql<Put> {
                  cost_unit = coalesce(excluded.cost_unit, call_records.cost_unit),
                  cost_fiat = coalesce(excluded.cost_fiat, call_records.cost_fiat),
                  call_successful = coalesce(excluded.call_successful, call_records.call_successful),
+                 answered_by = coalesce(excluded.answered_by, call_records.answered_by),
                  analysis_data = coalesce(excluded.analysis_data, call_records.analysis_data),
                  metadata_json = coalesce(excluded.metadata_json, call_records.metadata_json),
                  call_end_time = coalesce($9, call_records.call_end_time, excluded.call_end_time),
@@ -61,9 +62,13 @@ async fn put(c: &mut dyn Driver, put: &PutPostCall) -> Sql<Put> {
                 put.by,
                 put.due_at.filter(|_| !put.complete),
                 found.cost_fiat,
+                found.answered_by.map(|by| by.as_str()),
             ],
         )
         .await?;
+    if found.answered_by == Some(AnsweredBy::Machine) && written > 0 {
+        runs::machine_answered(c, &put.call, put.at_ms).await?;
+    }
     match (written, put.complete && !was_complete) {
         (0, _) => Ok(Put::NoCall),
         (_, false) => Ok(Put::Kept),

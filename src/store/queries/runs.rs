@@ -1,6 +1,6 @@
 //! Bulk runs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use async_trait::async_trait;
 use futures_util::FutureExt as _;
@@ -9,8 +9,8 @@ use super::super::driver::{Backend, Driver, Owned, Sql, Value, binds, damaged};
 use super::super::row::Row;
 use super::super::rows::call_id;
 use super::super::runs::{
-    ChangedJob, Claim, DueRun, EndedJob, Job, JobResult, JobState, LostClaims, NewJob, Run, RunChange, RunCounts,
-    RunMade, RunState, Runs, Settle, TakeLoad,
+    CallResults, ChangedJob, Claim, DueRun, EndedJob, FAILED, Job, JobResult, JobState, LostClaims, NewJob, Run,
+    RunChange, RunCounts, RunMade, RunState, Runs, Settle, TakeLoad,
 };
 use super::super::{Result, app_events};
 use super::bindings::resolve;
@@ -77,13 +77,26 @@ fn changed(row: &Row) -> Sql<ChangedJob> {
 }
 
 fn due(row: &Row) -> Sql<DueRun> {
-    Ok(DueRun { run: run(row)?, open: row.count("open_jobs")?, next_due: row.optional_number("next_due")? })
+    Ok(DueRun {
+        run: run(row)?,
+        open: row.count("open_jobs")?,
+        next_due: row.optional_number("next_due")?,
+        held_until: row.number("held_until")?,
+    })
 }
 
 fn ended(row: &Row) -> Sql<EndedJob> {
     let outcome = row.word("call_outcome")?;
     let (run_state, proof) = (row.word("run_state")?, row.word("proof")?);
-    Ok(EndedJob { job: job(row)?, run_state, outcome, proof, ended_at: row.number("ended_at")? })
+    Ok(EndedJob {
+        job: job(row)?,
+        run_state,
+        outcome,
+        proof,
+        ended_at: row.number("ended_at")?,
+        answered_by: row.optional_word("answered_by")?,
+        is_recorded: row.optional_number("recorded_at")?.is_some(),
+    })
 }
 
 fn result(row: &Row) -> Sql<JobResult> {
@@ -169,7 +182,7 @@ async fn step(c: &mut dyn Driver, change: &RunChange, tell: bool) -> Sql<bool> {
     let (total, digest) =
         change.loaded.as_ref().map_or((None, None), |(total, digest)| (Some(*total), Some(digest.as_str())));
     let sql = "UPDATE runs SET state = $3, reason = $4, resume_at = $5, updated_at = $6, finished_at = $7,
-             total = coalesce($8, total), digest = coalesce($9, digest), retries = retries + $10
+             total = coalesce($8, total), digest = coalesce($9, digest), retries = retries + $10, recent = ''
          WHERE id = $1 AND state = ANY($2) AND ($11 OR load_token = $12) RETURNING *";
     let binds = binds![
         &change.run,
@@ -206,7 +219,8 @@ async fn claim(c: &mut dyn Driver, claim: &Claim) -> Sql<Vec<Job>> {
         if locked.is_empty() {
             return Ok(vec![]);
         }
-        let sql = "SELECT count(*) AS n FROM run_jobs WHERE run_id = $1 AND state IN ('dialing', 'calling')";
+        let sql = "SELECT count(*) AS n FROM run_jobs WHERE run_id = $1 AND state IN ('dialing', 'calling')
+             AND waits_until IS NULL";
         let open = super::first(c.fetch(sql, &binds![&claim.run]).await?)?.count("n")?;
         limit = limit.min(claim.open_max.saturating_sub(open));
     }
@@ -221,11 +235,11 @@ async fn claim(c: &mut dyn Driver, claim: &Claim) -> Sql<Vec<Job>> {
 
 /// Jobs that still have the claim, or the call, that they are said to have. Nothing is queued again of a run that was canceled meanwhile.
 /// Locked in one order: two replicas may settle the same ones.
-pub(in crate::store) const SETTLE: &str = "WITH v (run_id, seq, state, outcome, attempts, tries, due_at, error, settled_at, new_call, call, token, now_ms) AS (VALUES {rows}),
+pub(in crate::store) const SETTLE: &str = "WITH v (run_id, seq, state, outcome, attempts, tries, due_at, error, settled_at, new_call, call, token, now_ms, waits_until) AS (VALUES {rows}),
          mine AS (SELECT d.run_id, d.seq, r.state AS run_state FROM run_jobs d JOIN v ON d.run_id = v.run_id AND d.seq = v.seq
              JOIN runs r ON r.id = d.run_id ORDER BY d.run_id, d.seq FOR UPDATE OF d)
      UPDATE run_jobs SET attempts = v.attempts, tries = v.tries, due_at = v.due_at, error = v.error, call_id = v.new_call,
-         changed_at = v.now_ms,
+         changed_at = v.now_ms, waits_until = v.waits_until,
          state = CASE WHEN v.state = 'queued' AND mine.run_state = 'canceled' THEN 'done' ELSE v.state END,
          outcome = CASE WHEN v.state = 'queued' AND mine.run_state = 'canceled' THEN 'canceled' ELSE v.outcome END,
          settled_at = CASE WHEN v.state = 'queued' AND mine.run_state = 'canceled' THEN v.now_ms ELSE v.settled_at END,
@@ -250,13 +264,86 @@ async fn settle(c: &mut dyn Driver, settles: &[Settle], now_ms: UnixMs) -> Sql<u
             one.call.as_ref().map(|call| call.as_str().to_owned()),
             one.token.clone(),
             now_ms,
+            one.waits_until,
         ])
     };
+    let (told, quiet): (Vec<&Settle>, Vec<&Settle>) = settles.iter().partition(|one| one.tell);
     let mut settled = 0;
-    for some in settles.chunks(INSERTED) {
-        settled += c.execute_all(SETTLE, some.iter().map(row).collect()).await?;
+    for some in quiet.chunks(INSERTED) {
+        settled += c.execute_all(SETTLE, some.iter().map(|one| row(one)).collect()).await?;
+    }
+    // One by one: only who has settled a job tells of it.
+    for one in told {
+        let is_settled = c.execute_all(SETTLE, vec![row(one)]).await?;
+        settled += is_settled;
+        if is_settled > 0 {
+            tell_of_job(c, one, now_ms).await?;
+        }
+    }
+    let is_completed = |one: &&Settle| one.state == JobState::Done && one.outcome == Some(Outcome::Completed);
+    let completed = settles.iter().filter(is_completed).filter_map(|one| one.new_call.as_ref());
+    let completed: Vec<String> = completed.map(ToString::to_string).collect();
+    if !completed.is_empty() {
+        // The word may have been written since the jobs were read. Both writers lock the job before they look for what the other wrote.
+        c.execute(MACHINE_ANSWERED, &binds![completed, now_ms]).await?;
     }
     Ok(settled)
+}
+
+/// Tells the app of a job that ended without a call.
+async fn tell_of_job(c: &mut dyn Driver, settled: &Settle, now_ms: UnixMs) -> Sql<()> {
+    let its_run = c.fetch("SELECT * FROM runs WHERE id = $1", &binds![&settled.run]).await?;
+    let sql = "SELECT * FROM run_jobs WHERE run_id = $1 AND seq = $2 AND state = 'done' AND call_id IS NULL";
+    let its_job = c.fetch(sql, &binds![&settled.run, settled.seq]).await?;
+    let (Some(its_run), Some(its_job)) = (its_run.first(), its_job.first()) else { return Ok(()) };
+    tell(c, &[app_events::job_done(&run(its_run)?, &job(its_job)?, now_ms)]).await
+}
+
+/// Completed jobs whose call was answered by a machine: a word that comes after them corrects their outcome, and nobody is called again.
+pub(in crate::store) const MACHINE_ANSWERED: &str = "UPDATE run_jobs SET outcome = 'voicemail', changed_at = $2
+     WHERE call_id = ANY($1) AND state = 'done' AND outcome = 'completed'
+     AND EXISTS (SELECT 1 FROM call_records p WHERE p.call_id = run_jobs.call_id AND p.answered_by = 'machine')";
+
+/// Corrects the outcome of the job of a call whose record says that a machine answered.
+pub(super) async fn machine_answered(c: &mut dyn Driver, call: &CallId, now_ms: UnixMs) -> Sql<()> {
+    let call = vec![call.to_string()];
+    c.fetch("SELECT seq FROM run_jobs WHERE call_id = ANY($1) FOR UPDATE", &binds![call.clone()]).await?;
+    c.execute(MACHINE_ANSWERED, &binds![call, now_ms]).await.map(drop)
+}
+
+/// Jobs that are still in one of these calls, locked in the order of [`SETTLE`].
+pub(in crate::store) const ENDING: &str = "SELECT call_id FROM run_jobs WHERE call_id = ANY($1) AND state = 'calling'
+     ORDER BY run_id, seq FOR UPDATE";
+
+async fn end(c: &mut dyn Driver, settles: &[Settle], now_ms: UnixMs) -> Sql<HashSet<CallId>> {
+    let calls: Vec<String> = settles.iter().filter_map(|one| one.call.as_ref()).map(ToString::to_string).collect();
+    let rows = c.fetch(ENDING, &binds![calls]).await?;
+    let open = rows.iter().map(|row| call_id(row.str("call_id")?)).collect::<Sql<HashSet<_>>>()?;
+    let is_open = |one: &&Settle| one.call.as_ref().is_some_and(|call| open.contains(call));
+    let settles: Vec<Settle> = settles.iter().filter(is_open).cloned().collect();
+    settle(c, &settles, now_ms).await?;
+    Ok(open)
+}
+
+async fn record_results(c: &mut dyn Driver, results: &CallResults, tell: bool) -> Sql<Option<String>> {
+    let locked = "SELECT recent FROM runs WHERE id = $1 AND state = 'running' FOR UPDATE";
+    let Some(before) =
+        c.fetch(locked, &binds![&results.run]).await?.first().map(|row| row.text("recent")).transpose()?
+    else {
+        return Ok(None);
+    };
+    let (after, tripped) = results.after(&before);
+    let Some(failures) = tripped else {
+        c.execute("UPDATE runs SET recent = $2 WHERE id = $1", &binds![&results.run, after]).await?;
+        return Ok(None);
+    };
+    let reason = format!("{failures} of the last {} calls failed; {}", results.window, results.why);
+    let change = RunChange {
+        reason: Some(reason.clone()),
+        resume_at: results.resume_at,
+        ..RunChange::of(&results.run, &[RunState::Running], RunState::Paused, results.now_ms)
+    };
+    Ok(step(c, &change, tell).await?.then_some(reason))
 }
 
 async fn postpone(c: &mut dyn Driver, run: &str, later: &[(i64, UnixMs)]) -> Sql<u64> {
@@ -298,7 +385,8 @@ async fn recover(c: &mut dyn Driver, lost: &LostClaims, now_ms: UnixMs) -> Sql<u
 const CHANGED: &str = "SELECT seq, state, outcome, attempts, call_id, error FROM run_jobs
      WHERE run_id = $1 AND changed_at IS NOT NULL ORDER BY changed_at DESC, seq DESC LIMIT $2";
 
-const DUE: &str = "SELECT r.*, (SELECT count(*) FROM run_jobs j WHERE j.run_id = r.id AND j.state IN ('dialing', 'calling')) AS open_jobs,
+const DUE: &str = "SELECT r.*, (SELECT count(*) FROM run_jobs j WHERE j.run_id = r.id AND j.state IN ('dialing', 'calling')
+             AND j.waits_until IS NULL) AS open_jobs,
          (SELECT j.due_at FROM run_jobs j WHERE j.run_id = r.id AND j.state = 'queued' ORDER BY j.due_at LIMIT 1) AS next_due
      FROM runs r WHERE r.finished_at IS NULL AND r.state = 'running' ORDER BY r.created_at, r.id";
 
@@ -315,17 +403,20 @@ macro_rules! ended {
     ($which:literal) => {
         concat!(
             "SELECT d.*, coalesce(c.outcome, 'failed') AS call_outcome, coalesce(c.proof, 'deadline') AS proof,
-                 coalesce(c.ended_at, d.changed_at) AS ended_at, r.state AS run_state
+                 coalesce(c.ended_at, d.changed_at) AS ended_at, r.state AS run_state, p.answered_by, p.recorded_at
              FROM run_jobs d JOIN runs r ON r.id = d.run_id LEFT JOIN calls c ON c.id = d.call_id
+             LEFT JOIN call_records p ON p.call_id = d.call_id
              WHERE ",
             $which,
             " AND d.state = 'calling'
-             AND (c.id IS NULL OR (c.phase = 'ended' AND (c.outcome <> 'not_created' OR c.ended_at < $1))) LIMIT $2"
+             AND (c.id IS NULL OR (c.phase = 'ended' AND (c.outcome <> 'not_created' OR c.ended_at < $1)))
+             AND (d.waits_until IS NULL OR d.waits_until <= $3 OR p.answered_by IS NOT NULL OR p.recorded_at IS NOT NULL
+                 OR c.id IS NULL) LIMIT $2"
         )
     };
 }
 const ENDED: &str = ended!("d.state IN ('dialing', 'calling')");
-const ENDED_OF: &str = ended!("d.call_id = ANY($3)");
+const ENDED_OF: &str = ended!("d.call_id = ANY($4)");
 
 /// Asked as in [`DUE`], in the order of an index: `EXISTS` may walk through all that is done.
 const FINISH: &str = "UPDATE runs SET state = 'done', finished_at = $1, updated_at = $1, reason = NULL
@@ -333,7 +424,7 @@ const FINISH: &str = "UPDATE runs SET state = 'done', finished_at = $1, updated_
      AND (SELECT j.due_at FROM run_jobs j WHERE j.run_id = runs.id AND j.state = 'queued' ORDER BY j.due_at LIMIT 1) IS NULL
      AND (SELECT count(*) FROM run_jobs j WHERE j.run_id = runs.id AND j.state IN ('dialing', 'calling')) = 0 RETURNING *";
 
-const RESUME: &str = "UPDATE runs SET state = 'running', reason = NULL, resume_at = NULL, updated_at = $1
+const RESUME: &str = "UPDATE runs SET state = 'running', reason = NULL, resume_at = NULL, updated_at = $1, recent = ''
      WHERE finished_at IS NULL AND state = 'paused' AND resume_at <= $1 RETURNING *";
 
 /// Runs a statement that changes at most `$1` rows until it changes fewer. The statement names its rows by their key alone, as an array,
@@ -434,6 +525,7 @@ impl<B: Backend> Runs for B {
                 (JobState::Dialing, _) => &mut counts.dialing,
                 (JobState::Calling, _) => &mut counts.calling,
                 (JobState::Done, Some(Outcome::Completed)) => &mut counts.completed,
+                (JobState::Done, Some(Outcome::Voicemail)) => &mut counts.voicemail,
                 (JobState::Done, Some(Outcome::Busy)) => &mut counts.busy,
                 (JobState::Done, Some(Outcome::NoAnswer)) => &mut counts.no_answer,
                 (JobState::Done, Some(Outcome::Canceled)) => &mut counts.canceled,
@@ -473,17 +565,40 @@ impl<B: Backend> Runs for B {
         self.write(settles, move |c, settles| settle(c, settles, now_ms).boxed()).await
     }
 
+    async fn end_jobs(&self, settles: Vec<Settle>, now_ms: UnixMs) -> Result<HashSet<CallId>> {
+        self.write(settles, move |c, settles| end(c, settles, now_ms).boxed()).await
+    }
+
+    async fn record_results(&self, results: CallResults, tell: bool) -> Result<Option<String>> {
+        if !results.failed.contains(&true) {
+            // Nearly always all is well, and nothing is written.
+            let sql = "SELECT recent FROM runs WHERE id = $1 AND state = 'running'";
+            let recent = self.select(sql, binds![results.run.clone()].into(), |row| row.text("recent")).await?;
+            if !recent.iter().any(|recent| recent.contains(FAILED)) {
+                return Ok(None);
+            }
+        }
+        self.write(results, move |c, results| record_results(c, results, tell).boxed()).await
+    }
+
+    async fn hold_runs(&self, account: &str, until: UnixMs) -> Result<()> {
+        let sql = "UPDATE runs SET held_until = $2
+             WHERE finished_at IS NULL AND state = 'running' AND account = $1 AND held_until < $2";
+        self.run(sql, binds![account.to_owned(), until].into()).await.map(drop)
+    }
+
     async fn ended_jobs(
         &self,
         calls: Option<Vec<CallId>>,
         not_created_before: UnixMs,
+        now_ms: UnixMs,
         limit: u32,
     ) -> Result<Vec<EndedJob>> {
         let Some(calls) = calls else {
-            return self.select(ENDED, binds![not_created_before, limit].into(), ended).await;
+            return self.select(ENDED, binds![not_created_before, limit, now_ms].into(), ended).await;
         };
         let calls: Vec<String> = calls.iter().map(|call| call.as_str().to_owned()).collect();
-        self.select(ENDED_OF, binds![not_created_before, limit, calls].into(), ended).await
+        self.select(ENDED_OF, binds![not_created_before, limit, now_ms, calls].into(), ended).await
     }
 
     async fn recover_jobs(&self, lost: LostClaims, now_ms: UnixMs) -> Result<u64> {
@@ -542,5 +657,18 @@ const COUNTS: &str =
 
 /// What is asked at the start of a process, and with every look: by indexes alone, however many jobs wait.
 #[cfg(test)]
-pub(in crate::store) const LOOKS: [&str; 11] =
-    [BATCHES, CHANGED, CLAIM, COUNTS, DUE, ENDED, ENDED_OF, FINISH, LATEST_KEYED, LOST_CLAIMS, RESUME];
+pub(in crate::store) const LOOKS: [&str; 13] = [
+    BATCHES,
+    CHANGED,
+    CLAIM,
+    COUNTS,
+    DUE,
+    ENDED,
+    ENDED_OF,
+    ENDING,
+    FINISH,
+    LATEST_KEYED,
+    LOST_CLAIMS,
+    MACHINE_ANSWERED,
+    RESUME,
+];

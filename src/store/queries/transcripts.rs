@@ -35,6 +35,10 @@ impl<B: Backend> Transcripts for B {
         self.ring(ring).await;
     }
 
+    async fn ring_diallers(&self) -> Result<()> {
+        Backend::ring_diallers(self).await
+    }
+
     async fn calls_of(
         &self,
         businesses: &[String],
