@@ -26,8 +26,8 @@ const PLANS_OF_NO_BUSINESS: [&str; 2] = ["unknown", "inbound"];
 /// The results of a poll of an account for its live calls.
 const SWEEP_RESULTS: [&str; 2] = ["ok", "failed"];
 
-/// Gauges of what all replicas share. The leader alone shows them, so that neither their sum nor their maximum over replicas is wrong.
-pub const GLOBAL_GAUGES: [&str; 13] = [
+/// Gauges of what all replicas share. The leader alone shows them, so that their sum and their maximum over replicas are right.
+pub const GLOBAL_GAUGES: [&str; 11] = [
     "platform_global_active_calls",
     "active_call_sessions_count",
     "subscription_active_calls_sum",
@@ -39,8 +39,6 @@ pub const GLOBAL_GAUGES: [&str; 13] = [
     "ringfence_unreadable_calls",
     "ringfence_webhook_missed_calls",
     "ringfence_webhook_last_timestamp_seconds",
-    "ringfence_runs_running",
-    "ringfence_do_not_call_numbers",
 ];
 
 /// A text format of the metrics.
@@ -53,10 +51,19 @@ pub enum Format {
 }
 
 impl Format {
-    /// The format for a request with this `Accept`.
+    /// The format for a request with this `Accept` (RFC 9110 §12.5.1): OpenMetrics if it is asked for by name, and text is not preferred.
     pub fn accepted(accept: &str) -> Self {
-        let asks = accept.split(',').any(|media| media.trim().starts_with("application/openmetrics-text"));
-        if asks { Self::OpenMetrics } else { Self::Text }
+        let quality = |media_type: &str| {
+            let ranges = accept.split(',').map(|range| {
+                let mut parts = range.split(';').map(str::trim);
+                let name = parts.next().unwrap_or_default().to_ascii_lowercase();
+                let quality = parts.find_map(|part| part.strip_prefix("q=").or(part.strip_prefix("Q=")));
+                (name, quality.map_or(1.0, |q| q.parse::<f32>().unwrap_or(0.0)))
+            });
+            ranges.filter(|(name, _)| name == media_type).map(|(_, quality)| quality).fold(0.0, f32::max)
+        };
+        let open_metrics = quality("application/openmetrics-text");
+        if open_metrics > 0.0 && open_metrics >= quality("text/plain") { Self::OpenMetrics } else { Self::Text }
     }
 
     /// The media type.
@@ -162,7 +169,7 @@ pub struct Counted<'a> {
 pub struct Gauges {
     /// The time of the scrape, in milliseconds since 1970.
     pub now_ms: i64,
-    /// Whether another replica leads: it is the one that shows [`GLOBAL_GAUGES`].
+    /// Another replica leads, and shows [`GLOBAL_GAUGES`].
     pub follows: bool,
     /// Calls that hold a slot, without over-limit calls.
     pub active: u32,

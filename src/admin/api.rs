@@ -64,7 +64,7 @@ use Needs::{AllBusinesses, Nothing, Scope as Of, Scrape};
 use Scope::{Metrics, Operate, Read};
 use Shape::{Empty, Json, Other};
 
-const PLAIN: &[&str] = &["text/plain"];
+const METRICS: &[&str] = &["text/plain", "application/openmetrics-text"];
 const EVENTS: &[&str] = &["text/event-stream"];
 const LEADS: &[&str] = &["application/json", "text/csv", "application/x-ndjson"];
 const LIMIT: (&str, &str, &str) = ("limit", "integer", "maximum number, 1 to 1000; default 100");
@@ -158,7 +158,7 @@ pub const ROUTES: &[Route] = &[
         &[(200, Json("Word"))],
     ),
     get("/openapi.json", Nothing, "This document.", &[(200, Json("Any"))]),
-    get("/metrics", Scrape, "Metrics in the Prometheus text format.", &[(200, Other(PLAIN))]),
+    get("/metrics", Scrape, "Metrics, in the Prometheus text format or in OpenMetrics.", &[(200, Other(METRICS))]),
     get(
         "/status",
         AllBusinesses(Read),
@@ -179,7 +179,12 @@ pub const ROUTES: &[Route] = &[
         "Calls in use in total; with the scope `read` also each call.",
         &[(200, Json("GlobalStatus"))],
     ),
-    get("/api/concurrent-metrics/prometheus", AllBusinesses(Metrics), "The same as /metrics.", &[(200, Other(PLAIN))]),
+    get(
+        "/api/concurrent-metrics/prometheus",
+        AllBusinesses(Metrics),
+        "The same as /metrics, with all gauges at every replica.",
+        &[(200, Other(METRICS))],
+    ),
     get(
         "/api/concurrent-metrics/events",
         Of(Read),

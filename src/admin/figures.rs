@@ -39,7 +39,7 @@ impl Admin {
         limits.extend(counts.by_key.iter().filter_map(|(key, n)| Some((key.strip_suffix('|')?.to_owned(), *n))));
         Gauges {
             now_ms: self.calls.lifecycle.clock.now_ms(),
-            follows: !self.calls.lifecycle.capacity.role().leads,
+            follows: false,
             active: counts.calls.saturating_sub(counts.over_limit),
             over_limit: counts.over_limit,
             sessions: open.map(|open| count(open.len())),
@@ -63,11 +63,22 @@ impl Admin {
         seen.provider_live.filter(|_| is_late).map(|live| (account.to_owned(), live))
     }
 
+    /// `/metrics`.
     pub(super) async fn prometheus(&self, accept: &str) -> Answer {
+        let follows = !self.calls.lifecycle.capacity.role().leads;
+        self.rendered(follows, accept).await
+    }
+
+    /// The same at the path of earlier systems, whose clients ask any one replica: each shows all gauges.
+    pub(super) async fn legacy_prometheus(&self, accept: &str) -> Answer {
+        self.rendered(false, accept).await
+    }
+
+    async fn rendered(&self, follows: bool, accept: &str) -> Answer {
         // If the database cannot be read, the other metrics are returned nevertheless.
         let mut open = self.calls.lifecycle.store.open_calls().await.ok();
         open.iter_mut().for_each(|open| open.retain(CallRecord::counts));
-        let gauges = self.gauges_of(open.as_deref()).await;
+        let gauges = Gauges { follows, ..self.gauges_of(open.as_deref()).await };
         let format = Format::accepted(accept);
         let text = self.calls.lifecycle.metrics.render(&gauges, format);
         let kind = HeaderValue::from_static(format.content_type());

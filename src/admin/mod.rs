@@ -224,7 +224,7 @@ impl Admin {
             }
             (&Method::GET, ["api", "concurrent-metrics", "prometheus"]) => {
                 self.access.legacy_scraper(exchange, now_secs)?;
-                self.prometheus(exchange.header("accept").unwrap_or_default()).await
+                self.legacy_prometheus(exchange.header("accept").unwrap_or_default()).await
             }
             (&Method::GET, ["api", "concurrent-metrics", rest @ ..]) => {
                 self.concurrent_metrics(rest, exchange.query(), may).await
@@ -266,7 +266,7 @@ impl Admin {
             }
             (&Method::POST, ["api", "calls", id @ .., act @ ("hangup" | "release")]) => {
                 let who = may(Scope::Operate)?;
-                let record = self.find(&percent_decode(&id.join("/")), &who).await?;
+                let record = self.find_to_act(&percent_decode(&id.join("/")), &who).await?;
                 if *act == "hangup" {
                     self.hang_up(exchange, &record, &who).await
                 } else {
@@ -450,8 +450,7 @@ impl Admin {
 
     // === calls ===
 
-    /// A call by our id, or by one of a provider's; for one that was given up and is up, its second record. What its caller may not
-    /// see is not there.
+    /// A call by our id, or by one of a provider's. What its caller may not see is not there.
     async fn find(&self, id: &str, who: &Caller) -> Result<CallRecord, Problem> {
         let store = &self.calls.lifecycle.store;
         let call = match CallId::parse(id) {
@@ -463,11 +462,17 @@ impl Admin {
             }
         };
         let record = match call {
-            Some(call) => self.calls.lifecycle.newest_record(&call).await?,
+            Some(call) => store.call(&call).await?,
             None => None,
         };
         let record = record.filter(|call| who.sees(call.facts.business.as_str()));
         record.ok_or_else(|| not_found("no call of this id is on record"))
+    }
+
+    /// The record to act on: of a call that was given up, and counted again when it turned out to be up, the second one.
+    async fn find_to_act(&self, id: &str, who: &Caller) -> Result<CallRecord, Problem> {
+        let record = self.find(id, who).await?;
+        Ok(self.calls.lifecycle.newest_record(&record.id).await?.unwrap_or(record))
     }
 
     /// Ends a call; the optional reason is `{"reason": "…"}`.

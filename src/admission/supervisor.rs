@@ -23,7 +23,7 @@ const REBUILD_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long Redis has to answer before it is used for decisions again.
 const MIN_UPTIME: Duration = Duration::from_secs(1);
 
-/// A replica's role among those that share the store. It only saves work: one sweeps instead of all.
+/// A replica's role among those that share the store. It saves work (one sweeps instead of all), and says who shows the global gauges.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Role {
     /// Ids of the live replicas, including this one.

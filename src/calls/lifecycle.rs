@@ -49,10 +49,18 @@ pub struct Lifecycle {
     pub tell: bool,
 }
 
-/// The pause before a change that the store may have written is applied again.
+/// The pause before a change that failed is applied again.
 const STORE_AGAIN: Duration = Duration::from_secs(1);
-/// Failed attempts to apply a change for each line in the log: one a minute.
+/// Failed tries for each line in the log: about one a minute.
 const LOG_EVERY: u32 = 60;
+
+/// Which try to apply a change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Try {
+    First,
+    /// The store may have written an earlier one.
+    Again,
+}
 
 /// Boxed: otherwise the compiler proves `Send` of this future anew for each caller, which takes minutes.
 fn finished<T: Send + 'static>(
@@ -189,7 +197,7 @@ impl Lifecycle {
     }
 
     async fn apply_surely(&self, change: Change) {
-        if let Err(error) = self.apply_once(change.clone()).await {
+        if let Err(error) = self.apply_once(change.clone(), Try::First).await {
             warn!(call = %change.call, by = %change.seen_by, %error, "failed to record a change of a call; slot held until it is recorded");
             self.apply_later(change);
         }
@@ -205,18 +213,25 @@ impl Lifecycle {
     pub async fn adopt(&self, call: NewCall) -> Result<InsertOutcome> {
         let this = self.clone();
         finished(async move {
-            let _deciding = this.capacity.deciding().await;
             let id = call.id.clone();
-            let adopted = this.capacity.adopt(call).await;
-            failpoint::hit("call.opened").await;
-            match &adopted {
-                Ok(InsertOutcome::New(news)) => this.after_opening(&id, *news).await,
-                Ok(_) => {}
-                Err(error) => this.end_if_written(&id, error),
+            let adopted = this.adopt_now(call).await;
+            if let Err(error) = &adopted {
+                this.end_if_written(&id, error);
             }
             adopted
         })
         .await
+    }
+
+    async fn adopt_now(&self, call: NewCall) -> Result<InsertOutcome> {
+        let _deciding = self.capacity.deciding().await;
+        let id = call.id.clone();
+        let adopted = self.capacity.adopt(call).await;
+        failpoint::hit("call.opened").await;
+        if let Ok(InsertOutcome::New(news)) = &adopted {
+            self.after_opening(&id, *news).await;
+        }
+        adopted
     }
 
     /// Records a call that counts only once it is confirmed ([`Origin::Unconfirmed`]).
@@ -234,22 +249,23 @@ impl Lifecycle {
     }
 
     async fn apply_now(&self, change: Change) -> Result<Option<ApplyOutcome>> {
-        let applied = self.apply_once(change.clone()).await;
+        let applied = self.apply_once(change.clone(), Try::First).await;
         if let Err(StoreError::Unknown(_)) = &applied {
             self.apply_later(change);
         }
         applied
     }
 
-    async fn apply_once(&self, change: Change) -> Result<Option<ApplyOutcome>> {
-        match self.store.apply(change.clone()).await? {
-            Some(applied) => Box::pin(self.act_on(applied, change)).await.map(Some),
-            None => Ok(None),
+    async fn apply_once(&self, change: Change, which: Try) -> Result<Option<ApplyOutcome>> {
+        let Some(mut applied) = self.store.apply(change.clone()).await? else { return Ok(None) };
+        if which == Try::Again {
+            applied = applied.if_written_before(&change);
         }
+        Box::pin(self.act_on(applied, change, which)).await.map(Some)
     }
 
-    /// Applies a change again when the store is back: the store may have written it, and the slot of a call that it ended is
-    /// still held. Applying a change twice has no effect.
+    /// Applies a failed change again until the store is back: the slot of a call that it ends is held until then. Applying a change
+    /// twice has no effect.
     fn apply_later(&self, change: Change) {
         let this = self.clone();
         // A drain does not wait for this task: the next process reads the record.
@@ -257,14 +273,7 @@ impl Lifecycle {
             let mut tries = 0_u32;
             loop {
                 tokio::time::sleep(STORE_AGAIN).await;
-                let applied = match this.store.apply(change.clone()).await {
-                    Ok(Some(applied)) => {
-                        this.act_on(applied.if_written_before(&change), change.clone()).await.map(drop)
-                    }
-                    Ok(None) => Ok(()),
-                    Err(error) => Err(error),
-                };
-                let Err(error) = applied else { return };
+                let Err(error) = this.apply_once(change.clone(), Try::Again).await else { return };
                 let call = &change.call;
                 if let StoreError::Damaged(_) = error {
                     error!(%call, %error, "failed to record a change of a call, whose record cannot be read; gave up");
@@ -279,7 +288,7 @@ impl Lifecycle {
     }
 
     /// Acts on a recorded change.
-    async fn act_on(&self, applied: ApplyOutcome, change: Change) -> Result<ApplyOutcome> {
+    async fn act_on(&self, applied: ApplyOutcome, change: Change, which: Try) -> Result<ApplyOutcome> {
         let call = change.call.clone();
         failpoint::hit("call.applied").await;
         if applied.contradiction.is_some() {
@@ -308,7 +317,7 @@ impl Lifecycle {
         }
         let is_hearsay = change.seen_by == Source::Transcript && !applied.record.counts();
         if applied.step == Step::Ignore && applied.record.proof == Some(EndProof::Deadline) && !is_hearsay {
-            let again = self.readopt(&applied.record, change).await?;
+            let again = self.readopt(&applied.record, change, which).await?;
             return Ok(again.unwrap_or(applied));
         }
         if !change.bind.is_empty() {
@@ -337,7 +346,12 @@ impl Lifecycle {
     /// News of a call that was given up after look-ups found nothing goes to its second record: an over-limit call with its ids,
     /// which counts until it ends. The first news that the call is up makes that record. `None`: there is none, and this is no
     /// such news.
-    fn readopt<'a>(&'a self, given_up: &'a CallRecord, change: Change) -> BoxFuture<'a, Result<Option<ApplyOutcome>>> {
+    fn readopt<'a>(
+        &'a self,
+        given_up: &'a CallRecord,
+        change: Change,
+        which: Try,
+    ) -> BoxFuture<'a, Result<Option<ApplyOutcome>>> {
         Box::pin(async move {
             let own = own_id(&given_up.id);
             let known = self.store.resolve(std::slice::from_ref(&own)).await?;
@@ -354,7 +368,8 @@ impl Lifecycle {
                     // Its idempotency key moves with its ids, and identifies the same request.
                     (again.callback, again.fingerprint) = (given_up.callback.clone(), given_up.fingerprint.clone());
                     again.aliases = vec![own];
-                    match self.adopt(again).await? {
+                    // If it is not known whether that was written, the change is tried again, and finds it by its own id.
+                    match self.adopt_now(again).await? {
                         InsertOutcome::New(_) => {
                             warn!(call = %given_up.id, again = %id, "ended call is still up at its provider; counted as over-limit");
                             id
@@ -365,7 +380,7 @@ impl Lifecycle {
                 }
                 (None, _) => return Ok(None),
             };
-            self.apply_once(Change { call, ..change }).await
+            self.apply_once(Change { call, ..change }, which).await
         })
     }
 

@@ -144,8 +144,7 @@ fn answered(asked: anyhow::Result<(http::StatusCode, HeaderMap, bytes::Bytes)>) 
     }
 }
 
-/// All secrets that a config refers to: in the file, in variables and in other files. Relative paths start where the sidecar was started: here, or at
-/// `folder`, the config's.
+/// All secrets that a config refers to: in the file, in variables and in other files. Relative paths start at `folder`, the config's.
 fn secrets_of(config: &toml::Table, folder: &Path) -> Vec<String> {
     fn look(value: &toml::Value, is_secret: bool, folder: &Path, found: &mut Vec<String>) {
         match value {
@@ -154,8 +153,7 @@ fn secrets_of(config: &toml::Table, folder: &Path) -> Vec<String> {
             toml::Value::Table(table) => {
                 let named = |key: &str| table.get(key).and_then(toml::Value::as_str);
                 found.extend(named("env").and_then(|name| std::env::var(name).ok()));
-                let files = named("file").map(|path| [PathBuf::from(path), folder.join(path)]);
-                found.extend(files.into_iter().flatten().filter_map(|path| std::fs::read_to_string(path).ok()));
+                found.extend(named("file").and_then(|path| std::fs::read_to_string(folder.join(path)).ok()));
                 table.iter().for_each(|(key, value)| look(value, names_a_secret(key), folder, found));
             }
             _ => {}

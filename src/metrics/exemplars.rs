@@ -14,14 +14,16 @@ pub struct Exemplar {
     pub at_ms: i64,
 }
 
+/// By label value: for each bucket the last value with a trace.
+type Latest = HashMap<String, Vec<Option<(f64, Exemplar)>>>;
+
 /// A histogram with one label that keeps exemplars. It keeps at most one for each label value and bucket.
 pub(super) struct TracedHistogram {
     pub(super) name: &'static str,
     pub(super) histogram: HistogramVec,
     /// Upper bounds, ascending, without the last bucket's `+Inf`.
     bounds: &'static [f64],
-    /// By label value, for each bucket: the value and its trace.
-    latest: Mutex<HashMap<String, Vec<Option<(f64, Exemplar)>>>>,
+    latest: Mutex<Latest>,
 }
 
 impl TracedHistogram {
@@ -29,7 +31,7 @@ impl TracedHistogram {
         Self { name, histogram, bounds, latest: Mutex::default() }
     }
 
-    fn latest(&self) -> MutexGuard<'_, HashMap<String, Vec<Option<(f64, Exemplar)>>>> {
+    fn latest(&self) -> MutexGuard<'_, Latest> {
         self.latest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

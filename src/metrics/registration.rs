@@ -260,7 +260,7 @@ impl Metrics {
             runs_running: m.gauge("ringfence_runs_running", "Bulk runs that are running.")?,
             run_calls: m.counters(
                 "ringfence_run_calls_total",
-                "Ended calls of bulk runs, as seen by this replica.",
+                "Ended calls of bulk runs, each at the replica that settled its lead.",
                 &["outcome"],
             )?,
             run_dials: m.counters(

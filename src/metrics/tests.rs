@@ -128,7 +128,10 @@ fn the_format_is_the_one_that_is_asked_for() {
     let prometheus =
         "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,text/plain;q=0.5";
     assert_eq!(Format::accepted(prometheus), Format::OpenMetrics);
-    for accept in ["", "*/*", "text/plain", "text/html,application/xhtml+xml"] {
+    assert_eq!(Format::accepted("Application/OpenMetrics-Text"), Format::OpenMetrics);
+    let prefers_text = "text/plain;version=0.0.4;q=0.6,application/openmetrics-text;version=1.0.0;q=0.5,*/*;q=0.2";
+    let declines = "application/openmetrics-text;q=0,text/plain;q=0.1";
+    for accept in ["", "*/*", "text/plain", "text/html,application/xhtml+xml", prefers_text, declines] {
         assert_eq!(Format::accepted(accept), Format::Text, "{accept}");
     }
 }

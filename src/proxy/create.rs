@@ -86,7 +86,7 @@ pub(super) async fn parse(
     };
     let unread = |code: RejectionCode, message: String| reject(code, message, Direction::Outbound);
     let many = may_create_many(&account.provider, exchange.method(), path);
-    // Observe mode rejects no body that an operation for many calls may have.
+    // In observe mode every body may be as large as one for many calls.
     let bytes_max = if many || calls.observes() { CREATE_MANY_BYTES_MAX } else { CREATE_BYTES_MAX };
     let bytes = exchange.read_body(bytes_max).await.map_err(|error| match error {
         BodyError::TooLarge { limit } => {

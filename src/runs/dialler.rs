@@ -191,7 +191,7 @@ impl Dialler {
     }
 
     /// Settles jobs whose calls are over, of all or of these; how many.
-    async fn settle(&self, calls: &Calls, of: Option<Vec<CallId>>, now_ms: UnixMs) -> Result<u32> {
+    async fn settle(&mut self, calls: &Calls, of: Option<Vec<CallId>>, now_ms: UnixMs) -> Result<u32> {
         let store = &calls.lifecycle.store;
         let ended = store.ended_jobs(of, now_ms - UNMADE_CALL_WAIT_MS, now_ms, SETTLED_MAX).await?;
         if ended.is_empty() {
@@ -238,12 +238,18 @@ impl Dialler {
     }
 
     /// What a run asks for. `None`: it was forgotten, or cannot be read.
-    async fn spec(&self, calls: &Calls, run: &str) -> Result<Option<Spec>> {
+    async fn spec(&mut self, calls: &Calls, run: &str) -> Result<Option<Spec>> {
         if let Some(plan) = self.plans.get(run) {
             return Ok(Some(plan.spec.clone()));
         }
-        let run = calls.lifecycle.store.run_of(run).await?;
-        Ok(run.and_then(|run| serde_json::from_str(&run.spec).ok()))
+        let Some(run) = calls.lifecycle.store.run_of(run).await? else { return Ok(None) };
+        let spec = serde_json::from_str(&run.spec);
+        if let Err(error) = &spec
+            && self.held.insert(run.id.clone())
+        {
+            warn!(run = run.id, %error, "failed to read what a run asks for; its ended calls are left to replicas of another version");
+        }
+        Ok(spec.ok())
     }
 
     /// Takes back lost claims, of dead replicas and of its own, and resumes runs whose breaker has had its time.
@@ -435,8 +441,8 @@ impl Dialler {
     fn log_full_limit(&mut self, due: &Due, in_use: &BTreeMap<String, u32>) {
         let full = due.concurrent().find_map(|(binding, bound)| {
             let current = in_use.get(&binding.key).copied().unwrap_or(0);
-            let bound = bound.saturating_sub(due.reserve);
-            (current >= bound).then(|| (binding.limit.clone(), binding.scope, current, Bound::Concurrent(bound)))
+            let is_full = current >= bound.saturating_sub(due.reserve);
+            is_full.then(|| (binding.limit.clone(), binding.scope, current, Bound::Concurrent(bound)))
         });
         if let Some((limit, scope, current, bound)) = full {
             self.log_waiting(due, &limit, scope, current, bound);

@@ -93,7 +93,12 @@ impl Placement {
                 Err(admission) => admission,
             };
             let JobPlaced::LimitExceeded(full) = &placed else { break (placed, job, Some(admission)) };
-            full_keys.extend(self.keys_of(&request.facts, Some(&full.limit)));
+            let keys = self.keys_of(&request.facts, Some(&full.limit));
+            if keys.is_empty() {
+                // A limit of the run itself binds every number.
+                break (placed, job, Some(admission));
+            }
+            full_keys.extend(keys);
             // A number under the same full limit is no better.
             let other = turns.find_map(|turn| {
                 let request = self.plan.order(&self.calls, &job.run, turn, &job.number, &lead).ok()?;
@@ -180,7 +185,9 @@ impl Placement {
                 "away"
             }
             JobPlaced::ProviderLimit { wait_secs } => {
-                let (account, until) = (self.plan.account.name.as_str(), now_ms + i64::from(*wait_secs) * 1000);
+                // In whole seconds: of many answers at a time, the first one writes the hold.
+                let until = (now_ms / 1000 + 1 + i64::from(*wait_secs)) * 1000;
+                let account = self.plan.account.name.as_str();
                 self.feedback.hold_account(&self.calls, &job.run, account, until).await;
                 // It keeps its place in the queue.
                 self.settle(Settle { tries: job.tries + 1, ..queued(job) }).await;
@@ -188,6 +195,10 @@ impl Placement {
             }
             JobPlaced::NotSent(why) => {
                 let due_at = now_ms + UNREACHABLE_PAUSE_MS;
+                if self.plan.spec.breaker.failures == 0 {
+                    // No breaker would keep it from trying all its leads.
+                    self.feedback.hold(&job.run, due_at);
+                }
                 self.settle(Settle { tries: job.tries + 1, due_at, ..queued(job) }).await;
                 self.record_failure(&job.run, why).await;
                 "not_sent"

@@ -86,15 +86,15 @@ impl ApplyOutcome {
         Self { step: Step::Ignore, record, conflicts: vec![], contradiction: Some(what), ended_a_part: false }
     }
 
-    /// The outcome of a change that was tried before. If that try ended the call, and only its answer was lost, this is that end.
+    /// The outcome of a change that was tried before. If that try ended the call (by its event, or by news that waited under its
+    /// ids), and only its answer was lost, this is that end.
     #[must_use]
     pub fn if_written_before(mut self, change: &Change) -> Self {
         let record = &self.record;
-        if let (Step::Ignore, Some(Event::Ended(_, by)), Some(outcome)) = (&self.step, change.event, record.outcome)
-            && record.proof == Some(by)
+        if let (Step::Ignore, Some(outcome), Some(proof)) = (&self.step, record.outcome, record.proof)
             && (record.ended_at, record.seen_by) == (Some(change.at_ms), change.seen_by)
         {
-            self.step = Step::End(outcome, by);
+            self.step = Step::End(outcome, proof);
         }
         self
     }

@@ -72,10 +72,10 @@ impl Client {
         let told = self.lifecycle.store.post_call(&call.id).await?;
         let mut shown = of(&call, told.as_ref());
         if full {
-            let utterances = self.all_utterances(&call).await?;
+            let (utterances, is_cut) = self.all_utterances(&call).await?;
             let said = self.spoken(&utterances);
             shown["transcript_count"] = said.len().into();
-            if utterances.len() >= TRANSCRIPT_MAX {
+            if is_cut {
                 shown["transcript_truncated"] = true.into();
             }
             shown["transcript"] = said.into();
@@ -88,16 +88,18 @@ impl Client {
         Ok(self.spoken(&self.lifecycle.store.utterances(&call.id, 0, limit).await?))
     }
 
-    /// All utterances of a call, as far as [`TRANSCRIPT_MAX`].
-    async fn all_utterances(&self, call: &CallRecord) -> Result<Vec<Utterance>, ConnectError> {
+    /// All utterances of a call, and whether there are more than [`TRANSCRIPT_MAX`].
+    async fn all_utterances(&self, call: &CallRecord) -> Result<(Vec<Utterance>, bool), ConnectError> {
         let mut all: Vec<Utterance> = vec![];
         loop {
             let after = all.last().map_or(0, |last| last.sequence);
             let page = self.lifecycle.store.utterances(&call.id, after, PAGE_MAX).await?;
             let is_last = page.len() < PAGE_MAX as usize;
             all.extend(page);
-            if is_last || all.len() >= TRANSCRIPT_MAX {
-                return Ok(all);
+            if is_last || all.len() > TRANSCRIPT_MAX {
+                let is_cut = all.len() > TRANSCRIPT_MAX;
+                all.truncate(TRANSCRIPT_MAX);
+                return Ok((all, is_cut));
             }
         }
     }

@@ -136,9 +136,14 @@ impl FollowedRun {
     /// The store failed.
     pub(super) async fn read(&mut self) -> Result<Option<RunMessage>> {
         self.feed.read(&self.channel).await?;
+        self.next = lock(&self.channel.kept).next;
+        Ok(self.progress())
+    }
+
+    /// The progress read last. `None`: the run was deleted.
+    pub(super) fn progress(&self) -> Option<RunMessage> {
         let kept = lock(&self.channel.kept);
-        self.next = kept.next;
-        Ok(kept.progress.clone().filter(|_| !kept.is_deleted))
+        kept.progress.clone().filter(|_| !kept.is_deleted)
     }
 }
 

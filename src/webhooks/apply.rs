@@ -173,7 +173,7 @@ impl Webhooks {
             false => self.delivery(parsed, outcome.call.as_ref(), event_id).await?,
         };
         let something = delivery.is_some();
-        if store.settle(event_id, outcome.call.as_ref(), outcome.word, delivery, at_ms).await? && something {
+        if store.settle(event_id, outcome.call.as_ref(), outcome.outcome, delivery, at_ms).await? && something {
             self.deliver.notify_one();
         }
         Ok(())

@@ -7,7 +7,7 @@ use crate::store::{ApplyOutcome, CallRecord, EventOutcome, UtteranceRef};
 /// See the module.
 pub(super) struct WebhookOutcome {
     pub(super) call: Option<CallId>,
-    pub(super) word: EventOutcome,
+    pub(super) outcome: EventOutcome,
     /// How a call without a slot is rejected.
     pub(super) refused: Option<WhenFull>,
     /// The call's record after it was applied, if it was.
@@ -18,8 +18,8 @@ pub(super) struct WebhookOutcome {
 
 impl WebhookOutcome {
     /// An outcome without details.
-    pub(super) fn new(word: EventOutcome) -> Self {
-        Self { call: None, word, refused: None, record: None, said: None }
+    pub(super) fn new(outcome: EventOutcome) -> Self {
+        Self { call: None, outcome, refused: None, record: None, said: None }
     }
 
     /// The outcome of a change of a call.
@@ -37,11 +37,11 @@ impl WebhookOutcome {
 
     /// Whether its call is unknown.
     pub(super) fn is_deferred(&self) -> bool {
-        self.word == EventOutcome::Deferred
+        self.outcome == EventOutcome::Deferred
     }
 
     /// Whether its signer does not own the call.
     pub(super) fn is_contradicted(&self) -> bool {
-        self.word == EventOutcome::Contradicted
+        self.outcome == EventOutcome::Contradicted
     }
 }

@@ -101,8 +101,8 @@ impl Webhooks {
             Ok(applied) => applied,
             Err(error) => return self.defer(parsed, &event_id, error),
         };
-        self.count(parsed, applied.word.as_str());
-        traces::note("ringfence.outcome", applied.word.as_str());
+        self.count(parsed, applied.outcome.as_str());
+        traces::note("ringfence.outcome", applied.outcome.as_str());
         if let Some(call) = &applied.call {
             traces::note("ringfence.call", call.as_str());
         }
@@ -267,7 +267,7 @@ impl Webhooks {
         }
         if let Some(call) = applied.call.as_ref().filter(|_| was_settled) {
             let store = &self.calls.lifecycle.store;
-            store.mark_matched(event_id, Some(call), applied.word).await?;
+            store.mark_matched(event_id, Some(call), applied.outcome).await?;
         }
         failpoint::hit("webhook.settled").await;
         if applied.is_contradicted() && parsed.utterance.is_some() {
@@ -289,11 +289,11 @@ impl Webhooks {
         applied: WebhookOutcome,
     ) -> Result<Response<Bytes>> {
         let (store, at_ms) = (&self.calls.lifecycle.store, self.calls.lifecycle.clock.now_ms());
-        store.settle(event_id, applied.call.as_ref(), applied.word, None, at_ms).await?;
+        store.settle(event_id, applied.call.as_ref(), applied.outcome, None, at_ms).await?;
         if applied.is_contradicted() {
             return Ok(not_yours());
         }
-        if applied.word == EventOutcome::MissingId {
+        if applied.outcome == EventOutcome::MissingId {
             let message = "The request has no call id.";
             return Ok(problem(StatusCode::BAD_REQUEST, "INVALID_PAYLOAD", message));
         }

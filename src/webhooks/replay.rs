@@ -191,7 +191,7 @@ impl Webhooks {
             }
             _ => {
                 let store = &self.calls.lifecycle.store;
-                // Whoever settled it meanwhile has the same reason.
+                // Nothing to do if another has settled it meanwhile.
                 let _ = store.settle(&event.id, None, EventOutcome::ReplyExpired, None, at_ms).await?;
             }
         }

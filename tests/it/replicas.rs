@@ -128,10 +128,13 @@ async fn replicas_on_different_policies_say_so_and_hold_the_lower_limit() {
     let [one, _] = statuses(&fleet, "they say that they differ", differ).await;
     let leads: Vec<_> = one["replicas"].as_array().unwrap().iter().map(|one| one["leads"] == true).collect();
     assert_eq!(leads, [true, false]);
-    let metrics = fleet.replicas[0].url("admin", "/metrics").unwrap();
-    let metrics = fleet.send("GET", &metrics, &[], "", PATIENCE).await.unwrap();
-    let metrics = String::from_utf8_lossy(&metrics.body).into_owned();
-    assert!(metrics.contains("\nringfence_policies_differ 1\n"), "{metrics}");
+    for (replica, leads) in fleet.replicas.iter().zip([true, false]) {
+        let metrics = replica.url("admin", "/metrics").unwrap();
+        let metrics = fleet.send("GET", &metrics, &[], "", PATIENCE).await.unwrap();
+        let metrics = String::from_utf8_lossy(&metrics.body).into_owned();
+        assert!(metrics.contains("\nringfence_policies_differ 1\n"), "{metrics}");
+        assert_eq!(metrics.contains("\nplatform_global_active_calls "), leads, "the leader alone: {metrics}");
+    }
     assert!(fleet.replicas[0].log().contains("replicas have different policies"));
     assert_eq!(dial("+15550002001").await.status, 200);
     let refused = dial("+15550002002").await;

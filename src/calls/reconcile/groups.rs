@@ -115,7 +115,7 @@ impl Sweeper {
     }
 
     /// Whether a list without any of its calls, and without an untracked one, was read after the provider first said that it
-    /// makes no more calls. The list may lag, so it must be younger than that by the grace period.
+    /// makes no more calls. The list may lag, so it must be younger than that by `list_lag`.
     fn is_quiet(&mut self, call: &CallRecord, now_ms: i64) -> bool {
         let since = *self.over_since.entry(call.id.clone()).or_insert(now_ms);
         let listed = self.account.provider.list.is_none() || self.listed_at >= since + ms(self.calls.settings.list_lag);

@@ -419,6 +419,7 @@ impl Backend for PostgresStore {
             () = self.db.closed.cancelled() => return,
             stopped = utterance_batch::listen(&self.db.pool, &self.bell, ring) => stopped,
         };
+        self.listens.store(false, Ordering::Relaxed);
         if let Err(error) = stopped {
             warn!(store = %self.db.shown, %error, "not subscribed to other replicas; polling instead");
         }

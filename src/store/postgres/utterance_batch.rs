@@ -8,6 +8,7 @@ use sqlx::{PgConnection, Row as _};
 
 use super::super::driver::damaged;
 use super::super::queries::calls::calls;
+use super::super::queries::messages::settled_as;
 use super::super::row::Row;
 use super::super::rows::{call_id, record};
 use super::super::{
@@ -218,7 +219,7 @@ async fn before(
     let mut before = HashMap::new();
     for row in rows.bind(keys).fetch_all(c).await? {
         let outcome: Option<&str> = row.try_get("outcome")?;
-        let outcome = outcome.map(|word| word.parse().map_err(damaged)).transpose()?;
+        let outcome = outcome.map(settled_as);
         let call: Option<String> = row.try_get("call_id")?;
         let took = match call.filter(|_| outcome.is_some()) {
             Some(call) => IngestOutcome::Before(

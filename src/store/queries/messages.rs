@@ -38,7 +38,12 @@ pub(in crate::store) async fn receive(c: &mut dyn Driver, event: &NewEvent) -> S
     // Also by its id: its first write may have succeeded.
     let sql = "SELECT id, outcome FROM webhook_events WHERE dedupe_key = $1 OR id = $2 ORDER BY id = $2 LIMIT 1";
     let row = first(c.fetch(sql, &binds![&event.dedupe_key, &event.id]).await?)?;
-    Ok(ReceiveOutcome::Before { id: row.text("id")?, outcome: row.optional_word("outcome")? })
+    Ok(ReceiveOutcome::Before { id: row.text("id")?, outcome: row.optional_str("outcome")?.map(settled_as) })
+}
+
+/// A stored outcome. One of a newer version was recorded as well, and that is what a repeated webhook needs to know.
+pub(in crate::store) fn settled_as(word: &str) -> EventOutcome {
+    word.parse().unwrap_or(EventOutcome::Applied)
 }
 
 pub(in crate::store) async fn settle(

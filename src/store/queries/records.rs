@@ -36,7 +36,8 @@ async fn put(c: &mut dyn Driver, put: &PutPostCall) -> Sql<Put> {
                  cost_unit = coalesce(excluded.cost_unit, call_records.cost_unit),
                  cost_fiat = coalesce(excluded.cost_fiat, call_records.cost_fiat),
                  call_successful = coalesce(excluded.call_successful, call_records.call_successful),
-                 answered_by = coalesce(excluded.answered_by, call_records.answered_by),
+                 answered_by = CASE WHEN excluded.answered_by = 'unknown' THEN coalesce(call_records.answered_by, 'unknown')
+                     ELSE coalesce(excluded.answered_by, call_records.answered_by) END,
                  analysis_data = coalesce(excluded.analysis_data, call_records.analysis_data),
                  metadata_json = coalesce(excluded.metadata_json, call_records.metadata_json),
                  call_end_time = coalesce($9, call_records.call_end_time, excluded.call_end_time),

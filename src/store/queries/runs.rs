@@ -237,7 +237,7 @@ async fn claim(c: &mut dyn Driver, claim: &Claim) -> Sql<Vec<Job>> {
 /// Locked in one order: two replicas may settle the same ones.
 pub(in crate::store) const SETTLE: &str = "WITH v (run_id, seq, state, outcome, attempts, tries, due_at, error, settled_at, new_call, call, token, now_ms, waits_until) AS (VALUES {rows}),
          mine AS (SELECT d.run_id, d.seq, r.state AS run_state FROM run_jobs d JOIN v ON d.run_id = v.run_id AND d.seq = v.seq
-             JOIN runs r ON r.id = d.run_id ORDER BY d.run_id, d.seq FOR UPDATE OF d)
+             JOIN runs r ON r.id = d.run_id ORDER BY d.run_id, d.seq FOR UPDATE OF d FOR SHARE OF r)
      UPDATE run_jobs SET attempts = v.attempts, tries = v.tries, due_at = v.due_at, error = v.error, call_id = v.new_call,
          changed_at = v.now_ms, waits_until = v.waits_until,
          state = CASE WHEN v.state = 'queued' AND mine.run_state = 'canceled' THEN 'done' ELSE v.state END,

@@ -14,6 +14,7 @@ const WORDS: &[(&str, &str)] = &[
     ("greatest(", "max("),
     // There is one writer.
     (" FOR UPDATE OF d SKIP LOCKED", ""),
+    (" FOR UPDATE OF d FOR SHARE OF r", ""),
     (" FOR UPDATE OF d", ""),
     (" FOR UPDATE", ""),
     ("pg_tables WHERE schemaname = 'ringfence' AND tablename", "sqlite_master WHERE type = 'table' AND name"),

@@ -75,10 +75,15 @@ impl Connection {
             followed.next = unsent;
         }
         self.runs.insert(run.id.clone(), followed);
+        let mut progress = Some(progress);
         if is_followed {
             self.send_run_news().await?;
+            // It may have been deleted meanwhile, or have got further.
+            let Some(followed) = self.runs.get(&run.id) else { return Ok(()) };
+            progress = followed.progress();
         }
         self.send(&message::run_confirmed(&run.id)).await?;
+        let Some(progress) = progress else { return Ok(()) };
         self.client.lifecycle.metrics.client_messages(progress.kind, 1);
         self.write(Message::Text(progress.text)).await
     }
