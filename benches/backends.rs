@@ -133,7 +133,7 @@ impl Bench {
             callback: None,
             aliases: vec![],
         };
-        assert!(matches!(self.capacity.admit(order, record).await.unwrap(), Admission::Admitted(..)));
+        assert!(matches!(self.capacity.admit(order, record).await.unwrap(), Admission::Admitted { .. }));
         call
     }
 
