@@ -14,6 +14,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::join_all;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, error, info, warn};
 
 use super::Runs;
@@ -113,8 +114,9 @@ pub async fn run(newest: impl Fn() -> (Calls, Runs) + Send, stop: CancellationTo
     let mut round = Round::Full;
     let rings = Arc::new(AtomicBool::new(false));
     let (hub, changed) = (calls.lifecycle.hub.clone(), dialler.runs.wake_others.clone());
-    let told = tell_others(hub, changed, rings.clone(), calls.lifecycle.store.clone(), stop.clone());
-    calls.tasks.spawn(told);
+    let telling = tell_others(hub, changed, rings.clone(), calls.lifecycle.store.clone(), stop.clone());
+    // Not among the tasks that a drain waits for: it ends with this one.
+    let _telling = AbortOnDropHandle::new(tokio::spawn(telling));
     loop {
         let (calls, runs) = newest();
         dialler.runs = runs;
