@@ -384,7 +384,7 @@ impl Lifecycle {
         })
     }
 
-    /// The record of a call; for one that was given up and is up, its second record. `None`: no such call.
+    /// The record of a call; for one that was given up and counted again, its second record. `None`: no such call.
     pub async fn newest_record(&self, call: &CallId) -> Result<Option<CallRecord>> {
         let first = self.store.call(call).await?;
         if !matches!(&first, Some(first) if first.proof == Some(EndProof::Deadline)) {

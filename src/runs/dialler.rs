@@ -70,6 +70,8 @@ struct Dialler {
     waiting: HashSet<String>,
     /// Runs that cannot be dialled here, as has been logged.
     held: HashSet<String>,
+    /// Runs whose spec this version cannot read: each is read and told once.
+    unreadable: HashSet<String>,
     /// There was no running run in the last round.
     is_idle: bool,
     recovered: Option<Instant>,
@@ -108,6 +110,7 @@ pub async fn run(newest: impl Fn() -> (Calls, Runs) + Send, stop: CancellationTo
         turns: 0,
         waiting: HashSet::new(),
         held: HashSet::new(),
+        unreadable: HashSet::new(),
         is_idle: true,
         recovered: None,
     };
@@ -203,6 +206,9 @@ impl Dialler {
         for one in &ended {
             let id = &one.job.run;
             if !specs.contains_key(id) {
+                if self.unreadable.contains(id) {
+                    continue;
+                }
                 let Some(spec) = self.spec(calls, id).await? else { continue };
                 specs.insert(id.clone(), spec);
             }
@@ -247,7 +253,7 @@ impl Dialler {
         let Some(run) = calls.lifecycle.store.run_of(run).await? else { return Ok(None) };
         let spec = serde_json::from_str(&run.spec);
         if let Err(error) = &spec
-            && self.held.insert(run.id.clone())
+            && self.unreadable.insert(run.id.clone())
         {
             warn!(run = run.id, %error, "failed to read what a run asks for; its ended calls are left to replicas of another version");
         }
