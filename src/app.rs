@@ -2,6 +2,7 @@
 
 mod config_watcher;
 mod listener_tls;
+mod probes;
 mod reload;
 pub mod service_manager;
 mod startup_gate;
@@ -46,6 +47,7 @@ use crate::token::Keys;
 use crate::transcripts::{self, Client, Feed, RemoteChanges, Sockets};
 use crate::webhooks::{self, Webhooks, deliver};
 use listener_tls::ListenerTls;
+use probes::Probes;
 pub use reload::{ConfigSource, SetLogFilter};
 use reload::{Listener, Live};
 use startup_gate::Doors;
@@ -80,6 +82,8 @@ pub struct App {
     admin: RunningEdge,
     admin_socket: Option<PathBuf>,
     client: RunningEdge,
+    /// Health checks: answered until the process ends.
+    probes: Option<RunningEdge>,
     calls: Calls,
     stop: CancellationToken,
     draining: CancellationToken,
@@ -187,7 +191,16 @@ impl App {
         let admin = bind("admin", config.listen.admin, for_operators, tls.of(ListenerName::Admin)).await?;
         let (admin, admin_socket) = with_socket(admin, &config.listen.admin_socket)?;
 
-        let own = [&api, &webhooks, &admin, &client].map(Edge::local_addr);
+        let probes = match config.listen.probes {
+            Some(address) => {
+                let handler = Arc::new(Probes::default());
+                Some((bind("probes", address, probes::settings(), None).await?.spawn(handler.clone()), handler))
+            }
+            None => None,
+        };
+
+        let mut own: Vec<SocketAddr> = [&api, &webhooks, &admin, &client].map(Edge::local_addr).into();
+        own.extend(probes.as_ref().map(|(running, _)| running.local_addr()));
         let operators = (access(&config, admin_socket.clone()), clock.clone());
         let doors = Doors::new([api, webhooks, admin, client], operators);
         let store = open_store(&config, &doors).await?;
@@ -312,7 +325,11 @@ impl App {
         tasks.spawn(tls.follow(metrics, stop.clone()));
         let listeners = [Listener::Api, Listener::Webhooks, Listener::Admin, Listener::Client];
         let [api, webhooks, admin, client] = doors.open(listeners.map(|of| of(live.clone())))?;
-        Ok(Self { api, webhooks, admin, admin_socket, client, calls, stop, draining, tasks, live, rebuilt })
+        let probes = probes.map(|(running, handler)| {
+            handler.started(live.clone());
+            running
+        });
+        Ok(Self { api, webhooks, admin, admin_socket, client, probes, calls, stop, draining, tasks, live, rebuilt })
     }
 
     /// Reads the config again and applies it as a whole, or keeps the old one and returns why.
@@ -343,6 +360,11 @@ impl App {
     /// The address for clients of live transcripts.
     pub fn client(&self) -> SocketAddr {
         self.client.local_addr()
+    }
+
+    /// The address for health checks alone, if there is one.
+    pub fn probes(&self) -> Option<SocketAddr> {
+        self.probes.as_ref().map(RunningEdge::local_addr)
     }
 
     /// The calls layer, for `demo` and tests: accounts and settings of the start, and the shared state.
@@ -378,6 +400,9 @@ impl App {
         self.tasks.close();
         let _ = tokio::time::timeout(Duration::from_secs(5), self.tasks.wait()).await;
         self.admin.drain(Duration::from_secs(1)).await;
+        if let Some(probes) = self.probes {
+            probes.drain(Duration::from_secs(1)).await;
+        }
         self.calls.lifecycle.capacity.deregister().await;
         self.calls.lifecycle.store.close().await;
         info!("stopped");

@@ -93,7 +93,7 @@ pub(super) struct Live {
     tasks: TaskTracker,
     stop: CancellationToken,
     /// Our listeners' addresses.
-    own: [SocketAddr; 4],
+    own: Vec<SocketAddr>,
 }
 
 /// A listener's handler: every request goes to the generation that is current when it arrives.
@@ -199,7 +199,7 @@ impl Live {
         console: impl FnOnce(Weak<dyn Running>) -> Admin,
         written: Option<ConfigSource>,
         (tasks, stop): (TaskTracker, CancellationToken),
-        own: [SocketAddr; 4],
+        own: Vec<SocketAddr>,
     ) -> Arc<Self> {
         let inputs = written.as_ref().map(|w| w.inputs.clone()).unwrap_or_default();
         Arc::new_cyclic(|live: &Weak<Self>| {

@@ -426,8 +426,9 @@ impl Live<'_> {
 
     fn ports(&self, running: Option<&str>) -> Vec<String> {
         let listen = &self.config.listen;
-        let all =
+        let always =
             [("api", listen.api), ("webhooks", listen.webhooks), ("admin", listen.admin), ("client", listen.client)];
+        let all = always.into_iter().chain(listen.probes.map(|address| ("probes", address)));
         // A running sidecar over this database also owns the ports, which is fine.
         let mut lines = Vec::new();
         for (name, address) in all {

@@ -39,6 +39,9 @@ pub(super) struct Serve {
     /// The address for clients of live transcripts, overriding listen.client
     #[arg(long, value_name = "ADDRESS")]
     listen_client: Option<String>,
+    /// The address for health checks alone, overriding listen.probes
+    #[arg(long, value_name = "ADDRESS")]
+    listen_probes: Option<String>,
     /// Print a line of JSON with the addresses to stdout when ready
     #[arg(long)]
     ready_json: bool,
@@ -53,6 +56,7 @@ impl Serve {
             ("RINGFENCE_LISTEN_PUBLIC", self.listen_public),
             ("RINGFENCE_LISTEN_ADMIN", self.listen_admin),
             ("RINGFENCE_LISTEN_CLIENT", self.listen_client),
+            ("RINGFENCE_LISTEN_PROBES", self.listen_probes),
         ]
         .into_iter()
         .filter_map(|(name, value)| Some((name, value?)))
@@ -87,7 +91,8 @@ async fn serve(config: Config, written: Option<ConfigSource>, ready_json: bool) 
     };
     let ready = serde_json::json!({
         "ready": true, "api": app.api().to_string(), "webhooks": app.webhooks().to_string(),
-        "admin": app.admin().to_string(), "adminSocket": app.admin_socket(), "client": app.client().to_string(), "rebuilt": app.rebuilt,
+        "admin": app.admin().to_string(), "adminSocket": app.admin_socket(), "client": app.client().to_string(),
+        "probes": app.probes().map(|address| address.to_string()), "rebuilt": app.rebuilt,
     });
     if ready_json {
         println!("{ready}");

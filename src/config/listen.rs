@@ -61,6 +61,8 @@ pub struct Listen {
     pub admin_socket: AdminSocket,
     /// For clients of live transcripts.
     pub client: SocketAddr,
+    /// For health checks alone, without TLS: an orchestrator's probes where the other listeners want a client's certificate.
+    pub probes: Option<SocketAddr>,
     /// TLS, if any listener uses it.
     pub tls: Option<TlsSettings>,
     /// The peers whose `X-Forwarded-*` headers are trusted.
@@ -123,6 +125,7 @@ pub(super) fn read(root: &Table<'_>, folder: &Path, store: &StoreSettings) -> Op
     let webhooks = if is_public { public } else { webhooks };
     let api = address("api", "127.0.0.1:8080");
     let (admin, client) = (address("admin", "127.0.0.1:9900"), address("client", "127.0.0.1:8082"));
+    let probes = table.parsed("probes", parse);
     let admin_socket = admin_socket(&table, folder, store);
     let tls = tls(&table, folder);
     let peers = table.texts("trusted_peers").unwrap_or_default();
@@ -133,7 +136,7 @@ pub(super) fn read(root: &Table<'_>, folder: &Path, store: &StoreSettings) -> Op
     let connections_per_peer = table.count("connections_per_peer", 1..=1_000_000).map(|count| count as usize);
     table.finish();
     let of_webhooks = if is_public { "public" } else { "webhooks" };
-    let all = [("api", api), (of_webhooks, webhooks), ("admin", admin), ("client", client)];
+    let all = [("api", api), (of_webhooks, webhooks), ("admin", admin), ("client", client), ("probes", probes)];
     for (n, (name, address)) in all.iter().enumerate() {
         // Port 0 is a new free port each time.
         let same = |other: &&(&str, Option<SocketAddr>)| other.1 == *address && address.is_some_and(|a| a.port() != 0);
@@ -143,7 +146,18 @@ pub(super) fn read(root: &Table<'_>, folder: &Path, store: &StoreSettings) -> Op
         }
     }
     let (api, webhooks, admin, client) = (api?, webhooks?, admin?, client?);
-    Some(Listen { api, webhooks, is_public, admin, admin_socket, client, tls, trusted_peers, connections_per_peer })
+    Some(Listen {
+        api,
+        webhooks,
+        is_public,
+        admin,
+        admin_socket,
+        client,
+        probes,
+        tls,
+        trusted_peers,
+        connections_per_peer,
+    })
 }
 
 fn admin_socket(table: &Table<'_>, folder: &Path, store: &StoreSettings) -> AdminSocket {

@@ -34,6 +34,7 @@ pub fn needs_restart(old: &Config, new: &Config, text: &str) -> Vec<Diagnostic> 
             was.admin_socket != is.admin_socket && (was.admin_socket.is_named || is.admin_socket.is_named),
         ),
         ("listen.client", was.client != is.client),
+        ("listen.probes", was.probes != is.probes),
         ("listen.tls_cert", was_cert != is_cert),
         ("listen.tls_key", was_key != is_key),
         ("listen.tls_listeners", was_tls != is_tls && was_cert.is_some() && is_cert.is_some()),

@@ -12,7 +12,7 @@ class Chart(Case):
         (),
         ("mode=sidecar", "serviceMonitor.enabled=true"),
         ("persistence.enabled=false", "migrate.enabled=false", "preStopSleepSeconds=0", "networkPolicy.enabled=false"),
-        ("secretAs=files", "probes.port=webhooks", "probes.scheme=HTTPS", "serviceMonitor.enabled=true", "serviceMonitor.scheme=https"),
+        ("secretAs=files", "serviceMonitor.enabled=true", "serviceMonitor.scheme=https"),
         ("serviceMonitor.enabled=true", "serviceMonitor.tokenSecret.name=t", "prometheusRule.enabled=true",
          "grafanaDashboard.enabled=true", "ingress.enabled=true", "ingress.tlsSecretName=t", "ingress.className=nginx"),
     )
@@ -38,7 +38,7 @@ class Chart(Case):
 
     def test_values_that_mean_nothing_are_refused(self):
         helm = tool("helm")
-        for setting in ("mode=daemon", "replicsa=3", "replicas=0", "secretAs=file", "probes.port=9900"):
+        for setting in ("mode=daemon", "replicsa=3", "replicas=0", "secretAs=file", "probes.port=admin"):
             self.assertNotEqual(run(helm, "template", "x", DEPLOY / "helm/ringfence", "--set", setting).returncode, 0, setting)
 
     def config_of(self, text):

@@ -57,7 +57,7 @@ async fn every_listener_may_speak_tls_and_ask_for_a_certificate() {
         certificates(&dir).await;
         let at = |name: &str| dir.0.join(name).to_str().unwrap().to_owned();
         let tls = format!(
-            "tls_cert = \"{}\"\ntls_key = \"{}\"\ntls_listeners = [\"api\", \"webhooks\", \"admin\", \"client\"]\ntls_client_ca = \"{}\"\n[timeouts]",
+            "tls_cert = \"{}\"\ntls_key = \"{}\"\ntls_listeners = [\"api\", \"webhooks\", \"admin\", \"client\"]\ntls_client_ca = \"{}\"\nprobes = \"127.0.0.1:0\"\n[timeouts]",
             at("server.pem"),
             at("server.key"),
             at("ca.pem")
@@ -82,6 +82,21 @@ async fn every_listener_may_speak_tls_and_ask_for_a_certificate() {
             }
             let plain = curl(&[&format!("http://{address}/health")]).await;
             assert!(!plain.contains(" 200"), "{name} speaks TLS alone: {plain}");
+        }
+        // Health checks have a listener without either, and nothing else is on it.
+        let probes = app.probes().expect("listen.probes is set");
+        for (words, path, status) in [
+            (vec![], "/health", " 200"),
+            (vec![], "/ready", " 200"),
+            (vec!["--head"], "/ready", " 200"),
+            (vec![], "/metrics", " 404"),
+            (vec![], "/status", " 404"),
+            (vec!["--data", "{}"], "/health", " 405"),
+            (vec!["--data", "{}"], "/api/calls/x/hangup", " 405"),
+        ] {
+            let url = format!("http://{probes}{path}");
+            let answer = curl(&[words.as_slice(), &[url.as_str()]].concat()).await;
+            assert!(answer.lines().next().is_some_and(|line| line.contains(status)), "{words:?} {path}: {answer}");
         }
         // A browser is told to stay with TLS.
         let page = curl(&["--cacert", &ca, shown[0], shown[1], shown[2], shown[3], &format!("https://{}/", app.admin())]).await;

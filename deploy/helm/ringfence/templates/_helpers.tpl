@@ -44,6 +44,8 @@ seccompProfile:
   value: 0.0.0.0:8081
 - name: RINGFENCE_LISTEN_CLIENT
   value: 0.0.0.0:8082
+- name: RINGFENCE_LISTEN_PROBES
+  value: 0.0.0.0:9901
 - name: RINGFENCE_LISTEN_API
   {{- /* Whoever reaches it may place calls: in the app's own pod nobody else does. */}}
   value: {{ eq .Values.mode "sidecar" | ternary "127.0.0.1:8080" "0.0.0.0:8080" }}
@@ -74,17 +76,18 @@ ports:
   - { name: webhooks, containerPort: 8081 }
   - { name: client, containerPort: 8082 }
   - { name: admin, containerPort: 9900 }
+  - { name: probes, containerPort: 9901 }
 # It answers /health as soon as it listens, and /ready once the database can be written.
 startupProbe:
-  httpGet: { path: /health, port: {{ .Values.probes.port }}, scheme: {{ .Values.probes.scheme }} }
+  httpGet: { path: /health, port: probes }
   periodSeconds: 2
   failureThreshold: 60
 livenessProbe:
-  httpGet: { path: /health, port: {{ .Values.probes.port }}, scheme: {{ .Values.probes.scheme }} }
+  httpGet: { path: /health, port: probes }
   periodSeconds: 10
   timeoutSeconds: 5
 readinessProbe:
-  httpGet: { path: /ready, port: {{ .Values.probes.port }}, scheme: {{ .Values.probes.scheme }} }
+  httpGet: { path: /ready, port: probes }
   periodSeconds: 5
   timeoutSeconds: 6
 {{- if gt (int .Values.preStopSleepSeconds) 0 }}
