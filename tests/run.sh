@@ -116,6 +116,9 @@ rust
 build_packages "C compiler"
 test_packages
 
+# Tests wait for servers and deadlines half of the time, so three run for two cores.
+export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$((($(nproc) * 3 + 1) / 2))}
+
 test_cargo() {
     cargo test --locked --manifest-path "$root/Cargo.toml" "$@" </dev/null
 }
