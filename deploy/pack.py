@@ -44,24 +44,30 @@ def run(*command):
 
 
 def needs(program):
-    """What a program needs to run: the processor, as Python and Node.js name it, and the glibc, as (2, 34)."""
-    said = run("readelf", "--wide", "--file-header", "--dynamic", "--version-info", str(program))
+    """What a program needs to run: the processor, as Python and Node.js name it, and the glibc, as (2, 34); None: it is static."""
+    said = run("readelf", "--wide", "--file-header", "--program-headers", "--dynamic", "--version-info", str(program))
     machine = re.search(r"Machine: +(.+)", said)[1]
     if machine not in MACHINES:
         die(f"failed to name processor: {machine}", f"packages exist for {' and '.join(MACHINES)}")
     foreign = set(re.findall(r"Shared library: \[(.+?)\]", said)) - GLIBC
     if foreign:
         die(f"failed to make portable packages: {program} needs {', '.join(sorted(foreign))}", "link these statically")
+    if "program interpreter" not in said and "Shared library" not in said:
+        return *MACHINES[machine], None
     # The newest version of glibc that a symbol is bound to is the oldest glibc that has them all.
     versions = set(re.findall(r"Name: GLIBC_(\S+)", said))
     odd = [version for version in versions if not re.fullmatch(r"2(\.\d+)+", version)]
     if odd or not versions:
-        die(f"failed to read glibc version of {program}: {', '.join(odd) or 'none'}", "it has to be linked to glibc, dynamically")
+        die(f"failed to read glibc version of {program}: {', '.join(odd) or 'none'}", "it has to be linked to glibc, or static: deploy/static.sh")
     return *MACHINES[machine], max(tuple(map(int, version.split("."))) for version in versions)
 
 
 def wheel(program, machine, glibc, folder):
-    tag = f"py3-none-manylinux_{glibc[0]}_{glibc[1]}_{machine}"
+    # A static program runs beside every C library: these tags are the oldest that pip knows for both processors.
+    systems = [f"manylinux_{glibc[0]}_{glibc[1]}"] if glibc else ["manylinux_2_17", "musllinux_1_1"]
+    tags = [f"{system}_{machine}" for system in systems]
+    tag = f"py3-none-{'.'.join(tags)}"
+    each = "".join(f"Tag: py3-none-{one}\n" for one in tags)
     info = f"{NAME}-{VERSION}.dist-info"
     metadata = f"""\
 Metadata-Version: 2.4
@@ -77,7 +83,7 @@ Description-Content-Type: text/markdown
         f"{NAME}-{VERSION}.data/scripts/{NAME}": program.read_bytes(),
         f"{info}/licenses/LICENSE": (ROOT / "LICENSE").read_bytes(),
         f"{info}/METADATA": metadata.encode(),
-        f"{info}/WHEEL": f"Wheel-Version: 1.0\nGenerator: {NAME}\nRoot-Is-Purelib: false\nTag: {tag}\n".encode(),
+        f"{info}/WHEEL": f"Wheel-Version: 1.0\nGenerator: {NAME}\nRoot-Is-Purelib: false\n{each}".encode(),
     }
     record = ""
     for name, content in files.items():
@@ -116,7 +122,7 @@ def main():
     platforms = {f"@{NAME}/linux-{cpu}": VERSION for _, cpu in MACHINES.values()}
     launcher = {"README.md": ROOT / "README.md", "bin/ringfence.js": ROOT / "deploy/npm/ringfence.js"}
     npm(NAME, {"bin": {NAME: "bin/ringfence.js"}, "optionalDependencies": platforms}, launcher, folder)
-    fits = {"os": ["linux"], "cpu": [cpu], "libc": ["glibc"], "preferUnplugged": True}
+    fits = {"os": ["linux"], "cpu": [cpu], **({"libc": ["glibc"]} if glibc else {}), "preferUnplugged": True}
     npm(f"@{NAME}/linux-{cpu}", fits, {"bin/ringfence": program}, folder)
 
 

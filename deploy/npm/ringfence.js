@@ -17,7 +17,7 @@ try {
 } catch {
   fail(
     `failed to find package ${platform}`,
-    "there are packages for Linux with glibc on x64 and arm64; if this is one of them, install without --omit=optional",
+    "there are packages for Linux on x64 and arm64, with musl if they were made of a static program; if this is one of them, install without --omit=optional",
   );
 }
 

@@ -57,6 +57,20 @@ class Packages(Case):
             self.assertIn("#DEBHELPER#", text)
             self.succeeds("sh", "-n", "-c", text)
 
+    @of_the_whole
+    def test_a_static_program_needs_no_library(self):
+        built = run("bash", DEPLOY / "static.sh", "--profile", "dev")
+        self.assertEqual(built.returncode, 0, built.stderr)
+        program = built.stdout.strip()
+        said = self.succeeds(tool("readelf"), "--wide", "--program-headers", "--dynamic", program)
+        self.assertNotRegex(said, "program interpreter|Shared library")
+        self.succeeds(program, "demo")
+        if os.getuid() == 0:
+            root = self.folder / "empty"
+            root.mkdir()
+            shutil.copy(program, root / "ringfence")
+            self.assertEqual(run("chroot", root, "/ringfence", "--version").stdout, run(BINARY, "--version").stdout)
+
     def package(self):
         """The Debian package: by cargo-deb, or put together as its table in Cargo.toml says where there is none."""
         package = self.folder / "ringfence.deb"

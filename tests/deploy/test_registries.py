@@ -50,6 +50,25 @@ class Packing(Case):
         self.assertEqual(kinds, {"ringfence.tgz", "ringfence-linux-x64.tgz", "ringfence-linux-arm64.tgz",
                                  "ringfence-py3-none-x86_64.whl", "ringfence-py3-none-aarch64.whl"})
 
+    def test_a_static_program_is_for_every_c_library(self):
+        source, program = self.folder / "program.c", self.folder / "program"
+        source.write_text("int main(void) { return 0; }")
+        self.succeeds("cc", "-static", "-o", program, source)
+        self.succeeds(sys.executable, PACK, program, self.folder / "packages")
+        [wheel] = (self.folder / "packages").glob("*.whl")
+        machine = os.uname().machine
+        self.assertTrue(wheel.stem.endswith(f"-py3-none-manylinux_2_17_{machine}.musllinux_1_1_{machine}"), wheel)
+        with zipfile.ZipFile(wheel) as content:
+            [info] = [name for name in content.namelist() if name.endswith("/WHEEL")]
+            tags = re.findall(r"(?m)^Tag: (.*)$", content.read(info).decode())
+        self.assertEqual(tags, [f"py3-none-manylinux_2_17_{machine}", f"py3-none-musllinux_1_1_{machine}"])
+        venv = self.folder / "venv"
+        self.succeeds(sys.executable, "-m", "venv", venv)
+        self.succeeds(venv / "bin/pip", "install", "--no-index", wheel)
+        self.succeeds(venv / "bin/ringfence")
+        [package] = (self.folder / "packages").glob("ringfence-linux-*.tgz")
+        self.assertNotIn("glibc", self.succeeds("tar", "-xzOf", package, "package/package.json"))
+
     def test_what_would_not_run_elsewhere_is_not_packed(self):
         done = run(sys.executable, PACK, tool("curl"), self.folder)
         self.assertEqual(done.returncode, 1)
