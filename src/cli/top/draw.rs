@@ -82,11 +82,14 @@ pub(super) fn draw(frame: &mut Frame<'_>, state: &State, view: &View) -> usize {
     .areas(frame.area());
 
     let bold = Style::new().add_modifier(Modifier::BOLD);
-    let open = state.parts.get("calls").map_or(0, |calls| calls["open"].as_u64().unwrap_or(0));
+    let open = match state.parts.get("calls") {
+        Some(calls) if calls["known"] == false => "calls not known just now".to_owned(),
+        calls => format!("{} calls", calls.and_then(|calls| calls["open"].as_u64()).unwrap_or(0)),
+    };
     let version = status["version"].as_str().unwrap_or_default();
     let head = vec![
         Span::styled(format!("ringfence {version}"), bold),
-        Span::raw(format!("  {open} calls  {}", policy_line(status))),
+        Span::raw(format!("  {open}  {}", policy_line(status))),
     ];
     frame.render_widget(Line::from(head), top);
     let lines: Vec<Line<'_>> = found
@@ -117,7 +120,10 @@ pub(super) fn draw(frame: &mut Frame<'_>, state: &State, view: &View) -> usize {
 fn draw_account(frame: &mut Frame<'_>, account: &Value, area: Rect) {
     let [name, gauge] = Layout::horizontal([Constraint::Length(18), Constraint::Min(10)]).areas(area);
     frame.render_widget(Line::raw(field(account, "name").to_owned()), name);
-    let in_use = account["inUse"].as_u64().unwrap_or(0);
+    // Null while the database cannot be read.
+    let Some(in_use) = account["inUse"].as_u64() else {
+        return frame.render_widget(Line::raw("not known just now"), gauge);
+    };
     let live = account["providerLive"].as_u64().map(|live| format!(", provider says {live}")).unwrap_or_default();
     match account["limit"].as_u64().filter(|limit| *limit > 0) {
         Some(limit) => {
@@ -161,7 +167,9 @@ fn draw_calls(frame: &mut Frame<'_>, state: &State, view: &View, area: Rect) -> 
         Sort::Silence => calls.sort_by_key(|call| at(call, "lastSeenAt")),
     }
     if calls.is_empty() {
-        frame.render_widget(Line::raw("no calls"), area);
+        let is_known = state.parts.get("calls").is_none_or(|calls| calls["known"] != false);
+        let none = if is_known { "no calls" } else { "not known just now: the database cannot be read" };
+        frame.render_widget(Line::raw(none), area);
         return 0;
     }
     let room = usize::from(area.height.saturating_sub(1)).max(1);

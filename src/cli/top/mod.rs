@@ -252,6 +252,20 @@ mod tests {
         assert!(empty.contains("no calls"), "{empty}");
     }
 
+    /// Zero calls and unknown calls are two things.
+    #[test]
+    fn what_cannot_be_read_is_not_shown_as_none() {
+        let mut state = State::default();
+        state.apply("whole", &json!({"at": "2026-01-01T00:10:00Z", "parts": {
+            "calls": {"open": 0, "known": false},
+            "status": {"version": "0.1.0", "mode": "enforce", "accounts": [{"name": "elevenlabs", "inUse": null, "limit": 10}]},
+        }}));
+        let text = frame(&state, &View::default(), 80, 24).unwrap();
+        assert!(text.contains("calls not known just now") && text.contains("the database cannot be read"), "{text}");
+        assert!(text.lines().any(|line| line.contains("elevenlabs") && line.contains("not known just now")), "{text}");
+        assert!(!text.contains("0 of 10") && !text.contains("no calls") && !text.contains("0 calls"), "{text}");
+    }
+
     #[test]
     fn scrolling_stops_at_the_last_call() {
         let shown_from = |from: usize| {
