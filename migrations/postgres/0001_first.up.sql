@@ -294,7 +294,7 @@ CREATE TABLE runs (
     updated_at       BIGINT NOT NULL,
     finished_at      BIGINT,
     resume_at        BIGINT,                       -- of one that a breaker paused
-    reason           TEXT,                          -- why it is paused or failed
+    reason           TEXT,                          -- why it is paused or failed, or running and not dialled
     retries          BIGINT NOT NULL DEFAULT 0,    -- how often its jobs were queued again by hand
     replica          TEXT,                          -- the one that takes its leads in
     load_token       TEXT,                          -- of the last load of its leads

@@ -278,7 +278,7 @@ CREATE TABLE runs (
     updated_at       INTEGER NOT NULL,
     finished_at      INTEGER,
     resume_at        INTEGER,                       -- of one that a breaker paused
-    reason           TEXT,                          -- why it is paused or failed
+    reason           TEXT,                          -- why it is paused or failed, or running and not dialled
     retries          INTEGER NOT NULL DEFAULT 0,    -- how often its jobs were queued again by hand
     replica          TEXT,                          -- the one that takes its leads in
     load_token       TEXT,                          -- of the last load of its leads

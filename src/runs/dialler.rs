@@ -34,7 +34,7 @@ use crate::ids::CallId;
 use crate::policy::decision::LimitExceeded;
 use crate::policy::{Binding, Bound, Scope};
 use crate::store::Result;
-use crate::store::runs::{Claim, DueRun, JobState, LostClaims, RunChange, RunState};
+use crate::store::runs::{Claim, DueRun, JobState, LostClaims, Run, RunChange, RunState};
 
 /// How often free slots are looked for, if no call ends here.
 const WAITING_POLL_INTERVAL: Duration = Duration::from_millis(300);
@@ -95,6 +95,8 @@ struct Dialled<'d> {
     /// A job was postponed.
     is_postponed: bool,
     full: Option<LimitExceeded>,
+    /// Why no job can be dialled at present, whatever its lead.
+    held: Option<String>,
 }
 
 /// Dials until stopped. `newest` returns the current generation and its settings.
@@ -303,19 +305,33 @@ impl Dialler {
                         fail(calls, &one.run.id, why, now_ms).await?;
                         continue;
                     }
-                    self.held.remove(&one.run.id);
+                    if self.held.remove(&one.run.id) {
+                        info!(run = one.run.id, "run can be dialled again");
+                    }
+                    if one.run.reason.is_some() {
+                        calls.lifecycle.store.explain_run(&one.run.id, None).await?;
+                    }
                     due.push(self.with_limits(calls, one, plan));
                 }
                 Err(why) => {
-                    if self.held.insert(one.run.id.clone()) {
-                        warn!(run = one.run.id, business = one.run.business, why, "failed to dial run; trying again");
-                    }
-                    self.feedback.hold(&one.run.id, now_ms + HELD_MS);
+                    self.hold_back(calls, &one.run, &why, now_ms).await?;
                     next_ms = next_ms.min(now_ms + HELD_MS);
                 }
             }
         }
         Ok((due, next_ms))
+    }
+
+    /// Dials no job of a run for a while, for a reason that is not a lead's: it is logged once, and shown as the run's.
+    async fn hold_back(&mut self, calls: &Calls, run: &Run, why: &str, now_ms: UnixMs) -> Result<()> {
+        if self.held.insert(run.id.clone()) {
+            warn!(run = run.id, business = run.business, why, "failed to dial run; trying again");
+        }
+        self.feedback.hold(&run.id, now_ms + HELD_MS);
+        if run.reason.as_deref() != Some(why) {
+            calls.lifecycle.store.explain_run(&run.id, Some(why)).await?;
+        }
+        Ok(())
     }
 
     /// A run's plan under the settings in force: a reload may have changed its account.
@@ -327,10 +343,12 @@ impl Dialler {
             Some(plan) => plan.clone(),
             None => {
                 let spec = serde_json::from_str(&one.run.spec).map_err(|error| error.to_string())?;
-                Arc::new(Plan::new(spec, calls)?)
+                let plan = Plan::new(spec, calls)?;
+                self.feedback.forget_news(&one.run.id);
+                Arc::new(plan)
             }
         };
-        plan.check_business(calls, &plan.facts(calls))?;
+        plan.check(calls)?;
         self.plans.insert(one.run.id.clone(), plan.clone());
         Ok(plan)
     }
@@ -394,6 +412,9 @@ impl Dialler {
                 }
             }
         }
+        for (due, why) in dialled.iter().filter_map(|one| Some((one.due, one.held.as_deref()?))) {
+            self.hold_back(calls, &due.one.run, why, now_ms).await?;
+        }
         for Dialled { due, .. } in dialled.iter().filter(|one| one.is_postponed) {
             sift(calls, &due.plan.spec, &due.one.run.id, now_ms).await?;
             has_more = true;
@@ -433,12 +454,13 @@ impl Dialler {
                 is_admitted
             })
             .collect();
-        let mut dialled = Dialled { due, admitted: 0, passed_over: 0, is_postponed: false, full: None };
+        let mut dialled = Dialled { due, admitted: 0, passed_over: 0, is_postponed: false, full: None, held: None };
         for admission in join_all(admissions).await {
             match admission {
                 Ok(Admission::Admitted) => dialled.admitted += 1,
                 Ok(Admission::LimitExceeded(full)) => dialled.full = dialled.full.or(Some(full)),
                 Ok(Admission::Postponed) => dialled.is_postponed = true,
+                Ok(Admission::Held(why)) => dialled.held = Some(why),
                 Ok(Admission::PassedOver) | Err(_) => dialled.passed_over += 1,
             }
         }

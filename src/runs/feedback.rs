@@ -1,6 +1,6 @@
 //! The pauses of each running run, as seen by this replica; and its breaker, which counts the calls of all replicas.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tracing::warn;
@@ -20,6 +20,8 @@ struct OfRun {
     held_until: UnixMs,
     /// A rate limit was full: one job is tried at a time.
     is_paced: bool,
+    /// What has been logged of its numbers.
+    logged: HashSet<String>,
 }
 
 impl Feedback {
@@ -51,6 +53,18 @@ impl Feedback {
         let mut runs = self.runs();
         let run = runs.entry(run.to_owned()).or_default();
         (run.held_until, run.is_paced) = (run.held_until.max(from), true);
+    }
+
+    /// Whether this has not been logged of a run.
+    pub(super) fn is_news(&self, run: &str, what: &str) -> bool {
+        self.runs().entry(run.to_owned()).or_default().logged.insert(what.to_owned())
+    }
+
+    /// The account of a run was set up anew: what is wrong with its numbers is logged again.
+    pub(super) fn forget_news(&self, run: &str) {
+        if let Some(of) = self.runs().get_mut(run) {
+            of.logged.clear();
+        }
     }
 
     /// The time before which no job of a run is dialled.

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use tracing::{debug, info, warn};
 
 use super::feedback::Feedback;
-use super::spec::Plan;
+use super::spec::{OrderError, Plan};
 use super::{MayDial, Runs, may_dial};
 use crate::call::Outcome;
 use crate::calls::Calls;
@@ -39,6 +39,8 @@ pub(super) enum Admission {
     LimitExceeded(LimitExceeded),
     /// The number may not be called yet.
     Postponed,
+    /// No lead of the run can be called at present, for this reason. The job is queued again.
+    Held(String),
     /// The job failed, or waits for something other than a slot.
     PassedOver,
 }
@@ -75,17 +77,23 @@ impl Placement {
                 return;
             }
         }
+        // The numbers of the pool, each once: first the job's own.
         let turn = u64::try_from(job.seq).unwrap_or(0) + u64::from(job.tries);
-        let mut request = match self.plan.order(&self.calls, &job.run, turn, &job.number, &lead) {
-            Ok(request) => Arc::new(request),
-            Err(why) => {
+        let numbers = (turn..).take(self.plan.spec.own_numbers.len().max(1));
+        let mut turns = numbers.filter(|turn| self.may_use_number(&job.run, *turn)).take(NUMBERS_TRIED_MAX);
+        let mut request = match self.order(&job, &lead, &mut turns, &BTreeSet::new()) {
+            Ok(request) => request,
+            Err(OrderError::Lead(why)) => {
                 self.settle(failed(&job, why.clone())).await;
                 return self.record_failure(&job.run, &why).await;
             }
+            Err(OrderError::Number(why) | OrderError::Run(why)) => {
+                self.settle(queued(&job)).await;
+                let _ = admission.send(Admission::Held(why));
+                return;
+            }
         };
         let (mut admission, mut full_keys) = (admission, BTreeSet::new());
-        // The numbers of the pool that come after, each once.
-        let mut turns = (turn + 1..).take(self.plan.spec.own_numbers.len().min(NUMBERS_TRIED_MAX).saturating_sub(1));
         let (placed, job, admission) = loop {
             let (placed, bound) = self.try_number(&job, request.clone(), admission).await;
             admission = match bound {
@@ -99,14 +107,9 @@ impl Placement {
                 break (placed, job, Some(admission));
             }
             full_keys.extend(keys);
-            // A number under the same full limit is no better.
-            let other = turns.find_map(|turn| {
-                let request = self.plan.order(&self.calls, &job.run, turn, &job.number, &lead).ok()?;
-                self.keys_of(&request.facts, None).is_disjoint(&full_keys).then(|| Arc::new(request))
-            });
-            match other {
-                Some(other) => request = other,
-                None => break (placed, job, Some(admission)),
+            match self.order(&job, &lead, &mut turns, &full_keys) {
+                Ok(other) => request = other,
+                Err(_) => break (placed, job, Some(admission)),
             }
         };
         let result = self.record(&job, &placed).await;
@@ -121,6 +124,39 @@ impl Placement {
         if wakes {
             self.runs.wake.notify_one();
         }
+    }
+
+    /// Whether the pool's number of a turn may be used. Logs once that it may not.
+    fn may_use_number(&self, run: &str, turn: u64) -> bool {
+        let Some(why) = self.plan.number_denied(&self.calls, turn) else { return true };
+        if self.feedback.is_news(run, &why) {
+            warn!(run, why, "own number of a run passed over");
+        }
+        false
+    }
+
+    /// The create of a job with the first of these numbers that is under no limit known to be full.
+    ///
+    /// # Errors
+    /// There is none.
+    fn order(
+        &self,
+        job: &Job,
+        lead: &Map<String, Value>,
+        turns: &mut impl Iterator<Item = u64>,
+        full_keys: &BTreeSet<String>,
+    ) -> Result<Arc<CreateRequest>, OrderError> {
+        let mut denied = None;
+        for turn in turns {
+            match self.plan.order(&self.calls, &job.run, turn, &job.number, lead) {
+                // A number under the same full limit is no better.
+                Ok(request) if !self.keys_of(&request.facts, None).is_disjoint(full_keys) => {}
+                Ok(request) => return Ok(Arc::new(request)),
+                Err(error @ OrderError::Number(_)) => denied = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        Err(denied.unwrap_or_else(|| OrderError::Number("no number of the pool may be used".to_owned())))
     }
 
     /// Places the call of a job by this request. `Err`: it was not admitted.

@@ -92,7 +92,7 @@ pub struct Run {
     pub finished_at: Option<UnixMs>,
     /// The time of the automatic resume.
     pub resume_at: Option<UnixMs>,
-    /// The reason of a pause or failure.
+    /// The reason of a pause or failure, or why a running run is not dialled at present.
     pub reason: Option<String>,
     /// The number of retries by hand.
     pub retries: i64,
@@ -380,6 +380,9 @@ pub trait Runs: Send + Sync {
     /// Records the results of calls of a running run, of all replicas, and pauses it if its breaker trips. Returns the reason of the
     /// pause. Afterwards, and after every other change of its state, it counts anew. `tell`: with an event for the app.
     async fn record_results(&self, results: CallResults, tell: bool) -> Result<Option<String>>;
+
+    /// Records why a running run is not dialled at present; `None`: it is.
+    async fn explain_run(&self, run: &str, why: Option<&str>) -> Result<()>;
 
     /// Holds all running runs of an account until a time, at all replicas. A longer hold stays.
     async fn hold_runs(&self, account: &str, until: UnixMs) -> Result<()>;

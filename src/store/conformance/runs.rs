@@ -344,6 +344,16 @@ pub(in crate::store) async fn a_breaker_and_a_hold_are_of_the_run_and_not_of_a_r
     }
     let settled: Vec<CallId> = tasks.join_all().await.into_iter().flatten().collect();
     assert_eq!(settled, [call.id]);
+    // So is what keeps it from being dialled, until it is paused or done.
+    let reason = async || store.run_of("run_1").await.unwrap().unwrap().reason;
+    for why in [Some("no account"), None, Some("its number")] {
+        store.explain_run("run_1", why).await.unwrap();
+        assert_eq!(reason().await.as_deref(), why);
+    }
+    assert!(store.move_run(change(RunState::Running, RunState::Paused), false).await.unwrap());
+    store.explain_run("run_1", Some("no account")).await.unwrap();
+    assert_eq!(reason().await, None, "it is paused");
+    assert!(store.move_run(change(RunState::Paused, RunState::Running), false).await.unwrap());
     // A hold is seen by all, and is not shortened.
     for (account, until, held) in [("another", 90, 0), ("twilio", 70, 70), ("twilio", 60, 70), ("twilio", 80, 80)] {
         store.hold_runs(account, until).await.unwrap();

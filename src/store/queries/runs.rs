@@ -581,6 +581,11 @@ impl<B: Backend> Runs for B {
         self.write(results, move |c, results| record_results(c, results, tell).boxed()).await
     }
 
+    async fn explain_run(&self, run: &str, why: Option<&str>) -> Result<()> {
+        let sql = "UPDATE runs SET reason = $2 WHERE id = $1 AND state = 'running' AND reason IS DISTINCT FROM $2";
+        self.run(sql, binds![run.to_owned(), why.map(str::to_owned)].into()).await.map(drop)
+    }
+
     async fn hold_runs(&self, account: &str, until: UnixMs) -> Result<()> {
         let sql = "UPDATE runs SET held_until = $2
              WHERE finished_at IS NULL AND state = 'running' AND account = $1 AND held_until < $2";
