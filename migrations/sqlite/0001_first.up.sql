@@ -301,6 +301,7 @@ CREATE TABLE run_jobs (
     outcome          TEXT,                          -- of the last attempt; the final one of a job that is done
     attempts         INTEGER NOT NULL DEFAULT 0,    -- calls that the provider took
     tries            INTEGER NOT NULL DEFAULT 0,    -- calls on record, those included that the provider refused: names the next one
+    unknown_tries    INTEGER NOT NULL DEFAULT 0,    -- the latest of these whose outcome was unknown, for a reason that may be the lead's
     due_at           INTEGER NOT NULL,
     dial_lock_token  TEXT,
     replica          TEXT,                          -- the one that has claimed it

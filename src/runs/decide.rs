@@ -5,8 +5,21 @@ use crate::call::{AnsweredBy, EndProof, Outcome};
 use crate::clock::UnixMs;
 use crate::store::runs::{EndedJob, JobState, RunState, Settle};
 
-/// The number of recorded calls after which a job whose call was never created fails.
-const TRIES_MAX: u32 = 50;
+/// The number of calls of unknown outcome, without a made call between them, after which a job fails whose call was not made either: its
+/// lead may be the cause, and would be dialled forever.
+const UNKNOWN_TRIES_MAX: u32 = 50;
+/// The longest pause between two of these, in seconds. All of them take over three hours, so that no failure of the provider that is
+/// shorter uses up a lead.
+const UNKNOWN_PAUSE_SECS_MAX: i64 = 300;
+
+/// The pause, in milliseconds, before a lead is dialled again after so many calls of unknown outcome that were not made: none at first, and
+/// each twice as long as the last.
+fn unknown_pause_ms(unknown_tries: u32) -> i64 {
+    match unknown_tries {
+        0 | 1 => 0,
+        n => (1_i64 << (n - 1).min(16)).min(UNKNOWN_PAUSE_SECS_MAX) * 1000,
+    }
+}
 
 /// The settlement of a job whose call has ended. `word_wait_ms`: how long after its end the provider may still report who answered, in
 /// milliseconds; `None`: it does not.
@@ -36,12 +49,14 @@ pub fn after(ended: &EndedJob, spec: &Spec, run: RunState, word_wait_ms: Option<
     };
     match (ended.outcome, ended.proof) {
         // Proven not created: no attempt.
-        (Outcome::NotCreated, EndProof::Provider | EndProof::Deadline) if job.tries < TRIES_MAX => again(now_ms, next),
+        (Outcome::NotCreated, EndProof::Provider | EndProof::Deadline) if job.unknown_tries < UNKNOWN_TRIES_MAX => {
+            again(now_ms + unknown_pause_ms(job.unknown_tries), next)
+        }
         (Outcome::NotCreated, _) => done(Outcome::Failed, Some("no call could be made"), next),
         (outcome, proof) => {
             let is_machine = outcome == Outcome::Completed && ended.answered_by == Some(AnsweredBy::Machine);
             let outcome = if is_machine { Outcome::Voicemail } else { outcome };
-            let next = Settle { attempts, outcome: Some(outcome), ..next };
+            let next = Settle { attempts, unknown_tries: 0, outcome: Some(outcome), ..next };
             // The outcome of the call is unknown: not retried.
             let is_lost = proof == EndProof::Deadline && outcome == Outcome::Failed;
             match spec.retry.get(&outcome) {
@@ -76,6 +91,7 @@ mod tests {
             outcome: None,
             attempts,
             tries: 4,
+            unknown_tries: 0,
             due_at: 0,
             token: Some("t".to_owned()),
             call: Some(CallId::new()),
@@ -116,6 +132,23 @@ mod tests {
             let never = after(&ended(Outcome::NotCreated, proof, 1), &spec(), RunState::Running, None, 1_500);
             assert_eq!((never.state, never.due_at, never.attempts, never.tries), (JobState::Queued, 1_500, 1, 5));
         }
+        // However often the provider was full or away; only what may be this lead's own fault is counted.
+        let unmade = |tries, unknown_tries| {
+            let mut never = ended(Outcome::NotCreated, EndProof::Provider, 0);
+            (never.job.tries, never.job.unknown_tries) = (tries, unknown_tries);
+            let settle = after(&never, &spec(), RunState::Running, None, 1_500);
+            (settle.state, settle.due_at - 1_500)
+        };
+        assert_eq!(unmade(5_000, 0), (JobState::Queued, 0));
+        assert_eq!([1, 2, 3, 9, 49].map(|n| unmade(60, n).1), [0, 2_000, 4_000, 256_000, 300_000]);
+        assert_eq!(unmade(60, 50).0, JobState::Done);
+        assert!(
+            (0..50).map(|n| unmade(n, n).1).sum::<i64>() > 3 * 3_600_000,
+            "a failure of three hours uses up nobody"
+        );
+        let mut made = ended(Outcome::Busy, EndProof::Webhook, 0);
+        made.job.unknown_tries = 7;
+        assert_eq!(after(&made, &spec(), RunState::Running, None, 1_500).unknown_tries, 0);
         let released =
             after(&ended(Outcome::NotCreated, EndProof::Operator, 0), &spec(), RunState::Running, None, 1_500);
         assert_eq!((released.state, released.outcome), (JobState::Done, Some(Outcome::Failed)));

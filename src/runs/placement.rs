@@ -15,7 +15,8 @@ use super::{MayDial, Runs, may_dial};
 use crate::call::Outcome;
 use crate::calls::Calls;
 use crate::calls::outbound::CreateRequest;
-use crate::calls::outbound::job::{JobPlaced, JobTerms};
+use crate::calls::outbound::job::{JobPlaced, JobTerms, Unavailable};
+use crate::clock::UnixMs;
 use crate::ids::CallId;
 use crate::policy::decision::LimitExceeded;
 use crate::policy::{Binding, Bound, Facts, Scope};
@@ -114,7 +115,7 @@ impl Placement {
         };
         let result = self.record(&job, &placed).await;
         self.calls.lifecycle.metrics.run_dial(result);
-        let wakes = !matches!(placed, JobPlaced::Called(_) | JobPlaced::LimitExceeded(_));
+        let wakes = !matches!(placed, JobPlaced::Called(_) | JobPlaced::Unknown { .. } | JobPlaced::LimitExceeded(_));
         if let Some(admission) = admission {
             let _ = admission.send(match placed {
                 JobPlaced::LimitExceeded(full) => Admission::LimitExceeded(full),
@@ -202,6 +203,16 @@ impl Placement {
         let now_ms = self.calls.lifecycle.clock.now_ms();
         match placed {
             JobPlaced::Called(_) => "called",
+            JobPlaced::Unknown { call, unavailable: None } => {
+                // Counted before it is looked up: this lead may be the cause, and nobody knows by then.
+                self.settle(Settle { unknown_tries: job.unknown_tries + 1, ..calling(job, call) }).await;
+                "called"
+            }
+            JobPlaced::Unknown { unavailable: Some(Unavailable { wait_secs }), .. } => {
+                let wait_ms = wait_secs.map_or(UNREACHABLE_PAUSE_MS, |secs| i64::from(secs) * 1000);
+                self.hold_account(job, now_ms + wait_ms).await;
+                "called"
+            }
             JobPlaced::Known(call) => {
                 self.settle(calling(job, call)).await;
                 "known"
@@ -221,10 +232,7 @@ impl Placement {
                 "away"
             }
             JobPlaced::ProviderLimit { wait_secs } => {
-                // In whole seconds: of many answers at a time, the first one writes the hold.
-                let until = (now_ms / 1000 + 1 + i64::from(*wait_secs)) * 1000;
-                let account = self.plan.account.name.as_str();
-                self.feedback.hold_account(&self.calls, &job.run, account, until).await;
+                self.hold_account(job, now_ms + i64::from(*wait_secs) * 1000).await;
                 // It keeps its place in the queue.
                 self.settle(Settle { tries: job.tries + 1, ..queued(job) }).await;
                 "provider_limit"
@@ -246,6 +254,13 @@ impl Placement {
                 "rejected"
             }
         }
+    }
+
+    /// Dials nobody at the account before this time: its provider is full or unavailable.
+    async fn hold_account(&self, job: &Job, until: UnixMs) {
+        // In whole seconds: of many answers at a time, the first one writes the hold.
+        let until = (until / 1000 + 1) * 1000;
+        self.feedback.hold_account(&self.calls, &job.run, self.plan.account.name.as_str(), until).await;
     }
 
     async fn record_failure(&self, run: &str, why: &str) {

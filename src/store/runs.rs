@@ -130,8 +130,11 @@ pub struct Job {
     pub outcome: Option<Outcome>,
     /// The number of calls that the provider accepted.
     pub attempts: u32,
-    /// The number of calls recorded for it.
+    /// The number of calls recorded for it, which names the next one.
     pub tries: u32,
+    /// The latest of these, without a made call between them, of which it was unknown whether they were made, for a reason that may be
+    /// the lead's.
+    pub unknown_tries: u32,
     /// The due time: it is not dialled before.
     pub due_at: UnixMs,
     /// The lock token of its claim.
@@ -221,6 +224,8 @@ pub struct Settle {
     pub attempts: u32,
     /// The number of calls recorded for it.
     pub tries: u32,
+    /// The number of the latest ones whose outcome was unknown.
+    pub unknown_tries: u32,
     /// The new due time.
     pub due_at: UnixMs,
     /// The error of a failed job.
@@ -244,6 +249,7 @@ impl Settle {
             outcome: job.outcome,
             attempts: job.attempts,
             tries: job.tries,
+            unknown_tries: job.unknown_tries,
             due_at: job.due_at,
             error: job.error.clone(),
             waits_until: None,

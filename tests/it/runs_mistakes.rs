@@ -1,7 +1,7 @@
 //! Bulk runs where somebody made a mistake: nobody is called who should not be, no lead is lost, and the run goes on once it is mended.
 
 use bytes::Bytes;
-use ringfence_simulator::CallView;
+use ringfence_simulator::{CallView, Fault, FaultKind, Provider};
 use serde_json::{Value, json};
 
 use crate::runs::{
@@ -122,6 +122,23 @@ async fn a_number_of_another_business_is_passed_over_and_without_one_the_run_wai
     let one = "[businesses.2]\nphone_numbers = [\"+15550001111\"]";
     let calls = held_until_mended(run, tables, ("[businesses.2]", both), "its number belongs to 2", one).await;
     assert!(calls.iter().all(|call| call.from.ends_with("1112")), "{calls:?}");
+}
+
+/// An account that is refused, or not paid for, and a provider that fails use up no lead: each is called once it is mended, by one attempt.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_account_that_takes_no_calls_uses_up_no_lead() {
+    let stage = Stage::start(Setup { sim: sim(50), ..Setup::default() }).await;
+    for kind in [FaultKind::QuotaExceeded, FaultKind::PaymentRequired, FaultKind::ServerError] {
+        let before = stage.control.calls().len();
+        stage.control.fault(Fault::next(Provider::ElevenLabs, kind, 3));
+        let run = with(elevenlabs(), json!({"breaker": {"failures": 0}}));
+        let id = start(&stage, run, leads(4)).await;
+        let done = until_state(&stage, &id, "done").await;
+        assert_eq!((&done["counts"]["completed"], stage.control.calls().len() - before), (&4.into(), 4), "{done}");
+        let results = stage.ask(&format!("/api/runs/{id}/results")).await;
+        assert!(results["results"].as_array().unwrap().iter().all(|one| one["attempts"] == 1), "{kind:?}: {results}");
+    }
+    stage.finish().await;
 }
 
 /// A run that failed for want of a public host is made anew by the same create, once there is one.

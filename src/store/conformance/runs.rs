@@ -233,7 +233,9 @@ pub(in crate::store) async fn a_job_is_settled_with_its_call_and_once(fresh: &im
     assert_eq!((job.seq, job.call.as_ref()), (1, Some(&call.id)));
     let done =
         Settle { state: JobState::Done, outcome: Some(Outcome::Completed), attempts: 1, tries: 1, ..Settle::of(job) };
+    let done = Settle { unknown_tries: 3, ..done };
     assert_eq!(store.settle_jobs(vec![done.clone(), done], 11).await.unwrap(), 1);
+    assert_eq!(store.job_results("run_1", 0, 1).await.unwrap()[0].job.unknown_tries, 3);
     assert_eq!(changed(2).await, [(1, JobState::Done, 1), claimed(3)], "the latest change first");
     let last = store.changed_jobs("run_1", 1).await.unwrap().remove(0);
     assert_eq!((last.outcome, last.call.as_ref()), (Some(Outcome::Completed), Some(&call.id)));
@@ -252,6 +254,7 @@ pub(in crate::store) async fn a_job_is_settled_with_its_call_and_once(fresh: &im
     assert_eq!(store.retry_jobs("run_1", vec![Outcome::Completed], 12).await.unwrap(), 1);
     let again = store.claim_jobs(Claim { now_ms: 12, ..claim_of(3, "t2", "me") }).await.unwrap();
     assert_eq!((again[0].seq, again[0].attempts, again[0].tries), (1, 0, 1), "its next call has another name");
+    assert_eq!(again[0].unknown_tries, 0);
 }
 
 /// A job waits for the word who answered its call, and leaves its place meanwhile; a word that comes after all corrects the outcome.

@@ -357,7 +357,7 @@ async fn runs_are_read_by_their_indexes() {
     assert!(!plan.iter().any(|step| step.contains("Sort") || step.contains("run_jobs_counts")), "{plan:#?}");
     fence.execute("ANALYZE").await;
     let text_and_number = ["text", "bigint"];
-    let columns = [0, 1, 0, 0, 1, 1, 1, 0, 1, 0, 0, 0, 1, 1].map(|kind| text_and_number[kind]);
+    let columns = [0, 1, 0, 0, 1, 1, 1, 1, 0, 1, 0, 0, 0, 1, 1].map(|kind| text_and_number[kind]);
     let places = (1..=columns.len()).map(|n| format!("${n}::{}", columns[n - 1])).collect::<Vec<_>>().join(", ");
     let settle = crate::store::queries::runs::SETTLE.replace("{rows}", &format!("({places})"));
     for sql in crate::store::queries::runs::LOOKS.into_iter().chain([settle.as_str()]) {

@@ -57,6 +57,7 @@ fn job(row: &Row) -> Sql<Job> {
         outcome: row.optional_word("outcome")?,
         attempts: row.count("attempts")?,
         tries: row.count("tries")?,
+        unknown_tries: row.count("unknown_tries")?,
         due_at: row.number("due_at")?,
         token: row.optional_text("dial_lock_token")?,
         call: row.optional_str("call_id")?.map(call_id).transpose()?,
@@ -235,10 +236,10 @@ async fn claim(c: &mut dyn Driver, claim: &Claim) -> Sql<Vec<Job>> {
 
 /// Jobs that still have the claim, or the call, that they are said to have. Nothing is queued again of a run that was canceled meanwhile.
 /// Locked in one order: two replicas may settle the same ones.
-pub(in crate::store) const SETTLE: &str = "WITH v (run_id, seq, state, outcome, attempts, tries, due_at, error, settled_at, new_call, call, token, now_ms, waits_until) AS (VALUES {rows}),
+pub(in crate::store) const SETTLE: &str = "WITH v (run_id, seq, state, outcome, attempts, tries, unknown_tries, due_at, error, settled_at, new_call, call, token, now_ms, waits_until) AS (VALUES {rows}),
          mine AS (SELECT d.run_id, d.seq, r.state AS run_state FROM run_jobs d JOIN v ON d.run_id = v.run_id AND d.seq = v.seq
              JOIN runs r ON r.id = d.run_id ORDER BY d.run_id, d.seq FOR UPDATE OF d FOR SHARE OF r)
-     UPDATE run_jobs SET attempts = v.attempts, tries = v.tries, due_at = v.due_at, error = v.error, call_id = v.new_call,
+     UPDATE run_jobs SET attempts = v.attempts, tries = v.tries, unknown_tries = v.unknown_tries, due_at = v.due_at, error = v.error, call_id = v.new_call,
          changed_at = v.now_ms, waits_until = v.waits_until,
          state = CASE WHEN v.state = 'queued' AND mine.run_state = 'canceled' THEN 'done' ELSE v.state END,
          outcome = CASE WHEN v.state = 'queued' AND mine.run_state = 'canceled' THEN 'canceled' ELSE v.outcome END,
@@ -257,6 +258,7 @@ async fn settle(c: &mut dyn Driver, settles: &[Settle], now_ms: UnixMs) -> Sql<u
             one.outcome.map(|o| o.as_str()),
             one.attempts,
             one.tries,
+            one.unknown_tries,
             one.due_at,
             one.error.clone(),
             (one.state == JobState::Done).then_some(now_ms),
@@ -625,7 +627,7 @@ impl<B: Backend> Runs for B {
     async fn retry_jobs(&self, run: &str, outcomes: Vec<Outcome>, now_ms: UnixMs) -> Result<u64> {
         let outcomes: Vec<String> = outcomes.iter().map(|one| one.as_str().to_owned()).collect();
         // The outcome is cleared, so that no job is found twice.
-        let sql = "UPDATE run_jobs SET state = 'queued', outcome = NULL, attempts = 0, call_id = NULL, error = NULL, settled_at = NULL,
+        let sql = "UPDATE run_jobs SET state = 'queued', outcome = NULL, attempts = 0, unknown_tries = 0, call_id = NULL, error = NULL, settled_at = NULL,
                  due_at = $3
              WHERE run_id = $2 AND seq = ANY(ARRAY(
                  SELECT seq FROM run_jobs WHERE run_id = $2 AND state <> 'queued' AND state = 'done' AND outcome = ANY($4)
