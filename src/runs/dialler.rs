@@ -408,6 +408,7 @@ impl Dialler {
                 // A job that could not be dialled leaves its slot to the next one; a run with a rate takes one step after the other.
                 None => {
                     let has_rate = due.plan.rate.is_some() || self.feedback.is_paced(run);
+                    self.feedback.admitted(run, *admitted);
                     has_more |= *passed_over > 0 || (*admitted > 0 && has_rate);
                 }
             }
