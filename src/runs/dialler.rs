@@ -165,7 +165,7 @@ impl Dialler {
         self.is_idle = running.is_empty();
         calls.lifecycle.metrics.runs_running(running.len());
         self.forget_all_but(&running, now_ms);
-        if running.iter().any(|one| one.next_due.is_none() && one.open == 0) {
+        if running.iter().any(|one| one.next_due.is_none() && one.open == 0 && !one.has_waiting) {
             for run in calls.lifecycle.store.finish_runs(now_ms, calls.lifecycle.tell).await? {
                 info!(run, "run completed");
             }

@@ -180,6 +180,8 @@ pub struct DueRun {
     pub open: u32,
     /// The earliest due time of a queued job. `None`: no job is queued.
     pub next_due: Option<UnixMs>,
+    /// A job whose call has ended waits for the word who answered.
+    pub has_waiting: bool,
     /// Its provider is full, as any replica was told: no job is dialled before.
     pub held_until: UnixMs,
 }

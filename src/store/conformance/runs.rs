@@ -283,7 +283,8 @@ pub(in crate::store) async fn a_job_waits_for_the_word_who_answered(fresh: &impl
         assert_eq!((one.job.seq, one.answered_by, one.is_recorded), (n + 1, None, false));
         let waits = Settle { waits_until: Some(5_000 + n), ..Settle::of(&one.job) };
         assert_eq!(store.settle_jobs(vec![waits], 11).await.unwrap(), 1);
-        assert_eq!(store.due_runs().await.unwrap()[0].open, 0, "its place is free");
+        let run = store.due_runs().await.unwrap().remove(0);
+        assert_eq!((run.open, run.has_waiting), (0, true), "its place is free");
         ended.push((call.id, one.job));
     }
     assert_eq!(due(4_999).await, []);
@@ -298,6 +299,7 @@ pub(in crate::store) async fn a_job_waits_for_the_word_who_answered(fresh: &impl
     // Whoever settles as completed what was answered by a machine meanwhile, or is told so later, is corrected.
     let completed = |job: &Job| Settle { state: JobState::Done, outcome: Some(Outcome::Completed), ..Settle::of(job) };
     store.settle_jobs(ended.iter().map(|(_, job)| completed(job)).collect(), 13).await.unwrap();
+    assert!(!store.due_runs().await.unwrap()[0].has_waiting);
     let counts = async || store.run_counts("run_1").await.unwrap();
     assert_eq!(counts().await, RunCounts { completed: 2, voicemail: 1, ..RunCounts::default() });
     store.put_post_call(told(&ended[0].0, Some(AnsweredBy::Machine), true)).await.unwrap();

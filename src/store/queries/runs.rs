@@ -82,6 +82,7 @@ fn due(row: &Row) -> Sql<DueRun> {
         run: run(row)?,
         open: row.count("open_jobs")?,
         next_due: row.optional_number("next_due")?,
+        has_waiting: row.optional_number("waits_until")?.is_some(),
         held_until: row.number("held_until")?,
     })
 }
@@ -389,7 +390,9 @@ const CHANGED: &str = "SELECT seq, state, outcome, attempts, call_id, error FROM
 
 const DUE: &str = "SELECT r.*, (SELECT count(*) FROM run_jobs j WHERE j.run_id = r.id AND j.state IN ('dialing', 'calling')
              AND j.waits_until IS NULL) AS open_jobs,
-         (SELECT j.due_at FROM run_jobs j WHERE j.run_id = r.id AND j.state = 'queued' ORDER BY j.due_at LIMIT 1) AS next_due
+         (SELECT j.due_at FROM run_jobs j WHERE j.run_id = r.id AND j.state = 'queued' ORDER BY j.due_at LIMIT 1) AS next_due,
+         (SELECT j.waits_until FROM run_jobs j WHERE j.run_id = r.id AND j.state IN ('dialing', 'calling')
+             AND j.waits_until IS NOT NULL LIMIT 1) AS waits_until
      FROM runs r WHERE r.finished_at IS NULL AND r.state = 'running' ORDER BY r.created_at, r.id";
 
 /// With [`BATCH_KEY`](crate::store::runs::BATCH_KEY) as the index has it.
