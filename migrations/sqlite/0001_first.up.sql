@@ -309,11 +309,14 @@ CREATE TABLE run_jobs (
     call_id          TEXT,                          -- while it is calling, and of the last call of one that is done
     error            TEXT,
     settled_at       INTEGER,
-    waits_until      INTEGER,                      -- its call has ended, and until then it waits for the word who answered
+    waits_until      INTEGER,                      -- its call has ended, and until then it waits for the word who answered; 0: that has come
     PRIMARY KEY (run_id, seq)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX run_jobs_due ON run_jobs (run_id, due_at, seq) WHERE state = 'queued';
-CREATE INDEX run_jobs_open ON run_jobs (state, run_id) WHERE state IN ('dialing', 'calling');
+-- The open ones, and apart from them those that wait for a word: these may be many, and none is read before its time.
+CREATE INDEX run_jobs_open ON run_jobs (state, run_id) WHERE state IN ('dialing', 'calling') AND waits_until IS NULL;
+CREATE INDEX run_jobs_waiting ON run_jobs (run_id) WHERE waits_until IS NOT NULL;
+CREATE INDEX run_jobs_waits ON run_jobs (waits_until) WHERE waits_until IS NOT NULL;
 -- Without the queued ones: right after a load, before its statistics are known, Postgres would claim by this index, and read all of them.
 CREATE INDEX run_jobs_counts ON run_jobs (run_id, state, outcome) WHERE state <> 'queued';
 CREATE INDEX run_jobs_changed ON run_jobs (run_id, changed_at, seq) WHERE changed_at IS NOT NULL;

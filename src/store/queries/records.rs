@@ -13,7 +13,7 @@ use super::super::{
 };
 use super::messages::tell;
 use super::{calls, runs, to_json};
-use crate::call::{AnsweredBy, Outcome};
+use crate::call::Outcome;
 use crate::clock::UnixMs;
 use crate::ids::{Alias, CallId};
 
@@ -67,8 +67,8 @@ async fn put(c: &mut dyn Driver, put: &PutPostCall) -> Sql<Put> {
             ],
         )
         .await?;
-    if found.answered_by == Some(AnsweredBy::Machine) && written > 0 {
-        runs::machine_answered(c, &put.call, put.at_ms).await?;
+    if written > 0 && (put.complete || found.answered_by.is_some()) {
+        runs::word_came(c, &put.call, put.at_ms).await?;
     }
     match (written, put.complete && !was_complete) {
         (0, _) => Ok(Put::NoCall),

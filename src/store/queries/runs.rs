@@ -286,9 +286,14 @@ async fn settle(c: &mut dyn Driver, settles: &[Settle], now_ms: UnixMs) -> Sql<u
     let is_completed = |one: &&Settle| one.state == JobState::Done && one.outcome == Some(Outcome::Completed);
     let completed = settles.iter().filter(is_completed).filter_map(|one| one.new_call.as_ref());
     let completed: Vec<String> = completed.map(ToString::to_string).collect();
+    // The word may have been written since the jobs were read. Both writers lock the job before they look for what the other wrote.
     if !completed.is_empty() {
-        // The word may have been written since the jobs were read. Both writers lock the job before they look for what the other wrote.
         c.execute(MACHINE_ANSWERED, &binds![completed, now_ms]).await?;
+    }
+    let waiting = settles.iter().filter(|one| one.waits_until.is_some()).filter_map(|one| one.new_call.as_ref());
+    let waiting: Vec<String> = waiting.map(ToString::to_string).collect();
+    if !waiting.is_empty() {
+        c.execute(WORD_CAME, &binds![waiting]).await?;
     }
     Ok(settled)
 }
@@ -307,11 +312,19 @@ pub(in crate::store) const MACHINE_ANSWERED: &str = "UPDATE run_jobs SET outcome
      WHERE call_id = ANY($1) AND state = 'done' AND outcome = 'completed'
      AND EXISTS (SELECT 1 FROM call_records p WHERE p.call_id = run_jobs.call_id AND p.answered_by = 'machine')";
 
-/// Corrects the outcome of the job of a call whose record says that a machine answered.
-pub(super) async fn machine_answered(c: &mut dyn Driver, call: &CallId, now_ms: UnixMs) -> Sql<()> {
+/// Jobs that wait for a word about their call, which has come: who answered, or that nothing more will be reported.
+pub(in crate::store) const WORD_CAME: &str = "UPDATE run_jobs SET waits_until = 0
+     WHERE call_id = ANY($1) AND waits_until IS NOT NULL AND EXISTS (SELECT 1 FROM call_records p
+         WHERE p.call_id = run_jobs.call_id AND (p.answered_by IS NOT NULL OR p.recorded_at IS NOT NULL))";
+
+/// The job of a call hears what the call's record says: it waits no longer, and its outcome is corrected if a machine answered.
+pub(super) async fn word_came(c: &mut dyn Driver, call: &CallId, now_ms: UnixMs) -> Sql<()> {
     let call = vec![call.to_string()];
-    c.fetch("SELECT seq FROM run_jobs WHERE call_id = ANY($1) FOR UPDATE", &binds![call.clone()]).await?;
-    c.execute(MACHINE_ANSWERED, &binds![call, now_ms]).await.map(drop)
+    if c.fetch("SELECT seq FROM run_jobs WHERE call_id = ANY($1) FOR UPDATE", &binds![call.clone()]).await?.is_empty() {
+        return Ok(());
+    }
+    c.execute(MACHINE_ANSWERED, &binds![call.clone(), now_ms]).await?;
+    c.execute(WORD_CAME, &binds![call]).await.map(drop)
 }
 
 /// Jobs that are still in one of these calls, locked in the order of [`SETTLE`].
@@ -362,7 +375,7 @@ async fn postpone(c: &mut dyn Driver, run: &str, later: &[(i64, UnixMs)]) -> Sql
 }
 
 const LOST_CLAIMS: &str = "SELECT d.*, (SELECT r.state FROM runs r WHERE r.id = d.run_id) AS run_state
-     FROM run_jobs d WHERE d.state IN ('dialing', 'calling') AND d.state = 'dialing'
+     FROM run_jobs d WHERE d.state IN ('dialing', 'calling') AND d.state = 'dialing' AND d.waits_until IS NULL
      AND d.changed_at < $2 AND (d.replica <> ALL($1) OR (d.replica = $4 AND d.dial_lock_token <> ALL($5)))
      LIMIT $3 FOR UPDATE OF d SKIP LOCKED";
 
@@ -391,8 +404,7 @@ const CHANGED: &str = "SELECT seq, state, outcome, attempts, call_id, error FROM
 const DUE: &str = "SELECT r.*, (SELECT count(*) FROM run_jobs j WHERE j.run_id = r.id AND j.state IN ('dialing', 'calling')
              AND j.waits_until IS NULL) AS open_jobs,
          (SELECT j.due_at FROM run_jobs j WHERE j.run_id = r.id AND j.state = 'queued' ORDER BY j.due_at LIMIT 1) AS next_due,
-         (SELECT j.waits_until FROM run_jobs j WHERE j.run_id = r.id AND j.state IN ('dialing', 'calling')
-             AND j.waits_until IS NOT NULL LIMIT 1) AS waits_until
+         (SELECT j.waits_until FROM run_jobs j WHERE j.run_id = r.id AND j.waits_until IS NOT NULL LIMIT 1) AS waits_until
      FROM runs r WHERE r.finished_at IS NULL AND r.state = 'running' ORDER BY r.created_at, r.id";
 
 /// With [`BATCH_KEY`](crate::store::runs::BATCH_KEY) as the index has it.
@@ -414,20 +426,27 @@ macro_rules! ended {
              WHERE ",
             $which,
             " AND d.state = 'calling'
-             AND (c.id IS NULL OR (c.phase = 'ended' AND (c.outcome <> 'not_created' OR c.ended_at < $1)))
-             AND (d.waits_until IS NULL OR d.waits_until <= $3 OR p.answered_by IS NOT NULL OR p.recorded_at IS NOT NULL
-                 OR c.id IS NULL) LIMIT $2"
+             AND (c.id IS NULL OR (c.phase = 'ended' AND (c.outcome <> 'not_created' OR c.ended_at < $1)))"
         )
     };
 }
-const ENDED: &str = ended!("d.state IN ('dialing', 'calling')");
-const ENDED_OF: &str = ended!("d.call_id = ANY($4)");
+/// As the indexes have them: those that wait are not read before their time.
+const ENDED: &str = concat!(
+    ended!("d.state IN ('dialing', 'calling') AND d.waits_until IS NULL"),
+    " UNION ALL ",
+    ended!("d.waits_until <= $3"),
+    " LIMIT $2"
+);
+const ENDED_OF: &str = concat!(ended!("d.call_id = ANY($4) AND coalesce(d.waits_until, 0) <= $3"), " LIMIT $2");
 
 /// Asked as in [`DUE`], in the order of an index: `EXISTS` may walk through all that is done.
 const FINISH: &str = "UPDATE runs SET state = 'done', finished_at = $1, updated_at = $1, reason = NULL
      WHERE state = 'running' AND finished_at IS NULL
      AND (SELECT j.due_at FROM run_jobs j WHERE j.run_id = runs.id AND j.state = 'queued' ORDER BY j.due_at LIMIT 1) IS NULL
-     AND (SELECT count(*) FROM run_jobs j WHERE j.run_id = runs.id AND j.state IN ('dialing', 'calling')) = 0 RETURNING *";
+     AND (SELECT count(*) FROM run_jobs j WHERE j.run_id = runs.id AND j.state IN ('dialing', 'calling')
+         AND j.waits_until IS NULL) = 0
+     AND (SELECT j.waits_until FROM run_jobs j WHERE j.run_id = runs.id AND j.waits_until IS NOT NULL LIMIT 1) IS NULL
+     RETURNING *";
 
 const RESUME: &str = "UPDATE runs SET state = 'running', reason = NULL, resume_at = NULL, updated_at = $1, recent = ''
      WHERE finished_at IS NULL AND state = 'paused' AND resume_at <= $1 RETURNING *";
@@ -667,7 +686,7 @@ const COUNTS: &str =
 
 /// What is asked at the start of a process, and with every look: by indexes alone, however many jobs wait.
 #[cfg(test)]
-pub(in crate::store) const LOOKS: [&str; 13] = [
+pub(in crate::store) const LOOKS: [&str; 14] = [
     BATCHES,
     CHANGED,
     CLAIM,
@@ -681,4 +700,5 @@ pub(in crate::store) const LOOKS: [&str; 13] = [
     LOST_CLAIMS,
     MACHINE_ANSWERED,
     RESUME,
+    WORD_CAME,
 ];
