@@ -21,16 +21,21 @@ fn unknown_pause_ms(unknown_tries: u32) -> i64 {
     }
 }
 
+/// The time after which a job asks again whether the record of its call was asked for, in milliseconds.
+pub(super) const FETCH_MS: i64 = 30_000;
+/// How much longer a job waits at most while the record of its call stands in line to be fetched, in milliseconds: records are fetched at a
+/// bounded rate, and where more calls end than that, and webhooks do not come, the line is long.
+const FETCH_QUEUE_MS_MAX: i64 = 600_000;
+
 /// The settlement of a job whose call has ended. `word_wait_ms`: how long after its end the provider may still report who answered, in
 /// milliseconds; `None`: it does not.
 pub fn after(ended: &EndedJob, spec: &Spec, run: RunState, word_wait_ms: Option<i64>, now_ms: UnixMs) -> Settle {
     let job = &ended.job;
     let attempts = job.attempts + 1;
-    if let Some(until) = word_wait_ms.map(|wait| ended.ended_at.saturating_add(wait))
+    if let Some(until) = word_wait_ms.and_then(|wait_ms| waits_until(ended, wait_ms, now_ms))
         && ended.outcome == Outcome::Completed
         && ended.answered_by.is_none()
         && !ended.is_recorded
-        && now_ms < until
         && run != RunState::Canceled
         && spec.retry.get(&Outcome::Voicemail).is_some_and(|rule| attempts < rule.attempts)
     {
@@ -70,6 +75,17 @@ pub fn after(ended: &EndedJob, spec: &Spec, run: RunState, word_wait_ms: Option<
     }
 }
 
+/// Until when a job waits for the word who answered its call; `None`: no longer.
+fn waits_until(ended: &EndedJob, word_wait_ms: i64, now_ms: UnixMs) -> Option<UnixMs> {
+    let until = ended.ended_at.saturating_add(word_wait_ms);
+    let last = until.saturating_add(FETCH_QUEUE_MS_MAX);
+    match now_ms {
+        now_ms if now_ms < until => Some(until),
+        now_ms if ended.awaits_fetch && now_ms < last => Some(last.min(now_ms + FETCH_MS)),
+        _ => None,
+    }
+}
+
 /// Whether an outcome counts as a failure for the breaker. Busy and no answer do not.
 pub fn is_failure(outcome: Outcome) -> bool {
     matches!(outcome, Outcome::Failed | Outcome::NotCreated)
@@ -99,7 +115,8 @@ mod tests {
             settled_at: None,
         };
         let run_state = RunState::Running;
-        EndedJob { job, run_state, outcome, proof, ended_at: 1_000, answered_by: None, is_recorded: false }
+        let (answered_by, is_recorded, awaits_fetch) = (None, false, false);
+        EndedJob { job, run_state, outcome, proof, ended_at: 1_000, answered_by, is_recorded, awaits_fetch }
     }
 
     fn spec() -> Spec {
@@ -187,6 +204,13 @@ mod tests {
             done(Outcome::Completed),
             "in doubt nobody is called"
         );
+        // While its record stands in line to be fetched there may still be a word, in bounds.
+        let in_line = EndedJob { awaits_fetch: true, ..call(0, None, false) };
+        let waits = |until| (JobState::Calling, None, Some(until), 0);
+        assert_eq!(settled(&in_line, Some(500), 1_499), waits(1_500));
+        assert_eq!(settled(&in_line, Some(500), 1_500), waits(31_500));
+        assert_eq!(settled(&in_line, Some(500), 601_499), waits(601_500));
+        assert_eq!(settled(&in_line, Some(500), 601_500), done(Outcome::Completed));
         assert_eq!(settled(&call(0, None, false), None, 1_100), done(Outcome::Completed), "it will not be told");
         assert_eq!(settled(&call(2, None, false), Some(500), 1_100), done(Outcome::Completed), "nothing depends on it");
         let canceled = after(&call(0, None, false), &spec(), RunState::Canceled, Some(500), 1_100);

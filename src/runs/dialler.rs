@@ -19,7 +19,7 @@ use tracing::{debug, error, info, warn};
 
 use super::Runs;
 use super::claims::Claims;
-use super::decide::{after, is_failure};
+use super::decide::{FETCH_MS, after, is_failure};
 use super::fair::{Lane, share};
 use super::feedback::Feedback;
 use super::load::no_public_host;
@@ -46,8 +46,6 @@ const RECOVERY_INTERVAL: Duration = Duration::from_secs(2);
 const CLAIM_AGE_MIN_MS: i64 = 5_000;
 /// The time, in milliseconds, for which only the replica that placed a call that was never created settles its job, with the reason.
 const UNMADE_CALL_WAIT_MS: i64 = 10_000;
-/// The time in which a missing post-call record is fetched, in milliseconds.
-const FETCH_MS: i64 = 30_000;
 /// Maximum jobs settled at once, and claimed in one round.
 const SETTLED_MAX: u32 = 500;
 const CLAIMED_MAX: u32 = 64;
@@ -513,8 +511,8 @@ fn free_slots(due: &[Due], in_use: &BTreeMap<String, u32>) -> HashMap<String, u3
     concurrent.map(|(binding, bound)| (binding.key.clone(), free(binding, bound))).collect()
 }
 
-/// How long after the end of a run's call its provider may report who answered, in milliseconds: until its post-call record was fetched
-/// once. `None`: it does not report it.
+/// How long after the end of a run's call its provider may report who answered, in milliseconds: until its post-call record can have been
+/// fetched once, if that does not have to stand in line. `None`: it does not report it.
 fn word_wait_ms(calls: &Calls, spec: &Spec) -> Option<i64> {
     let account = calls.account(&spec.account)?;
     let operation = account.provider.operations.iter().find(|one| one.name == spec.operation)?;

@@ -203,6 +203,8 @@ pub struct EndedJob {
     pub answered_by: Option<AnsweredBy>,
     /// Its post-call record is complete: nothing more will be reported.
     pub is_recorded: bool,
+    /// Its post-call record is to be fetched, and has not been asked for yet.
+    pub awaits_fetch: bool,
 }
 
 /// The settlement of a job that is claimed or in a call. Written only if the job still has that claim or call.

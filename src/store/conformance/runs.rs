@@ -295,6 +295,12 @@ pub(in crate::store) async fn a_job_waits_for_the_word_who_answered(fresh: &impl
     assert_eq!(store.finish_runs(12, false).await.unwrap(), Vec::<String>::new(), "it is not done");
     assert_eq!(due(5_000).await.len(), 2, "the time of the first is over");
     store.put_post_call(told(&ended[1].0, None, true)).await.unwrap();
+    assert!(!due(5_000).await.iter().any(|one| one.awaits_fetch), "none is to be fetched");
+    store.expect_post_calls(vec![ended[0].0.clone()], 4_000).await.unwrap();
+    let fetches = async || due(5_000).await.into_iter().find(|one| one.job.seq == 1).unwrap().awaits_fetch;
+    assert!(fetches().await, "its record stands in line");
+    store.missed_post_call(&ended[0].0, "there is none", Some(9_000)).await.unwrap();
+    assert!(!fetches().await, "it was asked for");
     let mut known: Vec<_> =
         due(0).await.into_iter().map(|one| (one.job.seq, one.answered_by, one.is_recorded)).collect();
     known.sort();

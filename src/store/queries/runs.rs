@@ -98,6 +98,7 @@ fn ended(row: &Row) -> Sql<EndedJob> {
         ended_at: row.number("ended_at")?,
         answered_by: row.optional_word("answered_by")?,
         is_recorded: row.optional_number("recorded_at")?.is_some(),
+        awaits_fetch: row.optional_number("fetch_at")?.is_some() && row.optional_number("fetch_tries")? == Some(0),
     })
 }
 
@@ -420,7 +421,8 @@ macro_rules! ended {
     ($which:literal) => {
         concat!(
             "SELECT d.*, coalesce(c.outcome, 'failed') AS call_outcome, coalesce(c.proof, 'deadline') AS proof,
-                 coalesce(c.ended_at, d.changed_at) AS ended_at, r.state AS run_state, p.answered_by, p.recorded_at
+                 coalesce(c.ended_at, d.changed_at) AS ended_at, r.state AS run_state, p.answered_by, p.recorded_at,
+                 p.due_at AS fetch_at, p.tries AS fetch_tries
              FROM run_jobs d JOIN runs r ON r.id = d.run_id LEFT JOIN calls c ON c.id = d.call_id
              LEFT JOIN call_records p ON p.call_id = d.call_id
              WHERE ",
