@@ -442,6 +442,13 @@ pub(in crate::store) async fn a_job_whose_call_was_purged_is_settled_and_a_run_t
     assert_eq!(store.purge_business(call.facts.business.as_str()).await.unwrap().calls, 1);
     let ended = store.ended_jobs(None, 0, 0, 9).await.unwrap();
     assert_eq!((ended.len(), ended[0].outcome, ended[0].proof), (1, Outcome::Failed, EndProof::Deadline));
+    // One that waited for the word who answered was completed before.
+    let waits = Settle { waits_until: Some(50), ..Settle::of(&ended[0].job) };
+    assert_eq!(store.settle_jobs(vec![waits], 12).await.unwrap(), 1);
+    assert_eq!(store.ended_jobs(None, 0, 49, 9).await.unwrap(), []);
+    let ended = store.ended_jobs(None, 0, 50, 9).await.unwrap();
+    assert_eq!((ended.len(), ended[0].outcome, ended[0].is_recorded), (1, Outcome::Completed, true));
+    assert_ne!(ended[0].proof, EndProof::Deadline);
     store.forget_run("run_1").await.unwrap();
     assert_eq!(store.run_of("run_1").await.unwrap().unwrap().state, RunState::Running);
     assert_eq!(store.job_results("run_1", 0, 9).await.unwrap().len(), 2, "its jobs stay too");

@@ -416,12 +416,15 @@ const LATEST_KEYED: &str = "SELECT * FROM runs WHERE business = $1
      AND (idempotency_key = $2 OR (idempotency_key >= $3 AND idempotency_key < $4))
      ORDER BY id DESC LIMIT 1";
 
-/// A call that was purged counts as one whose outcome its provider no longer knows.
+/// A call that was purged counts as one whose outcome its provider no longer knows; one whose job waits for the word who answered has ended
+/// as completed, and nothing more will be reported of it.
 macro_rules! ended {
     ($which:literal) => {
         concat!(
-            "SELECT d.*, coalesce(c.outcome, 'failed') AS call_outcome, coalesce(c.proof, 'deadline') AS proof,
-                 coalesce(c.ended_at, d.changed_at) AS ended_at, r.state AS run_state, p.answered_by, p.recorded_at,
+            "SELECT d.*, coalesce(c.outcome, CASE WHEN d.waits_until IS NULL THEN 'failed' ELSE 'completed' END) AS call_outcome,
+                 coalesce(c.proof, CASE WHEN d.waits_until IS NULL THEN 'deadline' ELSE 'provider' END) AS proof,
+                 coalesce(c.ended_at, d.changed_at) AS ended_at, r.state AS run_state, p.answered_by,
+                 CASE WHEN c.id IS NULL THEN d.changed_at ELSE p.recorded_at END AS recorded_at,
                  p.due_at AS fetch_at, p.tries AS fetch_tries
              FROM run_jobs d JOIN runs r ON r.id = d.run_id LEFT JOIN calls c ON c.id = d.call_id
              LEFT JOIN call_records p ON p.call_id = d.call_id
