@@ -198,17 +198,15 @@ impl Dialler {
     /// Settles jobs whose calls are over, of all or of these; how many.
     async fn settle(&mut self, calls: &Calls, of: Option<Vec<CallId>>, now_ms: UnixMs) -> Result<u32> {
         let store = &calls.lifecycle.store;
-        let ended = store.ended_jobs(of, now_ms - UNMADE_CALL_WAIT_MS, now_ms, SETTLED_MAX).await?;
+        let except = self.unreadable.iter().cloned().collect();
+        let ended = store.ended_jobs(of, except, now_ms - UNMADE_CALL_WAIT_MS, now_ms, SETTLED_MAX).await?;
         if ended.is_empty() {
             return Ok(0);
         }
         let (mut specs, mut judged) = (BTreeMap::<String, Spec>::new(), vec![]);
         for one in &ended {
             let id = &one.job.run;
-            if !specs.contains_key(id) {
-                if self.unreadable.contains(id) {
-                    continue;
-                }
+            if !specs.contains_key(id) && !self.unreadable.contains(id) {
                 let Some(spec) = self.spec(calls, id).await? else { continue };
                 specs.insert(id.clone(), spec);
             }

@@ -399,10 +399,12 @@ pub trait Runs: Send + Sync {
 
     /// Jobs whose call has ended; with `calls`, only of these. A call that was never created counts only if it ended before
     /// `not_created_before`: until then the replica that placed it settles the job, with the reason. A job that waits for the word who
-    /// answered counts once that is known, its call's record is complete, or its time is over at `now_ms`.
+    /// answered counts once that is known, its call's record is complete, or its time is over at `now_ms`. `except`: none of these runs,
+    /// which would fill the list if nobody here can settle them.
     async fn ended_jobs(
         &self,
         calls: Option<Vec<CallId>>,
+        except: Vec<String>,
         not_created_before: UnixMs,
         now_ms: UnixMs,
         limit: u32,

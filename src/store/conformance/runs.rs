@@ -225,10 +225,16 @@ pub(in crate::store) async fn a_job_is_settled_with_its_call_and_once(fresh: &im
     assert_eq!(changed(9).await, [claimed(3), claimed(2), claimed(1)]);
     let call = placed(&store, &jobs[0]).await;
     assert_eq!(store.settle_jobs(vec![calling(&jobs[0], &call.id)], 10).await.unwrap(), 1);
-    assert_eq!(store.ended_jobs(None, i64::MAX, 0, 9).await.unwrap(), [], "it is up");
+    assert_eq!(store.ended_jobs(None, vec![], i64::MAX, 0, 9).await.unwrap(), [], "it is up");
     store.apply(super::change(&call.id, END)).await.unwrap();
-    let ended = store.ended_jobs(None, i64::MAX, 0, 9).await.unwrap();
+    let ended = store.ended_jobs(None, vec![], i64::MAX, 0, 9).await.unwrap();
     assert_eq!((ended.len(), ended[0].outcome, ended[0].ended_at), (1, Outcome::Completed, 2_000));
+    for calls in [None, Some(vec![call.id.clone()])] {
+        let of = async |except: &str| {
+            store.ended_jobs(calls.clone(), vec![except.to_owned()], i64::MAX, 0, 9).await.unwrap().len()
+        };
+        assert_eq!((of("run_1").await, of("run_2").await), (0, 1), "of every run but one");
+    }
     let job = &ended[0].job;
     assert_eq!((job.seq, job.call.as_ref()), (1, Some(&call.id)));
     let done =
@@ -244,8 +250,8 @@ pub(in crate::store) async fn a_job_is_settled_with_its_call_and_once(fresh: &im
     let never =
         Change { event: Some(Event::Ended(Outcome::NotCreated, EndProof::Provider)), ..super::change(&other.id, END) };
     store.apply(never).await.unwrap();
-    assert_eq!(store.ended_jobs(None, 2_000, 0, 9).await.unwrap(), [], "who placed it says why");
-    assert_eq!(store.ended_jobs(None, 2_001, 0, 9).await.unwrap().len(), 1);
+    assert_eq!(store.ended_jobs(None, vec![], 2_000, 0, 9).await.unwrap(), [], "who placed it says why");
+    assert_eq!(store.ended_jobs(None, vec![], 2_001, 0, 9).await.unwrap().len(), 1);
     let results = store.job_results("run_1", 0, 9).await.unwrap();
     assert_eq!((results[0].job.attempts, results[0].ended_at, results[2].ended_at), (1, Some(2_000), None));
     assert!(results[0].ids.contains_key(crate::store::runs::JOB_KIND));
@@ -271,7 +277,7 @@ pub(in crate::store) async fn a_job_waits_for_the_word_who_answered(fresh: &impl
         due_at: None,
         tell: false,
     };
-    let due = async |now_ms| store.ended_jobs(None, i64::MAX, now_ms, 9).await.unwrap();
+    let due = async |now_ms| store.ended_jobs(None, vec![], i64::MAX, now_ms, 9).await.unwrap();
     let mut ended = vec![];
     for n in 0..3_i64 {
         let job = store.claim_jobs(claim(&format!("t{n}"))).await.unwrap().remove(0);
@@ -436,17 +442,17 @@ pub(in crate::store) async fn a_job_whose_call_was_purged_is_settled_and_a_run_t
     let jobs = store.claim_jobs(claim_of(1, "t", "me")).await.unwrap();
     let call = placed(&store, &jobs[0]).await;
     store.settle_jobs(vec![calling(&jobs[0], &call.id)], 10).await.unwrap();
-    assert_eq!(store.ended_jobs(None, 0, 0, 9).await.unwrap(), [], "it is up");
+    assert_eq!(store.ended_jobs(None, vec![], 0, 0, 9).await.unwrap(), [], "it is up");
     let end = Change { event: Some(Event::Ended(Outcome::Busy, EndProof::Webhook)), ..super::change(&call.id, END) };
     store.apply(end).await.unwrap();
     assert_eq!(store.purge_business(call.facts.business.as_str()).await.unwrap().calls, 1);
-    let ended = store.ended_jobs(None, 0, 0, 9).await.unwrap();
+    let ended = store.ended_jobs(None, vec![], 0, 0, 9).await.unwrap();
     assert_eq!((ended.len(), ended[0].outcome, ended[0].proof), (1, Outcome::Failed, EndProof::Deadline));
     // One that waited for the word who answered was completed before.
     let waits = Settle { waits_until: Some(50), ..Settle::of(&ended[0].job) };
     assert_eq!(store.settle_jobs(vec![waits], 12).await.unwrap(), 1);
-    assert_eq!(store.ended_jobs(None, 0, 49, 9).await.unwrap(), []);
-    let ended = store.ended_jobs(None, 0, 50, 9).await.unwrap();
+    assert_eq!(store.ended_jobs(None, vec![], 0, 49, 9).await.unwrap(), []);
+    let ended = store.ended_jobs(None, vec![], 0, 50, 9).await.unwrap();
     assert_eq!((ended.len(), ended[0].outcome, ended[0].is_recorded), (1, Outcome::Completed, true));
     assert_ne!(ended[0].proof, EndProof::Deadline);
     store.forget_run("run_1").await.unwrap();

@@ -430,7 +430,7 @@ macro_rules! ended {
              LEFT JOIN call_records p ON p.call_id = d.call_id
              WHERE ",
             $which,
-            " AND d.state = 'calling'
+            " AND d.state = 'calling' AND d.run_id <> ALL($4)
              AND (c.id IS NULL OR (c.phase = 'ended' AND (c.outcome <> 'not_created' OR c.ended_at < $1)))"
         )
     };
@@ -442,7 +442,7 @@ const ENDED: &str = concat!(
     ended!("d.waits_until <= $3"),
     " LIMIT $2"
 );
-const ENDED_OF: &str = concat!(ended!("d.call_id = ANY($4) AND coalesce(d.waits_until, 0) <= $3"), " LIMIT $2");
+const ENDED_OF: &str = concat!(ended!("d.call_id = ANY($5) AND coalesce(d.waits_until, 0) <= $3"), " LIMIT $2");
 
 /// Asked as in [`DUE`], in the order of an index: `EXISTS` may walk through all that is done.
 const FINISH: &str = "UPDATE runs SET state = 'done', finished_at = $1, updated_at = $1, reason = NULL
@@ -624,15 +624,16 @@ impl<B: Backend> Runs for B {
     async fn ended_jobs(
         &self,
         calls: Option<Vec<CallId>>,
+        except: Vec<String>,
         not_created_before: UnixMs,
         now_ms: UnixMs,
         limit: u32,
     ) -> Result<Vec<EndedJob>> {
         let Some(calls) = calls else {
-            return self.select(ENDED, binds![not_created_before, limit, now_ms].into(), ended).await;
+            return self.select(ENDED, binds![not_created_before, limit, now_ms, except].into(), ended).await;
         };
         let calls: Vec<String> = calls.iter().map(|call| call.as_str().to_owned()).collect();
-        self.select(ENDED_OF, binds![not_created_before, limit, now_ms, calls].into(), ended).await
+        self.select(ENDED_OF, binds![not_created_before, limit, now_ms, except, calls].into(), ended).await
     }
 
     async fn recover_jobs(&self, lost: LostClaims, now_ms: UnixMs) -> Result<u64> {
