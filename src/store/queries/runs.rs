@@ -444,14 +444,51 @@ const ENDED: &str = concat!(
 );
 const ENDED_OF: &str = concat!(ended!("d.call_id = ANY($5) AND coalesce(d.waits_until, 0) <= $3"), " LIMIT $2");
 
-/// Asked as in [`DUE`], in the order of an index: `EXISTS` may walk through all that is done.
-const FINISH: &str = "UPDATE runs SET state = 'done', finished_at = $1, updated_at = $1, reason = NULL
-     WHERE state = 'running' AND finished_at IS NULL
+/// Running runs without open jobs. Asked as in [`DUE`], in the order of an index: `EXISTS` may walk through all that is done.
+macro_rules! finished {
+    ($before:literal, $after:literal) => {
+        concat!(
+            $before,
+            " state = 'running' AND finished_at IS NULL
      AND (SELECT j.due_at FROM run_jobs j WHERE j.run_id = runs.id AND j.state = 'queued' ORDER BY j.due_at LIMIT 1) IS NULL
      AND (SELECT count(*) FROM run_jobs j WHERE j.run_id = runs.id AND j.state IN ('dialing', 'calling')
          AND j.waits_until IS NULL) = 0
-     AND (SELECT j.waits_until FROM run_jobs j WHERE j.run_id = runs.id AND j.waits_until IS NOT NULL LIMIT 1) IS NULL
-     RETURNING *";
+     AND (SELECT j.waits_until FROM run_jobs j WHERE j.run_id = runs.id AND j.waits_until IS NOT NULL LIMIT 1) IS NULL",
+            $after
+        )
+    };
+}
+const FINISHED: &str = finished!("SELECT id FROM runs WHERE", " ORDER BY id FOR UPDATE");
+const FINISH: &str = finished!(
+    "UPDATE runs SET state = 'done', finished_at = $1, updated_at = $1, reason = NULL WHERE id = ANY($2) AND",
+    " RETURNING *"
+);
+
+/// Ends runs that have nothing left to do. Their rows are locked first, and their jobs are looked at again: whoever queued some of them
+/// again meanwhile had locked the run too.
+async fn finish(c: &mut dyn Driver, now_ms: UnixMs, tell_at: Option<UnixMs>) -> Sql<Vec<String>> {
+    let rows = c.fetch(FINISHED, &[]).await?;
+    let ids = rows.iter().map(|row| row.text("id")).collect::<Sql<Vec<_>>>()?;
+    match ids.is_empty() {
+        true => Ok(vec![]),
+        false => stepped(c, FINISH, &binds![now_ms, ids], tell_at).await,
+    }
+}
+
+/// The outcome is cleared, so that no job is found twice.
+const RETRY: &str =
+    "UPDATE run_jobs SET state = 'queued', outcome = NULL, attempts = 0, unknown_tries = 0, call_id = NULL,
+         error = NULL, settled_at = NULL, due_at = $3
+     WHERE run_id = $2 AND seq = ANY(ARRAY(
+         SELECT seq FROM run_jobs WHERE run_id = $2 AND state <> 'queued' AND state = 'done' AND outcome = ANY($4)
+         LIMIT $1 FOR UPDATE))";
+
+/// Queues some jobs of a run again. The run is locked first, so that nobody ends it who has not seen them; in the mode of [`SETTLE`], which
+/// locks jobs before their run.
+async fn retry(c: &mut dyn Driver, run: &str, outcomes: &[String], now_ms: UnixMs) -> Sql<u64> {
+    c.fetch("SELECT 1 FROM runs WHERE id = $1 FOR SHARE", &binds![run]).await?;
+    c.execute(RETRY, &binds![SOME, run, now_ms, outcomes]).await
+}
 
 const RESUME: &str = "UPDATE runs SET state = 'running', reason = NULL, resume_at = NULL, updated_at = $1, recent = ''
      WHERE finished_at IS NULL AND state = 'paused' AND resume_at <= $1 RETURNING *";
@@ -641,8 +678,7 @@ impl<B: Backend> Runs for B {
     }
 
     async fn finish_runs(&self, now_ms: UnixMs, tell: bool) -> Result<Vec<String>> {
-        let binds: Owned = binds![now_ms].into();
-        self.write(binds, move |c, binds| stepped(c, FINISH, binds, tell.then_some(now_ms)).boxed()).await
+        self.write((), move |c, ()| finish(c, now_ms, tell.then_some(now_ms)).boxed()).await
     }
 
     async fn cancel_jobs(&self, run: &str, now_ms: UnixMs) -> Result<u64> {
@@ -654,13 +690,15 @@ impl<B: Backend> Runs for B {
 
     async fn retry_jobs(&self, run: &str, outcomes: Vec<Outcome>, now_ms: UnixMs) -> Result<u64> {
         let outcomes: Vec<String> = outcomes.iter().map(|one| one.as_str().to_owned()).collect();
-        // The outcome is cleared, so that no job is found twice.
-        let sql = "UPDATE run_jobs SET state = 'queued', outcome = NULL, attempts = 0, unknown_tries = 0, call_id = NULL, error = NULL, settled_at = NULL,
-                 due_at = $3
-             WHERE run_id = $2 AND seq = ANY(ARRAY(
-                 SELECT seq FROM run_jobs WHERE run_id = $2 AND state <> 'queued' AND state = 'done' AND outcome = ANY($4)
-                 LIMIT $1 FOR UPDATE))";
-        little_by_little(self, sql, binds![SOME, run.to_owned(), now_ms, outcomes].into()).await
+        let (args, mut all) = ((run.to_owned(), outcomes), 0);
+        loop {
+            let some =
+                self.write(args.clone(), move |c, (run, outcomes)| retry(c, run, outcomes, now_ms).boxed()).await?;
+            all += some;
+            if some < SOME.into() {
+                return Ok(all);
+            }
+        }
     }
 
     async fn job_results(&self, run: &str, after: i64, limit: u32) -> Result<Vec<JobResult>> {
@@ -692,7 +730,7 @@ const COUNTS: &str =
 
 /// What is asked at the start of a process, and with every look: by indexes alone, however many jobs wait.
 #[cfg(test)]
-pub(in crate::store) const LOOKS: [&str; 14] = [
+pub(in crate::store) const LOOKS: [&str; 15] = [
     BATCHES,
     CHANGED,
     CLAIM,
@@ -702,6 +740,7 @@ pub(in crate::store) const LOOKS: [&str; 14] = [
     ENDED_OF,
     ENDING,
     FINISH,
+    FINISHED,
     LATEST_KEYED,
     LOST_CLAIMS,
     MACHINE_ANSWERED,
