@@ -23,7 +23,7 @@ use super::decide::{FETCH_MS, after, is_failure};
 use super::fair::{Lane, share};
 use super::feedback::Feedback;
 use super::load::no_public_host;
-use super::placement::{Admission, Placement};
+use super::placement::{Admission, FullLimits, Placement};
 use super::sift::sift;
 use super::spec::{Plan, Spec, reports_who_answered};
 use super::wakeups::{OnEnd, Round, Wakeups, tell_others};
@@ -432,6 +432,7 @@ impl Dialler {
         };
         let jobs = calls.lifecycle.store.claim_jobs(claim).await?;
         failpoint::hit("run.claimed").await;
+        let (full, is_pool) = (Arc::<FullLimits>::default(), due.plan.spec.own_numbers.len() > 1);
         let admissions: Vec<oneshot::Receiver<Admission>> = jobs
             .into_iter()
             .map(|job| {
@@ -442,6 +443,8 @@ impl Dialler {
                     feedback: self.feedback.clone(),
                     plan: due.plan.clone(),
                     reserve: due.reserve,
+                    // Without a pool there is one number to ask for, which may be free by then.
+                    full: if is_pool { full.clone() } else { Arc::default() },
                 };
                 let held = held.clone();
                 calls.tasks.spawn(async move {

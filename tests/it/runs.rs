@@ -1,7 +1,7 @@
 //! Bulk runs, with the simulated providers as judge: nobody is called twice, nobody is forgotten, no limit is exceeded. Tests 1 to 5 are
 //! those of the system whose dialler ringfence replaces, by their numbers; `runs_killed.rs` has test 4, and all of them on three replicas.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -543,6 +543,29 @@ async fn a_number_at_its_limit_is_passed_over_for_the_next_of_the_pool() {
     for id in [first, second] {
         act(&stage, &id, "cancel", json!({})).await;
     }
+    stage.finish().await;
+}
+
+/// Many leads find all numbers of a long pool, each once, though they do not ask for what others found full.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_pool_is_used_to_its_last_number() {
+    let limit = "[[limits]]\nname = \"line\"\nper = \"own_number\"\nconcurrent = 1";
+    let tables = format!("[businesses.1]\nmax_calls = 90\n{limit}");
+    let stage = Stage::start(Setup { root: "concurrent = 90\n".to_owned(), tables, ..Setup::default() }).await;
+    let pool: Vec<String> = (0..30).map(|n| format!("+155500011{n:02}")).collect();
+    let id = start(&stage, with(twilio(), json!({"own_numbers": pool})), leads(80)).await;
+    stage.wait("all numbers are used", async || stage.control.counts().tw_live_now == 30).await;
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    let calls = stage.control.calls();
+    let from: BTreeSet<&str> = calls.iter().map(|call| call.from.as_str()).collect();
+    assert_eq!((calls.len(), from.len()), (30, 30), "each of them once");
+    let counts = async || show(&stage, &id).await["counts"].clone();
+    stage.wait("the others wait", async || counts().await["queued"] == 50).await;
+    // A number that is free again is found.
+    stage.control.end_call(calls[7].call_sid.as_ref().unwrap());
+    stage.wait("it is used again", async || stage.control.calls().len() == 31).await;
+    assert_eq!(stage.control.calls()[30].from, calls[7].from);
+    act(&stage, &id, "cancel", json!({})).await;
     stage.finish().await;
 }
 
