@@ -352,14 +352,14 @@ async fn runs_are_read_by_their_indexes() {
         plan
     };
     // Before the statistics of a loaded list are known, indexes look alike.
-    let plan = explain(crate::store::queries::runs::CLAIM).await;
+    let plan = explain(crate::store::queries::run_jobs::CLAIM).await;
     assert!(plan.iter().any(|step| step.contains("run_jobs_due")), "{plan:#?}");
     assert!(!plan.iter().any(|step| step.contains("Sort") || step.contains("run_jobs_counts")), "{plan:#?}");
     fence.execute("ANALYZE").await;
     let text_and_number = ["text", "bigint"];
     let columns = [0, 1, 0, 0, 1, 1, 1, 1, 0, 1, 0, 0, 0, 1, 1].map(|kind| text_and_number[kind]);
     let places = (1..=columns.len()).map(|n| format!("${n}::{}", columns[n - 1])).collect::<Vec<_>>().join(", ");
-    let settle = crate::store::queries::runs::SETTLE.replace("{rows}", &format!("({places})"));
+    let settle = crate::store::queries::run_jobs::SETTLE.replace("{rows}", &format!("({places})"));
     for sql in crate::store::queries::runs::LOOKS.into_iter().chain([settle.as_str()]) {
         let plan = explain(sql).await;
         assert!(!plan.iter().any(|step| step.contains("Seq Scan on run_jobs")), "{sql}: {plan:#?}");

@@ -12,7 +12,7 @@ use super::super::{
     Put, PutPostCall, Reach, Records, Result, StoredPostCall, Waiting, WebhookHealth, WebhookHealthQuery,
 };
 use super::messages::tell;
-use super::{calls, runs, to_json};
+use super::{calls, run_jobs, to_json};
 use crate::call::Outcome;
 use crate::clock::UnixMs;
 use crate::ids::{Alias, CallId};
@@ -68,7 +68,7 @@ async fn put(c: &mut dyn Driver, put: &PutPostCall) -> Sql<Put> {
         )
         .await?;
     if written > 0 && (put.complete || found.answered_by.is_some()) {
-        runs::word_came(c, &put.call, put.at_ms).await?;
+        run_jobs::word_came(c, &put.call, put.at_ms).await?;
     }
     match (written, put.complete && !was_complete) {
         (0, _) => Ok(Put::NoCall),
