@@ -145,8 +145,8 @@ pub(super) async fn claim(c: &mut dyn Driver, claim: &Claim) -> Sql<Vec<Job>> {
         if locked.is_empty() {
             return Ok(vec![]);
         }
-        let sql = "SELECT count(*) AS n FROM run_jobs WHERE run_id = $1 AND state IN ('dialing', 'calling')
-             AND waits_until IS NULL";
+        let sql = "SELECT count(*) AS n FROM run_jobs /*+ INDEXED BY run_jobs_open */ WHERE run_id = $1
+             AND state IN ('dialing', 'calling') AND waits_until IS NULL";
         let open = super::first(c.fetch(sql, &binds![&claim.run]).await?)?.count("n")?;
         limit = limit.min(claim.open_max.saturating_sub(open));
     }
@@ -321,10 +321,12 @@ pub(super) async fn recover(c: &mut dyn Driver, lost: &LostClaims, now_ms: UnixM
     settle(c, &settles, now_ms).await
 }
 
-pub(super) const DUE: &str = "SELECT r.*, (SELECT count(*) FROM run_jobs j WHERE j.run_id = r.id AND j.state IN ('dialing', 'calling')
-             AND j.waits_until IS NULL) AS open_jobs,
+/// With the indexes to use: SQLite would read all jobs of a run by its key.
+pub(super) const DUE: &str = "SELECT r.*, (SELECT count(*) FROM run_jobs j /*+ INDEXED BY run_jobs_open */ WHERE j.run_id = r.id
+             AND j.state IN ('dialing', 'calling') AND j.waits_until IS NULL) AS open_jobs,
          (SELECT j.due_at FROM run_jobs j WHERE j.run_id = r.id AND j.state = 'queued' ORDER BY j.due_at LIMIT 1) AS next_due,
-         (SELECT j.waits_until FROM run_jobs j WHERE j.run_id = r.id AND j.waits_until IS NOT NULL LIMIT 1) AS waits_until
+         (SELECT j.waits_until FROM run_jobs j /*+ INDEXED BY run_jobs_waiting */ WHERE j.run_id = r.id
+             AND j.waits_until IS NOT NULL LIMIT 1) AS waits_until
      FROM runs r WHERE r.finished_at IS NULL AND r.state = 'running' ORDER BY r.created_at, r.id";
 
 /// A call that was purged counts as one whose outcome its provider no longer knows; one whose job waits for the word who answered has ended
@@ -364,9 +366,10 @@ macro_rules! finished {
             $before,
             " state = 'running' AND finished_at IS NULL
      AND (SELECT j.due_at FROM run_jobs j WHERE j.run_id = runs.id AND j.state = 'queued' ORDER BY j.due_at LIMIT 1) IS NULL
-     AND (SELECT count(*) FROM run_jobs j WHERE j.run_id = runs.id AND j.state IN ('dialing', 'calling')
-         AND j.waits_until IS NULL) = 0
-     AND (SELECT j.waits_until FROM run_jobs j WHERE j.run_id = runs.id AND j.waits_until IS NOT NULL LIMIT 1) IS NULL",
+     AND (SELECT count(*) FROM run_jobs j /*+ INDEXED BY run_jobs_open */ WHERE j.run_id = runs.id
+         AND j.state IN ('dialing', 'calling') AND j.waits_until IS NULL) = 0
+     AND (SELECT j.waits_until FROM run_jobs j /*+ INDEXED BY run_jobs_waiting */ WHERE j.run_id = runs.id
+         AND j.waits_until IS NOT NULL LIMIT 1) IS NULL",
             $after
         )
     };
