@@ -278,7 +278,7 @@ CREATE TABLE runs (
     updated_at       INTEGER NOT NULL,
     finished_at      INTEGER,
     resume_at        INTEGER,                       -- of one that a breaker paused
-    reason           TEXT,                          -- why it is paused or failed
+    reason           TEXT,                          -- why it is paused or failed, or running and not dialled
     retries          INTEGER NOT NULL DEFAULT 0,    -- how often its jobs were queued again by hand
     replica          TEXT,                          -- the one that takes its leads in
     load_token       TEXT,                          -- of the last load of its leads
@@ -301,6 +301,7 @@ CREATE TABLE run_jobs (
     outcome          TEXT,                          -- of the last attempt; the final one of a job that is done
     attempts         INTEGER NOT NULL DEFAULT 0,    -- calls that the provider took
     tries            INTEGER NOT NULL DEFAULT 0,    -- calls on record, those included that the provider refused: names the next one
+    unknown_tries    INTEGER NOT NULL DEFAULT 0,    -- the latest of these whose outcome was unknown, for a reason that may be the lead's
     due_at           INTEGER NOT NULL,
     dial_lock_token  TEXT,
     replica          TEXT,                          -- the one that has claimed it
@@ -308,11 +309,14 @@ CREATE TABLE run_jobs (
     call_id          TEXT,                          -- while it is calling, and of the last call of one that is done
     error            TEXT,
     settled_at       INTEGER,
-    waits_until      INTEGER,                      -- its call has ended, and until then it waits for the word who answered
+    waits_until      INTEGER,                      -- its call has ended, and until then it waits for the word who answered; 0: that has come
     PRIMARY KEY (run_id, seq)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX run_jobs_due ON run_jobs (run_id, due_at, seq) WHERE state = 'queued';
-CREATE INDEX run_jobs_open ON run_jobs (state, run_id) WHERE state IN ('dialing', 'calling');
+-- The open ones, and apart from them those that wait for a word: these may be many, and none is read before its time.
+CREATE INDEX run_jobs_open ON run_jobs (state, run_id) WHERE state IN ('dialing', 'calling') AND waits_until IS NULL;
+CREATE INDEX run_jobs_waiting ON run_jobs (run_id) WHERE waits_until IS NOT NULL;
+CREATE INDEX run_jobs_waits ON run_jobs (waits_until) WHERE waits_until IS NOT NULL;
 -- Without the queued ones: right after a load, before its statistics are known, Postgres would claim by this index, and read all of them.
 CREATE INDEX run_jobs_counts ON run_jobs (run_id, state, outcome) WHERE state <> 'queued';
 CREATE INDEX run_jobs_changed ON run_jobs (run_id, changed_at, seq) WHERE changed_at IS NOT NULL;

@@ -5,19 +5,37 @@ use crate::call::{AnsweredBy, EndProof, Outcome};
 use crate::clock::UnixMs;
 use crate::store::runs::{EndedJob, JobState, RunState, Settle};
 
-/// The number of recorded calls after which a job whose call was never created fails.
-const TRIES_MAX: u32 = 50;
+/// The number of calls of unknown outcome, without a made call between them, after which a job fails whose call was not made either: its
+/// lead may be the cause, and would be dialled forever.
+const UNKNOWN_TRIES_MAX: u32 = 50;
+/// The longest pause between two of these, in seconds. All of them take over three hours, so that no failure of the provider that is
+/// shorter uses up a lead.
+const UNKNOWN_PAUSE_SECS_MAX: i64 = 300;
+
+/// The pause, in milliseconds, before a lead is dialled again after so many calls of unknown outcome that were not made: none at first, and
+/// each twice as long as the last.
+fn unknown_pause_ms(unknown_tries: u32) -> i64 {
+    match unknown_tries {
+        0 | 1 => 0,
+        n => (1_i64 << (n - 1).min(16)).min(UNKNOWN_PAUSE_SECS_MAX) * 1000,
+    }
+}
+
+/// The time after which a job asks again whether the record of its call was asked for, in milliseconds.
+pub(super) const FETCH_MS: i64 = 30_000;
+/// How much longer a job waits at most while the record of its call stands in line to be fetched, in milliseconds: records are fetched at a
+/// bounded rate, and where more calls end than that, and webhooks do not come, the line is long.
+const FETCH_QUEUE_MS_MAX: i64 = 600_000;
 
 /// The settlement of a job whose call has ended. `word_wait_ms`: how long after its end the provider may still report who answered, in
 /// milliseconds; `None`: it does not.
 pub fn after(ended: &EndedJob, spec: &Spec, run: RunState, word_wait_ms: Option<i64>, now_ms: UnixMs) -> Settle {
     let job = &ended.job;
     let attempts = job.attempts + 1;
-    if let Some(until) = word_wait_ms.map(|wait| ended.ended_at.saturating_add(wait))
+    if let Some(until) = word_wait_ms.and_then(|wait_ms| waits_until(ended, wait_ms, now_ms))
         && ended.outcome == Outcome::Completed
         && ended.answered_by.is_none()
         && !ended.is_recorded
-        && now_ms < until
         && run != RunState::Canceled
         && spec.retry.get(&Outcome::Voicemail).is_some_and(|rule| attempts < rule.attempts)
     {
@@ -36,12 +54,14 @@ pub fn after(ended: &EndedJob, spec: &Spec, run: RunState, word_wait_ms: Option<
     };
     match (ended.outcome, ended.proof) {
         // Proven not created: no attempt.
-        (Outcome::NotCreated, EndProof::Provider | EndProof::Deadline) if job.tries < TRIES_MAX => again(now_ms, next),
+        (Outcome::NotCreated, EndProof::Provider | EndProof::Deadline) if job.unknown_tries < UNKNOWN_TRIES_MAX => {
+            again(now_ms + unknown_pause_ms(job.unknown_tries), next)
+        }
         (Outcome::NotCreated, _) => done(Outcome::Failed, Some("no call could be made"), next),
         (outcome, proof) => {
             let is_machine = outcome == Outcome::Completed && ended.answered_by == Some(AnsweredBy::Machine);
             let outcome = if is_machine { Outcome::Voicemail } else { outcome };
-            let next = Settle { attempts, outcome: Some(outcome), ..next };
+            let next = Settle { attempts, unknown_tries: 0, outcome: Some(outcome), ..next };
             // The outcome of the call is unknown: not retried.
             let is_lost = proof == EndProof::Deadline && outcome == Outcome::Failed;
             match spec.retry.get(&outcome) {
@@ -52,6 +72,17 @@ pub fn after(ended: &EndedJob, spec: &Spec, run: RunState, word_wait_ms: Option<
                 _ => done(outcome, None, next),
             }
         }
+    }
+}
+
+/// Until when a job waits for the word who answered its call; `None`: no longer.
+fn waits_until(ended: &EndedJob, word_wait_ms: i64, now_ms: UnixMs) -> Option<UnixMs> {
+    let until = ended.ended_at.saturating_add(word_wait_ms);
+    let last = until.saturating_add(FETCH_QUEUE_MS_MAX);
+    match now_ms {
+        now_ms if now_ms < until => Some(until),
+        now_ms if ended.awaits_fetch && now_ms < last => Some(last.min(now_ms + FETCH_MS)),
+        _ => None,
     }
 }
 
@@ -76,6 +107,7 @@ mod tests {
             outcome: None,
             attempts,
             tries: 4,
+            unknown_tries: 0,
             due_at: 0,
             token: Some("t".to_owned()),
             call: Some(CallId::new()),
@@ -83,7 +115,8 @@ mod tests {
             settled_at: None,
         };
         let run_state = RunState::Running;
-        EndedJob { job, run_state, outcome, proof, ended_at: 1_000, answered_by: None, is_recorded: false }
+        let (answered_by, is_recorded, awaits_fetch) = (None, false, false);
+        EndedJob { job, run_state, outcome, proof, ended_at: 1_000, answered_by, is_recorded, awaits_fetch }
     }
 
     fn spec() -> Spec {
@@ -116,6 +149,23 @@ mod tests {
             let never = after(&ended(Outcome::NotCreated, proof, 1), &spec(), RunState::Running, None, 1_500);
             assert_eq!((never.state, never.due_at, never.attempts, never.tries), (JobState::Queued, 1_500, 1, 5));
         }
+        // However often the provider was full or away; only what may be this lead's own fault is counted.
+        let unmade = |tries, unknown_tries| {
+            let mut never = ended(Outcome::NotCreated, EndProof::Provider, 0);
+            (never.job.tries, never.job.unknown_tries) = (tries, unknown_tries);
+            let settle = after(&never, &spec(), RunState::Running, None, 1_500);
+            (settle.state, settle.due_at - 1_500)
+        };
+        assert_eq!(unmade(5_000, 0), (JobState::Queued, 0));
+        assert_eq!([1, 2, 3, 9, 49].map(|n| unmade(60, n).1), [0, 2_000, 4_000, 256_000, 300_000]);
+        assert_eq!(unmade(60, 50).0, JobState::Done);
+        assert!(
+            (0..50).map(|n| unmade(n, n).1).sum::<i64>() > 3 * 3_600_000,
+            "a failure of three hours uses up nobody"
+        );
+        let mut made = ended(Outcome::Busy, EndProof::Webhook, 0);
+        made.job.unknown_tries = 7;
+        assert_eq!(after(&made, &spec(), RunState::Running, None, 1_500).unknown_tries, 0);
         let released =
             after(&ended(Outcome::NotCreated, EndProof::Operator, 0), &spec(), RunState::Running, None, 1_500);
         assert_eq!((released.state, released.outcome), (JobState::Done, Some(Outcome::Failed)));
@@ -154,6 +204,13 @@ mod tests {
             done(Outcome::Completed),
             "in doubt nobody is called"
         );
+        // While its record stands in line to be fetched there may still be a word, in bounds.
+        let in_line = EndedJob { awaits_fetch: true, ..call(0, None, false) };
+        let waits = |until| (JobState::Calling, None, Some(until), 0);
+        assert_eq!(settled(&in_line, Some(500), 1_499), waits(1_500));
+        assert_eq!(settled(&in_line, Some(500), 1_500), waits(31_500));
+        assert_eq!(settled(&in_line, Some(500), 601_499), waits(601_500));
+        assert_eq!(settled(&in_line, Some(500), 601_500), done(Outcome::Completed));
         assert_eq!(settled(&call(0, None, false), None, 1_100), done(Outcome::Completed), "it will not be told");
         assert_eq!(settled(&call(2, None, false), Some(500), 1_100), done(Outcome::Completed), "nothing depends on it");
         let canceled = after(&call(0, None, false), &spec(), RunState::Canceled, Some(500), 1_100);

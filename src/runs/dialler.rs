@@ -19,11 +19,11 @@ use tracing::{debug, error, info, warn};
 
 use super::Runs;
 use super::claims::Claims;
-use super::decide::{after, is_failure};
+use super::decide::{FETCH_MS, after, is_failure};
 use super::fair::{Lane, share};
 use super::feedback::Feedback;
 use super::load::no_public_host;
-use super::placement::{Admission, Placement};
+use super::placement::{Admission, FullLimits, Placement};
 use super::sift::sift;
 use super::spec::{Plan, Spec, reports_who_answered};
 use super::wakeups::{OnEnd, Round, Wakeups, tell_others};
@@ -34,7 +34,7 @@ use crate::ids::CallId;
 use crate::policy::decision::LimitExceeded;
 use crate::policy::{Binding, Bound, Scope};
 use crate::store::Result;
-use crate::store::runs::{Claim, DueRun, JobState, LostClaims, RunChange, RunState};
+use crate::store::runs::{Claim, DueRun, JobState, LostClaims, Run, RunChange, RunState};
 
 /// How often free slots are looked for, if no call ends here.
 const WAITING_POLL_INTERVAL: Duration = Duration::from_millis(300);
@@ -46,8 +46,6 @@ const RECOVERY_INTERVAL: Duration = Duration::from_secs(2);
 const CLAIM_AGE_MIN_MS: i64 = 5_000;
 /// The time, in milliseconds, for which only the replica that placed a call that was never created settles its job, with the reason.
 const UNMADE_CALL_WAIT_MS: i64 = 10_000;
-/// The time in which a missing post-call record is fetched, in milliseconds.
-const FETCH_MS: i64 = 30_000;
 /// Maximum jobs settled at once, and claimed in one round.
 const SETTLED_MAX: u32 = 500;
 const CLAIMED_MAX: u32 = 64;
@@ -95,6 +93,8 @@ struct Dialled<'d> {
     /// A job was postponed.
     is_postponed: bool,
     full: Option<LimitExceeded>,
+    /// Why no job can be dialled at present, whatever its lead.
+    held: Option<String>,
 }
 
 /// Dials until stopped. `newest` returns the current generation and its settings.
@@ -163,7 +163,7 @@ impl Dialler {
         self.is_idle = running.is_empty();
         calls.lifecycle.metrics.runs_running(running.len());
         self.forget_all_but(&running, now_ms);
-        if running.iter().any(|one| one.next_due.is_none() && one.open == 0) {
+        if running.iter().any(|one| one.next_due.is_none() && one.open == 0 && !one.has_waiting) {
             for run in calls.lifecycle.store.finish_runs(now_ms, calls.lifecycle.tell).await? {
                 info!(run, "run completed");
             }
@@ -198,17 +198,15 @@ impl Dialler {
     /// Settles jobs whose calls are over, of all or of these; how many.
     async fn settle(&mut self, calls: &Calls, of: Option<Vec<CallId>>, now_ms: UnixMs) -> Result<u32> {
         let store = &calls.lifecycle.store;
-        let ended = store.ended_jobs(of, now_ms - UNMADE_CALL_WAIT_MS, now_ms, SETTLED_MAX).await?;
+        let except = self.unreadable.iter().cloned().collect();
+        let ended = store.ended_jobs(of, except, now_ms - UNMADE_CALL_WAIT_MS, now_ms, SETTLED_MAX).await?;
         if ended.is_empty() {
             return Ok(0);
         }
         let (mut specs, mut judged) = (BTreeMap::<String, Spec>::new(), vec![]);
         for one in &ended {
             let id = &one.job.run;
-            if !specs.contains_key(id) {
-                if self.unreadable.contains(id) {
-                    continue;
-                }
+            if !specs.contains_key(id) && !self.unreadable.contains(id) {
                 let Some(spec) = self.spec(calls, id).await? else { continue };
                 specs.insert(id.clone(), spec);
             }
@@ -303,19 +301,33 @@ impl Dialler {
                         fail(calls, &one.run.id, why, now_ms).await?;
                         continue;
                     }
-                    self.held.remove(&one.run.id);
+                    if self.held.remove(&one.run.id) {
+                        info!(run = one.run.id, "run can be dialled again");
+                    }
+                    if one.run.reason.is_some() {
+                        calls.lifecycle.store.explain_run(&one.run.id, None).await?;
+                    }
                     due.push(self.with_limits(calls, one, plan));
                 }
                 Err(why) => {
-                    if self.held.insert(one.run.id.clone()) {
-                        warn!(run = one.run.id, business = one.run.business, why, "failed to dial run; trying again");
-                    }
-                    self.feedback.hold(&one.run.id, now_ms + HELD_MS);
+                    self.hold_back(calls, &one.run, &why, now_ms).await?;
                     next_ms = next_ms.min(now_ms + HELD_MS);
                 }
             }
         }
         Ok((due, next_ms))
+    }
+
+    /// Dials no job of a run for a while, for a reason that is not a lead's: it is logged once, and shown as the run's.
+    async fn hold_back(&mut self, calls: &Calls, run: &Run, why: &str, now_ms: UnixMs) -> Result<()> {
+        if self.held.insert(run.id.clone()) {
+            warn!(run = run.id, business = run.business, why, "failed to dial run; trying again");
+        }
+        self.feedback.hold(&run.id, now_ms + HELD_MS);
+        if run.reason.as_deref() != Some(why) {
+            calls.lifecycle.store.explain_run(&run.id, Some(why)).await?;
+        }
+        Ok(())
     }
 
     /// A run's plan under the settings in force: a reload may have changed its account.
@@ -327,10 +339,12 @@ impl Dialler {
             Some(plan) => plan.clone(),
             None => {
                 let spec = serde_json::from_str(&one.run.spec).map_err(|error| error.to_string())?;
-                Arc::new(Plan::new(spec, calls)?)
+                let plan = Plan::new(spec, calls)?;
+                self.feedback.forget_news(&one.run.id);
+                Arc::new(plan)
             }
         };
-        plan.check_business(calls, &plan.facts(calls))?;
+        plan.check(calls)?;
         self.plans.insert(one.run.id.clone(), plan.clone());
         Ok(plan)
     }
@@ -390,9 +404,13 @@ impl Dialler {
                 // A job that could not be dialled leaves its slot to the next one; a run with a rate takes one step after the other.
                 None => {
                     let has_rate = due.plan.rate.is_some() || self.feedback.is_paced(run);
+                    self.feedback.admitted(run, *admitted);
                     has_more |= *passed_over > 0 || (*admitted > 0 && has_rate);
                 }
             }
+        }
+        for (due, why) in dialled.iter().filter_map(|one| Some((one.due, one.held.as_deref()?))) {
+            self.hold_back(calls, &due.one.run, why, now_ms).await?;
         }
         for Dialled { due, .. } in dialled.iter().filter(|one| one.is_postponed) {
             sift(calls, &due.plan.spec, &due.one.run.id, now_ms).await?;
@@ -414,6 +432,7 @@ impl Dialler {
         };
         let jobs = calls.lifecycle.store.claim_jobs(claim).await?;
         failpoint::hit("run.claimed").await;
+        let (full, is_pool) = (Arc::<FullLimits>::default(), due.plan.spec.own_numbers.len() > 1);
         let admissions: Vec<oneshot::Receiver<Admission>> = jobs
             .into_iter()
             .map(|job| {
@@ -424,6 +443,8 @@ impl Dialler {
                     feedback: self.feedback.clone(),
                     plan: due.plan.clone(),
                     reserve: due.reserve,
+                    // Without a pool there is one number to ask for, which may be free by then.
+                    full: if is_pool { full.clone() } else { Arc::default() },
                 };
                 let held = held.clone();
                 calls.tasks.spawn(async move {
@@ -433,12 +454,13 @@ impl Dialler {
                 is_admitted
             })
             .collect();
-        let mut dialled = Dialled { due, admitted: 0, passed_over: 0, is_postponed: false, full: None };
+        let mut dialled = Dialled { due, admitted: 0, passed_over: 0, is_postponed: false, full: None, held: None };
         for admission in join_all(admissions).await {
             match admission {
                 Ok(Admission::Admitted) => dialled.admitted += 1,
                 Ok(Admission::LimitExceeded(full)) => dialled.full = dialled.full.or(Some(full)),
                 Ok(Admission::Postponed) => dialled.is_postponed = true,
+                Ok(Admission::Held(why)) => dialled.held = Some(why),
                 Ok(Admission::PassedOver) | Err(_) => dialled.passed_over += 1,
             }
         }
@@ -490,8 +512,8 @@ fn free_slots(due: &[Due], in_use: &BTreeMap<String, u32>) -> HashMap<String, u3
     concurrent.map(|(binding, bound)| (binding.key.clone(), free(binding, bound))).collect()
 }
 
-/// How long after the end of a run's call its provider may report who answered, in milliseconds: until its post-call record was fetched
-/// once. `None`: it does not report it.
+/// How long after the end of a run's call its provider may report who answered, in milliseconds: until its post-call record can have been
+/// fetched once, if that does not have to stand in line. `None`: it does not report it.
 fn word_wait_ms(calls: &Calls, spec: &Spec) -> Option<i64> {
     let account = calls.account(&spec.account)?;
     let operation = account.provider.operations.iter().find(|one| one.name == spec.operation)?;

@@ -1,6 +1,6 @@
 //! The pauses of each running run, as seen by this replica; and its breaker, which counts the calls of all replicas.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tracing::warn;
@@ -10,6 +10,9 @@ use crate::calls::Calls;
 use crate::clock::UnixMs;
 use crate::store::runs::CallResults;
 
+/// Jobs of a run that are admitted one by one after a refusal by a rate limit.
+const PACED_ADMISSIONS: u32 = 20;
+
 /// See the module.
 #[derive(Default)]
 pub(super) struct Feedback(Mutex<HashMap<String, OfRun>>);
@@ -18,8 +21,10 @@ pub(super) struct Feedback(Mutex<HashMap<String, OfRun>>);
 struct OfRun {
     /// No job is dialled before: the provider is full, or a rate limit has no token.
     held_until: UnixMs,
-    /// A rate limit was full: one job is tried at a time.
-    is_paced: bool,
+    /// A rate limit was full: one job is tried at a time, until so many more were admitted.
+    paced: u32,
+    /// What has been logged of its numbers.
+    logged: HashSet<String>,
 }
 
 impl Feedback {
@@ -46,11 +51,31 @@ impl Feedback {
         run.held_until = run.held_until.max(until);
     }
 
-    /// Dials one job of a run at a time, from a time on.
+    /// Dials one job of a run at a time, from a time on: a rate limit was full. After [`PACED_ADMISSIONS`] without another refusal it
+    /// is dialled as before.
     pub(super) fn pace(&self, run: &str, from: UnixMs) {
         let mut runs = self.runs();
         let run = runs.entry(run.to_owned()).or_default();
-        (run.held_until, run.is_paced) = (run.held_until.max(from), true);
+        (run.held_until, run.paced) = (run.held_until.max(from), PACED_ADMISSIONS);
+    }
+
+    /// So many jobs of a run were admitted, and none was refused.
+    pub(super) fn admitted(&self, run: &str, jobs: u32) {
+        if let Some(run) = self.runs().get_mut(run) {
+            run.paced = run.paced.saturating_sub(jobs);
+        }
+    }
+
+    /// Whether this has not been logged of a run.
+    pub(super) fn is_news(&self, run: &str, what: &str) -> bool {
+        self.runs().entry(run.to_owned()).or_default().logged.insert(what.to_owned())
+    }
+
+    /// The account of a run was set up anew: what is wrong with its numbers is logged again.
+    pub(super) fn forget_news(&self, run: &str) {
+        if let Some(of) = self.runs().get_mut(run) {
+            of.logged.clear();
+        }
     }
 
     /// The time before which no job of a run is dialled.
@@ -60,7 +85,7 @@ impl Feedback {
 
     /// Whether a run is dialled one job at a time.
     pub(super) fn is_paced(&self, run: &str) -> bool {
-        self.runs().get(run).is_some_and(|run| run.is_paced)
+        self.runs().get(run).is_some_and(|run| run.paced > 0)
     }
 
     /// Records the ends of calls in order, `true` for one that failed, and pauses the run if its breaker trips. `why` is the cause of the
@@ -95,5 +120,37 @@ impl Feedback {
         if let Err(error) = calls.lifecycle.store.hold_runs(account, until).await {
             warn!(account, %error, "failed to tell other replicas of a full provider");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_is_dialled_one_by_one_until_it_has_gone_well_for_a_while() {
+        let feedback = Feedback::default();
+        let mut admitted = 0;
+        let mut dial = || {
+            feedback.admitted("run_1", 1);
+            admitted += 1;
+            (admitted, feedback.is_paced("run_1"))
+        };
+        assert_eq!(dial(), (1, false), "no limit was full");
+        feedback.pace("run_1", 7);
+        assert_eq!((feedback.held_until("run_1"), feedback.is_paced("run_1")), (7, true));
+        assert!((0..19).all(|_| dial().1));
+        feedback.pace("run_1", 5);
+        assert!((0..19).all(|_| dial().1), "it counts anew");
+        assert_eq!(dial(), (40, false));
+        assert_eq!(feedback.held_until("run_1"), 7, "a longer hold stays");
+        feedback.pace("run_1", 9);
+        assert!(feedback.is_paced("run_1"));
+        feedback.retain(|_| false, 8);
+        assert_eq!(
+            (feedback.held_until("run_1"), feedback.is_paced("run_1")),
+            (9, false),
+            "a pause forgets it, but no hold"
+        );
     }
 }

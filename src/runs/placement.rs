@@ -1,7 +1,7 @@
 //! Places the call of one claimed job, and settles the job.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -10,12 +10,13 @@ use tokio::sync::oneshot;
 use tracing::{debug, info, warn};
 
 use super::feedback::Feedback;
-use super::spec::Plan;
+use super::spec::{OrderError, Plan};
 use super::{MayDial, Runs, may_dial};
 use crate::call::Outcome;
 use crate::calls::Calls;
 use crate::calls::outbound::CreateRequest;
-use crate::calls::outbound::job::{JobPlaced, JobTerms};
+use crate::calls::outbound::job::{JobPlaced, JobTerms, Unavailable};
+use crate::clock::UnixMs;
 use crate::ids::CallId;
 use crate::policy::decision::LimitExceeded;
 use crate::policy::{Binding, Bound, Facts, Scope};
@@ -28,8 +29,43 @@ const STORE_RETRY_DELAY: Duration = Duration::from_secs(1);
 const NO_LIMITER_PAUSE_MS: i64 = 1_000;
 const UNREACHABLE_PAUSE_MS: i64 = 5_000;
 
-/// Numbers of a pool that one placement tries.
+/// Numbers of a pool that one placement asks a slot for, and that it looks at, those included that are known to be full.
 const NUMBERS_TRIED_MAX: usize = 16;
+const NUMBERS_SEEN_MAX: usize = 64;
+
+/// The limits that jobs of a run have found full in one round: the others do not ask for the same numbers.
+#[derive(Debug, Default)]
+pub(super) struct FullLimits(Mutex<Found>);
+
+#[derive(Debug, Default)]
+struct Found {
+    keys: BTreeSet<String>,
+    last: Option<LimitExceeded>,
+}
+
+impl FullLimits {
+    fn found(&self) -> MutexGuard<'_, Found> {
+        // Nothing panics while it is held.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A limit is full under these keys.
+    fn add(&self, keys: BTreeSet<String>, full: &LimitExceeded) {
+        let mut found = self.found();
+        found.keys.extend(keys);
+        found.last = Some(full.clone());
+    }
+
+    /// Whether a call with these keys would meet one of them.
+    fn has_any(&self, keys: &BTreeSet<String>) -> bool {
+        !self.found().keys.is_disjoint(keys)
+    }
+
+    /// The one that was found last.
+    fn last(&self) -> Option<LimitExceeded> {
+        self.found().last.clone()
+    }
+}
 
 /// The result of admission.
 pub(super) enum Admission {
@@ -39,6 +75,8 @@ pub(super) enum Admission {
     LimitExceeded(LimitExceeded),
     /// The number may not be called yet.
     Postponed,
+    /// No lead of the run can be called at present, for this reason. The job is queued again.
+    Held(String),
     /// The job failed, or waits for something other than a slot.
     PassedOver,
 }
@@ -51,6 +89,8 @@ pub(super) struct Placement {
     pub(super) plan: Arc<Plan>,
     /// Slots that each concurrency limit keeps free of the call.
     pub(super) reserve: u32,
+    /// What jobs of this round found full.
+    pub(super) full: Arc<FullLimits>,
 }
 
 impl Placement {
@@ -75,18 +115,30 @@ impl Placement {
                 return;
             }
         }
+        // The numbers of the pool, each once: first the job's own.
         let turn = u64::try_from(job.seq).unwrap_or(0) + u64::from(job.tries);
-        let mut request = match self.plan.order(&self.calls, &job.run, turn, &job.number, &lead) {
-            Ok(request) => Arc::new(request),
-            Err(why) => {
-                self.settle(failed(&job, why.clone())).await;
-                return self.record_failure(&job.run, &why).await;
-            }
-        };
-        let (mut admission, mut full_keys) = (admission, BTreeSet::new());
-        // The numbers of the pool that come after, each once.
-        let mut turns = (turn + 1..).take(self.plan.spec.own_numbers.len().min(NUMBERS_TRIED_MAX).saturating_sub(1));
+        let numbers = (turn..).take(self.plan.spec.own_numbers.len().max(1));
+        let mut turns = numbers.filter(|turn| self.may_use_number(&job.run, *turn)).take(NUMBERS_SEEN_MAX);
+        let (mut admission, mut tried) = (admission, 0);
         let (placed, job, admission) = loop {
+            let request = match self.order(&job, &lead, &mut turns) {
+                Ok(request) => request.filter(|_| tried < NUMBERS_TRIED_MAX),
+                Err(OrderError::Lead(why)) => {
+                    self.settle(failed(&job, why.clone())).await;
+                    return self.record_failure(&job.run, &why).await;
+                }
+                Err(OrderError::Number(why) | OrderError::Run(why)) => return self.hold(&job, admission, why).await,
+            };
+            let Some(request) = request else {
+                match self.full.last() {
+                    Some(full) => break (JobPlaced::LimitExceeded(full), job, Some(admission)),
+                    None => {
+                        let why = "no number of the pool may be used".to_owned();
+                        return self.hold(&job, admission, why).await;
+                    }
+                }
+            };
+            tried += 1;
             let (placed, bound) = self.try_number(&job, request.clone(), admission).await;
             admission = match bound {
                 Ok(call) => break (placed, Job { call: Some(call), ..job }, None),
@@ -98,20 +150,11 @@ impl Placement {
                 // A limit of the run itself binds every number.
                 break (placed, job, Some(admission));
             }
-            full_keys.extend(keys);
-            // A number under the same full limit is no better.
-            let other = turns.find_map(|turn| {
-                let request = self.plan.order(&self.calls, &job.run, turn, &job.number, &lead).ok()?;
-                self.keys_of(&request.facts, None).is_disjoint(&full_keys).then(|| Arc::new(request))
-            });
-            match other {
-                Some(other) => request = other,
-                None => break (placed, job, Some(admission)),
-            }
+            self.full.add(keys, full);
         };
         let result = self.record(&job, &placed).await;
         self.calls.lifecycle.metrics.run_dial(result);
-        let wakes = !matches!(placed, JobPlaced::Called(_) | JobPlaced::LimitExceeded(_));
+        let wakes = !matches!(placed, JobPlaced::Called(_) | JobPlaced::Unknown { .. } | JobPlaced::LimitExceeded(_));
         if let Some(admission) = admission {
             let _ = admission.send(match placed {
                 JobPlaced::LimitExceeded(full) => Admission::LimitExceeded(full),
@@ -121,6 +164,42 @@ impl Placement {
         if wakes {
             self.runs.wake.notify_one();
         }
+    }
+
+    /// Whether the pool's number of a turn may be used. Logs once that it may not.
+    fn may_use_number(&self, run: &str, turn: u64) -> bool {
+        let Some(why) = self.plan.number_denied(&self.calls, turn) else { return true };
+        if self.feedback.is_news(run, &why) {
+            warn!(run, why, "own number of a run passed over");
+        }
+        false
+    }
+
+    /// The create of a job with the first of these numbers that is under no limit known to be full, if there is one.
+    ///
+    /// # Errors
+    /// There is none, whatever the number.
+    fn order(
+        &self,
+        job: &Job,
+        lead: &Map<String, Value>,
+        turns: &mut impl Iterator<Item = u64>,
+    ) -> Result<Option<Arc<CreateRequest>>, OrderError> {
+        for turn in turns {
+            match self.plan.order(&self.calls, &job.run, turn, &job.number, lead) {
+                Ok(request) if self.full.has_any(&self.keys_of(&request.facts, None)) => {}
+                Ok(request) => return Ok(Some(Arc::new(request))),
+                Err(OrderError::Number(why)) => debug!(run = job.run, why, "own number of a run passed over"),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Queues a job again because no lead of its run can be called at present.
+    async fn hold(&self, job: &Job, admission: oneshot::Sender<Admission>, why: String) {
+        self.settle(queued(job)).await;
+        let _ = admission.send(Admission::Held(why));
     }
 
     /// Places the call of a job by this request. `Err`: it was not admitted.
@@ -166,6 +245,16 @@ impl Placement {
         let now_ms = self.calls.lifecycle.clock.now_ms();
         match placed {
             JobPlaced::Called(_) => "called",
+            JobPlaced::Unknown { call, unavailable: None } => {
+                // Counted before it is looked up: this lead may be the cause, and nobody knows by then.
+                self.settle(Settle { unknown_tries: job.unknown_tries + 1, ..calling(job, call) }).await;
+                "called"
+            }
+            JobPlaced::Unknown { unavailable: Some(Unavailable { wait_secs }), .. } => {
+                let wait_ms = wait_secs.map_or(UNREACHABLE_PAUSE_MS, |secs| i64::from(secs) * 1000);
+                self.hold_account(job, now_ms + wait_ms).await;
+                "called"
+            }
             JobPlaced::Known(call) => {
                 self.settle(calling(job, call)).await;
                 "known"
@@ -185,10 +274,7 @@ impl Placement {
                 "away"
             }
             JobPlaced::ProviderLimit { wait_secs } => {
-                // In whole seconds: of many answers at a time, the first one writes the hold.
-                let until = (now_ms / 1000 + 1 + i64::from(*wait_secs)) * 1000;
-                let account = self.plan.account.name.as_str();
-                self.feedback.hold_account(&self.calls, &job.run, account, until).await;
+                self.hold_account(job, now_ms + i64::from(*wait_secs) * 1000).await;
                 // It keeps its place in the queue.
                 self.settle(Settle { tries: job.tries + 1, ..queued(job) }).await;
                 "provider_limit"
@@ -210,6 +296,13 @@ impl Placement {
                 "rejected"
             }
         }
+    }
+
+    /// Dials nobody at the account before this time: its provider is full or unavailable.
+    async fn hold_account(&self, job: &Job, until: UnixMs) {
+        // In whole seconds: of many answers at a time, the first one writes the hold.
+        let until = (until / 1000 + 1) * 1000;
+        self.feedback.hold_account(&self.calls, &job.run, self.plan.account.name.as_str(), until).await;
     }
 
     async fn record_failure(&self, run: &str, why: &str) {
@@ -245,4 +338,29 @@ fn calling(job: &Job, call: &CallId) -> Settle {
 
 fn failed(job: &Job, why: String) -> Settle {
     Settle { state: JobState::Done, outcome: Some(Outcome::Failed), error: Some(why), ..Settle::of(job) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_one_job_found_full_the_others_do_not_ask_for() {
+        let full = FullLimits::default();
+        let keys = |keys: &[&str]| keys.iter().map(|key| (*key).to_owned()).collect::<BTreeSet<_>>();
+        let exceeded = |limit: &str| LimitExceeded {
+            limit: limit.into(),
+            scope: Scope::Named,
+            bound: Bound::Concurrent(1),
+            current: 1,
+            free_in_ms: None,
+        };
+        assert!(!full.has_any(&keys(&["line|1", "account|a"])) && full.last().is_none());
+        full.add(keys(&["line|1"]), &exceeded("line"));
+        assert!(full.has_any(&keys(&["line|1", "account|a"])));
+        assert!(!full.has_any(&keys(&["line|2", "account|a"])), "another number");
+        full.add(keys(&["account|a"]), &exceeded("account"));
+        assert!(full.has_any(&keys(&["line|2", "account|a"])));
+        assert_eq!(full.last().unwrap().limit.as_ref(), "account");
+    }
 }

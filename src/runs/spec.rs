@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, CONTENT_TYPE, HeaderValue, USER_AGENT};
+use http::header::{ACCEPT, CONTENT_TYPE, HeaderName, HeaderValue, USER_AGENT};
 use http::{HeaderMap, Request, Uri};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
@@ -251,14 +251,64 @@ fn form(fields: &Map<String, Value>) -> Result<Vec<(String, String)>, String> {
     Ok(pairs)
 }
 
+/// A template as a document, with its placeholders.
+fn document(template: &Map<String, Value>, is_form: bool) -> Document {
+    match is_form {
+        true => Document::Form(form(template).unwrap_or_default()),
+        false => Document::Json(Value::Object(template.clone())),
+    }
+}
+
 /// Whether the provider will report who answered the calls of a run.
 pub(super) fn reports_who_answered(spec: &Spec, operation: &Operation) -> bool {
     let Some(when) = &operation.reports_who_answered else { return false };
-    let body = match operation.dial.as_ref().is_some_and(|dial| dial.form) {
-        true => Document::Form(form(&spec.request).unwrap_or_default()),
-        false => Document::Json(Value::Object(spec.request.clone())),
-    };
+    let body = document(&spec.request, operation.dial.as_ref().is_some_and(|dial| dial.form));
     when.holds(&Message { body: &body, query: &[], path: &BTreeMap::new(), headers: &HeaderMap::new() })
+}
+
+/// What decides an attribute of a run's calls.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum DecidedBy {
+    /// The request itself. `None`: it has no such attribute, or one that is not known before the call.
+    Request(Option<String>),
+    /// The number that is chosen from the pool.
+    Pool,
+    /// The lead.
+    Lead,
+}
+
+impl DecidedBy {
+    /// `attribute`: as the template has it.
+    fn of(attribute: Option<String>) -> Self {
+        let mut found = BTreeSet::new();
+        let text = Value::from(attribute.as_deref().unwrap_or_default());
+        // What cannot be read was reported when the run was created.
+        let _ = names(&text, &mut found);
+        match found {
+            found if found.is_empty() => Self::Request(attribute),
+            found if found.iter().any(|name| name.starts_with("lead.")) => Self::Lead,
+            found if found.contains("own_number") => Self::Pool,
+            _ => Self::Request(None),
+        }
+    }
+
+    fn known(&self) -> Option<&str> {
+        match self {
+            Self::Request(attribute) => attribute.as_deref(),
+            Self::Pool | Self::Lead => None,
+        }
+    }
+}
+
+/// Why no create can be made of a job, with a sentence for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OrderError {
+    /// The lead's own data does not fit; others do.
+    Lead(String),
+    /// The number of the pool may not be used; another one may.
+    Number(String),
+    /// The account cannot be used, or the request may not be sent for any lead.
+    Run(String),
 }
 
 /// A run as it is dialled: what it asks for, joined with the account and the operation that it names.
@@ -278,6 +328,9 @@ pub struct Plan {
     pub fields: BTreeSet<String>,
     /// Its provider has to be able to call us.
     pub needs_public_url: bool,
+    /// What decides the agent, and our number, of its calls.
+    agent: DecidedBy,
+    own_number: DecidedBy,
 }
 
 impl Plan {
@@ -344,7 +397,15 @@ impl Plan {
         }
         let rate = spec.rate.as_deref().map(Rate::parse).transpose().map_err(|why| format!("rate: {why}"))?;
         let needs_public_url = operation.callback.is_some() || found.contains("public_url");
-        Ok(Self { spec, account, operation, dial, rate, fields, needs_public_url })
+        let mut template = spec.request.clone();
+        if !spec.own_numbers.is_empty() {
+            template.insert(dial.from.clone(), Value::from("{{own_number}}"));
+        }
+        let template = document(&template, dial.form);
+        let message = Message { body: &template, query: &[], path: &BTreeMap::new(), headers: &HeaderMap::new() };
+        let read = operation.facts.read(&message, operation.direction);
+        let (agent, own_number) = (DecidedBy::of(read.agent), DecidedBy::of(read.own_number));
+        Ok(Self { spec, account, operation, dial, rate, fields, needs_public_url, agent, own_number })
     }
 
     /// The fields of a lead that its requests need and that it lacks.
@@ -361,6 +422,12 @@ impl Plan {
         }
     }
 
+    /// The pool's number of a turn.
+    fn own_number(&self, turn: u64) -> Option<&str> {
+        let pool = &self.spec.own_numbers;
+        pool.get(usize::try_from(turn).unwrap_or(0) % pool.len().max(1)).map(String::as_str)
+    }
+
     /// The body of a job's request, as a document and as bytes.
     ///
     /// # Errors
@@ -373,9 +440,7 @@ impl Plan {
         lead: &Map<String, Value>,
         public_url: Option<&Uri>,
     ) -> Result<(Document, Bytes), String> {
-        let pool = &self.spec.own_numbers;
-        let own_number =
-            pool.get(usize::try_from(turn).unwrap_or(0) % pool.len().max(1)).map(|own| Value::from(own.as_str()));
+        let own_number = self.own_number(turn).map(Value::from);
         let public = public_url.map(|url| Value::from(url.to_string().trim_end_matches('/')));
         let (business, run) = (Value::from(self.spec.business.as_str()), Value::from(run));
         let value = |name: &str| match name {
@@ -431,17 +496,71 @@ impl Plan {
     /// # Errors
     /// A sentence.
     pub fn check_business(&self, calls: &Calls, facts: &Facts) -> Result<(), String> {
-        let (agent, number) = (facts.agent.as_deref(), facts.own_number.as_deref());
-        match calls.lifecycle.policy.load().denied(&self.spec.business, agent, number) {
+        match self.denied(calls, facts.agent.as_deref(), facts.own_number.as_deref()) {
             Some(why) => Err(why),
             None => Ok(()),
+        }
+    }
+
+    fn denied(&self, calls: &Calls, agent: Option<&str>, number: Option<&str>) -> Option<String> {
+        calls.lifecycle.policy.load().denied(&self.spec.business, agent, number)
+    }
+
+    /// Checks that calls can be made under the settings in force, as far as that does not depend on a lead.
+    ///
+    /// # Errors
+    /// A sentence.
+    pub fn check(&self, calls: &Calls) -> Result<(), String> {
+        self.target()?;
+        if let Some(why) = self.denied(calls, self.agent.known(), self.own_number.known()) {
+            return Err(why);
+        }
+        let turns = 0..self.spec.own_numbers.len() as u64;
+        let mut denied = turns.map(|turn| self.number_denied(calls, turn));
+        // One number of the pool is enough.
+        match denied.next() {
+            Some(Some(why)) if denied.all(|one| one.is_some()) => Err(why),
+            _ => Ok(()),
+        }
+    }
+
+    /// Why the pool's number of a turn may not be used, if so: it belongs to another business.
+    pub fn number_denied(&self, calls: &Calls, turn: u64) -> Option<String> {
+        match self.own_number {
+            DecidedBy::Pool => self.denied(calls, None, self.own_number(turn)),
+            DecidedBy::Request(_) | DecidedBy::Lead => None,
+        }
+    }
+
+    /// Where its requests go, and the header with the account's credentials.
+    fn target(&self) -> Result<(Uri, HeaderName, HeaderValue), String> {
+        let of_account = |error: &dyn std::fmt::Display| format!("account {}: {error}", self.account.name);
+        let path = render(&self.dial.path, Target::Url, |name| self.account.value(name));
+        let path = path.map_err(|error| of_account(&error))?;
+        let uri = join(self.account.upstream_of(&path), &path).parse();
+        let uri = uri.map_err(|_| of_account(&"the operation's URL cannot be read"))?;
+        let (name, value) = self.account.credentials().map_err(|error| of_account(&error))?;
+        Ok((uri, name, value))
+    }
+
+    /// Whose fault it is that a call with these attributes may not be made.
+    fn blame(&self, calls: &Calls, facts: &Facts, why: String) -> OrderError {
+        let agent = facts.agent.as_deref();
+        if self.denied(calls, None, None).is_some() {
+            return OrderError::Run(why);
+        }
+        let is_agent = self.denied(calls, agent, None).is_some();
+        match if is_agent { &self.agent } else { &self.own_number } {
+            DecidedBy::Request(_) => OrderError::Run(why),
+            DecidedBy::Pool => OrderError::Number(why),
+            DecidedBy::Lead => OrderError::Lead(why),
         }
     }
 
     /// The create of a job.
     ///
     /// # Errors
-    /// A sentence.
+    /// Whose fault it is that there is none.
     pub fn order(
         &self,
         calls: &Calls,
@@ -449,14 +568,13 @@ impl Plan {
         turn: u64,
         number: &str,
         lead: &Map<String, Value>,
-    ) -> Result<CreateRequest, String> {
-        let (body, bytes) = self.body(run, turn, number, lead, calls.settings.app.public_url.as_ref())?;
-        let path = render(&self.dial.path, Target::Url, |name| self.account.value(name)).map_err(|e| e.to_string())?;
+    ) -> Result<CreateRequest, OrderError> {
+        let body = self.body(run, turn, number, lead, calls.settings.app.public_url.as_ref());
+        let (body, bytes) = body.map_err(OrderError::Lead)?;
+        let (uri, name, value) = self.target().map_err(OrderError::Run)?;
         let mut request = Request::new(bytes);
         *request.method_mut() = self.operation.method.clone();
-        let uri = join(self.account.upstream_of(&path), &path).parse();
-        *request.uri_mut() = uri.map_err(|_| "the operation's URL cannot be read".to_owned())?;
-        let (name, value) = self.account.credentials().map_err(|e| e.to_string())?;
+        *request.uri_mut() = uri;
         let kind = if self.dial.form { "application/x-www-form-urlencoded" } else { "application/json" };
         let headers = request.headers_mut();
         headers.insert(name, value);
@@ -464,7 +582,7 @@ impl Plan {
         headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
         headers.insert(USER_AGENT, HeaderValue::from_static(concat!("ringfence/", env!("CARGO_PKG_VERSION"))));
         let facts = self.facts_of(calls, &body, request.headers());
-        self.check_business(calls, &facts)?;
+        self.check_business(calls, &facts).map_err(|why| self.blame(calls, &facts, why))?;
         let mut request = CreateRequest::new(self.account.clone(), self.operation.clone(), facts, request, body);
         request.is_job = true;
         Ok(request)
@@ -514,6 +632,20 @@ mod tests {
         );
         for bad in ["{{lead.b", "{{leads.b}}", "{{}}", "{{lead.}}", "{{account.api_key}}"] {
             assert!(found(json!(bad)).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn it_is_known_who_decides_an_attribute() {
+        for (attribute, decided_by) in [
+            (None, DecidedBy::Request(None)),
+            (Some("agent_a"), DecidedBy::Request(Some("agent_a".to_owned()))),
+            (Some("{{own_number}}"), DecidedBy::Pool),
+            (Some("{{ lead.agent }}"), DecidedBy::Lead),
+            (Some("{{business}}-{{lead.agent}}"), DecidedBy::Lead),
+            (Some("agent-of-{{business}}"), DecidedBy::Request(None)),
+        ] {
+            assert_eq!(DecidedBy::of(attribute.map(str::to_owned)), decided_by, "{attribute:?}");
         }
     }
 

@@ -18,6 +18,10 @@ use crate::store::Store;
 /// How long after the end of a call at another replica a full round checks whether that one has handed its slot over.
 const HAND_OVER_GRACE: Duration = Duration::from_millis(50);
 
+/// The least time between two full rounds that other replicas have caused: each reads all that is due. The first comes at once, what is
+/// told meanwhile makes one more.
+const LOOK_AFTER_INTERVAL: Duration = Duration::from_millis(150);
+
 /// The least time between two notifications of other replicas: each is a commit that waits for all others that notify.
 const RING_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -47,22 +51,33 @@ pub(super) struct Wakeups {
     wake: Arc<Notify>,
     dial_bell: Arc<Notify>,
     full_round_at: Instant,
+    /// Other replicas alone are why the full round comes so early.
+    is_looking_after: bool,
+    /// When they last were.
+    looked_after_at: Option<Instant>,
 }
 
 impl Wakeups {
     pub(super) fn new(hub: &Hub, wake: Arc<Notify>) -> Self {
-        Self { ends: hub.listen(), wake, dial_bell: hub.dial_bell.clone(), full_round_at: Instant::now() }
+        let (ends, dial_bell) = (hub.listen(), hub.dial_bell.clone());
+        Self { ends, wake, dial_bell, full_round_at: Instant::now(), is_looking_after: false, looked_after_at: None }
     }
 
     /// After a round there is nothing to do for so long. However many slots are handed over, the next full round keeps its time.
     pub(super) fn rest(&mut self, round: &Round, pause: Duration) {
         let next_at = Instant::now() + pause;
-        self.full_round_at = if *round == Round::Full { next_at } else { self.full_round_at.min(next_at) };
+        if *round == Round::Full || next_at < self.full_round_at {
+            (self.full_round_at, self.is_looking_after) = (next_at, false);
+        }
     }
 
     /// Other replicas have freed slots, or changed a run: a full round, once they have had their time.
     fn look_after_others(&mut self) {
-        self.full_round_at = self.full_round_at.min(Instant::now() + HAND_OVER_GRACE);
+        let soon = Instant::now() + HAND_OVER_GRACE;
+        let at = self.looked_after_at.map_or(soon, |last| soon.max(last + LOOK_AFTER_INTERVAL));
+        if at < self.full_round_at {
+            (self.full_round_at, self.is_looking_after) = (at, true);
+        }
     }
 
     /// Waits for the next round. Dropping it loses nothing.
@@ -71,7 +86,12 @@ impl Wakeups {
             tokio::select! {
                 biased;
                 () = self.wake.notified() => return Round::Full,
-                () = sleep_until(self.full_round_at) => return Round::Full,
+                () = sleep_until(self.full_round_at) => {
+                    if self.is_looking_after {
+                        self.looked_after_at = Some(Instant::now());
+                    }
+                    return Round::Full;
+                }
                 () = self.dial_bell.notified() => self.look_after_others(),
                 ends = ends(&mut self.ends) => {
                     if ends.elsewhere || ends.missed {
@@ -197,6 +217,7 @@ mod tests {
         let (began, next) = (Instant::now(), wakeups.next(OnEnd::HandOver).await);
         assert_eq!((next, began.elapsed().as_millis() / 100), (Round::Full, 0), "it is looked after the other");
         wakeups.rest(&Round::Full, Duration::from_secs(3600));
+        tokio::time::sleep(LOOK_AFTER_INTERVAL).await;
         hub.dial_bell.notify_one();
         let (began, next) = (Instant::now(), wakeups.next(OnEnd::HandOver).await);
         assert_eq!((next, began.elapsed().as_millis() / 100), (Round::Full, 0), "another replica has rung");
@@ -207,5 +228,48 @@ mod tests {
         wake.notify_one();
         wakeups.rest(&Round::Full, Duration::from_secs(3600));
         assert_eq!(wakeups.next(OnEnd::Ignore).await, Round::Full, "somebody changed a run");
+    }
+
+    /// However much others say, they cause a full round at once, and then one in a while; what was said last is looked after too.
+    #[tokio::test(start_paused = true)]
+    async fn others_cause_no_more_full_rounds_than_are_of_use() {
+        let (hub, wake, call) = (Hub::default(), Arc::<Notify>::default(), CallId::new());
+        let mut wakeups = Wakeups::new(&hub, wake.clone());
+        assert_eq!(wakeups.next(OnEnd::HandOver).await, Round::Full, "at first");
+        wakeups.rest(&Round::Full, Duration::from_secs(3600));
+        let (began, hub) = (Instant::now(), Arc::new(hub));
+        let rings = tokio::spawn({
+            let (hub, call) = (hub.clone(), call.clone());
+            async move {
+                for _ in 0..200 {
+                    hub.ended_at_replica(&call);
+                    hub.dial_bell.notify_one();
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            }
+        });
+        let mut rounds = vec![];
+        while began.elapsed() < Duration::from_secs(60) {
+            assert_eq!(wakeups.next(OnEnd::HandOver).await, Round::Full);
+            rounds.push(began.elapsed().as_millis());
+            wakeups.rest(&Round::Full, Duration::from_secs(60));
+        }
+        rings.await.unwrap();
+        assert_eq!(rounds.pop().map(|last| last / 1000), Some(61), "then it is quiet");
+        assert!(rounds[0] < 60, "the first comes at once: {rounds:?}");
+        assert!(rounds.windows(2).all(|two| two[1] - two[0] >= 150), "{rounds:?}");
+        assert!((7..=8).contains(&rounds.len()), "{rounds:?}");
+        assert!(rounds.last().unwrap() >= &995, "the last words are looked after: {rounds:?}");
+        // What is done here is not slowed down by it.
+        hub.dial_bell.notify_one();
+        assert_eq!(wakeups.next(OnEnd::HandOver).await, Round::Full);
+        wakeups.rest(&Round::Full, Duration::from_secs(3600));
+        hub.dial_bell.notify_one();
+        wake.notify_one();
+        let (began, next) = (Instant::now(), wakeups.next(OnEnd::HandOver).await);
+        assert_eq!((next, began.elapsed().as_millis()), (Round::Full, 0));
+        wakeups.rest(&Round::Full, Duration::from_millis(20));
+        let (began, next) = (Instant::now(), wakeups.next(OnEnd::HandOver).await);
+        assert_eq!((next, began.elapsed().as_millis() / 10), (Round::Full, 2), "its own round keeps its time");
     }
 }

@@ -92,7 +92,7 @@ pub struct Run {
     pub finished_at: Option<UnixMs>,
     /// The time of the automatic resume.
     pub resume_at: Option<UnixMs>,
-    /// The reason of a pause or failure.
+    /// The reason of a pause or failure, or why a running run is not dialled at present.
     pub reason: Option<String>,
     /// The number of retries by hand.
     pub retries: i64,
@@ -130,8 +130,11 @@ pub struct Job {
     pub outcome: Option<Outcome>,
     /// The number of calls that the provider accepted.
     pub attempts: u32,
-    /// The number of calls recorded for it.
+    /// The number of calls recorded for it, which names the next one.
     pub tries: u32,
+    /// The latest of these, without a made call between them, of which it was unknown whether they were made, for a reason that may be
+    /// the lead's.
+    pub unknown_tries: u32,
     /// The due time: it is not dialled before.
     pub due_at: UnixMs,
     /// The lock token of its claim.
@@ -177,6 +180,8 @@ pub struct DueRun {
     pub open: u32,
     /// The earliest due time of a queued job. `None`: no job is queued.
     pub next_due: Option<UnixMs>,
+    /// A job whose call has ended waits for the word who answered.
+    pub has_waiting: bool,
     /// Its provider is full, as any replica was told: no job is dialled before.
     pub held_until: UnixMs,
 }
@@ -198,6 +203,8 @@ pub struct EndedJob {
     pub answered_by: Option<AnsweredBy>,
     /// Its post-call record is complete: nothing more will be reported.
     pub is_recorded: bool,
+    /// Its post-call record is to be fetched, and has not been asked for yet.
+    pub awaits_fetch: bool,
 }
 
 /// The settlement of a job that is claimed or in a call. Written only if the job still has that claim or call.
@@ -221,6 +228,8 @@ pub struct Settle {
     pub attempts: u32,
     /// The number of calls recorded for it.
     pub tries: u32,
+    /// The number of the latest ones whose outcome was unknown.
+    pub unknown_tries: u32,
     /// The new due time.
     pub due_at: UnixMs,
     /// The error of a failed job.
@@ -244,6 +253,7 @@ impl Settle {
             outcome: job.outcome,
             attempts: job.attempts,
             tries: job.tries,
+            unknown_tries: job.unknown_tries,
             due_at: job.due_at,
             error: job.error.clone(),
             waits_until: None,
@@ -381,15 +391,20 @@ pub trait Runs: Send + Sync {
     /// pause. Afterwards, and after every other change of its state, it counts anew. `tell`: with an event for the app.
     async fn record_results(&self, results: CallResults, tell: bool) -> Result<Option<String>>;
 
+    /// Records why a running run is not dialled at present; `None`: it is.
+    async fn explain_run(&self, run: &str, why: Option<&str>) -> Result<()>;
+
     /// Holds all running runs of an account until a time, at all replicas. A longer hold stays.
     async fn hold_runs(&self, account: &str, until: UnixMs) -> Result<()>;
 
     /// Jobs whose call has ended; with `calls`, only of these. A call that was never created counts only if it ended before
     /// `not_created_before`: until then the replica that placed it settles the job, with the reason. A job that waits for the word who
-    /// answered counts once that is known, its call's record is complete, or its time is over at `now_ms`.
+    /// answered counts once that is known, its call's record is complete, or its time is over at `now_ms`. `except`: none of these runs,
+    /// which would fill the list if nobody here can settle them.
     async fn ended_jobs(
         &self,
         calls: Option<Vec<CallId>>,
+        except: Vec<String>,
         not_created_before: UnixMs,
         now_ms: UnixMs,
         limit: u32,

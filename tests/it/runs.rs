@@ -1,16 +1,18 @@
 //! Bulk runs, with the simulated providers as judge: nobody is called twice, nobody is forgotten, no limit is exceeded. Tests 1 to 5 are
 //! those of the system whose dialler ringfence replaces, by their numbers; `runs_killed.rs` has test 4, and all of them on three replicas.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use http::{HeaderValue, Method, Request};
+use ringfence::net::fetch_local;
 use ringfence::provider::secret::Secret;
 use ringfence::token::{Claims, mint};
 use ringfence_simulator::{CallView, Fault, FaultKind, Millis, Provider, SimSettings};
 use serde_json::{Value, json};
 
-use crate::support::stage::{Answer, Setup, Stage};
+use crate::support::stage::{Answer, PATIENCE, Setup, Stage};
 
 /// The limits of business 1: 3 calls at once.
 const THREE: &str = "[businesses.1]\nmax_calls = 3\n[businesses.2]\nmax_calls = 3";
@@ -47,6 +49,16 @@ pub(crate) fn with(mut run: Value, more: Value) -> Value {
         run[key] = value.clone();
     }
     run
+}
+
+/// Sends a run its long list of leads, for which a loaded machine may have more than the usual patience.
+async fn load(stage: &Stage, id: &str, list: String) -> Answer {
+    let mut request = Request::new(Bytes::from(list));
+    *request.method_mut() = Method::POST;
+    *request.uri_mut() = format!("/api/runs/{id}/leads").parse().unwrap();
+    request.headers_mut().insert("content-type", HeaderValue::from_static("application/x-ndjson"));
+    let socket = stage.app().admin_socket().unwrap();
+    Answer::of(fetch_local(socket, request, 64 << 20, 10 * PATIENCE).await.unwrap())
 }
 
 async fn post(stage: &Stage, path: &str, kind: &str, body: impl Into<Bytes>) -> Answer {
@@ -280,7 +292,7 @@ async fn a_small_run_is_done_in_its_fair_time_and_direct_calls_meet_free_slots()
     let made = post(&stage, "/api/runs", "application/json", twilio().to_string()).await.json();
     let large = made["runId"].as_str().unwrap();
     let list: String = (0..50_000).map(|i| format!("{{\"number\":\"+1555{i:06}7\",\"name\":\"x\"}}\n")).collect();
-    let loaded = post(&stage, &format!("/api/runs/{large}/leads"), "application/x-ndjson", list).await;
+    let loaded = load(&stage, large, list).await;
     assert_eq!((loaded.status, &loaded.json()["leads"]), (201, &50_000.into()));
     stage.wait("the large one has its slots", async || stage.control.counts().tw_live_max == 4).await;
     let others: Vec<Value> =
@@ -546,6 +558,29 @@ async fn a_number_at_its_limit_is_passed_over_for_the_next_of_the_pool() {
     stage.finish().await;
 }
 
+/// Many leads find all numbers of a long pool, each once, though they do not ask for what others found full.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_pool_is_used_to_its_last_number() {
+    let limit = "[[limits]]\nname = \"line\"\nper = \"own_number\"\nconcurrent = 1";
+    let tables = format!("[businesses.1]\nmax_calls = 90\n{limit}");
+    let stage = Stage::start(Setup { root: "concurrent = 90\n".to_owned(), tables, ..Setup::default() }).await;
+    let pool: Vec<String> = (0..30).map(|n| format!("+155500011{n:02}")).collect();
+    let id = start(&stage, with(twilio(), json!({"own_numbers": pool})), leads(80)).await;
+    stage.wait("all numbers are used", async || stage.control.counts().tw_live_now == 30).await;
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    let calls = stage.control.calls();
+    let from: BTreeSet<&str> = calls.iter().map(|call| call.from.as_str()).collect();
+    assert_eq!((calls.len(), from.len()), (30, 30), "each of them once");
+    let counts = async || show(&stage, &id).await["counts"].clone();
+    stage.wait("the others wait", async || counts().await["queued"] == 50).await;
+    // A number that is free again is found.
+    stage.control.end_call(calls[7].call_sid.as_ref().unwrap());
+    stage.wait("it is used again", async || stage.control.calls().len() == 31).await;
+    assert_eq!(stage.control.calls()[30].from, calls[7].from);
+    act(&stage, &id, "cancel", json!({})).await;
+    stage.finish().await;
+}
+
 /// Who has a token of one business makes and sees its runs alone.
 #[tokio::test(flavor = "multi_thread")]
 async fn runs_are_of_their_business() {
@@ -586,7 +621,7 @@ async fn a_long_list_is_taken_in_and_canceled() {
     let id = made["runId"].as_str().unwrap();
     let list: String = (0..20_000).map(|i| format!("{{\"number\":\"+1555{i:07}\",\"name\":\"Lead {i}\"}}\n")).collect();
     let started = Instant::now();
-    let loaded = post(&stage, &format!("/api/runs/{id}/leads"), "application/x-ndjson", list).await;
+    let loaded = load(&stage, id, list).await;
     assert_eq!((loaded.status, &loaded.json()["leads"]), (201, &20_000.into()));
     println!("20,000 leads in {:?}", started.elapsed());
     stage.wait("three are called", async || stage.control.counts().tw_live_now == 3).await;

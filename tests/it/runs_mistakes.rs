@@ -1,9 +1,12 @@
 //! Bulk runs where somebody made a mistake: nobody is called who should not be, no lead is lost, and the run goes on once it is mended.
 
 use bytes::Bytes;
+use ringfence_simulator::{CallView, Fault, FaultKind, Provider};
 use serde_json::{Value, json};
 
-use crate::runs::{act, dial_at_a_full_provider, elevenlabs, leads, make, sim, start, twilio, until_state, with};
+use crate::runs::{
+    act, check_once, dial_at_a_full_provider, elevenlabs, leads, make, sim, start, twilio, until_state, with,
+};
 use crate::support::stage::{Setup, Stage};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -72,6 +75,69 @@ async fn a_run_whose_account_is_away_waits_for_it() {
     stage.rewrite(renamed, known);
     assert_eq!(stage.reload().await.status, 200);
     assert_eq!(until_state(&stage, &id, "done").await["counts"]["completed"], 5);
+    stage.finish().await;
+}
+
+/// Starts a run of six leads a little later, and takes what its calls need away before. Nobody is called and no lead fails; its status says
+/// why, until it is given back.
+async fn held_until_mended(run: Value, tables: &str, texts: (&str, &str), why: &str, mended: &str) -> Vec<CallView> {
+    let stage = Stage::start(Setup { sim: sim(50), tables: tables.to_owned(), ..Setup::default() }).await;
+    let later = (jiff::Timestamp::now() + jiff::SignedDuration::from_secs(3)).to_string();
+    let id = start(&stage, with(run, json!({"start_at": later, "breaker": {"failures": 0}})), leads(6)).await;
+    assert_eq!(act(&stage, &id, "pause", json!({})).await.status, 200);
+    let show = async || stage.ask(&format!("/api/runs/{id}")).await;
+    stage.rewrite(texts.0, texts.1);
+    assert_eq!(stage.reload().await.status, 200);
+    assert_eq!(act(&stage, &id, "resume", json!({})).await.status, 200);
+    stage.wait("it says why", async || show().await["reason"].as_str().is_some_and(|text| text.contains(why))).await;
+    let held = show().await;
+    assert_eq!((&held["state"], &held["counts"]["queued"]), (&"running".into(), &6.into()), "{held}");
+    assert!(stage.control.calls().is_empty());
+    stage.rewrite(texts.1, mended);
+    assert_eq!(stage.reload().await.status, 200);
+    let done = until_state(&stage, &id, "done").await;
+    assert_eq!((&done["counts"]["completed"], &done["reason"]), (&6.into(), &Value::Null), "{done}");
+    let results = stage.ask(&format!("/api/runs/{id}/results")).await;
+    assert!(results["results"].as_array().unwrap().iter().all(|one| one["attempts"] == 1), "{results}");
+    let calls = stage.control.calls();
+    check_once(&calls, 6);
+    stage.finish().await;
+    calls
+}
+
+/// An account that has lost its credentials is no lead's fault.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_whose_account_has_no_credentials_waits_for_them() {
+    let key = format!("api_key = \"{}\"", Setup::default().sim.el_api_key);
+    held_until_mended(elevenlabs(), "", (&key, "# no key"), "account elevenlabs: no value for {account.api_key}", &key)
+        .await;
+}
+
+/// Nor is a number that was given to another business: another one of the pool is used, and without one the run waits.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_number_of_another_business_is_passed_over_and_without_one_the_run_waits() {
+    let run = with(twilio(), json!({"own_numbers": ["+15550001111", "+1 555 000 1112"]}));
+    let tables = "[businesses.1]\nmax_calls = 3\n[businesses.2]\nmax_calls = 3";
+    let both = "[businesses.2]\nphone_numbers = [\"+15550001111\", \"+15550001112\"]";
+    let one = "[businesses.2]\nphone_numbers = [\"+15550001111\"]";
+    let calls = held_until_mended(run, tables, ("[businesses.2]", both), "its number belongs to 2", one).await;
+    assert!(calls.iter().all(|call| call.from.ends_with("1112")), "{calls:?}");
+}
+
+/// An account that is refused, or not paid for, and a provider that fails use up no lead: each is called once it is mended, by one attempt.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_account_that_takes_no_calls_uses_up_no_lead() {
+    let stage = Stage::start(Setup { sim: sim(50), ..Setup::default() }).await;
+    for kind in [FaultKind::QuotaExceeded, FaultKind::PaymentRequired, FaultKind::ServerError] {
+        let before = stage.control.calls().len();
+        stage.control.fault(Fault::next(Provider::ElevenLabs, kind, 3));
+        let run = with(elevenlabs(), json!({"breaker": {"failures": 0}}));
+        let id = start(&stage, run, leads(4)).await;
+        let done = until_state(&stage, &id, "done").await;
+        assert_eq!((&done["counts"]["completed"], stage.control.calls().len() - before), (&4.into(), 4), "{done}");
+        let results = stage.ask(&format!("/api/runs/{id}/results")).await;
+        assert!(results["results"].as_array().unwrap().iter().all(|one| one["attempts"] == 1), "{kind:?}: {results}");
+    }
     stage.finish().await;
 }
 

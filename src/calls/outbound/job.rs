@@ -1,8 +1,11 @@
 //! Terms and outcome of a job of a bulk run.
 
+use http::StatusCode;
 use tokio::sync::oneshot;
 
+use crate::clock::UnixMs;
 use crate::ids::{Alias, CallId};
+use crate::net::{Outcome, retry_after_secs};
 use crate::policy::Binding;
 use crate::policy::decision::LimitExceeded;
 
@@ -21,8 +24,15 @@ pub struct JobTerms {
 /// The outcome of a job.
 #[derive(Debug)]
 pub enum JobPlaced {
-    /// The provider has the call, or its outcome is unknown: the call's end settles the job.
+    /// The provider has the call: its end settles the job.
     Called(CallId),
+    /// It is unknown whether the provider has the call: its end settles the job.
+    Unknown {
+        /// The call.
+        call: CallId,
+        /// The provider answered that it is unavailable, whoever is called.
+        unavailable: Option<Unavailable>,
+    },
     /// This attempt was made before, by any process: the call's end settles the job.
     Known(CallId),
     /// A limit is full. It left no trace.
@@ -32,10 +42,56 @@ pub enum JobPlaced {
         /// Seconds to wait.
         wait_secs: u32,
     },
-    /// It was not sent.
+    /// It was not sent, or the provider takes no call of the account: its credentials are wrong, or it is not paid for.
     NotSent(String),
     /// Its provider rejected it.
     Rejected(String),
     /// No limiter can decide at present.
     Away(String),
+}
+
+/// The provider answered 503.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unavailable {
+    /// Seconds to wait, if it says so.
+    pub wait_secs: Option<u32>,
+}
+
+impl Unavailable {
+    /// What the outcome of a request says.
+    pub(super) fn of(outcome: &Outcome, now_ms: UnixMs) -> Option<Self> {
+        match outcome {
+            Outcome::Answered(answer) if answer.status() == StatusCode::SERVICE_UNAVAILABLE => {
+                Some(Self { wait_secs: retry_after_secs(answer.headers(), now_ms) })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Whether an answer without a call is about the account, whoever is called: its credentials, or that it is not paid for.
+pub(super) fn is_of_account(status: StatusCode) -> bool {
+    matches!(status, StatusCode::UNAUTHORIZED | StatusCode::PAYMENT_REQUIRED)
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use http::Response;
+
+    use super::*;
+
+    #[test]
+    fn an_unavailable_provider_says_how_long() {
+        let answered = |status, header: Option<&str>| {
+            let mut answer = Response::builder().status(status);
+            if let Some(secs) = header {
+                answer = answer.header("retry-after", secs);
+            }
+            Unavailable::of(&Outcome::Answered(answer.body(Bytes::new()).unwrap()), 0)
+        };
+        assert_eq!(answered(503, Some("7")), Some(Unavailable { wait_secs: Some(7) }));
+        assert_eq!(answered(503, None), Some(Unavailable { wait_secs: None }));
+        assert_eq!(answered(500, Some("7")), None, "it may be about this call alone");
+    }
 }

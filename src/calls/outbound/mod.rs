@@ -48,7 +48,7 @@ use admit::{AdmitOutcome, Admitted, Admitter};
 use dedupe::fingerprint::key;
 use dedupe::in_flight::{ClientHandle, ClientState, InFlightRequests, SendOutcome};
 use dedupe::{Claimed, Deduplication, Identity};
-use job::{JobPlaced, JobTerms};
+use job::{JobPlaced, JobTerms, Unavailable, is_of_account};
 pub(super) use joining::Joins;
 use not_sent::NotSent;
 pub use request::CreateRequest;
@@ -294,16 +294,20 @@ impl Outbound {
         failpoint::hit("run.sending").await;
         let sent = admitted.send(&self.context, request.account.name.as_str()).boxed().await;
         failpoint::hit("run.answered").await;
+        let unavailable = Unavailable::of(&sent.outcome, self.context.lifecycle.clock.now_ms());
         let settling = self.settlement.settle_with_outcome(sent, &request).boxed();
         let (outcome, response) = settling.instrument(traces::step("settle")).await;
         match (outcome, response.extensions().get::<Rejection>()) {
-            (SendOutcome::Created | SendOutcome::Unknown, _) => JobPlaced::Called(call),
+            (SendOutcome::Created, _) => JobPlaced::Called(call),
+            (SendOutcome::Unknown, _) => JobPlaced::Unknown { call, unavailable },
             (SendOutcome::NotCreated, Some(rejection)) if rejection.code == RejectionCode::ProviderLimit => {
                 JobPlaced::ProviderLimit { wait_secs: rejection.wait_secs().unwrap_or(1) }
             }
             (SendOutcome::NotCreated, Some(rejection)) => JobPlaced::NotSent(rejection.message.clone()),
             (SendOutcome::NotCreated, None) => {
-                JobPlaced::Rejected(format!("the provider answered {}", response.status().as_u16()))
+                let status = response.status();
+                let why = format!("the provider answered {}", status.as_u16());
+                if is_of_account(status) { JobPlaced::NotSent(why) } else { JobPlaced::Rejected(why) }
             }
         }
     }

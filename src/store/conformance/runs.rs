@@ -225,15 +225,23 @@ pub(in crate::store) async fn a_job_is_settled_with_its_call_and_once(fresh: &im
     assert_eq!(changed(9).await, [claimed(3), claimed(2), claimed(1)]);
     let call = placed(&store, &jobs[0]).await;
     assert_eq!(store.settle_jobs(vec![calling(&jobs[0], &call.id)], 10).await.unwrap(), 1);
-    assert_eq!(store.ended_jobs(None, i64::MAX, 0, 9).await.unwrap(), [], "it is up");
+    assert_eq!(store.ended_jobs(None, vec![], i64::MAX, 0, 9).await.unwrap(), [], "it is up");
     store.apply(super::change(&call.id, END)).await.unwrap();
-    let ended = store.ended_jobs(None, i64::MAX, 0, 9).await.unwrap();
+    let ended = store.ended_jobs(None, vec![], i64::MAX, 0, 9).await.unwrap();
     assert_eq!((ended.len(), ended[0].outcome, ended[0].ended_at), (1, Outcome::Completed, 2_000));
+    for calls in [None, Some(vec![call.id.clone()])] {
+        let of = async |except: &str| {
+            store.ended_jobs(calls.clone(), vec![except.to_owned()], i64::MAX, 0, 9).await.unwrap().len()
+        };
+        assert_eq!((of("run_1").await, of("run_2").await), (0, 1), "of every run but one");
+    }
     let job = &ended[0].job;
     assert_eq!((job.seq, job.call.as_ref()), (1, Some(&call.id)));
     let done =
         Settle { state: JobState::Done, outcome: Some(Outcome::Completed), attempts: 1, tries: 1, ..Settle::of(job) };
+    let done = Settle { unknown_tries: 3, ..done };
     assert_eq!(store.settle_jobs(vec![done.clone(), done], 11).await.unwrap(), 1);
+    assert_eq!(store.job_results("run_1", 0, 1).await.unwrap()[0].job.unknown_tries, 3);
     assert_eq!(changed(2).await, [(1, JobState::Done, 1), claimed(3)], "the latest change first");
     let last = store.changed_jobs("run_1", 1).await.unwrap().remove(0);
     assert_eq!((last.outcome, last.call.as_ref()), (Some(Outcome::Completed), Some(&call.id)));
@@ -242,8 +250,8 @@ pub(in crate::store) async fn a_job_is_settled_with_its_call_and_once(fresh: &im
     let never =
         Change { event: Some(Event::Ended(Outcome::NotCreated, EndProof::Provider)), ..super::change(&other.id, END) };
     store.apply(never).await.unwrap();
-    assert_eq!(store.ended_jobs(None, 2_000, 0, 9).await.unwrap(), [], "who placed it says why");
-    assert_eq!(store.ended_jobs(None, 2_001, 0, 9).await.unwrap().len(), 1);
+    assert_eq!(store.ended_jobs(None, vec![], 2_000, 0, 9).await.unwrap(), [], "who placed it says why");
+    assert_eq!(store.ended_jobs(None, vec![], 2_001, 0, 9).await.unwrap().len(), 1);
     let results = store.job_results("run_1", 0, 9).await.unwrap();
     assert_eq!((results[0].job.attempts, results[0].ended_at, results[2].ended_at), (1, Some(2_000), None));
     assert!(results[0].ids.contains_key(crate::store::runs::JOB_KIND));
@@ -252,6 +260,7 @@ pub(in crate::store) async fn a_job_is_settled_with_its_call_and_once(fresh: &im
     assert_eq!(store.retry_jobs("run_1", vec![Outcome::Completed], 12).await.unwrap(), 1);
     let again = store.claim_jobs(Claim { now_ms: 12, ..claim_of(3, "t2", "me") }).await.unwrap();
     assert_eq!((again[0].seq, again[0].attempts, again[0].tries), (1, 0, 1), "its next call has another name");
+    assert_eq!(again[0].unknown_tries, 0);
 }
 
 /// A job waits for the word who answered its call, and leaves its place meanwhile; a word that comes after all corrects the outcome.
@@ -268,7 +277,7 @@ pub(in crate::store) async fn a_job_waits_for_the_word_who_answered(fresh: &impl
         due_at: None,
         tell: false,
     };
-    let due = async |now_ms| store.ended_jobs(None, i64::MAX, now_ms, 9).await.unwrap();
+    let due = async |now_ms| store.ended_jobs(None, vec![], i64::MAX, now_ms, 9).await.unwrap();
     let mut ended = vec![];
     for n in 0..3_i64 {
         let job = store.claim_jobs(claim(&format!("t{n}"))).await.unwrap().remove(0);
@@ -278,23 +287,34 @@ pub(in crate::store) async fn a_job_waits_for_the_word_who_answered(fresh: &impl
         store.apply(super::change(&call.id, END)).await.unwrap();
         let one = due(2_000).await.remove(0);
         assert_eq!((one.job.seq, one.answered_by, one.is_recorded), (n + 1, None, false));
+        if n == 2 {
+            // The word comes between the read of the job and its wait.
+            store.put_post_call(told(&call.id, Some(AnsweredBy::Machine), false)).await.unwrap();
+        }
         let waits = Settle { waits_until: Some(5_000 + n), ..Settle::of(&one.job) };
         assert_eq!(store.settle_jobs(vec![waits], 11).await.unwrap(), 1);
-        assert_eq!(store.due_runs().await.unwrap()[0].open, 0, "its place is free");
+        let run = store.due_runs().await.unwrap().remove(0);
+        assert_eq!((run.open, run.has_waiting), (0, true), "its place is free");
         ended.push((call.id, one.job));
     }
-    assert_eq!(due(4_999).await, []);
+    assert_eq!(due(4_999).await.len(), 1, "one has its word");
     assert_eq!(store.finish_runs(12, false).await.unwrap(), Vec::<String>::new(), "it is not done");
-    assert_eq!(due(5_000).await.len(), 1, "its time is over");
-    store.put_post_call(told(&ended[1].0, Some(AnsweredBy::Machine), false)).await.unwrap();
-    store.put_post_call(told(&ended[2].0, None, true)).await.unwrap();
+    assert_eq!(due(5_000).await.len(), 2, "the time of the first is over");
+    store.put_post_call(told(&ended[1].0, None, true)).await.unwrap();
+    assert!(!due(5_000).await.iter().any(|one| one.awaits_fetch), "none is to be fetched");
+    store.expect_post_calls(vec![ended[0].0.clone()], 4_000).await.unwrap();
+    let fetches = async || due(5_000).await.into_iter().find(|one| one.job.seq == 1).unwrap().awaits_fetch;
+    assert!(fetches().await, "its record stands in line");
+    store.missed_post_call(&ended[0].0, "there is none", Some(9_000)).await.unwrap();
+    assert!(!fetches().await, "it was asked for");
     let mut known: Vec<_> =
         due(0).await.into_iter().map(|one| (one.job.seq, one.answered_by, one.is_recorded)).collect();
     known.sort();
-    assert_eq!(known, [(2, Some(AnsweredBy::Machine), false), (3, None, true)]);
+    assert_eq!(known, [(2, None, true), (3, Some(AnsweredBy::Machine), false)]);
     // Whoever settles as completed what was answered by a machine meanwhile, or is told so later, is corrected.
     let completed = |job: &Job| Settle { state: JobState::Done, outcome: Some(Outcome::Completed), ..Settle::of(job) };
     store.settle_jobs(ended.iter().map(|(_, job)| completed(job)).collect(), 13).await.unwrap();
+    assert!(!store.due_runs().await.unwrap()[0].has_waiting);
     let counts = async || store.run_counts("run_1").await.unwrap();
     assert_eq!(counts().await, RunCounts { completed: 2, voicemail: 1, ..RunCounts::default() });
     store.put_post_call(told(&ended[0].0, Some(AnsweredBy::Machine), true)).await.unwrap();
@@ -344,6 +364,16 @@ pub(in crate::store) async fn a_breaker_and_a_hold_are_of_the_run_and_not_of_a_r
     }
     let settled: Vec<CallId> = tasks.join_all().await.into_iter().flatten().collect();
     assert_eq!(settled, [call.id]);
+    // So is what keeps it from being dialled, until it is paused or done.
+    let reason = async || store.run_of("run_1").await.unwrap().unwrap().reason;
+    for why in [Some("no account"), None, Some("its number")] {
+        store.explain_run("run_1", why).await.unwrap();
+        assert_eq!(reason().await.as_deref(), why);
+    }
+    assert!(store.move_run(change(RunState::Running, RunState::Paused), false).await.unwrap());
+    store.explain_run("run_1", Some("no account")).await.unwrap();
+    assert_eq!(reason().await, None, "it is paused");
+    assert!(store.move_run(change(RunState::Paused, RunState::Running), false).await.unwrap());
     // A hold is seen by all, and is not shortened.
     for (account, until, held) in [("another", 90, 0), ("twilio", 70, 70), ("twilio", 60, 70), ("twilio", 80, 80)] {
         store.hold_runs(account, until).await.unwrap();
@@ -412,12 +442,19 @@ pub(in crate::store) async fn a_job_whose_call_was_purged_is_settled_and_a_run_t
     let jobs = store.claim_jobs(claim_of(1, "t", "me")).await.unwrap();
     let call = placed(&store, &jobs[0]).await;
     store.settle_jobs(vec![calling(&jobs[0], &call.id)], 10).await.unwrap();
-    assert_eq!(store.ended_jobs(None, 0, 0, 9).await.unwrap(), [], "it is up");
+    assert_eq!(store.ended_jobs(None, vec![], 0, 0, 9).await.unwrap(), [], "it is up");
     let end = Change { event: Some(Event::Ended(Outcome::Busy, EndProof::Webhook)), ..super::change(&call.id, END) };
     store.apply(end).await.unwrap();
     assert_eq!(store.purge_business(call.facts.business.as_str()).await.unwrap().calls, 1);
-    let ended = store.ended_jobs(None, 0, 0, 9).await.unwrap();
+    let ended = store.ended_jobs(None, vec![], 0, 0, 9).await.unwrap();
     assert_eq!((ended.len(), ended[0].outcome, ended[0].proof), (1, Outcome::Failed, EndProof::Deadline));
+    // One that waited for the word who answered was completed before.
+    let waits = Settle { waits_until: Some(50), ..Settle::of(&ended[0].job) };
+    assert_eq!(store.settle_jobs(vec![waits], 12).await.unwrap(), 1);
+    assert_eq!(store.ended_jobs(None, vec![], 0, 49, 9).await.unwrap(), []);
+    let ended = store.ended_jobs(None, vec![], 0, 50, 9).await.unwrap();
+    assert_eq!((ended.len(), ended[0].outcome, ended[0].is_recorded), (1, Outcome::Completed, true));
+    assert_ne!(ended[0].proof, EndProof::Deadline);
     store.forget_run("run_1").await.unwrap();
     assert_eq!(store.run_of("run_1").await.unwrap().unwrap().state, RunState::Running);
     assert_eq!(store.job_results("run_1", 0, 9).await.unwrap().len(), 2, "its jobs stay too");

@@ -352,18 +352,59 @@ async fn runs_are_read_by_their_indexes() {
         plan
     };
     // Before the statistics of a loaded list are known, indexes look alike.
-    let plan = explain(crate::store::queries::runs::CLAIM).await;
+    let plan = explain(crate::store::queries::run_jobs::CLAIM).await;
     assert!(plan.iter().any(|step| step.contains("run_jobs_due")), "{plan:#?}");
     assert!(!plan.iter().any(|step| step.contains("Sort") || step.contains("run_jobs_counts")), "{plan:#?}");
     fence.execute("ANALYZE").await;
     let text_and_number = ["text", "bigint"];
-    let columns = [0, 1, 0, 0, 1, 1, 1, 0, 1, 0, 0, 0, 1, 1].map(|kind| text_and_number[kind]);
+    let columns = [0, 1, 0, 0, 1, 1, 1, 1, 0, 1, 0, 0, 0, 1, 1].map(|kind| text_and_number[kind]);
     let places = (1..=columns.len()).map(|n| format!("${n}::{}", columns[n - 1])).collect::<Vec<_>>().join(", ");
-    let settle = crate::store::queries::runs::SETTLE.replace("{rows}", &format!("({places})"));
+    let settle = crate::store::queries::run_jobs::SETTLE.replace("{rows}", &format!("({places})"));
     for sql in crate::store::queries::runs::LOOKS.into_iter().chain([settle.as_str()]) {
         let plan = explain(sql).await;
         assert!(!plan.iter().any(|step| step.contains("Seq Scan on run_jobs")), "{sql}: {plan:#?}");
     }
+    store.close().await;
+}
+
+/// A run whose jobs are queued again just when it is ended goes on, whichever comes first.
+#[tokio::test]
+async fn a_run_is_not_ended_with_jobs_that_are_just_queued_again() {
+    let Some(fence) = fresh().await else { return };
+    let store = fence.open().await;
+    conformance::runs::running(&store, 2).await;
+    assert_eq!(store.cancel_jobs("run_1", 5).await.unwrap(), 2);
+    let until_one_waits = async || {
+        let waiting = "SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
+             WHERE NOT l.granted AND a.datname = current_database()";
+        let since = Instant::now();
+        while fence.number(waiting).await == 0 {
+            assert!(since.elapsed() < Duration::from_secs(30), "nobody waits");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let mut other = fence.straight.begin().await.unwrap();
+    sqlx::query("SELECT 1 FROM runs WHERE id = 'run_1' FOR SHARE").execute(&mut *other).await.unwrap();
+    let ends = tokio::spawn({
+        let store = store.clone();
+        async move { store.finish_runs(6, false).await.unwrap() }
+    });
+    until_one_waits().await;
+    let again = "UPDATE run_jobs SET state = 'queued', outcome = NULL, settled_at = NULL WHERE run_id = 'run_1'";
+    sqlx::query(again).execute(&mut *other).await.unwrap();
+    other.commit().await.unwrap();
+    assert_eq!(ends.await.unwrap(), Vec::<String>::new(), "it was filled meanwhile");
+    assert_eq!(store.cancel_jobs("run_1", 7).await.unwrap(), 2);
+    let mut other = fence.straight.begin().await.unwrap();
+    sqlx::query("SELECT 1 FROM runs WHERE id = 'run_1' FOR UPDATE").execute(&mut *other).await.unwrap();
+    let fills = tokio::spawn({
+        let store = store.clone();
+        async move { store.retry_jobs("run_1", vec![crate::call::Outcome::Canceled], 8).await.unwrap() }
+    });
+    until_one_waits().await;
+    other.commit().await.unwrap();
+    assert_eq!(fills.await.unwrap(), 2);
+    assert_eq!(store.finish_runs(9, false).await.unwrap(), Vec::<String>::new());
     store.close().await;
 }
 

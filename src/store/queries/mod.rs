@@ -10,6 +10,7 @@ mod operator;
 mod records;
 mod replicas;
 mod retention;
+pub(super) mod run_jobs;
 pub(super) mod runs;
 mod schedules;
 mod store;

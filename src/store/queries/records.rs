@@ -12,8 +12,8 @@ use super::super::{
     Put, PutPostCall, Reach, Records, Result, StoredPostCall, Waiting, WebhookHealth, WebhookHealthQuery,
 };
 use super::messages::tell;
-use super::{calls, runs, to_json};
-use crate::call::{AnsweredBy, Outcome};
+use super::{calls, run_jobs, to_json};
+use crate::call::Outcome;
 use crate::clock::UnixMs;
 use crate::ids::{Alias, CallId};
 
@@ -67,8 +67,8 @@ async fn put(c: &mut dyn Driver, put: &PutPostCall) -> Sql<Put> {
             ],
         )
         .await?;
-    if found.answered_by == Some(AnsweredBy::Machine) && written > 0 {
-        runs::machine_answered(c, &put.call, put.at_ms).await?;
+    if written > 0 && (put.complete || found.answered_by.is_some()) {
+        run_jobs::word_came(c, &put.call, put.at_ms).await?;
     }
     match (written, put.complete && !was_complete) {
         (0, _) => Ok(Put::NoCall),

@@ -17,6 +17,7 @@ const WORDS: &[(&str, &str)] = &[
     (" FOR UPDATE OF d FOR SHARE OF r", ""),
     (" FOR UPDATE OF d", ""),
     (" FOR UPDATE", ""),
+    (" FOR SHARE", ""),
     ("pg_tables WHERE schemaname = 'ringfence' AND tablename", "sqlite_master WHERE type = 'table' AND name"),
 ];
 

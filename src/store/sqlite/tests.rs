@@ -288,6 +288,8 @@ async fn runs_are_read_by_their_indexes() {
             plan.iter().filter(of_jobs).all(|step| step.contains("INDEX") || step.contains("KEY")),
             "{sql}: {plan:?}"
         );
+        // All jobs of a run, one by one.
+        assert!(!plan.iter().any(|step| step.contains("PRIMARY KEY (run_id=?)")), "{sql}: {plan:?}");
     }
     store.close().await;
 }

@@ -29,6 +29,8 @@ pub fn grown<'a>(metrics: &'a Value, name: &str) -> Option<&'a str> {
 pub struct Setup {
     /// The simulated providers.
     pub sim: SimSettings,
+    /// Those of another stage instead: their address, and their controls. Their webhooks go to that stage.
+    pub beside: Option<(String, Control)>,
     /// TOML put before everything else: keys of the root.
     pub root: String,
     /// TOML put after everything else: more tables.
@@ -59,6 +61,7 @@ impl Default for Setup {
                 analysis_ms: Millis::exactly(20),
                 ..SimSettings::default()
             },
+            beside: None,
             root: String::new(),
             tables: String::new(),
             timeouts: String::new(),
@@ -122,14 +125,19 @@ impl Stage {
         ringfence::net::install_crypto_provider();
         let folder = std::env::temp_dir().join(format!("ringfence-it-{}", CallId::new()));
         std::fs::create_dir_all(&folder).unwrap();
-        let simulator = Simulator::start(setup.sim.clone()).await.unwrap();
+        let simulator = match setup.beside {
+            Some(_) => None,
+            None => Some(Simulator::start(setup.sim.clone()).await.unwrap()),
+        };
+        let own = simulator.as_ref().map(|simulator| (simulator.base_url(), simulator.control()));
+        let (providers, control) = setup.beside.clone().or(own).unwrap();
         let clock = Clock::system();
         let store = if setup.tables.contains("[store]") { String::new() } else { test_store().await };
         let mut tries = 0;
         let (app, config) = loop {
             // The port has to be known before the sidecar binds it; whoever takes it meanwhile costs another try.
             let port = ringfence::net::spare_port();
-            let text = format!("{}{store}", config_text(&setup, &simulator.base_url(), port));
+            let text = format!("{}{store}", config_text(&setup, &providers, port));
             match start(&text, &folder, &clock).await {
                 Ok(app) => break (app, text),
                 Err(error) if tries < 5 => {
@@ -139,8 +147,7 @@ impl Stage {
                 Err(error) => panic!("{error}\n{text}"),
             }
         };
-        let control = simulator.control();
-        if setup.public {
+        if setup.public && simulator.is_some() {
             let url = format!("http://{}", app.webhooks());
             control.configure(|s| {
                 s.el_events_url = Some(format!("{url}/api/webhooks/elevenlabs"));
@@ -149,7 +156,7 @@ impl Stage {
             });
         }
         let http = Upstream::new(UpstreamSettings::default()).unwrap();
-        Self { app: Some(app), control, simulator: Some(simulator), clock, folder, config, http }
+        Self { app: Some(app), control, simulator, clock, folder, config, http }
     }
 
     pub fn app(&self) -> &App {
