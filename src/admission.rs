@@ -40,7 +40,7 @@ use crate::call::{Event, Outcome, Phase};
 use crate::clock::Clock;
 use crate::failpoint;
 use crate::ids::CallId;
-use crate::metrics::Metrics;
+use crate::metrics::{Degraded, Metrics};
 use crate::policy::decision::{
     AdmissionRequest, Counts, Decision, GateMode, GateState, LeaseRow, LimitExceeded, RetryAfterEstimator, Shortfall,
     keys,
@@ -288,7 +288,7 @@ impl Capacity {
             return;
         }
         *lock(&self.0.moved_at) = Instant::now();
-        self.0.metrics.gate_state(now.epoch, now.mode.as_str(), now.mode != self.0.settings.home);
+        self.0.metrics.gate_state(now.epoch, now.mode, now.mode != self.0.settings.home);
         lock(&self.0.pending_ops).moved(now.mode);
         self.0.wake.notify_one();
         if before.epoch == 0 || before.mode == now.mode {
@@ -407,7 +407,7 @@ impl Capacity {
     ) -> std::result::Result<Attempt, AdmissionError> {
         if self.0.settings.home != GateMode::Database {
             match self.0.policy.load().on_outage(&call.facts) {
-                OnOutage::Database => self.0.metrics.degraded("database"),
+                OnOutage::Database => self.0.metrics.degraded(Degraded::Database),
                 _ => return self.in_outage(request, call, state, "Redis is unavailable".to_owned()).boxed().await,
             }
         }
@@ -436,10 +436,10 @@ impl Capacity {
     ) -> std::result::Result<Attempt, AdmissionError> {
         let choice = self.0.policy.load().on_outage(&call.facts);
         if choice != OnOutage::Open {
-            self.0.metrics.degraded("closed");
+            self.0.metrics.degraded(Degraded::Closed);
             return Err(AdmissionError::Gate(why));
         }
-        self.0.metrics.degraded("open");
+        self.0.metrics.degraded(Degraded::Open);
         let slots = request.slots.wanted;
         call.slots = slots;
         let held = lease_of(&call);

@@ -46,6 +46,7 @@ use crate::calls::provider_client::terminate::HungUp;
 use crate::calls::reconcile::SweepStatuses;
 use crate::clock::rfc3339;
 use crate::ids::{BusinessId, CallId, mask_number};
+use crate::metrics::Served;
 use crate::net::{Exchange, Handler};
 use crate::policy::{Bound, Limit, Per, Policy};
 use crate::provider::path::percent_decode;
@@ -173,7 +174,7 @@ impl Handler for Admin {
             Err(problem) => Err(problem),
         };
         let response = routed.unwrap_or_else(Problem::into_response);
-        self.calls.lifecycle.metrics.request("admin", "admin", response.status().as_u16());
+        self.calls.lifecycle.metrics.request(Served::Admin, response.status().as_u16());
         exchange.respond(secured(exchange, response)).await;
     }
 }

@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::admin::Admin;
-use crate::admin::reload::{InForce, Reconciled, ReloadOutcome, ReloadTrigger, Reloaded, Running};
+use crate::admin::reload::{InForce, Reconciled, ReloadTrigger, Reloaded, Running};
 use crate::calls::Calls;
 use crate::calls::reconcile::{SweepReport, Sweeper};
 use crate::calls::rejection::CAPACITY_INBOUND;
@@ -27,11 +27,11 @@ use crate::clock::UnixMs;
 use crate::config::diagnostics::{self, Diagnostic, Report, Severity};
 use crate::config::{Config, File, Inputs, needs_restart, new_credentials};
 use crate::ids::AccountName;
-use crate::metrics::Counted;
+use crate::metrics::{Expected, ReloadOutcome};
 use crate::net::{CALLBACK_MARK, Exchange, Handler, Upstream, UpstreamError, UpstreamSettings};
 use crate::policy::{Business, Policy, Settings};
 use crate::proxy::Proxy;
-use crate::reply::{Disposition, RejectionCode, problem};
+use crate::reply::{RejectionCode, problem};
 use crate::runs::Runs;
 use crate::store::{AuditRecord, StoreError};
 use crate::transcripts::Client;
@@ -173,13 +173,13 @@ pub(super) fn upstream(config: &Config, own: &[SocketAddr]) -> Result<Upstream, 
 /// Puts what may be counted from now on into the metrics, before its first event.
 fn expect(calls: &Calls, config: &Config) {
     let accounts = || calls.accounts.values();
-    let codes = RejectionCode::ALL.into_iter().filter(|code| code.disposition() == Disposition::NotCalled);
+    let codes = RejectionCode::ALL.into_iter().filter(|code| code.counts_as_rejected());
     let mut reasons: BTreeSet<&str> =
         codes.flat_map(|code| accounts().map(move |account| code.metric_reason(&account.provider.refusal))).collect();
     reasons.insert(CAPACITY_INBOUND);
-    calls.lifecycle.metrics.expect(&Counted {
-        accounts: accounts().map(|account| account.name.as_str()).collect(),
-        asked: accounts().filter(|account| account.can_ask()).map(|account| account.name.as_str()).collect(),
+    calls.lifecycle.metrics.expect(&Expected {
+        accounts: accounts().map(|account| &account.name).collect(),
+        asked: accounts().filter(|account| account.can_ask()).map(|account| &account.name).collect(),
         plans: calls.policy.settings().plans.keys().map(String::as_str).collect(),
         reasons: reasons.into_iter().collect(),
         business_labels: config.metrics_businesses,
@@ -431,7 +431,7 @@ impl Live {
             },
         };
         let calls = self.calls();
-        calls.lifecycle.metrics.config_reload(reloaded.outcome.as_str(), reloaded.outcome.is_ok());
+        calls.lifecycle.metrics.config_reload(reloaded.outcome);
         {
             let mut tried = lock(&self.tried);
             tried.failed = reloaded.reason.clone().map(|reason| (calls.lifecycle.clock.now_ms(), reason));

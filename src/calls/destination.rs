@@ -52,7 +52,7 @@ impl Destinations {
     /// Why a create's destination must not be called, if so. In observe mode it only marks the request.
     pub(super) async fn rejection(&self, request: &CreateRequest) -> Option<Rejection> {
         let found = self.blocked(request).await?;
-        self.context.lifecycle.metrics.destination_refused(found.why.as_str());
+        self.context.lifecycle.metrics.destination_rejected(found.why.as_str());
         let code = match found.why {
             Blocked::Invalid => RejectionCode::InvalidDestination,
             _ => RejectionCode::DoNotCall,

@@ -88,12 +88,7 @@ impl Inbound {
             Ok(Admission::Admitted { would_reject, .. }) => {
                 drop(deciding);
                 failpoint::hit("inbound.opened").await;
-                self.context.lifecycle.metrics.admitted(
-                    facts.account.as_str(),
-                    facts.direction.as_str(),
-                    &facts.plan,
-                    facts.business.as_str(),
-                );
+                self.context.lifecycle.metrics.admitted(&facts);
                 info!(
                     %call,
                     business = %facts.business,

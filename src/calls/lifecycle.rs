@@ -327,7 +327,7 @@ impl Lifecycle {
             failpoint::hit("call.ended").await;
             self.capacity.release(&applied.record).await;
             failpoint::hit("call.released").await;
-            self.metrics.ended(outcome.as_str(), proof.as_str());
+            self.metrics.ended(outcome, proof);
             self.hub.ended(&call);
             let record = &applied.record;
             info!(

@@ -29,6 +29,7 @@ use crate::calls::{AskError, Calls};
 use crate::clock::rfc3339;
 use crate::failpoint;
 use crate::ids::{AccountName, CallId};
+use crate::metrics::SweepResult;
 use crate::net::UpstreamError;
 use crate::policy::Bound;
 use crate::provider::account::Account;
@@ -209,7 +210,7 @@ impl Sweeper {
         let name = self.account.name.as_str();
         if self.newest.borrow().account(&self.account.name).is_none() {
             // A reload removed the account; its metrics are stale.
-            self.calls.lifecycle.metrics.provider_gone(name);
+            self.calls.lifecycle.metrics.provider_gone(&self.account.name);
             self.sightings.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(name);
         }
     }
@@ -346,7 +347,7 @@ impl Sweeper {
     fn note_unread(&self) {
         let alarming: BTreeMap<CallId, Unread> =
             self.unread.iter().filter(|(_, one)| one.is_alarming).map(|(id, one)| (id.clone(), one.clone())).collect();
-        self.calls.lifecycle.metrics.unread_calls(self.account.name.as_str(), alarming.len());
+        self.calls.lifecycle.metrics.unread_calls(&self.account.name, alarming.len());
         let mut seen = self.sightings.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let Some(seen) = seen.get_mut(self.account.name.as_str()) else { return };
         seen.unread = alarming;
@@ -423,8 +424,8 @@ impl Sweeper {
     fn note(&mut self, result: std::result::Result<usize, AskError>) {
         let account = self.account.name.clone();
         let at_ms = self.calls.lifecycle.clock.now_ms();
-        let label = if result.is_ok() { "ok" } else { "failed" };
-        self.calls.lifecycle.metrics.sweep(account.as_str(), label);
+        let swept = if result.is_ok() { SweepResult::Ok } else { SweepResult::Failed };
+        self.calls.lifecycle.metrics.sweep(&account, swept);
         let last = match result {
             Ok(live) => {
                 self.limited = 0;

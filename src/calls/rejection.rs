@@ -12,6 +12,7 @@ use super::rejection_log::RejectionLog;
 use super::sdk_retries::SdkRetries;
 use crate::call::Direction;
 use crate::ids::{AccountName, CallId, mask_number};
+use crate::metrics::{PLAN_INBOUND, RejectedCall};
 use crate::policy::decision::LimitExceeded;
 use crate::policy::{Bound, Facts};
 use crate::provider::account::Account;
@@ -80,7 +81,7 @@ impl NoteRejection for Noted<'_> {
         match (of.kind, rejection.code.disposition()) {
             (RequestKind::Create, Disposition::NotCalled) => {}
             (RequestKind::Create | RequestKind::Job, Disposition::Unknown) => {
-                return context.lifecycle.metrics.outcome_unknown(of.account.name.as_str());
+                return context.lifecycle.metrics.outcome_unknown(&of.account.name);
             }
             (RequestKind::Create, Disposition::Called) | (RequestKind::Job | RequestKind::Other, _) => return,
         }
@@ -98,7 +99,7 @@ impl NoteRejection for Noted<'_> {
         );
         if !self.is_retry {
             let reason = rejection.code.metric_reason(&of.account.provider.refusal);
-            context.lifecycle.metrics.refused(reason, of.plan, of.business);
+            context.lifecycle.metrics.rejected(RejectedCall { reason, plan: of.plan, business: of.business });
         }
         self.by.record(of.business, &of.account.name, of.direction, rejection, code, Recorded::Rejected);
     }
@@ -159,7 +160,7 @@ impl Rejections {
     /// The rejection for a provider's own limit. A full concurrency limit means that our view is stale: the account is swept.
     pub(super) fn of_provider_limit(&self, account: &Account, class: LimitClass, wait_secs: u32) -> Rejection {
         let provider = &account.provider.name;
-        self.context.lifecycle.metrics.provider_limit(provider, account.name.as_str(), class.as_str());
+        self.context.lifecycle.metrics.provider_limit(account, class);
         if class == LimitClass::Concurrency {
             self.context.sweep_requests.request(&account.name);
         }
@@ -215,7 +216,9 @@ impl Rejections {
     /// Logs, counts and records an inbound call that a full limit rejected. Its caller gets no response of this kind.
     pub(super) async fn inbound(&self, call: &CallId, facts: &Facts, full: &LimitExceeded) {
         let rejection = self.of_full_limit(facts, full).await;
-        self.context.lifecycle.metrics.refused(CAPACITY_INBOUND, "inbound", facts.business.as_str());
+        let business = facts.business.as_str();
+        let rejected = RejectedCall { reason: CAPACITY_INBOUND, plan: PLAN_INBOUND, business };
+        self.context.lifecycle.metrics.rejected(rejected);
         info!(
             %call,
             refusal = %rejection.id,
@@ -226,7 +229,6 @@ impl Rejections {
             from = facts.other_number.as_deref().map(mask_number),
             "inbound call denied"
         );
-        let business = facts.business.as_str();
         self.record(business, &facts.account, facts.direction, &rejection, CAPACITY_INBOUND, Recorded::Rejected);
     }
 
@@ -239,7 +241,7 @@ impl Rejections {
 
     fn count_observed(&self, what: &str) {
         let lifecycle = &self.context.lifecycle;
-        lifecycle.metrics.would_refuse(what);
+        lifecycle.metrics.would_reject(what);
         if lifecycle.capacity.bypass().is_some() {
             lifecycle.metrics.bypassed(what);
         }

@@ -53,7 +53,7 @@ mod turns;
 pub mod upstream;
 mod wire;
 
-pub use callback::{BadCallback, CALLBACK_MARK, CallbackRules};
+pub use callback::{BadCallback, BadCallbackReason, CALLBACK_MARK, CallbackRules};
 pub use crowd::PeerKey;
 pub use edge::{Drained, Edge, EdgeSettings, Handler, RunningEdge};
 pub use exchange::{BodyError, Exchange};

@@ -14,6 +14,7 @@ use crate::calls::Calls;
 use crate::calls::outbound::CreateRequest;
 use crate::calls::rejection::{RejectedRequest, RequestKind};
 use crate::ids::{Alias, BusinessId};
+use crate::metrics::{MessageKind, PLAN_UNKNOWN};
 use crate::net::headers::strip_hop_by_hop;
 use crate::net::{BodyError, Exchange, RelayTarget};
 use crate::policy::{Contradictions, Facts, Ignored, RequestAttributes, UnknownBusiness};
@@ -54,7 +55,7 @@ impl Unparsed {
             kind: RequestKind::Create,
             account,
             business: &self.business,
-            plan: "unknown",
+            plan: PLAN_UNKNOWN,
             direction: self.direction,
             to: None,
             sdk_sleeps: self.sdk_sleeps,
@@ -103,7 +104,7 @@ pub(super) async fn parse(
     if codings.iter().any(|coding| !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"identity")) {
         if calls.observes() {
             let code = RejectionCode::EncodedBody.as_str(&account.provider.refusal);
-            calls.lifecycle.metrics.would_refuse(code);
+            calls.lifecycle.metrics.would_reject(code);
             info!(account = %account.name, path, code, "request would be denied");
             return Ok(Parsed::Other);
         }
@@ -178,7 +179,7 @@ fn upstream_request(method: Method, uri: Uri, mut headers: HeaderMap, body: Byte
 fn read(calls: &Calls, account: &Account, content_type: Option<&str>, bytes: &[u8], many: bool) -> Document {
     let read = Document::read(content_type, bytes, &[]);
     let Some(flaw) = read.flaw else { return read.document };
-    calls.lifecycle.metrics.unreadable(account.name.as_str(), "create", flaw.as_str());
+    calls.lifecycle.metrics.unreadable(&account.name, MessageKind::Create, flaw);
     info!(account = %account.name, flaw = flaw.as_str(), bytes = bytes.len(), "create body is not strict JSON");
     if many && flaw == Flaw::Cut { Document::Empty } else { read.document }
 }

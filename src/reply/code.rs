@@ -317,6 +317,16 @@ impl RejectionCode {
         }
     }
 
+    /// Whether a create that it answers counts as rejected. Some say that a call was made, or may have been; others answer only
+    /// requests of which it is not known that they are creates.
+    pub const fn counts_as_rejected(self) -> bool {
+        let is_of_no_create = matches!(
+            self,
+            RejectionCode::AccountMismatch | RejectionCode::UpstreamSilent | RejectionCode::UnknownRoute
+        );
+        matches!(self.disposition(), Disposition::NotCalled) && !is_of_no_create
+    }
+
     /// Whether its message ends with the rejection's id, which `GET /api/refusals` accepts.
     pub const fn names_its_id(self) -> bool {
         matches!(

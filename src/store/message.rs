@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::Cursor;
 use crate::clock::UnixMs;
 use crate::ids::RefusalId;
+use crate::words::words;
 
 /// A webhook as received.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,7 +55,7 @@ pub struct Waiting {
     pub last: Option<Cursor>,
 }
 
-crate::call::words!(
+words!(
     /// The outcome of a webhook in one word, as in the inbox and in metrics.
     EventOutcome {
         /// It changed a call, or reported what was known.
@@ -102,7 +103,7 @@ pub enum ReceiveOutcome {
     },
 }
 
-crate::call::words!(
+words!(
     /// The route of a delivery.
     #[derive(Default)]
     Route {

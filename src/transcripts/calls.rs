@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::{Client, ConnectError, PAGE_MAX, message, number, pairs, shown};
 use crate::clock::rfc3339;
+use crate::metrics::ClientRequest;
 use crate::net::Exchange;
 use crate::provider::description::APP_ID_KIND;
 use crate::provider::path::percent_decode;
@@ -25,15 +26,15 @@ impl Client {
         &self,
         exchange: &Exchange,
         segments: &[&str],
-    ) -> Option<(&'static str, Response<Bytes>)> {
+    ) -> Option<(ClientRequest, Response<Bytes>)> {
         if exchange.method() != Method::GET || segments.first() != Some(&"calls") {
             return None;
         }
         let (kind, answer) = match &segments[1..] {
-            [] => ("calls", self.listed(exchange, false).await),
-            ["active"] => ("calls", self.listed(exchange, true).await),
-            [id] if !id.is_empty() => ("call", self.one(exchange, &percent_decode(id), false).await),
-            [id, "full"] => ("call", self.one(exchange, &percent_decode(id), true).await),
+            [] => (ClientRequest::Calls, self.listed(exchange, false).await),
+            ["active"] => (ClientRequest::Calls, self.listed(exchange, true).await),
+            [id] if !id.is_empty() => (ClientRequest::Call, self.one(exchange, &percent_decode(id), false).await),
+            [id, "full"] => (ClientRequest::Call, self.one(exchange, &percent_decode(id), true).await),
             _ => return None,
         };
         Some((kind, answer.map_or_else(ConnectError::answer, |shown| json_answer(StatusCode::OK, &shown))))

@@ -26,6 +26,7 @@ use crate::calls::Calls;
 use crate::calls::lifecycle::Lifecycle;
 use crate::calls::post_call::shown::Numbers;
 use crate::ids::{Alias, CallId};
+use crate::metrics::{ClientRequest, Served};
 use crate::net::{Exchange, Handler, NoSocket};
 use crate::provider::description::APP_ID_KIND;
 use crate::provider::path::percent_decode;
@@ -167,37 +168,39 @@ impl Handler for Client {
         let path = exchange.path().to_owned();
         let segments: Vec<&str> = path.split('/').skip(1).collect();
         let (kind, answer) = match (exchange.method().clone(), segments.as_slice()) {
-            (Method::GET, ["health"]) => ("health", Some(health())),
-            (Method::GET, ["ws", "calls", "transcriptions"]) => ("socket", self.socket(exchange).boxed().await),
+            (Method::GET, ["health"]) => (ClientRequest::Health, Some(health())),
+            (Method::GET, ["ws", "calls", "transcriptions"]) => {
+                (ClientRequest::Socket, self.socket(exchange).boxed().await)
+            }
             (Method::GET, ["calls", id, "transcript"]) => {
                 let answer = self.transcript(exchange, &percent_decode(id)).boxed().await;
                 let answer = answer.map_or_else(ConnectError::answer, |shown| json_answer(StatusCode::OK, &shown));
-                ("transcript", Some(answer))
+                (ClientRequest::Transcript, Some(answer))
             }
             (Method::POST, ["conversations", id, "fetch"] | ["driver_data", "conversations", id, "fetch"]) => {
-                ("fetch", Some(self.fetch(exchange, &percent_decode(id)).boxed().await))
+                (ClientRequest::Fetch, Some(self.fetch(exchange, &percent_decode(id)).boxed().await))
             }
             (
                 Method::OPTIONS,
                 ["calls", ..] | ["conversations", _, "fetch"] | ["driver_data", "conversations", _, "fetch"],
-            ) => ("preflight", Some(respond(StatusCode::NO_CONTENT, Default::default(), Bytes::new()))),
+            ) => (ClientRequest::Preflight, Some(respond(StatusCode::NO_CONTENT, Default::default(), Bytes::new()))),
             _ => match self.legacy_calls(exchange, &segments).boxed().await {
                 Some((kind, answer)) => (kind, Some(answer)),
                 None => {
                     let message = "nothing is served at this path and method";
-                    ("unknown", Some(problem(StatusCode::NOT_FOUND, "NOT_FOUND", message)))
+                    (ClientRequest::Unknown, Some(problem(StatusCode::NOT_FOUND, "NOT_FOUND", message)))
                 }
             },
         };
         let metrics = &self.lifecycle.metrics;
         match answer {
             Some(answer) => {
-                metrics.request("client", kind, answer.status().as_u16());
+                metrics.request(Served::Client(kind), answer.status().as_u16());
                 let mut answer = self.shared_with(exchange.header("origin"), answer);
                 for_browsers(&mut answer, CONTENT_POLICY, exchange.is_tls());
                 exchange.respond(answer).await;
             }
-            None => metrics.request("client", kind, 101),
+            None => metrics.request(Served::Client(kind), 101),
         }
     }
 }

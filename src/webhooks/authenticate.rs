@@ -12,6 +12,7 @@ use super::raw::RawWebhook;
 use super::route::{Candidate, Signed, verify};
 use super::subaccounts::Signer;
 use crate::ids::AccountName;
+use crate::metrics::Unverified;
 use crate::net::Exchange;
 use crate::provider::account::Account;
 use crate::provider::sign::{BadSignature, Checked, Keys};
@@ -57,7 +58,7 @@ impl Webhooks {
     }
 
     fn unsigned(&self, account: &Account, path: &str, error: &BadSignature) -> Response<Bytes> {
-        self.calls.lifecycle.metrics.webhook(account.name.as_str(), "unverified", "refused");
+        self.calls.lifecycle.metrics.webhook_unverified(&account.name, Unverified::Refused);
         if let Some(left_out) = REFUSED.admits() {
             let path = shortened(path);
             warn!(account = %account.name, path, %error, left_out, "webhook signature invalid");
@@ -88,7 +89,7 @@ impl Webhooks {
                 Ok((from, keys, by))
             }
             Signer::Unknown => {
-                metrics.webhook(account.name.as_str(), "unverified", "failed");
+                metrics.webhook_unverified(&account.name, Unverified::Failed);
                 if let Some(left_out) = UNCHECKED.admits() {
                     let path = shortened(path);
                     warn!(account = %account.name, path, left_out, "failed to verify a subaccount's webhook");

@@ -21,6 +21,7 @@ use super::spool::{BODY_GONE, release};
 use crate::calls::Calls;
 use crate::failpoint;
 use crate::ids::CallId;
+use crate::metrics::{CallbackUse, Delivered};
 use crate::net::headers::strip_hop_by_hop;
 use crate::net::{BadCallback, UpstreamError};
 use crate::provider::account::join;
@@ -255,7 +256,7 @@ async fn send(calls: &Calls, delivery: &Delivery, spool: &Spool) -> Result<(), M
 
 /// A tenant's URL that must not be called. It will not be called later either.
 fn forbidden(calls: &Calls, bad: &BadCallback) -> Missed {
-    calls.lifecycle.metrics.callback_refused("delivery", bad.reason);
+    calls.lifecycle.metrics.callback_rejected(CallbackUse::Delivery, bad.reason);
     Missed::never(format!("not called: {bad}"))
 }
 
@@ -318,12 +319,12 @@ async fn one(calls: &Calls, spool: &Spool, delivery: &Delivery) {
     let now_ms = calls.lifecycle.clock.now_ms();
     let noted = match result {
         Ok(()) => {
-            calls.lifecycle.metrics.delivery("done");
+            calls.lifecycle.metrics.delivery(Delivered::Done);
             Ok(())
         }
         Err(Missed { why: error, again }) => {
             let pause_secs = again.pauses_secs().get(delivery.attempts as usize);
-            calls.lifecycle.metrics.delivery(if pause_secs.is_some() { "retry" } else { "given_up" });
+            calls.lifecycle.metrics.delivery(if pause_secs.is_some() { Delivered::Retry } else { Delivered::GivenUp });
             warn!(
                 delivery = delivery.id,
                 event = delivery.event_id,

@@ -18,6 +18,7 @@ use super::context::Webhooks;
 use super::parsed::ParsedWebhook;
 use crate::failpoint;
 use crate::ids::CallId;
+use crate::metrics::NotApplied;
 use crate::store::{NewEvent, ReceiveOutcome, Result, StoreError};
 
 /// How often journaled webhooks are moved to the database.
@@ -62,14 +63,14 @@ impl Webhooks {
             if body_is_nobodys {
                 self.spool.forget(&id).await;
             }
-            self.note(parsed, "failed");
+            self.note(parsed, NotApplied::Failed);
             return Ok(not_recorded());
         }
         failpoint::hit("journal.kept").await;
         if was_empty {
             warn!(%error, "database unavailable; webhooks kept in the journal");
         }
-        self.note(parsed, "journaled");
+        self.note(parsed, NotApplied::Journaled);
         Ok(fixed_answer(webhook, None))
     }
 
@@ -95,7 +96,7 @@ impl Webhooks {
                 left.push(event_id.to_owned());
             }
         }
-        self.note(parsed, "waiting");
+        self.note(parsed, NotApplied::Waiting);
         Ok(fixed_answer(webhook, None))
     }
 
@@ -120,10 +121,10 @@ impl Webhooks {
         }
     }
 
-    fn note(&self, parsed: &ParsedWebhook<'_>, outcome: &str) {
+    fn note(&self, parsed: &ParsedWebhook<'_>, outcome: NotApplied) {
         let event = parsed.event_name();
         let metrics = &self.calls.lifecycle.metrics;
-        metrics.webhook(parsed.from.account.name.as_str(), event, outcome);
+        metrics.webhook(&parsed.from.account.name, event, outcome);
         metrics.journaled(self.journal.waiting());
     }
 

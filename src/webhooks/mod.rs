@@ -38,6 +38,7 @@ use futures_util::FutureExt as _;
 use http::StatusCode;
 use tracing::{Instrument as _, warn};
 
+use crate::metrics::{Served, WebhookRequest};
 use crate::net::{Exchange, Handler};
 use crate::reply::{health, problem};
 use crate::telemetry::traces;
@@ -61,22 +62,22 @@ impl Handler for Webhooks {
         }
         if let Some(answer) = self.rejection(exchange) {
             let status = self.answer(exchange, answer).await;
-            return self.calls.lifecycle.metrics.request("webhooks", "refused", status);
+            return self.calls.lifecycle.metrics.request(Served::Webhooks(WebhookRequest::Refused), status);
         }
         let (kind, status) = match find(&self.calls.accounts, &self.settings.extra_paths, exchange.path()) {
-            Found::Nothing => ("passed", self.pass(exchange).await),
+            Found::Nothing => (WebhookRequest::Passed, self.pass(exchange).await),
             Found::Ambiguous => {
                 let message = "This path is ambiguous: write it without escapes.";
-                ("refused", self.reject_path(exchange, "AMBIGUOUS_PATH", message).await)
+                (WebhookRequest::Refused, self.reject_path(exchange, "AMBIGUOUS_PATH", message).await)
             }
             // Providers POST webhooks. A socket at a webhook path would reach the app unchecked.
             Found::Webhooks(_) if exchange.is_upgrade() => {
                 let message = "Upgrades are not allowed at the path of a webhook.";
-                ("refused", self.reject_path(exchange, "UPGRADE_NOT_EXPECTED", message).await)
+                (WebhookRequest::Refused, self.reject_path(exchange, "UPGRADE_NOT_EXPECTED", message).await)
             }
-            Found::Webhooks(found) => ("webhook", self.take(exchange, &found).await),
+            Found::Webhooks(found) => (WebhookRequest::Webhook, self.take(exchange, &found).await),
         };
-        self.calls.lifecycle.metrics.request("webhooks", kind, status);
+        self.calls.lifecycle.metrics.request(Served::Webhooks(kind), status);
     }
 }
 

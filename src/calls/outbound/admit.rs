@@ -27,7 +27,7 @@ use crate::calls::provider_client::ProviderClient;
 use crate::calls::rejection::{Rejections, hung_up};
 use crate::clock::since_boot;
 use crate::failpoint;
-use crate::ids::{Alias, CallId, mask_number};
+use crate::ids::{AccountName, Alias, CallId, mask_number};
 use crate::net::Outcome;
 use crate::policy::decision::LimitExceeded;
 use crate::provider::select::Message;
@@ -87,7 +87,7 @@ impl Admitted {
     }
 
     /// Sends the request. Nothing else sends a create, and each is sent once.
-    pub(super) async fn send(mut self, context: &Context, account: &str) -> Sent {
+    pub(super) async fn send(mut self, context: &Context, account: &AccountName) -> Sent {
         failpoint::hit("create.sending").await;
         let started = Instant::now();
         let span = traces::request("send");
@@ -299,9 +299,7 @@ impl Admitter {
         would_reject: Option<&LimitExceeded>,
     ) {
         let facts = &request.facts;
-        let (account, direction, business) =
-            (facts.account.as_str(), facts.direction.as_str(), facts.business.as_str());
-        self.context.lifecycle.metrics.admitted(account, direction, &facts.plan, business);
+        self.context.lifecycle.metrics.admitted(facts);
         info!(
             %call,
             business = %facts.business,

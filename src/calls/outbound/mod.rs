@@ -40,6 +40,7 @@ use super::rejection::Rejections;
 use crate::calls::lifecycle::finish;
 use crate::clock::UnixMs;
 use crate::failpoint;
+use crate::metrics::CallbackUse;
 use crate::net::Outcome;
 use crate::reply::{Rejection, RejectionCode};
 use crate::store::CallRecord;
@@ -184,7 +185,7 @@ impl Outbound {
     fn identify(&self, request: &CreateRequest) -> Result<Identity, NotSent> {
         let observes = self.context.observes();
         if let Err(bad) = callback::check_callbacks(&self.context, request) {
-            self.context.lifecycle.metrics.callback_refused("create", bad.reason);
+            self.context.lifecycle.metrics.callback_rejected(CallbackUse::Create, bad.reason);
             let message = format!("Not dialled: callback URL not allowed: {bad}.");
             let rejection = Rejection::new(RejectionCode::InvalidRequest, message);
             if !observes {
@@ -210,7 +211,7 @@ impl Outbound {
         let in_flight = admitted.claim().map(|claim| claim.request().clone());
         let (this, of) = (self.clone(), request.clone());
         let settling = async move {
-            let sent = admitted.send(&this.context, of.account.name.as_str()).await;
+            let sent = admitted.send(&this.context, &of.account.name).await;
             let took = sent.took;
             let response = this.settlement.settle(sent, &of).boxed().instrument(traces::step("settle")).await;
             let exemplar = traces::exemplar(&Span::current(), this.context.lifecycle.clock.now_ms());
@@ -250,7 +251,7 @@ impl Outbound {
         self.rejections.observed(&rejection, &request.rejected());
         let _ = request.would_reject.set(rejection);
         let (this, of) = (self.clone(), request.clone());
-        let sending = async move { admitted.send(&this.context, of.account.name.as_str()).await.outcome }.boxed();
+        let sending = async move { admitted.send(&this.context, &of.account.name).await.outcome }.boxed();
         // A client that disconnects, or is answered at its time-out, does not cancel the create.
         let sending = finish(self.context.tasks.track_future(sending.in_current_span()));
         let sent = tokio::time::timeout(self.context.settings.create_timeout, sending).await;
@@ -292,7 +293,7 @@ impl Outbound {
         let call = admitted.call().clone();
         traces::note("ringfence.call", call.as_str());
         failpoint::hit("run.sending").await;
-        let sent = admitted.send(&self.context, request.account.name.as_str()).boxed().await;
+        let sent = admitted.send(&self.context, &request.account.name).boxed().await;
         failpoint::hit("run.answered").await;
         let settling = self.settlement.settle_with_outcome(sent, &request).boxed();
         let (outcome, response) = settling.instrument(traces::step("settle")).await;

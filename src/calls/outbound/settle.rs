@@ -122,7 +122,7 @@ impl Settlement {
         }
         if answer.status().is_success() && !success.status.contains(&status) {
             // A success status that the description does not list is no rejection: there may be a call.
-            self.context.lifecycle.metrics.outcome_unknown(request.account.name.as_str());
+            self.context.lifecycle.metrics.outcome_unknown(&request.account.name);
             warn!(%call, status, "create response has a status unknown to the provider's description; slot held until the call is looked up");
             let answer = pass_on(answer);
             let kept = to_record(&self.context, request, &answer);
@@ -156,7 +156,7 @@ impl Settlement {
         };
         let unsettled = !ids.iter().any(|id| looks_up(&id.kind));
         if unsettled && request.operation.ids.kinds().any(looks_up) {
-            lifecycle.metrics.outcome_unknown(request.account.name.as_str());
+            lifecycle.metrics.outcome_unknown(&request.account.name);
         }
         let change = Change {
             event: Some(state.unwrap_or(Event::Reached(Phase::Dialing))),

@@ -12,6 +12,7 @@ use crate::calls::provider_client::lookup::LookedUpRecord;
 use crate::calls::provider_client::{AskError, ProviderClient};
 use crate::clock::{UnixMs, rfc3339};
 use crate::ids::{BusinessId, CallId};
+use crate::metrics::RecordSource;
 use crate::policy::{Privacies, Privacy};
 use crate::provider::account::Account;
 use crate::provider::description::PostCall;
@@ -87,7 +88,7 @@ impl PostCallRecords {
         let due_at = self.context.lifecycle.clock.now_ms().saturating_add(wait_ms);
         let put = self.put_record(record, by, found, complete, Source::Webhook, Some(due_at)).await?;
         if put == Put::Complete {
-            self.context.lifecycle.metrics.record(by.name.as_str(), "webhook");
+            self.context.lifecycle.metrics.record(&by.name, RecordSource::Webhook);
         }
         Ok(())
     }
@@ -180,7 +181,7 @@ impl PostCallRecords {
         match self.put_record(record, account, *found, complete, by, due_at).await {
             Ok(put) => {
                 if put == Put::Complete {
-                    self.context.lifecycle.metrics.record(account.name.as_str(), "asked");
+                    self.context.lifecycle.metrics.record(&account.name, RecordSource::Asked);
                     info!(call = %record.id, account = %account.name, %by, "post-call record fetched");
                 }
                 Asked::Kept
@@ -225,7 +226,7 @@ impl PostCallRecords {
                 Asked::StillUp => ("the call is up".to_owned(), again),
             };
             if again.is_none() {
-                self.context.lifecycle.metrics.record(record.facts.account.as_str(), "missing");
+                self.context.lifecycle.metrics.record(&record.facts.account, RecordSource::Missing);
                 warn!(%call, why, "post-call record missing");
             }
             store.missed_post_call(&call, &why, again).await?;
