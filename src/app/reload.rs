@@ -15,9 +15,9 @@ use http::{Method, StatusCode};
 use serde_json::json;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
+use super::loops::Tasks;
 use crate::admin::Admin;
 use crate::admin::reload::{InForce, Reconciled, ReloadTrigger, Reloaded, Running};
 use crate::calls::Calls;
@@ -90,8 +90,7 @@ pub(super) struct Live {
     tried: Mutex<ReloadState>,
     /// Stops each account's sweeper.
     sweepers: Mutex<BTreeMap<AccountName, CancellationToken>>,
-    tasks: TaskTracker,
-    stop: CancellationToken,
+    tasks: Tasks,
     /// Our listeners' addresses.
     own: [SocketAddr; 4],
 }
@@ -198,7 +197,7 @@ impl Live {
         client: Client,
         console: impl FnOnce(Weak<dyn Running>) -> Admin,
         written: Option<ConfigSource>,
-        (tasks, stop): (TaskTracker, CancellationToken),
+        tasks: Tasks,
         own: [SocketAddr; 4],
     ) -> Arc<Self> {
         let inputs = written.as_ref().map(|w| w.inputs.clone()).unwrap_or_default();
@@ -228,7 +227,6 @@ impl Live {
                 tried: Mutex::new(ReloadState { in_force: inputs.clone(), last: inputs, failed: None }),
                 sweepers: Mutex::default(),
                 tasks,
-                stop,
                 own,
             }
         })
@@ -280,9 +278,9 @@ impl Live {
             stays
         });
         for sweeper in new {
-            let stop = self.stop.child_token();
+            let stop = self.tasks.stop.child_token();
             sweepers.insert(sweeper.account().clone(), stop.clone());
-            self.tasks.spawn(sweeper.run(stop));
+            self.tasks.all.spawn(sweeper.run(stop));
         }
     }
 
@@ -496,7 +494,7 @@ impl Running for Live {
 
     async fn reload(self: Arc<Self>, by: ReloadTrigger) -> Reloaded {
         let this = self.clone();
-        self.tasks.spawn(async move { this.reload_now(&by).await }).await.unwrap_or_else(|error| Reloaded {
+        self.tasks.all.spawn(async move { this.reload_now(&by).await }).await.unwrap_or_else(|error| Reloaded {
             outcome: ReloadOutcome::Failed,
             diagnostics: vec![],
             drawn: String::new(),
@@ -506,7 +504,7 @@ impl Running for Live {
 
     async fn refresh_businesses(self: Arc<Self>) -> Result<(), StoreError> {
         let this = self.clone();
-        match self.tasks.spawn(async move { this.refresh_businesses_now().await }).await {
+        match self.tasks.all.spawn(async move { this.refresh_businesses_now().await }).await {
             Ok(result) => result,
             Err(error) => Err(StoreError::Unknown(format!("the swap did not finish: {error}"))),
         }
@@ -522,7 +520,7 @@ impl Running for Live {
         let looks = futures_util::future::join_all(each);
         let compare = calls.lifecycle.capacity.clone();
         // In a separate task, as above.
-        let done = self.tasks.spawn(async move { (looks.await, compare.compare().await) }).await;
+        let done = self.tasks.all.spawn(async move { (looks.await, compare.compare().await) }).await;
         match done {
             Ok((accounts, Ok(gate))) => Reconciled { accounts, gate: Some(gate), gate_error: None },
             Ok((accounts, Err(error))) => Reconciled { accounts, gate: None, gate_error: Some(error.to_string()) },
@@ -532,7 +530,7 @@ impl Running for Live {
 
     async fn replay_event(self: Arc<Self>, id: &str) -> Result<Option<Replayed>, StoreError> {
         let (inbox, id) = (self.webhooks(), id.to_owned());
-        match self.tasks.spawn(async move { inbox.replay_asked(&id).await }).await {
+        match self.tasks.all.spawn(async move { inbox.replay_asked(&id).await }).await {
             Ok(result) => result,
             Err(error) => Err(StoreError::Unknown(format!("the replay did not finish: {error}"))),
         }

@@ -44,9 +44,9 @@ pub enum RemoteChanges {
     /// There are no other processes.
     None,
     /// By the database server's notifications, if it supports them, and by polling.
-    Heard,
+    FromDatabase,
     /// By notifications that another component passes on, and by polling.
-    LookedFor,
+    FromChannel,
 }
 
 /// The feed; see the module. Cheap to clone.
@@ -256,7 +256,7 @@ impl Feed {
 
     /// Passes on notifications of other replicas, where they can be received. Never ends.
     async fn receive_remote(self, others: RemoteChanges) {
-        if others == RemoteChanges::Heard {
+        if others == RemoteChanges::FromDatabase {
             loop {
                 let hub = self.0.hub.clone();
                 self.0
