@@ -141,7 +141,7 @@ pub enum Admission {
     /// One of its ids belongs to this call: it is the same call.
     Known(CallId),
     /// Rejected, without a trace.
-    Refused(LimitExceeded),
+    Rejected(LimitExceeded),
 }
 
 /// No decision: nothing was admitted, though not because a limit was full.
@@ -331,7 +331,7 @@ impl Capacity {
             match decided {
                 Attempt::Done(admission) => {
                     match &admission {
-                        Admission::Refused(full) if !is_bulk => {
+                        Admission::Rejected(full) if !is_bulk => {
                             self.0.turned_away.refused(&request.bindings, &full.limit, Instant::now());
                         }
                         Admission::Admitted { .. } if !is_bulk => self.0.turned_away.admitted(&request.bindings),
@@ -365,9 +365,11 @@ impl Capacity {
         mut call: NewCall,
         state: GateState,
     ) -> std::result::Result<Attempt, AdmissionError> {
-        let (slots, would) = match gate.admit(state.epoch, request).await {
-            Ok(Decision::Refused(short)) => return Ok(Attempt::Done(Admission::Refused(self.full(request, &short)?))),
-            Ok(Decision::Admitted { slots, would }) => (slots, would),
+        let (slots, would_reject) = match gate.admit(state.epoch, request).await {
+            Ok(Decision::Rejected(short)) => {
+                return Ok(Attempt::Done(Admission::Rejected(self.full(request, &short)?)));
+            }
+            Ok(Decision::Admitted { slots, would_reject }) => (slots, would_reject),
             Err(GateError::Away(why)) => {
                 self.defer_op(pending_ops::GateOp::Forbid(state.epoch, request.call.clone()));
                 return self.in_outage(request, call, state, why).boxed().await;
@@ -380,7 +382,7 @@ impl Capacity {
         match self.0.store.open(call, claim).await {
             Ok(InsertOutcome::New(early)) => {
                 let lease = Lease::new(request.call.clone(), slots);
-                let would_reject = would.map(|short| self.full(request, &short)).transpose()?;
+                let would_reject = would_reject.map(|short| self.full(request, &short)).transpose()?;
                 Ok(Attempt::Done(Admission::Admitted { lease, would_reject, early }))
             }
             Ok(InsertOutcome::Known(known)) => {
@@ -412,13 +414,13 @@ impl Capacity {
             }
         }
         match self.0.store.admit(call, request.clone(), state.epoch).await? {
-            AdmitOutcome::New { slots, would, news: early } => {
+            AdmitOutcome::New { slots, would_reject, early } => {
                 let lease = Lease::new(request.call.clone(), slots);
-                let would_reject = would.map(|short| self.full(request, &short)).transpose()?;
+                let would_reject = would_reject.map(|short| self.full(request, &short)).transpose()?;
                 Ok(Attempt::Done(Admission::Admitted { lease, would_reject, early }))
             }
             AdmitOutcome::Known(known) => Ok(Attempt::Done(Admission::Known(known))),
-            AdmitOutcome::Refused(short) => Ok(Attempt::Done(Admission::Refused(self.full(request, &short)?))),
+            AdmitOutcome::Rejected(short) => Ok(Attempt::Done(Admission::Rejected(self.full(request, &short)?))),
             AdmitOutcome::Outdated(now) => {
                 self.adopt_epoch(now);
                 Ok(Attempt::Retry)

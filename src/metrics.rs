@@ -21,7 +21,7 @@ use crate::policy::decision::GateMode;
 use crate::provider::account::Account;
 use crate::provider::description::LimitClass;
 use crate::provider::select::Flaw;
-use crate::words::Word;
+use crate::words::NamedEnum;
 use by_business::BusinessMetrics;
 pub use exemplars::Exemplar;
 use exemplars::TracedHistogram;
@@ -190,8 +190,8 @@ pub struct RejectedCall<'a> {
 }
 
 /// Creates the series of all values of a counter's only label.
-fn zero_all<W: Word>(counter: &IntCounterVec) {
-    W::ALL.iter().for_each(|value| drop(counter.with_label_values(&[value.word()])));
+fn zero_all<W: NamedEnum>(counter: &IntCounterVec) {
+    W::ALL.iter().for_each(|value| drop(counter.with_label_values(&[value.name()])));
 }
 
 /// The values of the gauges at a scrape.
@@ -337,8 +337,8 @@ impl Metrics {
     }
 
     /// Counts a callback URL of an app that was not called.
-    pub fn callback_rejected(&self, at: CallbackUse, reason: impl Word) {
-        self.inner.callbacks_rejected.with_label_values(&[at.as_str(), reason.word()]).inc();
+    pub fn callback_rejected(&self, at: CallbackUse, reason: impl NamedEnum) {
+        self.inner.callbacks_rejected.with_label_values(&[at.as_str(), reason.name()]).inc();
     }
 
     /// Counts an answered request.
@@ -370,8 +370,8 @@ impl Metrics {
     }
 
     /// Counts a received webhook; `outcome` is of the store, or [`NotApplied`].
-    pub fn webhook(&self, account: &AccountName, event: &str, outcome: impl Word) {
-        self.inner.webhooks.with_label_values(&[account.as_str(), event, outcome.word()]).inc();
+    pub fn webhook(&self, account: &AccountName, event: &str, outcome: impl NamedEnum) {
+        self.inner.webhooks.with_label_values(&[account.as_str(), event, outcome.name()]).inc();
     }
 
     /// Counts a webhook whose sender is unknown.

@@ -6,11 +6,11 @@
 pub struct UnknownWord(pub String);
 
 /// An enum that [`words!`] defines.
-pub trait Word: Copy + 'static {
+pub trait NamedEnum: Copy + 'static {
     /// All values, in order.
     const ALL: &'static [Self];
     /// The name.
-    fn word(self) -> &'static str;
+    fn name(self) -> &'static str;
 }
 
 /// Defines an enum whose variants have names in config, the database, metrics and answers.
@@ -28,9 +28,9 @@ macro_rules! words {
                 match self { $(Self::$variant => $word),+ }
             }
         }
-        impl $crate::words::Word for $name {
+        impl $crate::words::NamedEnum for $name {
             const ALL: &'static [Self] = Self::ALL;
-            fn word(self) -> &'static str {
+            fn name(self) -> &'static str {
                 self.as_str()
             }
         }

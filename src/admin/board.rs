@@ -17,7 +17,7 @@ use super::{Admin, shown};
 use crate::clock::{UnixMs, rfc3339};
 use crate::ids::BusinessId;
 use crate::policy::Policy;
-use crate::store::{CallRecord, EventFilter, Inbox, ListFilter, Outbox, RefusalRecord};
+use crate::store::{CallRecord, EventFilter, Inbox, ListFilter, Outbox, RejectionRecord};
 
 /// The shortest pause between two readings.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -190,7 +190,7 @@ struct Reading {
     at_ms: UnixMs,
     /// `None`: the database is unavailable.
     open: Option<Vec<CallRecord>>,
-    refusals: BTreeMap<Rights, Option<Vec<RefusalRecord>>>,
+    refusals: BTreeMap<Rights, Option<Vec<RejectionRecord>>>,
     runs: Lists,
     policy: Arc<Policy>,
     history: Points,
@@ -209,7 +209,7 @@ impl Admin {
         for (rights, _) in views {
             let businesses = rights.as_ref().map(|own| own.iter().cloned().collect());
             let filter = ListFilter { businesses, ..ListFilter::default() };
-            refusals.insert(rights.clone(), store.list_refusals(&filter, LATEST_MAX).await.ok());
+            refusals.insert(rights.clone(), store.list_rejections(&filter, LATEST_MAX).await.ok());
         }
         let rights: Vec<Rights> = views.iter().map(|(rights, _)| rights.clone()).collect();
         let runs = runs.read(self, &rights).await;

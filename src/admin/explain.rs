@@ -16,7 +16,7 @@ use crate::policy::decision::LimitExceeded;
 use crate::policy::{Binding, Bound, Facts, Mode, Policy, RequestAttributes, Scope};
 use crate::provider::account::Account;
 use crate::reply::RejectionCode;
-use crate::store::{CallRecord, RefusalRecord};
+use crate::store::{CallRecord, RejectionRecord};
 use meaning::meaning;
 
 /// Maximum holders of a limit that are listed; of further ones, their number.
@@ -328,7 +328,7 @@ impl Admin {
         Ok(WouldBe { facts, stranger, blocked })
     }
 
-    async fn explain_refusal(&self, now: &Now, record: &RefusalRecord, who: &Caller) -> Answer {
+    async fn explain_refusal(&self, now: &Now, record: &RejectionRecord, who: &Caller) -> Answer {
         let (means, fix) = meaning(&record.code);
         let mut answer = json!({"about": "refusal", "now": rfc3339(now.at_ms)});
         let business = BusinessId::parse(&record.business).ok();

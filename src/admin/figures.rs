@@ -141,7 +141,7 @@ impl Admin {
             .and_then(|(_, limit)| limit.parse::<usize>().ok());
         let seen = ListFilter { businesses: who.businesses.clone(), ..ListFilter::default() };
         let calls = self.calls.lifecycle.store.list_calls(&seen, 100).await?;
-        let refusals = self.calls.lifecycle.store.list_refusals(&seen, 100).await?;
+        let refusals = self.calls.lifecycle.store.list_rejections(&seen, 100).await?;
         let mut events: Vec<(i64, Value)> = Vec::new();
         for call in &calls {
             let business = call.facts.business.as_str();

@@ -331,7 +331,7 @@ impl Admin {
             }
             (&Method::GET, ["api", "refusals"]) => {
                 let who = may(Scope::Read)?;
-                self.list_refusals(exchange.query().unwrap_or_default(), &who).await
+                self.list_rejections(exchange.query().unwrap_or_default(), &who).await
             }
             (&Method::GET, ["api", "refusals", id]) => {
                 let who = may(Scope::Read)?;

@@ -12,6 +12,7 @@ use tracing::{info, warn};
 use super::config_watcher;
 use super::reload::Live;
 use crate::admin;
+use crate::admin::reload::Running as _;
 use crate::admission::{Capacity, Role};
 use crate::calls::post_call::webhook_health::watch_hooks;
 use crate::runs::dialler;

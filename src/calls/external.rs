@@ -17,6 +17,7 @@ use crate::provider::description::{CallFacts, OWN_ID_KIND};
 use crate::provider::path::percent_decode;
 use crate::provider::select::{Document, Message};
 use crate::store::{InsertOutcome, Result};
+use http::HeaderMap;
 
 impl Inbound {
     /// Inspects the beginning of the response to a request that was passed on. `path`: the requested path at the provider.
@@ -35,8 +36,8 @@ impl Inbound {
             }
             return;
         };
-        let (none, headers) = Default::default();
-        let message = Message { body: &read.document, query: &[], path: &none, headers: &headers };
+        let headers = HeaderMap::new();
+        let message = Message::new(&read.document, &headers);
         let asked_for = percent_decode(path);
         // An id that the path names is not new.
         let ids: Vec<Alias> = rule.read(&message).into_iter().filter(|id| !asked_for.contains(&id.id)).collect();

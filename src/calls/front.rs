@@ -57,7 +57,7 @@ impl Inbound {
             return Err(format!("{} answered {}", account.provider.name, response.status().as_u16()));
         }
         let document = Document::decode(Some("text/xml"), response.body());
-        let message = Message { body: &document, query: &[], path: &Default::default(), headers: response.headers() };
+        let message = Message::new(&document, response.headers());
         let Document::Xml(twiml) = &document else { return Err("the answer is not TwiML".to_owned()) };
         let bind = front.ids.read(&message);
         if bind.is_empty() {

@@ -107,7 +107,7 @@ impl Inbound {
                 drop(deciding);
                 return self.known(&other, &arrival).boxed().await;
             }
-            Ok(Admission::Refused(full)) => full,
+            Ok(Admission::Rejected(full)) => full,
             Err(AdmissionError::Store(error)) => return Err(error),
             Err(AdmissionError::Gate(why)) => {
                 warn!(why, "inbound call rejected: the gate does not answer");

@@ -116,7 +116,7 @@ impl Lifecycle {
             failpoint::hit("call.opened").await;
             match &admitted {
                 Ok(Admission::Admitted { early, .. }) => this.after_opening(&id, *early).await,
-                Ok(Admission::Known(_) | Admission::Refused(_)) => {}
+                Ok(Admission::Known(_) | Admission::Rejected(_)) => {}
                 Err(AdmissionError::Store(error)) => this.end_if_written(&id, error),
                 Err(AdmissionError::Gate(_)) => {}
             }

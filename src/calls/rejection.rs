@@ -17,8 +17,8 @@ use crate::policy::decision::LimitExceeded;
 use crate::policy::{Bound, Facts};
 use crate::provider::account::Account;
 use crate::provider::description::LimitClass;
-use crate::reply::{Disposition, FullLimit, NoteRejection, Observed, Rejection, RejectionCode, ResponseStyle};
-use crate::store::RefusalRecord;
+use crate::reply::{Disposition, FullLimit, NoteRejection, ObserveModeDoes, Rejection, RejectionCode, ResponseStyle};
+use crate::store::RejectionRecord;
 
 /// The code of an inbound call that a full limit rejected, as clients of the replaced systems expect it.
 pub const CAPACITY_INBOUND: &str = "capacity_inbound";
@@ -111,7 +111,7 @@ enum Recorded {
     /// The request was rejected.
     Rejected,
     /// Observe mode: it would have been rejected.
-    Observed,
+    ObserveModeDoes,
 }
 
 impl Rejections {
@@ -139,11 +139,10 @@ impl Rejections {
             rejection.message = format!("{} [{}]", rejection.message, rejection.id);
         }
         let style = ResponseStyle { shape: &of.account.provider.refusal, retry_after_max_secs: told_secs };
-        let told = (of.kind == RequestKind::Job).then(|| rejection.clone());
+        let code = rejection.code;
         let mut response = rejection.into_response(style, &Noted { by: self, of, is_retry });
-        if let Some(told) = told {
-            response.extensions_mut().insert(told);
-        }
+        // For the trace of the request.
+        response.extensions_mut().insert(code);
         response
     }
 
@@ -236,7 +235,7 @@ impl Rejections {
 
     /// Whether a rejection only marks its request.
     pub(super) fn only_marks(&self, rejection: &Rejection) -> bool {
-        self.context.observes() && rejection.code.observed() == Observed::Sent
+        self.context.observes() && rejection.code.observed() == ObserveModeDoes::Sent
     }
 
     fn count_observed(&self, what: &str) {
@@ -252,7 +251,7 @@ impl Rejections {
         let code = rejection.code.as_str(&of.account.provider.refusal);
         self.count_observed(code);
         info!(refusal = %rejection.id, business = of.business, account = %of.account.name, code, why = rejection.message, "request would be denied");
-        self.record(of.business, &of.account.name, of.direction, rejection, code, Recorded::Observed);
+        self.record(of.business, &of.account.name, of.direction, rejection, code, Recorded::ObserveModeDoes);
     }
 
     /// The same, for a full limit and a call that is admitted.
@@ -264,7 +263,7 @@ impl Rejections {
             Direction::Outbound => rejection.code.as_str(&account.provider.refusal),
         };
         let business = facts.business.as_str();
-        self.record(business, &facts.account, facts.direction, &rejection, code, Recorded::Observed);
+        self.record(business, &facts.account, facts.direction, &rejection, code, Recorded::ObserveModeDoes);
     }
 
     /// Records in the background: a rejection must not wait for a disk.
@@ -278,7 +277,7 @@ impl Rejections {
         why: Recorded,
     ) {
         let lifecycle = &self.context.lifecycle;
-        let record = RefusalRecord {
+        let record = RejectionRecord {
             id: rejection.id.clone(),
             at: lifecycle.clock.now_ms(),
             business: business.to_owned(),
@@ -288,7 +287,7 @@ impl Rejections {
             limit_name: rejection.limit.as_ref().map(|limit| limit.name.clone()),
             current: rejection.limit.as_ref().map(|limit| limit.in_use),
             limit: rejection.limit.as_ref().map(|limit| limit.bound),
-            observed: why == Recorded::Observed,
+            observed: why == Recorded::ObserveModeDoes,
             attempts: 1,
             tell: lifecycle.tell,
         };

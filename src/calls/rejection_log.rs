@@ -6,29 +6,29 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
-use crate::store::{RefusalRecord, Store};
+use crate::store::{RejectionRecord, Store};
 
 /// Rejections that may be queued. Further ones are not recorded.
 const WAITING_MAX: usize = 1024;
 
 /// See the module. Cloning is cheap.
 #[derive(Debug, Clone, Default)]
-pub(super) struct RejectionLog(Arc<Mutex<Waiting>>);
+pub(super) struct RejectionLog(Arc<Mutex<Queue>>);
 
 #[derive(Debug, Default)]
-struct Waiting {
-    records: Vec<RefusalRecord>,
+struct Queue {
+    records: Vec<RejectionRecord>,
     /// A task is writing, and checks the queue again when it is done.
     is_writing: bool,
 }
 
 impl RejectionLog {
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Queues a rejection. At most one task writes; `tasks` tracks it.
-    pub(super) fn record(&self, record: RefusalRecord, store: &Arc<dyn Store>, tasks: &TaskTracker) {
+    pub(super) fn record(&self, record: RejectionRecord, store: &Arc<dyn Store>, tasks: &TaskTracker) {
         let mut waiting = self.lock();
         if waiting.records.len() >= WAITING_MAX {
             drop(waiting);
@@ -57,7 +57,7 @@ impl Writing {
     }
 
     /// The queued rejections. If there are none, the next rejection starts a new task.
-    fn next(&self) -> Option<Vec<RefusalRecord>> {
+    fn next(&self) -> Option<Vec<RejectionRecord>> {
         let mut waiting = self.0.lock();
         let records = std::mem::take(&mut waiting.records);
         waiting.is_writing = !records.is_empty();

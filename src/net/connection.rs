@@ -563,8 +563,8 @@ impl Streams {
 impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
     fn execute(&self, stream: F) {
         /// Counts down when the stream ends, in whatever way.
-        struct Counted(Streams);
-        impl Drop for Counted {
+        struct OpenStream(Streams);
+        impl Drop for OpenStream {
             fn drop(&mut self) {
                 let mut open = self.0.open();
                 open.count = open.count.saturating_sub(1);
@@ -576,7 +576,7 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
             open.count += 1;
             open.end.take().unwrap_or_default()
         };
-        let counted = Counted(self.clone());
+        let counted = OpenStream(self.clone());
         tokio::spawn(async move {
             let _counted = counted;
             tokio::select! {

@@ -69,4 +69,4 @@ pub use served::served_until;
 pub use socket::{NoSocket, WebSocket};
 pub use tap::{TAP_BYTES_MAX, Tap, Tapped};
 pub use tls::{ReloadingTls, TlsError, install_crypto_provider};
-pub use upstream::{Outcome, Upstream, UpstreamError, UpstreamSettings};
+pub use upstream::{SendResult, Upstream, UpstreamError, UpstreamSettings};

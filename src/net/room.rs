@@ -138,7 +138,7 @@ impl Taken {
     }
 
     async fn wait(&self, more: Sizes) -> Result<(), NoRoom> {
-        let _place = Waiting::begin(&self.room).ok_or(NoRoom)?;
+        let _place = Waiter::begin(&self.room).ok_or(NoRoom)?;
         let mut until = Instant::now() + WAIT;
         loop {
             let mut freed = std::pin::pin!(self.room.freed.notified());
@@ -176,9 +176,9 @@ impl Drop for Taken {
 }
 
 /// A counted waiter.
-struct Waiting<'a>(&'a BodyRoom);
+struct Waiter<'a>(&'a BodyRoom);
 
-impl<'a> Waiting<'a> {
+impl<'a> Waiter<'a> {
     fn begin(room: &'a BodyRoom) -> Option<Self> {
         let mut state = room.state();
         if state.waiting >= WAITING_MAX {
@@ -186,11 +186,11 @@ impl<'a> Waiting<'a> {
         }
         state.waiting += 1;
         drop(state);
-        Some(Waiting(room))
+        Some(Waiter(room))
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for Waiter<'_> {
     fn drop(&mut self) {
         self.0.state().waiting -= 1;
     }

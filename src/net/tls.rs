@@ -56,13 +56,13 @@ struct Inner {
     acceptor: ArcSwap<TlsAcceptor>,
     /// SHA-256 of the files as last tried, so that a file changed twice within one mtime tick is noticed, and a bad
     /// file is reported once and not at every check.
-    tried: Mutex<Option<Fingerprint>>,
+    tried: Mutex<Option<FilesDigest>>,
 }
 
-type Fingerprint = [u8; digest::SHA256_OUTPUT_LEN];
+type FilesDigest = [u8; digest::SHA256_OUTPUT_LEN];
 
 impl Inner {
-    fn fingerprint(&self) -> Result<Fingerprint, TlsError> {
+    fn fingerprint(&self) -> Result<FilesDigest, TlsError> {
         fingerprint(&self.cert, &self.key, self.client_ca.as_deref())
     }
 }
@@ -166,7 +166,7 @@ fn misplaced(cert: &Path, key: &Path) -> Option<&'static str> {
     }
 }
 
-fn fingerprint(cert: &Path, key: &Path, client_ca: Option<&Path>) -> Result<Fingerprint, TlsError> {
+fn fingerprint(cert: &Path, key: &Path, client_ca: Option<&Path>) -> Result<FilesDigest, TlsError> {
     let mut hash = digest::Context::new(&digest::SHA256);
     for path in [cert, key].into_iter().chain(client_ca) {
         let bytes = std::fs::read(path)
@@ -174,7 +174,7 @@ fn fingerprint(cert: &Path, key: &Path, client_ca: Option<&Path>) -> Result<Fing
         hash.update(&(bytes.len() as u64).to_be_bytes());
         hash.update(&bytes);
     }
-    let mut print = Fingerprint::default();
+    let mut print = FilesDigest::default();
     print.copy_from_slice(hash.finish().as_ref());
     Ok(print)
 }

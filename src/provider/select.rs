@@ -142,6 +142,16 @@ pub struct Message<'a> {
     pub headers: &'a HeaderMap,
 }
 
+/// The captures of a path without any.
+static NO_CAPTURES: BTreeMap<String, String> = BTreeMap::new();
+
+impl<'a> Message<'a> {
+    /// A message of a body and headers.
+    pub fn new(body: &'a Document, headers: &'a HeaderMap) -> Self {
+        Self { body, query: &[], path: &NO_CAPTURES, headers }
+    }
+}
+
 /// Alternative places of a value; the first that has one is used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Selector(Vec<Place>);

@@ -8,7 +8,7 @@ use http::header::{CONTENT_ENCODING, HOST};
 use http::{HeaderMap, Method, Request, Uri};
 use tracing::{debug, info, warn};
 
-use super::route::{BUSINESS_HEADER, Destination, captures, may_create_many, operation, sdk_sleeps};
+use super::route::{BUSINESS_HEADER, Mounted, captures, may_create_many, operation, sdk_sleeps};
 use crate::call::Direction;
 use crate::calls::Calls;
 use crate::calls::outbound::CreateRequest;
@@ -71,7 +71,7 @@ impl Unparsed {
 pub(super) async fn parse(
     calls: &Calls,
     exchange: &mut Exchange,
-    to: &Destination,
+    to: &Mounted,
     target: &RelayTarget,
 ) -> Result<Parsed, Box<Unparsed>> {
     let (account, path) = (&to.account, &to.path);

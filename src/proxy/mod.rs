@@ -25,7 +25,7 @@ pub use create::{CREATE_BYTES_MAX, CREATE_MANY_BYTES_MAX};
 use create::{Parsed, parse};
 use relay::{relay, relay_rejected};
 pub use route::BUSINESS_HEADER;
-use route::{Destination, NoAccount, may_create, route};
+use route::{Mounted, NoAccount, may_create, route};
 
 /// The handler of `listen.api`.
 pub struct Proxy {
@@ -64,7 +64,7 @@ impl Proxy {
                 return (ApiRequest::Unknown, relay_rejected(calls, exchange, &account, rejection).await);
             }
         };
-        let to = Destination {
+        let to = Mounted {
             business: to.business.map(|business| percent_decode(business).into_owned()),
             account: to.account.clone(),
             path: to.path.to_owned(),
@@ -84,7 +84,7 @@ impl Proxy {
     }
 
     /// The answer to a request about a batch that ringfence dials itself.
-    async fn batch_answer(&self, exchange: &Exchange, to: &Destination) -> Option<Response<Bytes>> {
+    async fn batch_answer(&self, exchange: &Exchange, to: &Mounted) -> Option<Response<Bytes>> {
         let batches = self.batches.as_ref()?;
         let request = OtherRequest {
             method: exchange.method(),
@@ -96,7 +96,7 @@ impl Proxy {
     }
 
     /// Parses a possible create, and places it.
-    async fn create(&self, exchange: &mut Exchange, to: Destination, target: RelayTarget) -> (ApiRequest, u16) {
+    async fn create(&self, exchange: &mut Exchange, to: Mounted, target: RelayTarget) -> (ApiRequest, u16) {
         let calls = &self.calls;
         let request = match parse(calls, exchange, &to, &target).instrument(traces::step("parse")).await {
             Ok(Parsed::Create(request)) => *request,
@@ -146,14 +146,14 @@ impl Proxy {
 async fn respond(exchange: &mut Exchange, response: Response<Bytes>, account: &Account) -> u16 {
     let status = response.status().as_u16();
     traces::note_status(&Span::current(), status);
-    if let Some(rejection) = response.extensions().get::<Rejection>() {
-        traces::note("ringfence.code", rejection.code.as_str(&account.provider.refusal));
+    if let Some(code) = response.extensions().get::<RejectionCode>() {
+        traces::note("ringfence.code", code.as_str(&account.provider.refusal));
     }
     exchange.respond(response).await;
     status
 }
 
-fn target(exchange: &Exchange, to: &Destination) -> RelayTarget {
+fn target(exchange: &Exchange, to: &Mounted) -> RelayTarget {
     let path = &to.path;
     let at = exchange.path().strip_suffix(path.as_str());
     let at = at.map_or_else(|| format!("/{}", to.account.name), str::to_owned);

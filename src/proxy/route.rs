@@ -18,9 +18,9 @@ use crate::provider::sign::equal;
 /// The header in which an app names the business; never forwarded.
 pub const BUSINESS_HEADER: HeaderName = HeaderName::from_static("x-business-id");
 
-/// The owned form of [`Route`].
+/// The owned form of [`RoutedRequest`].
 #[derive(Debug)]
-pub(super) struct Destination {
+pub(super) struct Mounted {
     pub(super) account: Arc<Account>,
     /// The business in `/b/{business}/…`.
     pub(super) business: Option<String>,
@@ -30,7 +30,7 @@ pub(super) struct Destination {
 
 /// The account and path that a request is for.
 #[derive(Debug)]
-pub struct Route<'a> {
+pub struct RoutedRequest<'a> {
     /// The account.
     pub account: &'a Arc<Account>,
     /// The business in `/b/{business}/…`.
@@ -62,7 +62,7 @@ pub fn route<'a>(
     host: Option<&str>,
     path: &'a str,
     headers: &HeaderMap,
-) -> Result<Route<'a>, NoAccount> {
+) -> Result<RoutedRequest<'a>, NoAccount> {
     let (business, path) = match path.strip_prefix("/b/").and_then(|rest| rest.split_once('/')) {
         Some((business, _)) => (Some(business), &path[3 + business.len()..]),
         None => (None, path),
@@ -84,7 +84,7 @@ pub fn route<'a>(
                 let why = format!("the URL names account {}, but {shown} is of account {}", account.name, other.name);
                 Err(NoAccount::Contradiction { account: account.clone(), why })
             }
-            _ => Ok(Route { account, business, path: rest }),
+            _ => Ok(RoutedRequest { account, business, path: rest }),
         };
     }
     let of_provider = |fits: &dyn Fn(&Description) -> bool, path: &'a str| {
@@ -92,7 +92,7 @@ pub fn route<'a>(
         let default = fitting.iter().find(|a| is_mount(&a.name)).or(fitting.first()).copied();
         let shown = if fitting.len() > 1 { shown(&fitting, default, path, headers) } else { None };
         let account = shown.map(|(account, _)| account).or(default);
-        account.map(|account| Route { account, business, path }).ok_or(NoAccount::Unknown)
+        account.map(|account| RoutedRequest { account, business, path }).ok_or(NoAccount::Unknown)
     };
     let mounted = accounts.values().find_map(|a| below(path, &a.provider.mount).map(|rest| (&a.provider.mount, rest)));
     if let Some((mount, rest)) = mounted {

@@ -4,7 +4,7 @@ use http::StatusCode;
 
 use crate::policy::decision::LimitExceeded;
 use crate::policy::{Bound, Scope};
-use crate::provider::description::RefusalShape;
+use crate::provider::description::RejectionShape;
 
 /// The code of a rejection or failure: those of the replaced systems (docs/compatibility.md), and those that ringfence adds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,7 +71,7 @@ pub enum RejectionCode {
 
 /// What observe mode does where enforce mode answers with a code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Observed {
+pub enum ObserveModeDoes {
     /// The create is sent and marked: header, counter, log, record.
     Sent,
     /// The provider's own answer is passed on unchanged, and marked.
@@ -80,13 +80,13 @@ pub enum Observed {
     Answered,
 }
 
-impl Observed {
+impl ObserveModeDoes {
     /// The text in the docs.
     pub const fn as_str(self) -> &'static str {
         match self {
-            Observed::Sent => "sent and marked",
-            Observed::PassedOn => "the provider's own answer, marked",
-            Observed::Answered => "the same answer",
+            ObserveModeDoes::Sent => "sent and marked",
+            ObserveModeDoes::PassedOn => "the provider's own answer, marked",
+            ObserveModeDoes::Answered => "the same answer",
         }
     }
 }
@@ -159,7 +159,7 @@ impl RejectionCode {
     ];
 
     /// What observe mode does instead: it rejects only what cannot be sent at all.
-    pub const fn observed(self) -> Observed {
+    pub const fn observed(self) -> ObserveModeDoes {
         match self {
             // Limits, and rules about the business or the destination.
             RejectionCode::GlobalCapacityExceeded
@@ -170,15 +170,15 @@ impl RejectionCode {
             | RejectionCode::UnknownBusiness
             | RejectionCode::InvalidDestination
             | RejectionCode::DoNotCall
-            | RejectionCode::KeyReused => Observed::Sent,
+            | RejectionCode::KeyReused => ObserveModeDoes::Sent,
             // The batch counts as one call until its calls are seen.
-            RejectionCode::BatchSizeUnknown => Observed::Sent,
+            RejectionCode::BatchSizeUnknown => ObserveModeDoes::Sent,
             // We cannot count it, or not parse it; the provider accepts it all the same.
             RejectionCode::StoreUnavailable | RejectionCode::GateUnavailable | RejectionCode::EncodedBody => {
-                Observed::Sent
+                ObserveModeDoes::Sent
             }
             // The provider's rejection, not ours.
-            RejectionCode::ProviderLimit => Observed::PassedOn,
+            RejectionCode::ProviderLimit => ObserveModeDoes::PassedOn,
             // The provider cannot be reached, or not unambiguously, or the request is incomplete.
             RejectionCode::InitiationFailed
             | RejectionCode::AccountRemoved
@@ -188,14 +188,14 @@ impl RejectionCode {
             | RejectionCode::UnknownRoute
             | RejectionCode::AccountMismatch
             | RejectionCode::BodyTooLarge
-            | RejectionCode::InvalidRequest => Observed::Answered,
+            | RejectionCode::InvalidRequest => ObserveModeDoes::Answered,
             // Nobody waits for the call any more, or it may have been retried elsewhere.
-            RejectionCode::ClientHungUp | RejectionCode::ProcessPaused => Observed::Answered,
+            RejectionCode::ClientHungUp | RejectionCode::ProcessPaused => ObserveModeDoes::Answered,
             // The create was sent; the code says what came of it.
             RejectionCode::OutcomeUnknown
             | RejectionCode::AlreadyPlaced
             | RejectionCode::UpstreamSilent
-            | RejectionCode::UpstreamRedirects => Observed::Answered,
+            | RejectionCode::UpstreamRedirects => ObserveModeDoes::Answered,
         }
     }
 
@@ -211,7 +211,7 @@ impl RejectionCode {
     }
 
     /// The code in the body's `error` field.
-    pub fn as_str(self, shape: &RefusalShape) -> &str {
+    pub fn as_str(self, shape: &RejectionShape) -> &str {
         match self {
             RejectionCode::GlobalCapacityExceeded => "GLOBAL_CAPACITY_EXCEEDED",
             RejectionCode::BusinessLimitExceeded => "BUSINESS_CONCURRENT_LIMIT_EXCEEDED",
@@ -246,7 +246,7 @@ impl RejectionCode {
     }
 
     /// The label `reason` of `concurrent_rejected_total`.
-    pub fn metric_reason(self, shape: &RefusalShape) -> &str {
+    pub fn metric_reason(self, shape: &RejectionShape) -> &str {
         match self {
             RejectionCode::BusinessLimitExceeded => "BUSINESS_LIMIT",
             other => other.as_str(shape),
@@ -254,7 +254,7 @@ impl RejectionCode {
     }
 
     /// The status of the response.
-    pub fn status(self, shape: &RefusalShape) -> StatusCode {
+    pub fn status(self, shape: &RejectionShape) -> StatusCode {
         match self {
             RejectionCode::PlanNotAllowed | RejectionCode::UnknownBusiness => StatusCode::FORBIDDEN,
             // Statuses that no SDK of the provider retries automatically.

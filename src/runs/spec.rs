@@ -19,6 +19,7 @@ use serde_json::{Map, Value};
 use crate::call::Outcome;
 use crate::calls::Calls;
 use crate::calls::outbound::CreateRequest;
+use crate::calls::rejection::RequestKind;
 use crate::destinations::Hours;
 use crate::ids::{AccountName, BusinessId};
 use crate::policy::{Facts, Rate};
@@ -466,7 +467,7 @@ impl Plan {
         let facts = self.facts_of(calls, &body, request.headers());
         self.check_business(calls, &facts)?;
         let mut request = CreateRequest::new(self.account.clone(), self.operation.clone(), facts, request, body);
-        request.is_job = true;
+        request.kind = RequestKind::Job;
         Ok(request)
     }
 }

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use ulid::Ulid;
 
 use super::runs::{Job, Run};
-use super::{CallRecord, NewCall, RefusalRecord};
+use super::{CallRecord, NewCall, RejectionRecord};
 use crate::call::{Origin, Outcome, Phase, Step};
 use crate::clock::{UnixMs, rfc3339};
 use crate::ids::{Alias, CallId};
@@ -83,7 +83,7 @@ pub(super) fn stepped(record: &CallRecord, step: Step, at_ms: UnixMs) -> Option<
 }
 
 /// The event of a rejection; none in observe mode.
-pub(super) fn refused(refusal: &RefusalRecord) -> Option<AppEvent> {
+pub(super) fn refused(refusal: &RejectionRecord) -> Option<AppEvent> {
     if !refusal.tell || refusal.observed {
         return None;
     }

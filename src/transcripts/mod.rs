@@ -102,13 +102,13 @@ pub struct Sockets {
 type Newest = Arc<watch::Sender<Option<Arc<Settings>>>>;
 
 /// One counted socket of a token.
-struct Counted {
+struct CountedSocket {
     sockets: Sockets,
     token: String,
 }
 
 impl Sockets {
-    fn count(&self, token: &str, max: u32) -> Option<Counted> {
+    fn count(&self, token: &str, max: u32) -> Option<CountedSocket> {
         let token = sha256_hex(token.as_bytes());
         let mut by_token = self.by_token.lock().unwrap_or_else(PoisonError::into_inner);
         let count = by_token.entry(token.clone()).or_default();
@@ -116,11 +116,11 @@ impl Sockets {
             return None;
         }
         *count += 1;
-        Some(Counted { sockets: self.clone(), token })
+        Some(CountedSocket { sockets: self.clone(), token })
     }
 }
 
-impl Drop for Counted {
+impl Drop for CountedSocket {
     fn drop(&mut self) {
         let mut by_token = self.sockets.by_token.lock().unwrap_or_else(PoisonError::into_inner);
         match by_token.get_mut(&self.token) {

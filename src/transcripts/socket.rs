@@ -21,7 +21,7 @@ use tracing::{info, warn};
 use super::feed::{Following, LATEST_MAX, News, Wake};
 use super::message::{self, Command, ErrorCode};
 use super::runs::FollowedRun;
-use super::{Client, Counted, FOLLOWED_MAX, Settings};
+use super::{Client, CountedSocket, FOLLOWED_MAX, Settings};
 use crate::call::Phase;
 use crate::clock::UnixMs;
 use crate::ids::CallId;
@@ -95,7 +95,7 @@ pub(super) struct Connection {
     businesses: HashSet<String>,
     /// Calls of followed businesses that were sent to their end.
     done: BTreeSet<CallId>,
-    _counted: Counted,
+    _counted: CountedSocket,
 }
 
 impl Drop for Connection {
@@ -123,7 +123,7 @@ impl Connection {
         socket: WebSocket,
         (token, visitor): (String, Principal),
         newest: watch::Receiver<Option<Arc<Settings>>>,
-        (number, counted): (u64, Counted),
+        (number, counted): (u64, CountedSocket),
     ) -> Self {
         client.lifecycle.metrics.client_sockets(1);
         info!(connection = number, client = visitor.name, "WebSocket connection established");

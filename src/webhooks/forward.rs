@@ -17,7 +17,7 @@ use crate::net::{Exchange, HostRule, RelayError, RelayTarget, UpstreamError, ask
 use crate::provider::account::join;
 use crate::provider::description::{OWN_ID_KIND, Reply};
 use crate::reply::{problem, twiml, when_full_twiml};
-use crate::store::{Delivery, Result, Route};
+use crate::store::{Delivery, DeliveryRoute, Result};
 use crate::telemetry::traces;
 
 /// The largest response of the app to a webhook, in bytes.
@@ -162,12 +162,12 @@ impl Webhooks {
             }
             // A URL of the app, or our own, leads to the address that the operator configured; any other is the tenant's.
             match self.calls.settings.app.path_of(&callback.url).and_then(|path| self.app_urls(raw, path)) {
-                Some((_, signed_url)) => (callback.url, signed_url, callback.method, Route::Forwarded),
-                None => (callback.url.clone(), callback.url, callback.method, Route::Callback),
+                Some((_, signed_url)) => (callback.url, signed_url, callback.method, DeliveryRoute::Forwarded),
+                None => (callback.url.clone(), callback.url, callback.method, DeliveryRoute::Callback),
             }
         } else {
             let Some((url, signed_url)) = self.app_urls(raw, &raw.path_and_query) else { return Ok(None) };
-            (url, signed_url, raw.method.clone(), Route::App)
+            (url, signed_url, raw.method.clone(), DeliveryRoute::App)
         };
         let received_url = self.signed(raw).url();
         let spool = self.is_for_spool(parsed).then(|| self.spool.name());

@@ -47,7 +47,7 @@ pub use journal::journal_loop;
 use noise::LOGGED_PATH_MAX;
 pub use post_call::records_loop;
 pub use replay::{RETRY_DELAYS_SECS as REPLAY_AGAIN_SECS, Replayed, replay_loop};
-use route::{Candidate, Found, find};
+use route::{Candidate, PathMatch, find};
 pub use settings::{
     AppHost, BODIES_BYTES_MAX, BODY_BYTES_MAX, ExtraPaths, InboundMode, KEPT_BYTES_MAX, LARGE_BODIES_BYTES_MAX,
     Settings,
@@ -65,17 +65,17 @@ impl Handler for Webhooks {
             return self.calls.lifecycle.metrics.request(Served::Webhooks(WebhookRequest::Refused), status);
         }
         let (kind, status) = match find(&self.calls.accounts, &self.settings.extra_paths, exchange.path()) {
-            Found::Nothing => (WebhookRequest::Passed, self.pass(exchange).await),
-            Found::Ambiguous => {
+            PathMatch::Nothing => (WebhookRequest::Passed, self.pass(exchange).await),
+            PathMatch::Ambiguous => {
                 let message = "This path is ambiguous: write it without escapes.";
                 (WebhookRequest::Refused, self.reject_path(exchange, "AMBIGUOUS_PATH", message).await)
             }
             // Providers POST webhooks. A socket at a webhook path would reach the app unchecked.
-            Found::Webhooks(_) if exchange.is_upgrade() => {
+            PathMatch::Webhooks(_) if exchange.is_upgrade() => {
                 let message = "Upgrades are not allowed at the path of a webhook.";
                 (WebhookRequest::Refused, self.reject_path(exchange, "UPGRADE_NOT_EXPECTED", message).await)
             }
-            Found::Webhooks(found) => (WebhookRequest::Webhook, self.take(exchange, &found).await),
+            PathMatch::Webhooks(found) => (WebhookRequest::Webhook, self.take(exchange, &found).await),
         };
         self.calls.lifecycle.metrics.request(Served::Webhooks(kind), status);
     }

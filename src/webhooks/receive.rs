@@ -30,10 +30,10 @@ use crate::provider::sign::Keys;
 use crate::reply::{problem, twiml, when_full_twiml};
 use crate::store::{EventOutcome, IngestOutcome, NewEvent, ReceiveOutcome, Result, SpoolError, Voucher};
 use crate::telemetry::traces;
-use crate::words::Word;
+use crate::words::NamedEnum;
 
 /// The signer of a webhook, its keys and voucher.
-type Signer<'c> = (&'c Candidate, Keys, Voucher);
+type Authenticated<'c> = (&'c Candidate, Keys, Voucher);
 
 /// The outcome of persisting a webhook.
 enum Persisted {
@@ -126,7 +126,7 @@ impl Webhooks {
         &self,
         exchange: &mut Exchange,
         found: &'c [Candidate],
-    ) -> std::result::Result<(RawWebhook, Signer<'c>), Response<Bytes>> {
+    ) -> std::result::Result<(RawWebhook, Authenticated<'c>), Response<Bytes>> {
         if let Some(answer) = self.refused_by_head(exchange, found) {
             return Err(answer);
         }
@@ -191,7 +191,7 @@ impl Webhooks {
         problem(StatusCode::BAD_REQUEST, "INVALID_PAYLOAD", message)
     }
 
-    fn count(&self, parsed: &ParsedWebhook<'_>, outcome: impl Word) {
+    fn count(&self, parsed: &ParsedWebhook<'_>, outcome: impl NamedEnum) {
         self.calls.lifecycle.metrics.webhook(&parsed.from.account.name, parsed.event_name(), outcome);
     }
 

@@ -40,7 +40,7 @@ impl Candidate {
 
 /// The result of routing a path.
 #[derive(Debug, Clone)]
-pub enum Found {
+pub enum PathMatch {
     /// No webhook matches.
     Nothing,
     /// Only a lenient parser would match a webhook: ambiguous.
@@ -50,18 +50,18 @@ pub enum Found {
 }
 
 /// Routes a path, in all its escaped forms: see [`normal`].
-pub fn find(accounts: &BTreeMap<AccountName, Arc<Account>>, extra: &ExtraPaths, path: &str) -> Found {
+pub fn find(accounts: &BTreeMap<AccountName, Arc<Account>>, extra: &ExtraPaths, path: &str) -> PathMatch {
     let found = candidates(accounts, extra, path);
     if !found.is_empty() {
-        return Found::Webhooks(found);
+        return PathMatch::Webhooks(found);
     }
     let is_webhook = |path: &str| !candidates(accounts, extra, path).is_empty();
     let readings = readings(path);
     let to_some = readings.iter().skip(1).any(|reading| is_webhook(reading.as_str()))
         || readings.iter().any(|reading| is_webhook(&trimmed(reading.as_str())));
     match climbs(path) || to_some {
-        true => Found::Ambiguous,
-        false => Found::Nothing,
+        true => PathMatch::Ambiguous,
+        false => PathMatch::Nothing,
     }
 }
 

@@ -334,7 +334,7 @@ const TABLES: &[(&str, &str, &str)] = &[
     ("Unfenced", "Unfenced calls", "`[unfenced]`"),
     ("LimitAnswer", "Limits of the provider", "`[[limit]]`"),
     ("LimitClass", "Limit class", "`class` of a limit"),
-    ("RefusalShape", "Error shape", "`[refusal]`"),
+    ("RejectionShape", "Error shape", "`[refusal]`"),
     ("Webhook", "Webhooks", "`[[webhook]]`"),
     ("Reply", "Reply", "`reply` of a webhook"),
     ("WebhookEvent", "Events of a webhook", "`[[webhook.event]]`"),

@@ -34,7 +34,7 @@ pub enum JobPlaced {
     },
     /// It was not sent.
     NotSent(String),
-    /// Its provider rejected it.
+    /// Its provider rejected it, or it cannot be sent as it is.
     Rejected(String),
     /// No limiter can decide at present.
     Away(String),

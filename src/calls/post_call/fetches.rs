@@ -17,7 +17,7 @@ const AT_ONCE: usize = 20;
 const KNOWN_MAX: usize = 1_000;
 /// The outcome of a fetch.
 #[derive(Debug, Clone)]
-pub(in crate::calls) enum Asked {
+pub(in crate::calls) enum FetchResult {
     Kept,
     StillUp,
     Absent,
@@ -34,7 +34,7 @@ pub(in crate::calls) struct Fetches(Arc<Mutex<HashMap<CallId, Fetch>>>);
 #[derive(Debug)]
 struct Fetch {
     since_ms: UnixMs,
-    came: watch::Receiver<Option<Asked>>,
+    came: watch::Receiver<Option<FetchResult>>,
 }
 
 impl Fetch {
@@ -47,9 +47,9 @@ impl Fetch {
 /// A caller's part in a fetch.
 pub(super) enum Turn {
     /// The caller fetches, and shares the result.
-    Ask(watch::Sender<Option<Asked>>, watch::Receiver<Option<Asked>>),
+    Ask(watch::Sender<Option<FetchResult>>, watch::Receiver<Option<FetchResult>>),
     /// Another caller fetches, or did so recently.
-    Wait(watch::Receiver<Option<Asked>>),
+    Wait(watch::Receiver<Option<FetchResult>>),
     /// Too many fetches are in progress.
     Later,
 }

@@ -23,7 +23,7 @@ const PAGES_MAX: usize = 100;
 
 /// A call in a provider's record.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Found {
+pub struct FoundCall {
     /// The state of the call.
     pub event: Option<Event>,
     /// Why the state cannot be read.
@@ -46,7 +46,7 @@ pub struct Found {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LookedUp {
     /// The provider has a record.
-    Found(Found),
+    Found(FoundCall),
     /// It has none.
     Absent,
 }
@@ -136,7 +136,7 @@ impl ProviderClient {
             && let Some(lookup) = &holder.provider.lookup
         {
             return match self.look_up_at(holder, lookup, record).await? {
-                LookedUp::Found(Found { unread: Some(why), .. }) => Err(AskError::Unreadable(why)),
+                LookedUp::Found(FoundCall { unread: Some(why), .. }) => Err(AskError::Unreadable(why)),
                 looked => Ok(looked),
             };
         }
@@ -147,7 +147,7 @@ impl ProviderClient {
                 continue;
             }
             match self.look_up_at(account, lookup, &record).await {
-                Ok(LookedUp::Found(Found { unread: Some(why), aliases, .. })) => {
+                Ok(LookedUp::Found(FoundCall { unread: Some(why), aliases, .. })) => {
                     // The record may have the carrier's id of the call.
                     record.to_mut().aliases.extend(aliases);
                     failed = Some(AskError::Unreadable(why));
@@ -251,7 +251,7 @@ impl ProviderClient {
         let (body, none) = (self.understood(account, MessageKind::Lookup, &response)?, Default::default());
         let message = message(&body, &none);
         let event = lookup.state.read(&message, EndProof::Provider);
-        Ok(LookedUp::Found(Found {
+        Ok(LookedUp::Found(FoundCall {
             event,
             unread: event.is_none().then(|| self.no_state(account, &lookup.state, &message)),
             aliases: lookup.ids.read(&message),

@@ -138,7 +138,7 @@ impl ProviderClient {
         let status = response.status().as_u16();
         let content_type = response.headers().get(CONTENT_TYPE).and_then(|v| v.to_str().ok());
         let body = Document::decode(content_type, response.body());
-        let message = Message { body: &body, query: &[], path: &Default::default(), headers: response.headers() };
+        let message = Message::new(&body, response.headers());
         let over = !means.over.is_empty() && means.over.holds(&message);
         if !over && !means.ok.contains(&status) {
             return Err(AskError::Status(status));

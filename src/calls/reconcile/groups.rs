@@ -7,7 +7,7 @@ use tracing::{info, warn};
 use super::{FULL_LIST_EVERY, SEEN_EVERY_MS, Sweeper, UNBOUND_MS, log, ms};
 use crate::call::{EndProof, Event, Outcome, Phase, Source};
 use crate::calls::AskError;
-use crate::calls::provider_client::lookup::{Found, Listed, LookedUpGroup};
+use crate::calls::provider_client::lookup::{FoundCall, Listed, LookedUpGroup};
 use crate::ids::Alias;
 use crate::provider::account::Account;
 use crate::provider::description::Group;
@@ -23,7 +23,7 @@ impl Sweeper {
     }
 
     /// The open batch of ours that made this call.
-    pub(super) async fn batch_of(&self, found: &Found) -> Option<CallRecord> {
+    pub(super) async fn batch_of(&self, found: &FoundCall) -> Option<CallRecord> {
         let store = &self.calls.lifecycle.store;
         let order = store.resolve(&found.member_of).await.ok()??;
         let record = store.call(&order).await.ok()??;
@@ -36,7 +36,7 @@ impl Sweeper {
         &self,
         one: &Listed,
         order: &CallRecord,
-        found: Found,
+        found: FoundCall,
         since_ms: i64,
     ) -> Result<(), AskError> {
         let carrier = order.facts.carrier.as_ref().and_then(|name| self.calls.account(name));

@@ -65,7 +65,7 @@ pub struct Description {
     #[serde(default, rename = "limit")]
     pub limits: Vec<LimitAnswer>,
     /// The format of ringfence's own answers.
-    pub refusal: RefusalShape,
+    pub refusal: RejectionShape,
     /// The provider's webhooks.
     #[serde(default, rename = "webhook")]
     pub webhooks: Vec<Webhook>,

@@ -260,7 +260,7 @@ words!(
 /// The format of ringfence's own answers.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct RefusalShape {
+pub struct RejectionShape {
     /// The `error` code for a 429 of the provider.
     pub provider_429_code: String,
     /// The status for "the call may exist": one that the provider's SDKs do not retry.

@@ -18,7 +18,7 @@ const WAITING_MAX: usize = 4096;
 /// A read, called with its connection.
 type Read = Box<dyn FnOnce(&mut Reader) + Send>;
 /// `None` ends the thread.
-type Waiting = mpsc::Receiver<Option<Read>>;
+type ReadQueue = mpsc::Receiver<Option<Read>>;
 
 pub(super) struct Readers {
     reads: mpsc::Sender<Option<Read>>,
@@ -94,7 +94,7 @@ impl Readers {
     }
 }
 
-fn read_all(mut reader: Reader, waiting: &Mutex<Waiting>) {
+fn read_all(mut reader: Reader, waiting: &Mutex<ReadQueue>) {
     loop {
         let mut next = waiting.lock().unwrap_or_else(PoisonError::into_inner);
         match next.blocking_recv() {

@@ -16,6 +16,7 @@ use crate::call::{Outcome, Source};
 use crate::calls::context::Context;
 use crate::calls::outbound::request::CreateRequest;
 use crate::calls::provider_client::of_record;
+use crate::calls::rejection::RequestKind;
 use crate::calls::rejection::{Rejections, hung_up};
 use crate::ids::CallId;
 use crate::policy::Privacy;
@@ -198,7 +199,7 @@ pub(in crate::calls::outbound) fn to_record(
     answer: &Response<Bytes>,
 ) -> Option<CreateAnswer> {
     let is_kept = context.policy.privacies().of(&request.facts.business) == Privacy::Keep;
-    if request.is_job || !is_kept || size(answer) > ANSWER_BYTES_MAX {
+    if request.kind == RequestKind::Job || !is_kept || size(answer) > ANSWER_BYTES_MAX {
         return None;
     }
     let value = |value: &HeaderValue| value.as_bytes().iter().map(|byte| char::from(*byte)).collect();
