@@ -9,6 +9,7 @@
 //! L0  ids          identifiers, checked once, where they enter
 //!     clock        the time, as a handle
 //!     failpoint    points at which a debug build fails on request
+//!     sync         locks
 //!     words        enums whose variants have names
 //! L1  call         what a call is: phases, events, next(phase, event), proofs of an end. Pure
 //!     destinations numbers that may be called, and when: lists, types, hours of the week, time zones. Pure
@@ -73,6 +74,7 @@ pub mod proxy;
 pub mod reply;
 pub mod runs;
 pub mod store;
+pub mod sync;
 pub mod telemetry;
 pub mod token;
 pub mod transcripts;

@@ -9,7 +9,7 @@ mod labels;
 mod open_metrics;
 mod registration;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use prometheus::{Encoder as _, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder};
@@ -21,6 +21,7 @@ use crate::policy::decision::GateMode;
 use crate::provider::account::Account;
 use crate::provider::description::LimitClass;
 use crate::provider::select::Flaw;
+use crate::sync::lock;
 use crate::words::NamedEnum;
 use by_business::BusinessMetrics;
 pub use exemplars::Exemplar;
@@ -580,7 +581,7 @@ impl Metrics {
     pub fn render(&self, gauges: &Gauges, format: Format) -> String {
         let mut families = {
             // Two scrapes at a time would read each other's half-set gauges.
-            let _rendering = self.inner.rendering.lock().unwrap_or_else(PoisonError::into_inner);
+            let _rendering = lock(&self.inner.rendering);
             self.set(gauges);
             self.inner.registry.gather()
         };

@@ -2,7 +2,7 @@
 //! reading is serialised once for all viewers of the same rights. A viewer costs only the bytes that are sent.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -18,6 +18,7 @@ use crate::clock::{UnixMs, rfc3339};
 use crate::ids::BusinessId;
 use crate::policy::Policy;
 use crate::store::{CallRecord, EventFilter, Inbox, ListFilter, Outbox, RejectionRecord};
+use crate::sync::lock;
 
 /// The shortest pause between two readings.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -55,7 +56,7 @@ struct Watched {
 impl Board {
     fn lock(&self) -> MutexGuard<'_, Watched> {
         // No code panics while it is held.
-        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.watched)
     }
 
     /// Adds a viewer. `None`: too many.

@@ -12,12 +12,12 @@ use tokio::sync::Semaphore;
 use super::failover::GRACE_MS;
 use super::model::World;
 use super::*;
-use crate::admission::limiter::Result as GateResult;
 use crate::admission::limiter::redis::tests::server::until;
+use crate::admission::limiter::{GateError, Result as GateResult};
 use crate::call::{Deadlines, EndProof, Origin, Source};
-use crate::policy::decision::RateLog;
-use crate::policy::{Bound, Mode, Rate};
-use crate::store::Change;
+use crate::policy::decision::{AdmissionRequest, Decision, LeaseRow, RateLog, keys};
+use crate::policy::{Bound, Mode, OnOutage, Rate};
+use crate::store::{Change, InsertOutcome, NewCall};
 
 const END: Event = Event::Ended(Outcome::Completed, EndProof::Webhook);
 

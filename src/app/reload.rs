@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
@@ -34,6 +34,7 @@ use crate::proxy::Proxy;
 use crate::reply::{RejectionCode, problem};
 use crate::runs::Runs;
 use crate::store::{AuditRecord, StoreError};
+use crate::sync::lock;
 use crate::transcripts::Client;
 use crate::webhooks::{Replayed, Webhooks};
 
@@ -183,10 +184,6 @@ fn expect(calls: &Calls, config: &Config) {
         reasons: reasons.into_iter().collect(),
         business_labels: config.metrics_businesses,
     });
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Live {

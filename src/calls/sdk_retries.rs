@@ -1,10 +1,11 @@
 //! Recognises an SDK's retries of a rejected request: its attempts of one request are one rejection.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crate::ids::RejectionId;
+use crate::sync::lock;
 
 /// Requests that are remembered at most.
 const REMEMBERED_MAX: usize = 50_000;
@@ -30,7 +31,7 @@ pub(super) struct SdkRetries(Arc<Mutex<HashMap<String, Rejected>>>);
 
 impl SdkRetries {
     fn rejected(&self) -> MutexGuard<'_, HashMap<String, Rejected>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// The id of a rejection, and whether an SDK's earlier attempt of this request had it already; `fresh` otherwise.

@@ -1,13 +1,14 @@
 //! The memory for bodies that are read completely. Counted as bytes arrive, so that an announced length alone reserves nothing.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
 use super::crowd::PeerKey;
+use crate::sync::lock;
 
 /// The unit of accounting, in bytes: a page, so that single bytes are not counted one by one.
 const STEP: usize = 4096;
@@ -80,7 +81,7 @@ impl BodyRoom {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// An empty share for a body of this peer. Without a peer only the limit of all applies.

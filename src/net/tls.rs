@@ -1,8 +1,9 @@
 //! Certificates of the listeners: loaded, and reloaded while connections run.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
+use crate::sync::lock;
 use arc_swap::ArcSwap;
 use ring::digest;
 use rustls::pki_types::pem::PemObject as _;
@@ -109,7 +110,7 @@ impl ReloadingTls {
     pub fn reload(&self) -> Result<(), TlsError> {
         // Computed before the files are loaded, so that a change in between is noticed at the next check.
         let seen = self.0.fingerprint();
-        *self.0.tried.lock().unwrap_or_else(PoisonError::into_inner) = seen.as_ref().ok().copied();
+        *lock(&self.0.tried) = seen.as_ref().ok().copied();
         seen?;
         self.0.acceptor.store(Arc::new(acceptor(&self.0.cert, &self.0.key, self.0.client_ca.as_deref())?));
         Ok(())
@@ -122,7 +123,7 @@ impl ReloadingTls {
     /// [`TlsError`], once for each change; the certificate in use stays in use.
     pub fn reload_if_changed(&self) -> Result<bool, TlsError> {
         let seen = self.0.fingerprint()?;
-        if *self.0.tried.lock().unwrap_or_else(PoisonError::into_inner) == Some(seen) {
+        if *lock(&self.0.tried) == Some(seen) {
             return Ok(false);
         }
         self.reload().map(|()| true)

@@ -5,7 +5,7 @@
 //! number of fetches per minute, and each token is fetched once at a time.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -18,6 +18,7 @@ use crate::clock::UnixMs;
 use crate::provider::account::Account;
 use crate::provider::secret::Secret;
 use crate::provider::sign::{Checked, Keys};
+use crate::sync::lock;
 
 /// How long a token is valid before it is fetched again, in milliseconds.
 const FRESH_MS: i64 = 3_600_000;
@@ -105,7 +106,7 @@ pub(super) enum Signer<'c> {
 
 impl Subaccounts {
     fn lock(&self) -> MutexGuard<'_, Known> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// Finds the candidates' subaccount that signed a request which none of the accounts signed.

@@ -1,7 +1,7 @@
 //! The limiter in this process's memory: the default. It is rebuilt from the store at start.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use async_trait::async_trait;
 
@@ -11,6 +11,7 @@ use crate::ids::CallId;
 use crate::policy::decision::{
     AdmissionRequest, Counts, Decision, LeaseRow, LimitUsage, OLDEST_MAX, RateLog, decide, keys,
 };
+use crate::sync::lock;
 
 /// Expired rates are dropped when there are more than this.
 const RATES_MAX: usize = 10_000;
@@ -63,7 +64,7 @@ impl MemoryGate {
 
     fn state(&self, epoch: i64) -> Result<MutexGuard<'_, State>> {
         // Every change below is made after all checks, so a panic elsewhere leaves no partial change.
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = lock(&self.state);
         if state.epoch == epoch { Ok(state) } else { Err(GateError::Epoch(state.epoch)) }
     }
 }
@@ -108,7 +109,7 @@ impl Gate for MemoryGate {
         for one in held {
             anew.hold(one.clone());
         }
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.state);
         if epoch < state.epoch {
             return Err(GateError::Epoch(state.epoch));
         }

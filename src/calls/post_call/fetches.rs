@@ -1,13 +1,14 @@
 //! Fetches in progress, and recent ones.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::watch;
 
 use crate::clock::UnixMs;
 use crate::ids::CallId;
 use crate::store::StoreError;
+use crate::sync::lock;
 
 /// How long one response of the provider serves all callers, in milliseconds.
 const FRESH_MS: i64 = 5_000;
@@ -56,7 +57,7 @@ pub(super) enum Turn {
 
 impl Fetches {
     fn known(&self) -> MutexGuard<'_, HashMap<CallId, Fetch>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     pub(super) fn turn(&self, call: &CallId, now_ms: UnixMs) -> Turn {

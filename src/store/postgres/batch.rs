@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
@@ -15,6 +15,7 @@ use super::gate::{self, PendingAdmission};
 use super::transaction::{Db, Gate, TransactionId};
 use super::utterance_batch;
 use crate::ids::CallId;
+use crate::sync::lock;
 
 /// Queued writes. Beyond that, callers wait to enqueue.
 const WAITING_MAX: usize = 4096;
@@ -33,18 +34,18 @@ impl InDoubt {
         (error, doubt): (StoreError, Option<TransactionId>),
     ) -> StoreError {
         if let Some(transaction) = doubt {
-            let mut doubts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut doubts = lock(&self.0);
             doubts.extend(calls.map(|call| (call.clone(), transaction.clone())));
         }
         error
     }
 
     pub(super) fn of(&self, call: &CallId) -> Option<TransactionId> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(call).cloned()
+        lock(&self.0).get(call).cloned()
     }
 
     pub(super) fn settle(&self, call: &CallId) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(call);
+        lock(&self.0).remove(call);
     }
 }
 
