@@ -133,7 +133,7 @@ impl Admin {
     /// A refusal by its id. One that its caller may not see is not found.
     pub(super) async fn find_refusal(&self, id: &str, who: &Caller) -> Result<RejectionRecord, Problem> {
         let found = match RejectionId::parse(id) {
-            Some(id) => self.calls.lifecycle.store.refusal(&id).await?,
+            Some(id) => self.calls.lifecycle.store.rejection(&id).await?,
             None => None,
         };
         let found = found.filter(|refusal| who.sees(&refusal.business));

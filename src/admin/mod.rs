@@ -42,7 +42,7 @@ use tracing::warn;
 use crate::admission::Member;
 use crate::call::{EndProof, Outcome, Phase, Source, session_status};
 use crate::calls::Calls;
-use crate::calls::provider_client::terminate::HungUp;
+use crate::calls::provider_client::hang_up::HangUpResult;
 use crate::calls::reconcile::SweepStatuses;
 use crate::clock::rfc3339;
 use crate::ids::{BusinessId, CallId, mask_number};
@@ -412,7 +412,7 @@ impl Admin {
                     "foreign": known.then(|| mine.iter().filter(|c| c.origin == crate::call::Origin::Foreign).map(|c| c.slots).sum::<u32>()),
                     "unsettled": known.then(|| mine.iter().filter(|c| c.unsettled).count()),
                     "overLimit": known.then(|| mine.iter().filter(|c| c.over_limit).count()),
-                    "canBeAsked": account.can_ask(), "terminate": account.terminate,
+                    "canBeAsked": account.can_ask(), "terminate": account.hang_up_methods,
                     "providerLive": seen.map(|s| s.provider_live), "sweptAt": seen.and_then(|s| s.as_of_ms).map(rfc3339),
                     "sweepTriedAt": seen.map(|s| rfc3339(s.tried_at_ms)),
                     "sweepError": seen.and_then(|s| s.error.clone()), "unread": unread, "hooks": hooks.get(&account.name),
@@ -495,7 +495,7 @@ impl Admin {
         let after = json!({"phase": now.map(|call| call.phase), "result": hung.as_ref().ok()});
         self.audit_with_retry(who, Act::new("hung up", id.as_str()).because(reason).changes(before, after)).await;
         match hung {
-            Ok(HungUp::Failed { tried }) => Err(Problem::Is(
+            Ok(HangUpResult::Failed { tried }) => Err(Problem::Is(
                 StatusCode::BAD_GATEWAY,
                 "NOT_HUNG_UP",
                 format!("no hang-up method worked: {}", tried.join("; ")),

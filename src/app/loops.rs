@@ -64,7 +64,7 @@ impl Loops {
         tasks.spawn(webhooks::replay_loop(self.inbox(), self.leads(), stop()));
         tasks.spawn(webhooks::journal_loop(self.inbox(), stop()));
         tasks.spawn(webhooks::spool_loop(self.inbox(), self.leads(), stop()));
-        tasks.spawn(webhooks::records_loop(self.inbox(), self.leads(), stop()));
+        tasks.spawn(webhooks::deferred_loop(self.inbox(), self.leads(), stop()));
         let live = newest();
         tasks.spawn(deliver::run(move || live.calls(), spool, wake, stop()));
         let live = newest();

@@ -84,7 +84,7 @@ impl Inbound {
             facts,
             aliases,
             phase,
-            refusable: false,
+            rejectable: false,
             origin: Origin::Foreign,
             by: None,
         });

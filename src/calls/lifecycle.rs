@@ -315,8 +315,8 @@ impl Lifecycle {
                 info!(%call, by = %change.seen_by, "unconfirmed call found at its provider; counted");
             }
         }
-        let is_hearsay = change.seen_by == Source::Transcript && !applied.record.counts();
-        if applied.step == Step::Ignore && applied.record.proof == Some(EndProof::Deadline) && !is_hearsay {
+        let is_unconfirmed = change.seen_by == Source::Transcript && !applied.record.counts();
+        if applied.step == Step::Ignore && applied.record.proof == Some(EndProof::Deadline) && !is_unconfirmed {
             let again = self.readopt(&applied.record, change, which).await?;
             return Ok(again.unwrap_or(applied));
         }

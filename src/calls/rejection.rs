@@ -297,6 +297,9 @@ impl Rejections {
 
 /// The rejection for a client that disconnected before its request was admitted: it may be retrying on another connection
 /// already.
-pub fn hung_up() -> Rejection {
-    Rejection::new(RejectionCode::ClientHungUp, "Not dialled: the client disconnected before the request was admitted.")
+pub fn client_disconnected() -> Rejection {
+    Rejection::new(
+        RejectionCode::ClientDisconnected,
+        "Not dialled: the client disconnected before the request was admitted.",
+    )
 }

@@ -1,12 +1,13 @@
 //! Queue of rejections to be stored. They are written in the background, all queued ones in one write: a burst of rejections must
 //! not take the store's capacity from admitted calls.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
 use crate::store::{RejectionRecord, Store};
+use crate::sync::lock;
 
 /// Rejections that may be queued. Further ones are not recorded.
 const WAITING_MAX: usize = 1024;
@@ -24,7 +25,7 @@ struct Queue {
 
 impl RejectionLog {
     fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// Queues a rejection. At most one task writes; `tasks` tracks it.
@@ -50,7 +51,7 @@ impl Writing {
     async fn write_all(self, store: &dyn Store) {
         while let Some(records) = self.next() {
             let count = records.len();
-            if let Err(error) = store.refused(records).await {
+            if let Err(error) = store.record_rejections(records).await {
                 warn!(%error, count, "failed to record rejections");
             }
         }

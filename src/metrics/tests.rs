@@ -20,7 +20,7 @@ fn account() -> Account {
         webhook_secrets: vec![],
         shared_keys: BTreeMap::new(),
         webhook_tokens: vec![],
-        terminate: vec![],
+        hang_up_methods: vec![],
         carrier: None,
     }
 }

@@ -14,7 +14,7 @@ use tracing::{Instrument as _, Span};
 
 use crate::calls::Calls;
 use crate::calls::batches::{BatchCalling, OtherRequest};
-use crate::calls::rejection::hung_up;
+use crate::calls::rejection::client_disconnected;
 use crate::metrics::{ApiRequest, Served};
 use crate::net::{Exchange, Handler, HostRule, Mount, RelayTarget};
 use crate::provider::account::Account;
@@ -114,7 +114,7 @@ impl Proxy {
         traces::note_facts(&request.facts);
         if exchange.is_client_gone().await {
             // The client may already have retried on another connection and been told that nothing was dialled.
-            let response = calls.rejections.respond(hung_up(), &request.rejected());
+            let response = calls.rejections.respond(client_disconnected(), &request.rejected());
             return (ApiRequest::Create, respond(exchange, response, &to.account).await);
         }
         if let Some(batches) = &self.batches

@@ -46,7 +46,7 @@ pub enum RejectionCode {
     /// The destination must not be called: a do-not-call list, or the operator's rules.
     DoNotCall,
     /// The client disconnected before its create was admitted.
-    ClientHungUp,
+    ClientDisconnected,
     /// The call record could not be written, so nothing was sent.
     StoreUnavailable,
     /// The limiter does not answer, so nothing was sent.
@@ -145,7 +145,7 @@ impl RejectionCode {
         RejectionCode::KeyReused,
         RejectionCode::InvalidDestination,
         RejectionCode::DoNotCall,
-        RejectionCode::ClientHungUp,
+        RejectionCode::ClientDisconnected,
         RejectionCode::StoreUnavailable,
         RejectionCode::GateUnavailable,
         RejectionCode::BodyTooLarge,
@@ -190,7 +190,7 @@ impl RejectionCode {
             | RejectionCode::BodyTooLarge
             | RejectionCode::InvalidRequest => ObserveModeDoes::Answered,
             // Nobody waits for the call any more, or it may have been retried elsewhere.
-            RejectionCode::ClientHungUp | RejectionCode::ProcessPaused => ObserveModeDoes::Answered,
+            RejectionCode::ClientDisconnected | RejectionCode::ProcessPaused => ObserveModeDoes::Answered,
             // The create was sent; the code says what came of it.
             RejectionCode::OutcomeUnknown
             | RejectionCode::AlreadyPlaced
@@ -231,7 +231,7 @@ impl RejectionCode {
             RejectionCode::KeyReused => "IDEMPOTENCY_KEY_REUSED",
             RejectionCode::InvalidDestination => "INVALID_DESTINATION_PHONE",
             RejectionCode::DoNotCall => "DO_NOT_CALL_BLOCKED",
-            RejectionCode::ClientHungUp => "CLIENT_HUNG_UP",
+            RejectionCode::ClientDisconnected => "CLIENT_HUNG_UP",
             RejectionCode::StoreUnavailable => "CALL_STORE_UNAVAILABLE",
             RejectionCode::GateUnavailable => "GATE_REBUILDING",
             RejectionCode::BodyTooLarge => "BODY_TOO_LARGE",
@@ -266,7 +266,7 @@ impl RejectionCode {
             }
             RejectionCode::KeyReused => StatusCode::UNPROCESSABLE_ENTITY,
             RejectionCode::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            RejectionCode::InvalidRequest | RejectionCode::ClientHungUp | RejectionCode::AccountMismatch => {
+            RejectionCode::InvalidRequest | RejectionCode::ClientDisconnected | RejectionCode::AccountMismatch => {
                 StatusCode::BAD_REQUEST
             }
             RejectionCode::EncodedBody => StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -290,7 +290,7 @@ impl RejectionCode {
             | RejectionCode::AccountMismatch
             | RejectionCode::KeyReused
             | RejectionCode::InvalidDestination
-            | RejectionCode::ClientHungUp
+            | RejectionCode::ClientDisconnected
             | RejectionCode::UnknownRoute => Kind::Invalid,
             RejectionCode::InitiationFailed
             | RejectionCode::AccountRemoved

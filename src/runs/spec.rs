@@ -23,7 +23,7 @@ use crate::calls::rejection::RequestKind;
 use crate::destinations::Hours;
 use crate::ids::{AccountName, BusinessId};
 use crate::policy::{Facts, Rate};
-use crate::provider::account::{Account, join};
+use crate::provider::account::{Account, join_url};
 use crate::provider::description::{Dial, Operation};
 use crate::provider::render::{Target, render};
 use crate::provider::select::{Document, Message};
@@ -455,7 +455,7 @@ impl Plan {
         let path = render(&self.dial.path, Target::Url, |name| self.account.value(name)).map_err(|e| e.to_string())?;
         let mut request = Request::new(bytes);
         *request.method_mut() = self.operation.method.clone();
-        let uri = join(self.account.upstream_of(&path), &path).parse();
+        let uri = join_url(self.account.upstream_of(&path), &path).parse();
         *request.uri_mut() = uri.map_err(|_| "the operation's URL cannot be read".to_owned())?;
         let (name, value) = self.account.credentials().map_err(|e| e.to_string())?;
         let kind = if self.dial.form { "application/x-www-form-urlencoded" } else { "application/json" };

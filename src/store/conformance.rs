@@ -478,7 +478,7 @@ pub(super) async fn the_latest_come_first(fresh: &impl Fresh) {
     }
     let latest: Vec<CallId> = store.latest_calls(3).await.unwrap().into_iter().map(|c| c.id).collect();
     assert_eq!(latest, ids[..3]);
-    let refusal = RejectionRecord {
+    let rejection = RejectionRecord {
         id: RejectionId::new(),
         at: 1,
         business: "b".to_owned(),
@@ -492,11 +492,11 @@ pub(super) async fn the_latest_come_first(fresh: &impl Fresh) {
         attempts: 1,
         tell: false,
     };
-    let other = RejectionRecord { id: RejectionId::new(), at: 2, limit_name: None, ..refusal.clone() };
-    store.refused(vec![]).await.unwrap();
-    store.refused(vec![refusal.clone()]).await.unwrap();
-    store.refused(vec![refusal.clone(), other.clone(), refusal.clone()]).await.unwrap();
-    assert_eq!(store.latest_rejections(9).await.unwrap(), [other, RejectionRecord { attempts: 3, ..refusal }]);
+    let other = RejectionRecord { id: RejectionId::new(), at: 2, limit_name: None, ..rejection.clone() };
+    store.record_rejections(vec![]).await.unwrap();
+    store.record_rejections(vec![rejection.clone()]).await.unwrap();
+    store.record_rejections(vec![rejection.clone(), other.clone(), rejection.clone()]).await.unwrap();
+    assert_eq!(store.latest_rejections(9).await.unwrap(), [other, RejectionRecord { attempts: 3, ..rejection }]);
     let acme = Business::named(BusinessId::parse("acme").unwrap());
     assert!(store.put_business(&acme, 1).await.unwrap());
     assert!(!store.put_business(&acme, 2).await.unwrap());

@@ -229,18 +229,18 @@ pub trait Store:
     async fn delivered(&self, id: &str, at_ms: UnixMs, result: DeliveryResult) -> Result<()>;
 
     /// Records rejections. For a recorded one, adds its attempts.
-    async fn refused(&self, refusals: Vec<RejectionRecord>) -> Result<()>;
+    async fn record_rejections(&self, rejections: Vec<RejectionRecord>) -> Result<()>;
 
-    /// The latest refusals.
+    /// The latest rejections.
     async fn latest_rejections(&self, limit: u32) -> Result<Vec<RejectionRecord>> {
         self.list_rejections(&ListFilter::default(), limit).await
     }
 
-    /// The latest refusals that a filter lets through, the latest first.
+    /// The latest rejections that a filter lets through, the latest first.
     async fn list_rejections(&self, filter: &ListFilter, limit: u32) -> Result<Vec<RejectionRecord>>;
 
-    /// A refusal.
-    async fn refusal(&self, id: &RejectionId) -> Result<Option<RejectionRecord>>;
+    /// A rejection.
+    async fn rejection(&self, id: &RejectionId) -> Result<Option<RejectionRecord>>;
 
     /// Businesses created by the API.
     async fn businesses(&self) -> Result<Vec<Business>>;

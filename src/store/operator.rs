@@ -159,7 +159,8 @@ pub struct Purged {
     /// Deliveries of these calls and webhooks.
     pub deliveries: u64,
     /// Rejections.
-    pub refusals: u64,
+    #[serde(rename = "refusals")]
+    pub rejections: u64,
     /// Finished runs, with their leads.
     pub runs: u64,
     /// Schedules.

@@ -228,7 +228,7 @@ pub(super) fn delivery(row: &Row) -> Sql<Delivery> {
     })
 }
 
-pub(super) fn refusal(row: &Row) -> Sql<RejectionRecord> {
+pub(super) fn rejection(row: &Row) -> Sql<RejectionRecord> {
     let id = row.str("id")?;
     Ok(RejectionRecord {
         id: RejectionId::parse(id).ok_or_else(|| damaged(format!("{id:?} is not a refusal id")))?,

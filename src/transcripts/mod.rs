@@ -9,7 +9,7 @@ mod socket;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -33,6 +33,7 @@ use crate::provider::path::percent_decode;
 use crate::provider::sign::sha256_hex;
 use crate::reply::{for_browsers, health, json_answer, problem, respond};
 use crate::store::{self, CallRecord, StoreError};
+use crate::sync::lock;
 use crate::token::{BadToken, Keys, Principal, bearer};
 pub use feed::{Feed, RemoteChanges};
 
@@ -110,7 +111,7 @@ struct CountedSocket {
 impl Sockets {
     fn count(&self, token: &str, max: u32) -> Option<CountedSocket> {
         let token = sha256_hex(token.as_bytes());
-        let mut by_token = self.by_token.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut by_token = lock(&self.by_token);
         let count = by_token.entry(token.clone()).or_default();
         if *count >= max {
             return None;
@@ -122,7 +123,7 @@ impl Sockets {
 
 impl Drop for CountedSocket {
     fn drop(&mut self) {
-        let mut by_token = self.sockets.by_token.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut by_token = lock(&self.sockets.by_token);
         match by_token.get_mut(&self.token) {
             Some(count) if *count > 1 => *count -= 1,
             _ => drop(by_token.remove(&self.token)),
@@ -254,8 +255,8 @@ impl Client {
         if !self.may_connect(exchange.header("origin")) {
             return denied("client.allowed_origins does not include the page's origin");
         }
-        let (token, protocol) = match shown(exchange) {
-            Ok(shown) => shown,
+        let PresentedToken { token, protocol } = match presented_token(exchange) {
+            Ok(presented) => presented,
             Err(why) => return denied(&why),
         };
         // Subscribed before the token is checked, so that no change is missed.
@@ -291,13 +292,13 @@ impl Client {
 
     /// The transcript of a call, for clients that poll.
     async fn transcript(&self, exchange: &Exchange, id: &str) -> Result<Value, ConnectError> {
-        let visitor = self.asks(exchange)?;
+        let visitor = self.authenticate_request(exchange)?;
         let call = self.find(id, &visitor).await?.ok_or(ConnectError::NotFound)?;
         let after = number(exchange, "after")?;
         let limit =
             number(exchange, "limit")?.and_then(|n| u32::try_from(n).ok()).unwrap_or(PAGE_MAX).clamp(1, PAGE_MAX);
         if after.is_none() && self.settings.transcript_list {
-            return Ok(self.said(&call, limit).await?.into());
+            return Ok(self.utterance_list(&call, limit).await?.into());
         }
         let after = after.unwrap_or(0);
         // Read before the utterances: a complete record comes after the last of them.
@@ -329,8 +330,8 @@ impl Client {
 
     /// Fetches a conversation from its provider, in place of a lost webhook.
     async fn fetch(&self, exchange: &Exchange, id: &str) -> Response<Bytes> {
-        let visitor = match shown(exchange) {
-            Ok((token, _)) => self.authenticate(&token).map_err(|error| error.to_string()),
+        let visitor = match presented_token(exchange) {
+            Ok(presented) => self.authenticate(&presented.token).map_err(|error| error.to_string()),
             Err(why) => Err(why),
         };
         match visitor {
@@ -364,28 +365,34 @@ impl Client {
     }
 }
 
-fn pairs(exchange: &Exchange) -> form_urlencoded::Parse<'_> {
+fn query_pairs(exchange: &Exchange) -> form_urlencoded::Parse<'_> {
     form_urlencoded::parse(exchange.query().unwrap_or_default().as_bytes())
 }
 
 fn number(exchange: &Exchange, name: &'static str) -> Result<Option<i64>, ConnectError> {
-    let Some((_, given)) = pairs(exchange).find(|(key, _)| key == name) else { return Ok(None) };
+    let Some((_, given)) = query_pairs(exchange).find(|(key, _)| key == name) else { return Ok(None) };
     given.parse().ok().filter(|n| *n >= 0).map(Some).ok_or(ConnectError::BadNumber(name))
 }
 
-/// The token of a request, in one of three places, and the subprotocol to answer with.
-fn shown(exchange: &Exchange) -> Result<(String, Option<&'static str>), String> {
+/// A client's token, and the subprotocol to answer with.
+struct PresentedToken {
+    token: String,
+    protocol: Option<&'static str>,
+}
+
+/// The token of a request, in one of three places.
+fn presented_token(exchange: &Exchange) -> Result<PresentedToken, String> {
     let offered = exchange.header("sec-websocket-protocol").unwrap_or_default();
     let offered: Vec<&str> = offered.split(',').map(str::trim).collect();
     let protocol = offered.contains(&PROTOCOL).then_some(PROTOCOL);
     let bearer = bearer(exchange.headers()).map_err(|error| error.to_string())?;
     let in_protocol = || offered.iter().find_map(|one| one.strip_prefix("bearer."));
     if let Some(token) = bearer.or_else(in_protocol) {
-        return Ok((token.trim().to_owned(), protocol));
+        return Ok(PresentedToken { token: token.trim().to_owned(), protocol });
     }
-    let in_query = pairs(exchange).find(|(key, _)| key == "token").map(|(_, value)| value.into_owned());
+    let in_query = query_pairs(exchange).find(|(key, _)| key == "token").map(|(_, value)| value.into_owned());
     in_query
         .filter(|token| !token.is_empty())
-        .map(|token| (token, protocol))
+        .map(|token| PresentedToken { token, protocol })
         .ok_or_else(|| "a token is required: ?token=JWT".to_owned())
 }

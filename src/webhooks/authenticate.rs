@@ -7,9 +7,10 @@ use http::{Response, StatusCode};
 use tracing::warn;
 
 use super::context::Webhooks;
-use super::noise::{Noise, shortened};
+use super::log_limit::{LogLimit, shortened};
 use super::raw::RawWebhook;
 use super::route::{Candidate, Signed, verify};
+use super::settings::Unsigned;
 use super::subaccounts::Signer;
 use crate::ids::AccountName;
 use crate::metrics::Unverified;
@@ -20,8 +21,8 @@ use crate::reply::problem;
 use crate::store::Voucher;
 
 /// Anybody can send unsigned requests: bounds the log lines.
-static REFUSED: Noise = Noise::new();
-static UNCHECKED: Noise = Noise::new();
+static REFUSED: LogLimit = LogLimit::new();
+static UNCHECKED: LogLimit = LogLimit::new();
 
 impl Webhooks {
     /// The parts of a request that signatures cover.
@@ -34,13 +35,13 @@ impl Webhooks {
             form: raw.form(),
             public_url: self.settings.public_url.as_ref(),
             now_secs: self.calls.lifecycle.clock.now_ms() / 1000,
-            strict: self.settings.strict,
+            unsigned: self.settings.unsigned,
         }
     }
 
     /// The response to a webhook that cannot be genuine, whatever its body is: no signature, a malformed one, or one that is too
     /// old. Its body is not read.
-    pub(super) fn refused_by_head(&self, exchange: &Exchange, found: &[Candidate]) -> Option<Response<Bytes>> {
+    pub(super) fn reject_by_head(&self, exchange: &Exchange, found: &[Candidate]) -> Option<Response<Bytes>> {
         let now_secs = self.calls.lifecycle.clock.now_ms() / 1000;
         let mut first = None;
         for from in found {
@@ -48,7 +49,9 @@ impl Webhooks {
             match signature.judge_head(&from.account.keys(signature), exchange.headers(), now_secs) {
                 Ok(()) => return None,
                 // A subaccount may have signed it with its own key.
-                Err(BadSignature::NoSecret) if !self.settings.strict || signature.is_shown(exchange.headers()) => {
+                Err(BadSignature::NoSecret)
+                    if self.settings.unsigned == Unsigned::Accept || signature.is_shown(exchange.headers()) =>
+                {
                     return None;
                 }
                 Err(error) => first = first.or(Some((&from.account, error))),

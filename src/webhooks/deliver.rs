@@ -25,7 +25,7 @@ use crate::ids::CallId;
 use crate::metrics::{CallbackUse, Delivered};
 use crate::net::headers::strip_hop_by_hop;
 use crate::net::{BadCallback, UpstreamError};
-use crate::provider::account::join;
+use crate::provider::account::join_url;
 use crate::provider::path::percent_decode;
 use crate::provider::sign::{Request as Signed, sign_standard, standard_key, without_fragment};
 use crate::store::{Delivery, DeliveryResult, DeliveryRoute, Spool, StoreError};
@@ -189,7 +189,7 @@ async fn send(calls: &Calls, delivery: &Delivery, spool: &Spool) -> Result<(), M
         ));
     }
     let forwarded = path.map(|path| match &app.forward_url {
-        Some(base) => Ok(join(base, path)),
+        Some(base) => Ok(join_url(base, path)),
         None => Err(Missed::from("app.forward_url is not set, and the address is the app's own".to_owned())),
     });
     let is_forwarded = forwarded.is_some();

@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::io::ErrorKind;
-use std::sync::{MutexGuard, PoisonError};
+use std::sync::MutexGuard;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,6 +20,7 @@ use crate::failpoint;
 use crate::ids::CallId;
 use crate::metrics::NotApplied;
 use crate::store::{NewEvent, ReceiveOutcome, Result, StoreError};
+use crate::sync::lock;
 
 /// How often journaled webhooks are moved to the database.
 const TAKE_UP_EVERY: Duration = Duration::from_secs(1);
@@ -49,9 +50,9 @@ impl Webhooks {
     ) -> Result<Response<Bytes>> {
         let id = row.id.clone();
         // The body is unowned if the webhook was not stored. If that is unknown, the next sweep of the spool decides.
-        let body_is_nobodys = row.spool.is_some() && !matches!(error, StoreError::Unknown(_));
+        let is_body_unowned = row.spool.is_some() && !matches!(error, StoreError::Unknown(_));
         if !Self::can_wait(parsed) {
-            if body_is_nobodys {
+            if is_body_unowned {
                 self.spool.forget(&id).await;
             }
             return Err(error);
@@ -60,7 +61,7 @@ impl Webhooks {
         let webhook = parsed.from.webhook();
         if let Err(why) = self.journal.put(row, self.settings.spool_bytes_max).await {
             warn!(event = id, webhook = webhook.name, %error, %why, "failed to store a webhook in the database and in the journal; provider asked to resend");
-            if body_is_nobodys {
+            if is_body_unowned {
                 self.spool.forget(&id).await;
             }
             self.note(parsed, NotApplied::Failed);
@@ -102,7 +103,7 @@ impl Webhooks {
 
     fn left(&self) -> MutexGuard<'_, Vec<String>> {
         // No code panics while it is held.
-        self.left.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.left)
     }
 
     /// Applies webhooks that were stored while the database failed.

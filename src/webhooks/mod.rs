@@ -4,34 +4,34 @@
 //! A webhook is stored before it is answered: after the response its provider does not send it again.
 
 mod answers;
+mod app_error;
 mod app_view;
 mod apply;
 mod arrivals;
 mod authenticate;
 mod context;
+mod deferred;
 pub mod deliver;
-mod exact;
 mod forward;
 mod guard;
 mod journal;
-mod noise;
+mod log_limit;
 mod outcome;
 mod parsed;
 mod pass;
 mod persist;
-mod post_call;
 mod raw;
 mod receive;
-mod refused;
 mod renew;
 mod replay;
 mod resign;
 pub mod route;
 mod settings;
 mod spool;
+mod strict_replies;
 mod subaccounts;
 mod transcription;
-mod unlisted;
+mod unconfigured_path;
 
 use async_trait::async_trait;
 use futures_util::FutureExt as _;
@@ -43,14 +43,14 @@ use crate::net::{Exchange, Handler};
 use crate::reply::{health, problem};
 use crate::telemetry::traces;
 pub use context::Webhooks;
+pub use deferred::deferred_loop;
 pub use journal::journal_loop;
-use noise::LOGGED_PATH_MAX;
-pub use post_call::records_loop;
+use log_limit::LOGGED_PATH_MAX;
 pub use replay::{RETRY_DELAYS_SECS as REPLAY_AGAIN_SECS, Replayed, replay_loop};
 use route::{Candidate, PathMatch, find};
 pub use settings::{
     AppHost, BODIES_BYTES_MAX, BODY_BYTES_MAX, ExtraPaths, InboundMode, KEPT_BYTES_MAX, LARGE_BODIES_BYTES_MAX,
-    Settings,
+    Settings, Unsigned,
 };
 pub use spool::spool_loop;
 
@@ -60,7 +60,7 @@ impl Handler for Webhooks {
         if exchange.path() == "/health" {
             return exchange.respond(health()).await;
         }
-        if let Some(answer) = self.rejection(exchange) {
+        if let Some(answer) = self.reject_by_address(exchange) {
             let status = self.answer(exchange, answer).await;
             return self.calls.lifecycle.metrics.request(Served::Webhooks(WebhookRequest::Refused), status);
         }
@@ -95,7 +95,7 @@ impl Webhooks {
             found.first().map_or(("", ""), |one| (one.account.name.as_str(), one.webhook().name.as_str()));
         let tree = traces::webhook(account, webhook, exchange.headers());
         let answer = self.receive(exchange, found).boxed().instrument(tree.clone()).await;
-        let status = self.answer(exchange, if is_exact { exact::shaped(answer) } else { answer }).await;
+        let status = self.answer(exchange, if is_exact { strict_replies::shaped(answer) } else { answer }).await;
         traces::note_status(&tree, status);
         status
     }

@@ -127,7 +127,7 @@ impl Webhooks {
         exchange: &mut Exchange,
         found: &'c [Candidate],
     ) -> std::result::Result<(RawWebhook, Authenticated<'c>), Response<Bytes>> {
-        if let Some(answer) = self.refused_by_head(exchange, found) {
+        if let Some(answer) = self.reject_by_head(exchange, found) {
             return Err(answer);
         }
         let body = exchange.read_body(BODY_BYTES_MAX).await.map_err(|error| match error {
@@ -296,7 +296,7 @@ impl Webhooks {
             let message = "The request has no call id.";
             return Ok(problem(StatusCode::BAD_REQUEST, "INVALID_PAYLOAD", message));
         }
-        match &applied.refused {
+        match &applied.rejected {
             Some(when_full) if reply == Reply::Twiml => Ok(twiml(when_full_twiml(when_full))),
             _ => self.reply(exchange, parsed, applied.call.as_ref()).await,
         }

@@ -155,7 +155,7 @@ impl Webhooks {
             facts: parsed.from.webhook().facts.read(&parsed.message, parsed.direction),
             aliases: parsed.aliases.clone(),
             phase: Phase::Live,
-            refusable: false,
+            rejectable: false,
             origin: if parsed.is_from_app() { Origin::Unconfirmed } else { Origin::Foreign },
             by: Some(parsed.by.clone()),
         }

@@ -122,7 +122,7 @@ async fn a_refusal_is_found_behind_a_flood_and_explained() {
         })
         .await;
     let loud = refusals(250, "loud", stage.clock.now_ms() + 1_000);
-    stage.app().calls().lifecycle.store.refused(loud).await.unwrap();
+    stage.app().calls().lifecycle.store.record_rejections(loud).await.unwrap();
     browser.view("refusals").await;
     browser.rows("refusals-list", 100).await;
     browser.says("#refusals-said", "search for older ones").await;

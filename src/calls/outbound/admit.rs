@@ -23,7 +23,7 @@ use crate::admission::{AdmissionError, Lease};
 use crate::call::{EndProof, Outcome, Source};
 use crate::calls::context::{ANSWER_BYTES_MAX, Context};
 use crate::calls::provider_client::ProviderClient;
-use crate::calls::rejection::{Rejections, hung_up};
+use crate::calls::rejection::{Rejections, client_disconnected};
 use crate::clock::since_boot;
 use crate::failpoint;
 use crate::ids::{AccountName, Alias, CallId, mask_number};
@@ -234,7 +234,7 @@ impl Admitter {
         if self.context.replica().is_some() && claim.request().is_abandoned_by_client() {
             // The client may have retried at a replica that looked for this request before it was recorded, and that now dials
             // for it.
-            return self.take_back(claim, &call, EndProof::Provider, hung_up()).await;
+            return self.take_back(claim, &call, EndProof::Provider, client_disconnected()).await;
         }
         self.bind_own_ids(request, &call).await;
         if since_boot() > send_by {

@@ -146,8 +146,9 @@ impl Sweeper {
     /// Whether "no such call" proves anything before the deadline: an account that ends calls by deleting their record may have
     /// deleted the record of a call that continues.
     fn absence_proves(&self, call: &CallRecord) -> bool {
-        let deletes =
-            |a: &Account| a.terminate.iter().any(|m| a.provider.terminate.get(m).is_some_and(|t| t.deletes_record));
+        let deletes = |a: &Account| {
+            a.hang_up_methods.iter().any(|m| a.provider.hang_up_methods.get(m).is_some_and(|t| t.deletes_record))
+        };
         let askable = self.askable(call);
         askable.is_empty() || askable.into_iter().any(|a| !deletes(a))
     }
@@ -252,7 +253,7 @@ impl Sweeper {
 }
 
 /// Whether a listed call may be the one that a create made.
-pub(super) fn may_be(order: &CallRecord, one: &Listed) -> bool {
+pub(super) fn may_be_call_of(order: &CallRecord, one: &Listed) -> bool {
     let (to, seen) = (&order.facts.other_number, &one.facts.other_number);
     let elsewhere = to.is_some() && seen.is_some() && to != seen;
     // Providers' time stamps have a resolution of one second.

@@ -257,6 +257,17 @@ impl<'de> Deserialize<'de> for DirectionWord {
     }
 }
 
+/// The event of a status callback, by the name that apps ask for it by.
+#[derive(Debug, Clone, Deserialize)]
+pub struct CallbackEvent(Word);
+
+impl CallbackEvent {
+    /// Reads the name.
+    pub fn read(&self, message: &Message<'_>) -> Option<&str> {
+        self.0.read(message)
+    }
+}
+
 /// Who answered the call.
 #[derive(Debug, Clone)]
 pub struct AnsweredByWord(Word);

@@ -152,7 +152,7 @@ pub(in crate::store) async fn a_full_limit_refuses_until_a_call_has_ended(fresh:
     assert_eq!(store.resolve(&refused.aliases).await.unwrap(), None, "a refusal leaves no trace");
     assert_eq!(store.open_calls().await.unwrap().len(), 3);
     let observed = AdmissionRequest { mode: Mode::Observe, ..request(&refused, &policy) };
-    let would = AdmitOutcome::New { slots: 1, would_reject: Some(short), news: None };
+    let would = AdmitOutcome::New { slots: 1, would_reject: Some(short), early: None };
     assert_eq!(store.admit(refused.clone(), observed, 2).await.unwrap(), would);
     for call in [&over_limit, &refused] {
         store.apply(change(&call.id, END)).await.unwrap();
@@ -218,7 +218,7 @@ pub(in crate::store) async fn what_is_known_comes_before_a_full_limit(fresh: &im
     let sid = Alias::new("call_sid", "CA1").unwrap();
     store.keep_early(vec![sid.clone()], END, None, 1).await.unwrap();
     let first = new_call(&[("call_sid", "CA1"), (KEY_KIND, "k")]);
-    let with_news = AdmitOutcome::New { slots: 1, would_reject: None, news: Some(END) };
+    let with_news = AdmitOutcome::New { slots: 1, would_reject: None, early: Some(END) };
     assert_eq!(admit(&store, &first, &policy, 2).await, with_news);
     // Asked again, after a time-out: it is on record.
     assert_eq!(admit(&store, &first, &policy, 2).await, new(1));

@@ -1,6 +1,6 @@
 //! What operators see and do.
 
-use super::retention::refusal;
+use super::retention::rejection;
 use super::*;
 use crate::store::{DeliveryResult, EventOutcome};
 
@@ -100,12 +100,12 @@ pub(in crate::store) async fn a_business_is_purged_and_its_open_calls_stay(fresh
         store.expect_post_calls(vec![call.id.clone()], 1).await.unwrap();
         to_deliver(&store, n, Some(&call.id), 1).await;
     }
-    let refusal = |business: &str| RejectionRecord { at: 1, ..refusal(business, false) };
-    store.refused(vec![refusal("acme"), refusal("other")]).await.unwrap();
+    let rejection = |business: &str| RejectionRecord { at: 1, ..rejection(business, false) };
+    store.record_rejections(vec![rejection("acme"), rejection("other")]).await.unwrap();
     let purged = store.purge_business("acme").await.unwrap();
     // Its webhook's delivery, and the event of our own that told of its admission.
     let expected =
-        Purged { calls: 1, events: 1, deliveries: 2, refusals: 1, runs: 0, schedules: 0, open: vec![up.id.clone()] };
+        Purged { calls: 1, events: 1, deliveries: 2, rejections: 1, runs: 0, schedules: 0, open: vec![up.id.clone()] };
     assert_eq!(purged, expected);
     assert_eq!(store.call(&gone.id).await.unwrap(), None);
     assert_eq!(store.resolve(&gone.aliases).await.unwrap(), None);
@@ -224,7 +224,7 @@ pub(in crate::store) async fn a_purge_tells_spools_which_files_must_go(fresh: &i
     assert_eq!((left.path.as_str(), left.headers, left.dedupe_key, left.spool), ("", vec![], None, None));
     assert_eq!(
         store.unsettled_events(i64::MAX, &in_record(), &Cursor::default(), 99).await.unwrap(),
-        Waiting::default()
+        UnsettledEvents::default()
     );
     assert_eq!(store.purge(&RetentionCutoffs::of_all(1000, 0)).await.unwrap(), 1, "what is left of it goes in time");
 }
@@ -331,22 +331,22 @@ pub(in crate::store) async fn lists_are_narrowed_before_they_are_cut(fresh: &imp
     assert_eq!(now, [quiet_id.clone(), carried_id.clone()], "those that were up then, the oldest first");
     assert_eq!(store.calls_at(0, 9).await.unwrap(), []);
 
-    let mut wanted = refusal("quiet", false);
+    let mut wanted = rejection("quiet", false);
     wanted.at = 1;
-    let loud: Vec<RejectionRecord> = (0..100).map(|_| refusal("loud", false)).collect();
-    store.refused(vec![wanted.clone()]).await.unwrap();
-    store.refused(loud).await.unwrap();
-    let refusals = async |filter: ListFilter| store.list_rejections(&filter, 3).await.unwrap();
-    assert_eq!(refusals(quietly).await, [wanted.clone()]);
-    assert_eq!(refusals(ListFilter { before_ms: Some(2), ..account("a") }).await, [wanted.clone()]);
-    assert_eq!(refusals(account("b")).await, []);
+    let loud: Vec<RejectionRecord> = (0..100).map(|_| rejection("loud", false)).collect();
+    store.record_rejections(vec![wanted.clone()]).await.unwrap();
+    store.record_rejections(loud).await.unwrap();
+    let rejections = async |filter: ListFilter| store.list_rejections(&filter, 3).await.unwrap();
+    assert_eq!(rejections(quietly).await, [wanted.clone()]);
+    assert_eq!(rejections(ListFilter { before_ms: Some(2), ..account("a") }).await, [wanted.clone()]);
+    assert_eq!(rejections(account("b")).await, []);
     let code = |code: &str| ListFilter { code: Some(code.to_owned()), ..ListFilter::default() };
-    assert_eq!(refusals(code(&wanted.code)).await.len(), 3);
-    assert_eq!(refusals(code("NO_SUCH_CODE")).await, []);
+    assert_eq!(rejections(code(&wanted.code)).await.len(), 3);
+    assert_eq!(rejections(code("NO_SUCH_CODE")).await, []);
     // Page by page, each comes once.
     let (mut after, mut seen) = (None, vec![]);
     loop {
-        let page = refusals(ListFilter { after: after.take(), ..ListFilter::default() }).await;
+        let page = rejections(ListFilter { after: after.take(), ..ListFilter::default() }).await;
         let Some(last) = page.last() else { break };
         after = Some((last.at, last.id.to_string()));
         seen.extend(page.into_iter().map(|one| one.id));
@@ -357,8 +357,8 @@ pub(in crate::store) async fn lists_are_narrowed_before_they_are_cut(fresh: &imp
     assert_eq!(seen.len(), 101);
     let next = ListFilter { after: Some((10, String::new())), ..ListFilter::default() };
     assert_eq!(found(next).await, [carried_id, quiet_id]);
-    assert_eq!(store.refusal(&wanted.id).await.unwrap(), Some(wanted));
-    assert_eq!(store.refusal(&RejectionId::new()).await.unwrap(), None);
+    assert_eq!(store.rejection(&wanted.id).await.unwrap(), Some(wanted));
+    assert_eq!(store.rejection(&RejectionId::new()).await.unwrap(), None);
 }
 
 pub(in crate::store) async fn webhooks_are_narrowed_and_what_can_be_replayed_is_counted(fresh: &impl Fresh) {

@@ -3,7 +3,7 @@
 use crate::store::{DeliveryResult, EventOutcome};
 use serde_json::json;
 
-use super::retention::refusal;
+use super::retention::rejection;
 use super::*;
 use crate::call::AnsweredBy;
 use crate::provider::description::PostCall;
@@ -178,10 +178,10 @@ pub(in crate::store) async fn the_app_is_told_in_the_transaction_of_the_fact(fre
     store.open(live.clone(), None).await.unwrap();
     let of_live = format!("SELECT count(*) FROM deliveries WHERE call_id = '{}'", live.id);
     assert_eq!(fresh.number(&of_live).await, 2, "admitted, and live already");
-    let refusal = RejectionRecord { at: 1, ..refusal("b", true) };
-    let observed = RejectionRecord { id: RejectionId::new(), observed: true, ..refusal.clone() };
-    store.refused(vec![refusal.clone(), observed, refusal.clone()]).await.unwrap();
-    store.refused(vec![refusal]).await.unwrap();
+    let rejection = RejectionRecord { at: 1, ..rejection("b", true) };
+    let observed = RejectionRecord { id: RejectionId::new(), observed: true, ..rejection.clone() };
+    store.record_rejections(vec![rejection.clone(), observed, rejection.clone()]).await.unwrap();
+    store.record_rejections(vec![rejection]).await.unwrap();
     let of_nobody = "SELECT count(*) FROM deliveries WHERE call_id IS NULL";
     assert_eq!(fresh.number(of_nobody).await, 1, "its tries are one refusal");
 }

@@ -12,7 +12,7 @@ fn of(business: &str) -> NewCall {
     NewCall { facts: Facts { business: BusinessId::parse(business).unwrap(), ..call.facts }, ..call }
 }
 
-/// A call that ended at 2000, with everything that one leaves behind: its webhook is number `n`, and so is a refusal of 2000.
+/// A call that ended at 2000, with everything that one leaves behind: its webhook is number `n`, and so is a rejection of 2000.
 async fn left_behind(store: &Arc<dyn Store>, business: &str, n: usize) -> (NewCall, NewEvent, Delivery) {
     let call = of(business);
     store.open(call.clone(), None).await.unwrap();
@@ -48,12 +48,12 @@ async fn left_behind(store: &Arc<dyn Store>, business: &str, n: usize) -> (NewCa
     let event = NewEvent { body: Some(b"7".to_vec()), received_at: 2_000, ..event };
     store.receive(event.clone()).await.unwrap();
     store.settle(&event.id, Some(&call.id), EventOutcome::Applied, Some(delivery.clone()), 2_000).await.unwrap();
-    store.refused(vec![refusal(business, false)]).await.unwrap();
+    store.record_rejections(vec![rejection(business, false)]).await.unwrap();
     (call, event, delivery)
 }
 
 /// Of 2000; with `tell`, the app is told of it.
-pub(super) fn refusal(business: &str, tell: bool) -> RejectionRecord {
+pub(super) fn rejection(business: &str, tell: bool) -> RejectionRecord {
     RejectionRecord {
         id: RejectionId::new(),
         at: 2_000,
@@ -77,7 +77,7 @@ pub(in crate::store) async fn each_business_is_forgotten_at_its_own_age(fresh: &
     let store = fresh.open().await;
     for (n, business) in ["short", "usual", "long"].into_iter().enumerate() {
         left_behind(&store, business, n + 1).await;
-        store.refused(vec![refusal(business, true)]).await.unwrap();
+        store.record_rejections(vec![rejection(business, true)]).await.unwrap();
     }
     let taken = store.take_deliveries(2_000, 99, "", false).await.unwrap();
     assert_eq!(taken.len(), 6);

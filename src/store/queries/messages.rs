@@ -139,19 +139,19 @@ async fn give_up(c: &mut dyn Driver, id: &str, why: &str) -> Sql<()> {
 pub(in crate::store) const TAKE_BACK: &str = "UPDATE deliveries SET taken_until = NULL
      WHERE done_at IS NULL AND due_at IS NOT NULL AND taken_until IS NOT NULL";
 
-pub(super) async fn refused(c: &mut dyn Driver, refusals: &[RejectionRecord]) -> Sql<()> {
-    if refusals.iter().any(|refusal| refusal.tell) {
-        let ids: Vec<String> = refusals.iter().map(|refusal| refusal.id.to_string()).collect();
+pub(super) async fn record_rejections(c: &mut dyn Driver, rejections: &[RejectionRecord]) -> Sql<()> {
+    if rejections.iter().any(|rejection| rejection.tell) {
+        let ids: Vec<String> = rejections.iter().map(|rejection| rejection.id.to_string()).collect();
         let rows = c.fetch("SELECT id FROM refusals WHERE id = ANY($1)", &binds![&ids]).await?;
         let mut known = rows.iter().map(|row| row.text("id")).collect::<Sql<BTreeSet<String>>>()?;
-        let new = refusals.iter().filter(|refusal| known.insert(refusal.id.to_string()));
-        let told: Vec<_> = new.filter_map(app_events::refused).collect();
+        let new = rejections.iter().filter(|rejection| known.insert(rejection.id.to_string()));
+        let told: Vec<_> = new.filter_map(app_events::rejected).collect();
         tell(c, &told).await?;
     }
     // One statement changes a row only once.
     let mut attempts = BTreeMap::<&str, (&RejectionRecord, i64)>::new();
-    for refusal in refusals {
-        attempts.entry(refusal.id.as_str()).or_insert((refusal, 0)).1 += i64::from(refusal.attempts);
+    for rejection in rejections {
+        attempts.entry(rejection.id.as_str()).or_insert((rejection, 0)).1 += i64::from(rejection.attempts);
     }
     let sql = "INSERT INTO refusals (id, at, business, account, direction, code, limit_name, current_calls, limit_calls, observed,
              attempts)

@@ -7,7 +7,7 @@ use futures_util::FutureExt as _;
 
 use super::super::driver::{Backend, binds};
 use super::super::listing::from_the_top;
-use super::super::rows::{admitted, business, create_answer, readable, record, refusal, waiting};
+use super::super::rows::{admitted, business, create_answer, readable, record, rejection, waiting};
 use super::super::{
     AdmitOutcome, ApplyOutcome, CallRecord, Change, Confirmed, CreateAnswer, Cursor, Delivery, DeliveryResult,
     EpochBump, EventOutcome, Fleet, InFlightRow, InsertOutcome, ListFilter, NewCall, NewEvent, Reach, ReceiveOutcome,
@@ -212,11 +212,11 @@ impl<B: Backend> Store for B {
         self.run(sql, binds![id.to_owned(), done_at, due_at, error].into()).await.map(drop)
     }
 
-    async fn refused(&self, refusals: Vec<RejectionRecord>) -> Result<()> {
-        if refusals.is_empty() {
+    async fn record_rejections(&self, rejections: Vec<RejectionRecord>) -> Result<()> {
+        if rejections.is_empty() {
             return Ok(());
         }
-        self.write(refusals, |c, refusals| messages::refused(c, refusals).boxed()).await
+        self.write(rejections, |c, rejections| messages::record_rejections(c, rejections).boxed()).await
     }
 
     async fn list_rejections(&self, filter: &ListFilter, limit: u32) -> Result<Vec<RejectionRecord>> {
@@ -228,12 +228,12 @@ impl<B: Backend> Store for B {
         let (account, code, (at, id)) =
             (f.account.unwrap_or_default(), f.code.unwrap_or_default(), from_the_top(f.after));
         let binds = binds![limit, any, businesses, account, from, before, code, at, id];
-        self.select(sql, binds.into(), refusal).await
+        self.select(sql, binds.into(), rejection).await
     }
 
-    async fn refusal(&self, id: &RejectionId) -> Result<Option<RejectionRecord>> {
+    async fn rejection(&self, id: &RejectionId) -> Result<Option<RejectionRecord>> {
         let sql = "SELECT * FROM refusals WHERE id = $1";
-        Ok(self.select(sql, binds![id.to_string()].into(), refusal).await?.pop())
+        Ok(self.select(sql, binds![id.to_string()].into(), rejection).await?.pop())
     }
 
     async fn businesses(&self) -> Result<Vec<Business>> {

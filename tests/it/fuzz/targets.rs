@@ -564,7 +564,7 @@ fn read_answer(provider: &Description, body: &Document) {
     if let Some(front) = &provider.front {
         sound_aliases(&front.ids.read(&message));
     }
-    for means in provider.terminate.values() {
+    for means in provider.hang_up_methods.values() {
         means.over.holds(&message);
     }
 }

@@ -17,7 +17,7 @@ use crate::calls::context::Context;
 use crate::calls::outbound::request::CreateRequest;
 use crate::calls::provider_client::of_record;
 use crate::calls::rejection::RequestKind;
-use crate::calls::rejection::{Rejections, hung_up};
+use crate::calls::rejection::{Rejections, client_disconnected};
 use crate::ids::CallId;
 use crate::policy::Privacy;
 use crate::provider::render::fill_json;
@@ -105,7 +105,7 @@ impl Replay {
             }
             if client.has_left() {
                 // No client waits, and the request's body would be held meanwhile.
-                return Err(hung_up());
+                return Err(client_disconnected());
             }
             if Instant::now() >= until {
                 if let Some(one) = &duplicate.request {

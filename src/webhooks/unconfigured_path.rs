@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use tracing::{debug, warn};
 
 use super::context::Webhooks;
-use super::noise::LOGGED_PATH_MAX;
+use super::log_limit::LOGGED_PATH_MAX;
 use super::parsed::parse;
 use super::raw::RawWebhook;
 use super::route::Candidate;
