@@ -13,7 +13,7 @@ use crate::ids::RejectionId;
 use crate::provider::description::{LimitClass, RejectionShape};
 use crate::provider::render::fill_json;
 use code::Kind;
-pub use code::{Disposition, ObserveModeDoes, RejectionCode};
+pub use code::{Disposition, ObserveAction, RejectionCode};
 pub use twiml::{twiml, when_full_twiml};
 
 /// The maximum `Retry-After` for SDKs that sleep for it inside the app's request, unless configured, in seconds.

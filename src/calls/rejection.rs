@@ -17,7 +17,7 @@ use crate::policy::decision::LimitExceeded;
 use crate::policy::{Bound, Facts};
 use crate::provider::account::Account;
 use crate::provider::description::LimitClass;
-use crate::reply::{Disposition, FullLimit, NoteRejection, ObserveModeDoes, Rejection, RejectionCode, ResponseStyle};
+use crate::reply::{Disposition, FullLimit, NoteRejection, ObserveAction, Rejection, RejectionCode, ResponseStyle};
 use crate::store::RejectionRecord;
 
 /// The code of an inbound call that a full limit rejected, as clients of the replaced systems expect it.
@@ -111,7 +111,7 @@ enum Recorded {
     /// The request was rejected.
     Rejected,
     /// Observe mode: it would have been rejected.
-    ObserveModeDoes,
+    Observed,
 }
 
 impl Rejections {
@@ -235,7 +235,7 @@ impl Rejections {
 
     /// Whether a rejection only marks its request.
     pub(super) fn only_marks(&self, rejection: &Rejection) -> bool {
-        self.context.observes() && rejection.code.observed() == ObserveModeDoes::Sent
+        self.context.observes() && rejection.code.observed() == ObserveAction::Sent
     }
 
     fn count_observed(&self, what: &str) {
@@ -251,7 +251,7 @@ impl Rejections {
         let code = rejection.code.as_str(&of.account.provider.refusal);
         self.count_observed(code);
         info!(refusal = %rejection.id, business = of.business, account = %of.account.name, code, why = rejection.message, "request would be denied");
-        self.record(of.business, &of.account.name, of.direction, rejection, code, Recorded::ObserveModeDoes);
+        self.record(of.business, &of.account.name, of.direction, rejection, code, Recorded::Observed);
     }
 
     /// The same, for a full limit and a call that is admitted.
@@ -263,7 +263,7 @@ impl Rejections {
             Direction::Outbound => rejection.code.as_str(&account.provider.refusal),
         };
         let business = facts.business.as_str();
-        self.record(business, &facts.account, facts.direction, &rejection, code, Recorded::ObserveModeDoes);
+        self.record(business, &facts.account, facts.direction, &rejection, code, Recorded::Observed);
     }
 
     /// Records in the background: a rejection must not wait for a disk.
@@ -287,7 +287,7 @@ impl Rejections {
             limit_name: rejection.limit.as_ref().map(|limit| limit.name.clone()),
             current: rejection.limit.as_ref().map(|limit| limit.in_use),
             limit: rejection.limit.as_ref().map(|limit| limit.bound),
-            observed: why == Recorded::ObserveModeDoes,
+            observed: why == Recorded::Observed,
             attempts: 1,
             tell: lifecycle.tell,
         };

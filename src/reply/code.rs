@@ -71,7 +71,7 @@ pub enum RejectionCode {
 
 /// What observe mode does where enforce mode answers with a code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ObserveModeDoes {
+pub enum ObserveAction {
     /// The create is sent and marked: header, counter, log, record.
     Sent,
     /// The provider's own answer is passed on unchanged, and marked.
@@ -80,13 +80,13 @@ pub enum ObserveModeDoes {
     Answered,
 }
 
-impl ObserveModeDoes {
+impl ObserveAction {
     /// The text in the docs.
     pub const fn as_str(self) -> &'static str {
         match self {
-            ObserveModeDoes::Sent => "sent and marked",
-            ObserveModeDoes::PassedOn => "the provider's own answer, marked",
-            ObserveModeDoes::Answered => "the same answer",
+            ObserveAction::Sent => "sent and marked",
+            ObserveAction::PassedOn => "the provider's own answer, marked",
+            ObserveAction::Answered => "the same answer",
         }
     }
 }
@@ -159,7 +159,7 @@ impl RejectionCode {
     ];
 
     /// What observe mode does instead: it rejects only what cannot be sent at all.
-    pub const fn observed(self) -> ObserveModeDoes {
+    pub const fn observed(self) -> ObserveAction {
         match self {
             // Limits, and rules about the business or the destination.
             RejectionCode::GlobalCapacityExceeded
@@ -170,15 +170,15 @@ impl RejectionCode {
             | RejectionCode::UnknownBusiness
             | RejectionCode::InvalidDestination
             | RejectionCode::DoNotCall
-            | RejectionCode::KeyReused => ObserveModeDoes::Sent,
+            | RejectionCode::KeyReused => ObserveAction::Sent,
             // The batch counts as one call until its calls are seen.
-            RejectionCode::BatchSizeUnknown => ObserveModeDoes::Sent,
+            RejectionCode::BatchSizeUnknown => ObserveAction::Sent,
             // We cannot count it, or not parse it; the provider accepts it all the same.
             RejectionCode::StoreUnavailable | RejectionCode::GateUnavailable | RejectionCode::EncodedBody => {
-                ObserveModeDoes::Sent
+                ObserveAction::Sent
             }
             // The provider's rejection, not ours.
-            RejectionCode::ProviderLimit => ObserveModeDoes::PassedOn,
+            RejectionCode::ProviderLimit => ObserveAction::PassedOn,
             // The provider cannot be reached, or not unambiguously, or the request is incomplete.
             RejectionCode::InitiationFailed
             | RejectionCode::AccountRemoved
@@ -188,14 +188,14 @@ impl RejectionCode {
             | RejectionCode::UnknownRoute
             | RejectionCode::AccountMismatch
             | RejectionCode::BodyTooLarge
-            | RejectionCode::InvalidRequest => ObserveModeDoes::Answered,
+            | RejectionCode::InvalidRequest => ObserveAction::Answered,
             // Nobody waits for the call any more, or it may have been retried elsewhere.
-            RejectionCode::ClientDisconnected | RejectionCode::ProcessPaused => ObserveModeDoes::Answered,
+            RejectionCode::ClientDisconnected | RejectionCode::ProcessPaused => ObserveAction::Answered,
             // The create was sent; the code says what came of it.
             RejectionCode::OutcomeUnknown
             | RejectionCode::AlreadyPlaced
             | RejectionCode::UpstreamSilent
-            | RejectionCode::UpstreamRedirects => ObserveModeDoes::Answered,
+            | RejectionCode::UpstreamRedirects => ObserveAction::Answered,
         }
     }
 
