@@ -26,8 +26,8 @@ use crate::words::NamedEnum;
 use by_business::BusinessMetrics;
 pub use exemplars::Exemplar;
 use exemplars::TracedHistogram;
+use labels::COUNTED_429;
 pub use labels::*;
-use registration::COUNTED_429;
 pub use registration::{BadMetric, MetricDescription};
 
 /// Businesses with a label of their own, unless the config sets another number.

@@ -2,6 +2,9 @@
 
 use crate::words::words;
 
+/// The provider whose 429s are counted by themselves, as the replaced systems did.
+pub(super) const COUNTED_429: &str = "elevenlabs";
+
 words!(
     /// The kind of a request at `listen.api`.
     ApiRequest {

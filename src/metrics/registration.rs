@@ -81,9 +81,6 @@ impl Registrar<'_> {
     }
 }
 
-/// The provider whose 429s are counted by themselves, as the replaced systems did.
-pub(super) const COUNTED_429: &str = "elevenlabs";
-
 impl Metrics {
     /// A fresh registry with every metric in it.
     pub fn new() -> Result<Self, BadMetric> {
