@@ -56,7 +56,7 @@ fn main() {
             });
         });
         group.bench_function(BenchmarkId::new("refuse", holders), |b| {
-            b.iter(|| assert!(matches!(done(gate.admit(0, &order(7, full))).unwrap(), Decision::Refused(_))));
+            b.iter(|| assert!(matches!(done(gate.admit(0, &order(7, full))).unwrap(), Decision::Rejected(_))));
         });
         group.bench_function(BenchmarkId::new("counts", holders), |b| {
             b.iter(|| black_box(done(gate.counts(0)).unwrap()))
@@ -72,7 +72,7 @@ fn main() {
             b.iter(|| {
                 let order = order(7, full);
                 match done(gate.admit(0, &order)).unwrap() {
-                    Decision::Refused(short) => {
+                    Decision::Rejected(short) => {
                         let full = waits.full(&order.bindings, &short, order.at_ms).unwrap();
                         assert!(full.free_in_ms.is_some());
                     }

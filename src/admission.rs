@@ -13,7 +13,9 @@
 //!
 //! [`supervisor`] fails over, rebuilds Redis and returns to it.
 
+mod adopt;
 mod bypass;
+mod decide;
 mod failover;
 mod lease;
 pub mod limiter;
@@ -26,8 +28,8 @@ mod races;
 pub mod supervisor;
 mod turned_away;
 
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicI64};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -35,20 +37,16 @@ use futures_util::FutureExt as _;
 use tokio::sync::{Notify, RwLock, watch};
 use tracing::{info, warn};
 
-use crate::admission::limiter::{Gate, GateError};
+use crate::admission::limiter::Gate;
 use crate::call::{Event, Outcome, Phase};
 use crate::clock::Clock;
-use crate::failpoint;
 use crate::ids::CallId;
 use crate::metrics::Metrics;
-use crate::policy::decision::{
-    AdmissionRequest, Counts, Decision, GateMode, GateState, LeaseRow, LimitExceeded, RetryAfterEstimator, Shortfall,
-    keys,
-};
-use crate::policy::{Binding, Facts, Mode, OnOutage, Policy};
+use crate::policy::decision::{Counts, GateMode, GateState, LimitExceeded, RetryAfterEstimator};
+use crate::policy::{Binding, Facts, Mode, Policy};
 use crate::provider::secret::Secret;
-use crate::store::runs::JOB_KIND;
-use crate::store::{AdmitOutcome, CallRecord, Confirmed, InsertOutcome, NewCall, Replica, Result, Store, StoreError};
+use crate::store::{CallRecord, Replica, Result, Store, StoreError};
+use crate::sync::lock;
 pub use failover::Compared;
 pub use lease::Lease;
 pub use members::{Member, Sighting};
@@ -58,10 +56,6 @@ pub use supervisor::Role;
 /// The newest policy. A reload swaps it as a whole.
 pub type LivePolicy = Arc<ArcSwap<Policy>>;
 
-/// How long a request waits while the limiter is being rebuilt.
-const PATIENCE: Duration = Duration::from_secs(1);
-/// How often it retries meanwhile.
-const ASK_AGAIN: Duration = Duration::from_millis(25);
 /// How long counts of the database are cached: for display, not for decisions.
 const COUNTS_KEPT: Duration = Duration::from_millis(250);
 
@@ -141,7 +135,7 @@ pub enum Admission {
     /// One of its ids belongs to this call: it is the same call.
     Known(CallId),
     /// Rejected, without a trace.
-    Refused(LimitExceeded),
+    Rejected(LimitExceeded),
 }
 
 /// No decision: nothing was admitted, though not because a limit was full.
@@ -177,10 +171,6 @@ pub struct GateStatus {
     pub replicas: usize,
     /// This one is the leader.
     pub leads: bool,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Capacity {
@@ -288,7 +278,7 @@ impl Capacity {
             return;
         }
         *lock(&self.0.moved_at) = Instant::now();
-        self.0.metrics.gate_state(now.epoch, now.mode.as_str(), now.mode != self.0.settings.home);
+        self.0.metrics.gate_state(now.epoch, now.mode, now.mode != self.0.settings.home);
         lock(&self.0.pending_ops).moved(now.mode);
         self.0.wake.notify_one();
         if before.epoch == 0 || before.mode == now.mode {
@@ -305,241 +295,9 @@ impl Capacity {
         }
     }
 
-    /// Decides about a request and writes its call record. `call.slots` and `call.keys` are filled in here.
-    ///
-    /// The caller holds [`Capacity::deciding`].
-    pub async fn admit(
-        &self,
-        mut request: AdmissionRequest,
-        mut call: NewCall,
-    ) -> std::result::Result<Admission, AdmissionError> {
-        call.keys = keys(&request.bindings);
-        let is_bulk = call.aliases.iter().any(|alias| alias.kind == JOB_KIND);
-        self.lower(&mut request.bindings);
-        let until = Instant::now() + PATIENCE;
-        loop {
-            let state = self.state();
-            let decided = match (self.gate_of(state.mode), state.mode) {
-                (Some(gate), _) => self.propose(gate, &request, call.clone(), state).boxed().await?,
-                (None, GateMode::Database) => self.decide_in_store(&request, call.clone(), state).boxed().await?,
-                (None, mode) => {
-                    self.0.wake.notify_one();
-                    let why = format!("limiter {} is not configured at this replica", mode.as_str());
-                    Attempt::Wait(why)
-                }
-            };
-            match decided {
-                Attempt::Done(admission) => {
-                    match &admission {
-                        Admission::Refused(full) if !is_bulk => {
-                            self.0.turned_away.refused(&request.bindings, &full.limit, Instant::now());
-                        }
-                        Admission::Admitted { .. } if !is_bulk => self.0.turned_away.admitted(&request.bindings),
-                        _ => {}
-                    }
-                    return Ok(admission);
-                }
-                Attempt::Retry => {}
-                Attempt::Wait(why) => {
-                    if Instant::now() >= until {
-                        return Err(AdmissionError::Gate(why));
-                    }
-                    let mut moves = self.0.state.subscribe();
-                    if *moves.borrow_and_update() == state {
-                        let _ = tokio::time::timeout(ASK_AGAIN, moves.changed()).await;
-                    }
-                }
-            }
-        }
-    }
-
     /// Whether a limit, by its key, has just turned a direct or inbound call away, which may come again.
     pub fn has_turned_away(&self, key: &str) -> bool {
         self.0.turned_away.waits_for(key, Instant::now())
-    }
-
-    async fn propose(
-        &self,
-        gate: &Arc<dyn Gate>,
-        request: &AdmissionRequest,
-        mut call: NewCall,
-        state: GateState,
-    ) -> std::result::Result<Attempt, AdmissionError> {
-        let (slots, would) = match gate.admit(state.epoch, request).await {
-            Ok(Decision::Refused(short)) => return Ok(Attempt::Done(Admission::Refused(self.full(request, &short)?))),
-            Ok(Decision::Admitted { slots, would }) => (slots, would),
-            Err(GateError::Away(why)) => {
-                self.defer_op(pending_ops::GateOp::Forbid(state.epoch, request.call.clone()));
-                return self.in_outage(request, call, state, why).boxed().await;
-            }
-            Err(error) => return self.is_elsewhere(state, &error).boxed().await,
-        };
-        failpoint::hit("gate.admitted").await;
-        call.slots = slots;
-        let claim = self.is_shared().then_some(state.epoch);
-        match self.0.store.open(call, claim).await {
-            Ok(InsertOutcome::New(early)) => {
-                let lease = Lease::new(request.call.clone(), slots);
-                let would_reject = would.map(|short| self.full(request, &short)).transpose()?;
-                Ok(Attempt::Done(Admission::Admitted { lease, would_reject, early }))
-            }
-            Ok(InsertOutcome::Known(known)) => {
-                self.give_back(&request.call).boxed().await;
-                Ok(Attempt::Done(Admission::Known(known)))
-            }
-            Ok(InsertOutcome::Outdated(now)) => {
-                // Its lease belonged to an epoch that is over.
-                self.adopt_epoch(now);
-                Ok(Attempt::Retry)
-            }
-            Err(error) => {
-                self.give_back(&request.call).boxed().await;
-                Err(error.into())
-            }
-        }
-    }
-
-    async fn decide_in_store(
-        &self,
-        request: &AdmissionRequest,
-        call: NewCall,
-        state: GateState,
-    ) -> std::result::Result<Attempt, AdmissionError> {
-        if self.0.settings.home != GateMode::Database {
-            match self.0.policy.load().on_outage(&call.facts) {
-                OnOutage::Database => self.0.metrics.degraded("database"),
-                _ => return self.in_outage(request, call, state, "Redis is unavailable".to_owned()).boxed().await,
-            }
-        }
-        match self.0.store.admit(call, request.clone(), state.epoch).await? {
-            AdmitOutcome::New { slots, would, news: early } => {
-                let lease = Lease::new(request.call.clone(), slots);
-                let would_reject = would.map(|short| self.full(request, &short)).transpose()?;
-                Ok(Attempt::Done(Admission::Admitted { lease, would_reject, early }))
-            }
-            AdmitOutcome::Known(known) => Ok(Attempt::Done(Admission::Known(known))),
-            AdmitOutcome::Refused(short) => Ok(Attempt::Done(Admission::Refused(self.full(request, &short)?))),
-            AdmitOutcome::Outdated(now) => {
-                self.adopt_epoch(now);
-                Ok(Attempt::Retry)
-            }
-        }
-    }
-
-    /// Decides while Redis is unavailable and the database does not decide for this call, or not yet.
-    async fn in_outage(
-        &self,
-        request: &AdmissionRequest,
-        mut call: NewCall,
-        state: GateState,
-        why: String,
-    ) -> std::result::Result<Attempt, AdmissionError> {
-        let choice = self.0.policy.load().on_outage(&call.facts);
-        if choice != OnOutage::Open {
-            self.0.metrics.degraded("closed");
-            return Err(AdmissionError::Gate(why));
-        }
-        self.0.metrics.degraded("open");
-        let slots = request.slots.wanted;
-        call.slots = slots;
-        let held = lease_of(&call);
-        match self.0.store.open(call, Some(state.epoch)).await? {
-            InsertOutcome::New(early) => {
-                // Queued after the operation that revokes its admission.
-                self.defer_op(pending_ops::GateOp::Adopt(state.epoch, held));
-                let lease = Lease::new(request.call.clone(), slots);
-                Ok(Attempt::Done(Admission::Admitted { lease, would_reject: None, early }))
-            }
-            InsertOutcome::Known(known) => Ok(Attempt::Done(Admission::Known(known))),
-            InsertOutcome::Outdated(now) => {
-                self.adopt_epoch(now);
-                Ok(Attempt::Retry)
-            }
-        }
-    }
-
-    /// The limiter is not filled for the epoch that this process has: either that epoch is over, or the limiter has yet to be
-    /// rebuilt.
-    async fn is_elsewhere(&self, state: GateState, error: &GateError) -> std::result::Result<Attempt, AdmissionError> {
-        if self.is_shared() {
-            let now = self.0.store.gate_state().await?;
-            if now.epoch > state.epoch {
-                self.adopt_epoch(now);
-                return Ok(Attempt::Retry);
-            }
-        }
-        self.note_unfilled(state);
-        Ok(Attempt::Wait(error.to_string()))
-    }
-
-    /// Has the limiter rebuilt, unless its epoch is over.
-    fn note_unfilled(&self, state: GateState) {
-        if self.state() == state {
-            self.0.unfilled.store(true, Ordering::Relaxed);
-            self.0.wake.notify_one();
-        }
-    }
-
-    /// Counts a call that exists already, over limits if necessary, and records it.
-    ///
-    /// The caller holds [`Capacity::deciding`].
-    pub async fn adopt(&self, mut call: NewCall) -> Result<InsertOutcome> {
-        call.keys = keys(&self.0.policy.load().bindings(&call.facts));
-        let held = lease_of(&call);
-        if !self.is_shared() {
-            self.send_op(pending_ops::GateOp::Adopt(self.state().epoch, held)).boxed().await;
-            failpoint::hit("call.adopted").await;
-            let id = call.id.clone();
-            let opened = self.0.store.open(call, None).await;
-            if !matches!(opened, Ok(InsertOutcome::New(_))) {
-                self.give_back(&id).boxed().await;
-            }
-            return opened;
-        }
-        loop {
-            let state = self.state();
-            match self.0.store.open(call.clone(), Some(state.epoch)).await? {
-                InsertOutcome::New(news) => {
-                    failpoint::hit("call.adopted").await;
-                    self.send_op(pending_ops::GateOp::Adopt(state.epoch, held)).boxed().await;
-                    return Ok(InsertOutcome::New(news));
-                }
-                InsertOutcome::Outdated(now) => self.adopt_epoch(now),
-                known => return Ok(known),
-            }
-        }
-    }
-
-    /// Counts an unconfirmed call from now on, over limits if necessary. `false`: it counts already, or has ended.
-    ///
-    /// The caller holds [`Capacity::deciding`].
-    pub async fn confirm(&self, record: &CallRecord) -> Result<bool> {
-        let keys = keys(&self.0.policy.load().bindings(&record.facts));
-        loop {
-            let state = self.state();
-            let epoch = self.is_shared().then_some(state.epoch);
-            match self.0.store.confirm(&record.id, keys.clone(), epoch).await? {
-                Confirmed::Now => {
-                    let held = LeaseRow {
-                        call: record.id.clone(),
-                        keys,
-                        slots: record.slots,
-                        since_ms: record.admitted_at,
-                        over_limit: record.over_limit,
-                    };
-                    self.send_op(pending_ops::GateOp::Adopt(state.epoch, held)).boxed().await;
-                    // It may have ended meanwhile, and its release may have come first.
-                    if let Ok(Some(now)) = self.0.store.call(&record.id).await
-                        && now.phase == Phase::Ended
-                    {
-                        self.give_back(&record.id).boxed().await;
-                    }
-                    return Ok(true);
-                }
-                Confirmed::Before => return Ok(false),
-                Confirmed::Outdated(now) => self.adopt_epoch(now),
-            }
-        }
     }
 
     /// Releases the slots of a call whose end is recorded, and learns from its length. While the limiter is unavailable the
@@ -615,33 +373,4 @@ impl Capacity {
             leads: role.leads,
         }
     }
-
-    fn full(
-        &self,
-        request: &AdmissionRequest,
-        short: &Shortfall,
-    ) -> std::result::Result<LimitExceeded, AdmissionError> {
-        let full = self.0.waits.full(&request.bindings, short, request.at_ms);
-        full.ok_or_else(|| AdmissionError::Gate("the gate answered for a limit that is not in the request".to_owned()))
-    }
-}
-
-/// The lease of a recorded call.
-fn lease_of(call: &NewCall) -> LeaseRow {
-    LeaseRow {
-        call: call.id.clone(),
-        keys: call.keys.clone(),
-        slots: call.slots,
-        since_ms: call.at_ms,
-        over_limit: call.over_limit,
-    }
-}
-
-/// The result of one attempt of an admission.
-enum Attempt {
-    Done(Admission),
-    /// The epoch has changed: retry.
-    Retry,
-    /// The limiter is being rebuilt: wait.
-    Wait(String),
 }

@@ -126,7 +126,7 @@ own_id!(
 );
 own_id!(
     /// A rejection's id; in the response, the log and the database.
-    RefusalId,
+    RejectionId,
     "rf_"
 );
 
@@ -222,7 +222,7 @@ mod tests {
         let id = CallId::new();
         assert_eq!(CallId::parse(id.as_str()), Some(id));
         assert_eq!(CallId::parse("c_nonsense"), None);
-        assert_eq!(CallId::parse(RefusalId::new().as_str()), None);
+        assert_eq!(CallId::parse(RejectionId::new().as_str()), None);
     }
 
     #[test]

@@ -9,15 +9,17 @@
 //! L0  ids          identifiers, checked once, where they enter
 //!     clock        the time, as a handle
 //!     failpoint    points at which a debug build fails on request
+//!     sync         locks
+//!     words        enums whose variants have names
 //! L1  call         what a call is: phases, events, next(phase, event), proofs of an end. Pure
 //!     destinations numbers that may be called, and when: lists, types, hours of the week, time zones. Pure
 //!     jws          signed tokens: taken apart, checked, made. Pure
-//!     metrics      every metric; the only caller of prometheus
 //! L2  provider     a provider as data: select, sign, render, account. Pure
 //!     policy       which limits bind a call, and the decision over them that every limiter makes alike; which business a request
 //!                  belongs to. Pure
 //! L3  token        JWT: the client that shows one, and what it allows
 //!     net          HTTP server (hyper) and client (hyper, pingora's pool); no other module depends on an HTTP engine
+//!     metrics      every metric; the only caller of prometheus
 //! L4  store        durable state: calls, inbox, outbox, rejections, businesses, runs, schedules
 //!     telemetry    spans, log lines, panics and errors, sent to collectors; the only caller of opentelemetry and Sentry's types
 //!     reply        rejections and errors as response bytes, in the provider's own shape
@@ -72,7 +74,9 @@ pub mod proxy;
 pub mod reply;
 pub mod runs;
 pub mod store;
+pub mod sync;
 pub mod telemetry;
 pub mod token;
 pub mod transcripts;
 pub mod webhooks;
+pub mod words;

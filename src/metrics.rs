@@ -5,26 +5,41 @@
 mod busiest;
 mod by_business;
 mod exemplars;
+mod labels;
 mod open_metrics;
 mod registration;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use prometheus::{Encoder as _, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder};
 
+use crate::call::{Direction, EndProof, Outcome};
+use crate::ids::AccountName;
+use crate::policy::Facts;
+use crate::policy::decision::GateMode;
+use crate::provider::account::Account;
+use crate::provider::description::LimitClass;
+use crate::provider::select::Flaw;
+use crate::sync::lock;
+use crate::words::NamedEnum;
 use by_business::BusinessMetrics;
 pub use exemplars::Exemplar;
 use exemplars::TracedHistogram;
+use labels::COUNTED_429;
+pub use labels::*;
 pub use registration::{BadMetric, MetricDescription};
 
 /// Businesses with a label of their own, unless the config sets another number.
 pub const BUSINESS_LABELS: u32 = 20;
 
-/// The values of `plan` on rejections of creates of unknown businesses, and of inbound calls.
-const PLANS_OF_NO_BUSINESS: [&str; 2] = ["unknown", "inbound"];
-/// The results of a poll of an account for its live calls.
-const SWEEP_RESULTS: [&str; 2] = ["ok", "failed"];
+/// The value of `plan` on rejections of creates of unknown businesses.
+pub const PLAN_UNKNOWN: &str = "unknown";
+/// The value of `plan` on rejections of inbound calls.
+pub const PLAN_INBOUND: &str = "inbound";
+const PLANS_OF_NO_BUSINESS: [&str; 2] = [PLAN_UNKNOWN, PLAN_INBOUND];
+/// The value of `event` of webhooks whose sender is unknown.
+const UNVERIFIED: &str = "unverified";
 
 /// Gauges of what all replicas share. The leader alone shows them, so that their sum and their maximum over replicas are right.
 pub const GLOBAL_GAUGES: [&str; 11] = [
@@ -88,11 +103,11 @@ struct Inner {
     descriptions: Vec<MetricDescription>,
     active_calls: IntGauge,
     rejected: IntCounterVec,
-    elevenlabs_429: IntCounter,
+    provider_429: IntCounter,
     sessions: IntGauge,
     subscriptions: IntGauge,
     admitted: IntCounterVec,
-    would_refuse: IntCounterVec,
+    would_reject: IntCounterVec,
     ended: IntCounterVec,
     provider_limit: IntCounterVec,
     reposts: IntCounterVec,
@@ -117,8 +132,8 @@ struct Inner {
     sweeps: IntCounterVec,
     provider_live: IntGaugeVec,
     alias_conflicts: IntCounter,
-    callbacks_refused: IntCounterVec,
-    destinations_refused: IntCounterVec,
+    callbacks_rejected: IntCounterVec,
+    destinations_rejected: IntCounterVec,
     do_not_call: IntGaugeVec,
     do_not_call_readable: IntGauge,
     certificate_reloads: IntCounterVec,
@@ -142,26 +157,42 @@ struct Inner {
     gate_fallback: IntGauge,
     gate_moves: IntCounterVec,
     gate_degraded: IntCounterVec,
-    gate_compared: IntCounterVec,
+    gate_repairs: IntCounterVec,
     client_sockets: IntGauge,
     client_messages: IntCounterVec,
     client_slow_closes: IntCounter,
 }
 
-/// The label values that may occur, so that every counter exists at 0 before its first event: `rate()` and `increase()` ignore the
+/// The label values that may occur and that only the config knows, so that every counter exists at 0 before its first event: `rate()` and `increase()` ignore the
 /// first value of a new series.
 #[derive(Debug, Clone, Default)]
-pub struct Counted<'a> {
+pub struct Expected<'a> {
     /// All accounts.
-    pub accounts: Vec<&'a str>,
+    pub accounts: Vec<&'a AccountName>,
     /// The accounts that are polled for their live calls.
-    pub asked: Vec<&'a str>,
+    pub asked: Vec<&'a AccountName>,
     /// All plans.
     pub plans: Vec<&'a str>,
     /// All rejection reasons.
     pub reasons: Vec<&'a str>,
     /// Maximum businesses with a label of their own.
     pub business_labels: u32,
+}
+
+/// A rejected call, as it is counted.
+#[derive(Debug, Clone, Copy)]
+pub struct RejectedCall<'a> {
+    /// The contract's label, not the code of the response.
+    pub reason: &'a str,
+    /// The plan, or `unknown` or `inbound`.
+    pub plan: &'a str,
+    /// The business.
+    pub business: &'a str,
+}
+
+/// Creates the series of all values of a counter's only label.
+fn zero_all<W: NamedEnum>(counter: &IntCounterVec) {
+    W::ALL.iter().for_each(|value| drop(counter.with_label_values(&[value.name()])));
 }
 
 /// The values of the gauges at a scrape.
@@ -200,61 +231,61 @@ impl Metrics {
     }
 
     /// Counts a duplicate create that was not sent again.
-    pub fn repost(&self, account: &str) {
-        self.inner.reposts.with_label_values(&[account]).inc();
+    pub fn repost(&self, account: &AccountName) {
+        self.inner.reposts.with_label_values(&[account.as_str()]).inc();
     }
 
     /// Creates every counter at 0.
-    pub fn expect(&self, may: &Counted<'_>) {
+    pub fn expect(&self, may: &Expected<'_>) {
         let m = &self.inner;
         let zero = |counter: &IntCounterVec, labels: &[&str]| drop(counter.with_label_values(labels));
-        for &account in &may.accounts {
+        for account in may.accounts.iter().map(|name| name.as_str()) {
             for counter in [&m.reposts, &m.unknown, &m.unfenced] {
                 zero(counter, &[account]);
             }
             m.upstream_seconds.expect(account);
-            ["concurrency", "rate", "busy"].iter().for_each(|class| zero(&m.provider_limit, &[account, class]));
-            ["webhook", "asked", "missing"].iter().for_each(|source| zero(&m.records, &[account, source]));
-            zero(&m.webhooks, &[account, "unverified", "refused"]);
+            LimitClass::ALL.iter().for_each(|class| zero(&m.provider_limit, &[account, class.as_str()]));
+            RecordSource::ALL.iter().for_each(|source| zero(&m.records, &[account, source.as_str()]));
+            Unverified::ALL.iter().for_each(|why| zero(&m.webhooks, &[account, UNVERIFIED, why.as_str()]));
             for plan in &may.plans {
-                ["outbound", "inbound"].iter().for_each(|direction| zero(&m.admitted, &[account, direction, plan]));
+                Direction::ALL.iter().for_each(|direction| zero(&m.admitted, &[account, direction.as_str(), plan]));
             }
         }
         for account in &may.asked {
-            SWEEP_RESULTS.iter().for_each(|result| zero(&m.sweeps, &[account, result]));
+            SweepResult::ALL.iter().for_each(|result| zero(&m.sweeps, &[account.as_str(), result.as_str()]));
         }
         for plan in may.plans.iter().chain(&PLANS_OF_NO_BUSINESS) {
             may.reasons.iter().for_each(|reason| zero(&m.rejected, &[reason, plan]));
         }
-        for (counter, values) in [
-            (&m.deliveries, &["done", "retry", "given_up"][..]),
-            (&m.gate_degraded, &["database", "open", "closed"]),
-            (&m.schedule_firings, &["fired", "no_leads", "failed", "given_up", "missed"]),
-            (&m.gate_compared, &["ended", "orphan", "uncounted"]),
-            (&m.certificate_reloads, &["ok", "failed"]),
-            (&m.config_reloads, &["loaded", "unchanged", "kept", "failed"]),
-        ] {
-            values.iter().for_each(|value| zero(counter, &[value]));
-        }
+        zero_all::<Delivered>(&m.deliveries);
+        zero_all::<Degraded>(&m.gate_degraded);
+        zero_all::<Firing>(&m.schedule_firings);
+        zero_all::<Repair>(&m.gate_repairs);
+        zero_all::<CertificateReload>(&m.certificate_reloads);
+        zero_all::<ReloadOutcome>(&m.config_reloads);
         for status in ["2xx", "4xx", "5xx"] {
-            for (listener, kind) in
-                [("api", "create"), ("api", "relay"), ("webhooks", "webhook"), ("webhooks", "passed")]
-            {
+            for served in [
+                Served::Api(ApiRequest::Create),
+                Served::Api(ApiRequest::Relay),
+                Served::Webhooks(WebhookRequest::Webhook),
+                Served::Webhooks(WebhookRequest::Passed),
+            ] {
+                let [listener, kind] = served.labels();
                 zero(&m.requests, &[listener, kind, status]);
             }
         }
-        ["sent", "rejected"].iter().for_each(|outcome| m.added_seconds.expect(outcome));
+        CreateOutcome::ALL.iter().for_each(|outcome| m.added_seconds.expect(outcome.as_str()));
         m.of_business.expect(may.business_labels as usize);
     }
 
-    /// Counts a rejected call. `reason` is the contract's label, not the code of the response.
-    pub fn refused(&self, reason: &str, plan: &str, business: &str) {
-        self.inner.rejected.with_label_values(&[reason, plan]).inc();
-        self.inner.of_business.rejected(business);
+    /// Counts a rejected call.
+    pub fn rejected(&self, call: RejectedCall<'_>) {
+        self.inner.rejected.with_label_values(&[call.reason, call.plan]).inc();
+        self.inner.of_business.rejected(call.business);
     }
 
     /// Rejections so far by (reason, plan).
-    pub fn refusals(&self) -> Vec<(String, String, u64)> {
+    pub fn rejections(&self) -> Vec<(String, String, u64)> {
         let mut all = Vec::new();
         for family in prometheus::core::Collector::collect(&self.inner.rejected) {
             for metric in family.get_metric() {
@@ -271,47 +302,49 @@ impl Metrics {
         all
     }
 
-    /// Creates that ElevenLabs answered with 429.
-    pub fn elevenlabs_429_count(&self) -> u64 {
-        self.inner.elevenlabs_429.get()
+    /// Creates that the provider of the replaced systems answered with 429.
+    pub fn provider_429_count(&self) -> u64 {
+        self.inner.provider_429.get()
     }
 
     /// Counts an admitted call.
-    pub fn admitted(&self, account: &str, direction: &str, plan: &str, business: &str) {
-        self.inner.admitted.with_label_values(&[account, direction, plan]).inc();
-        self.inner.of_business.admitted(business);
+    pub fn admitted(&self, call: &Facts) {
+        let labels = [call.account.as_str(), call.direction.as_str(), &call.plan];
+        self.inner.admitted.with_label_values(&labels).inc();
+        self.inner.of_business.admitted(call.business.as_str());
     }
 
     /// Counts a call that enforce mode would have rejected.
-    pub fn would_refuse(&self, limit: &str) {
-        self.inner.would_refuse.with_label_values(&[limit]).inc();
+    pub fn would_reject(&self, limit: &str) {
+        self.inner.would_reject.with_label_values(&[limit]).inc();
     }
 
     /// Counts an ended call.
-    pub fn ended(&self, outcome: &str, proof: &str) {
-        self.inner.ended.with_label_values(&[outcome, proof]).inc();
+    pub fn ended(&self, outcome: Outcome, proof: EndProof) {
+        self.inner.ended.with_label_values(&[outcome.as_str(), proof.as_str()]).inc();
     }
 
     /// Counts a rejection by a provider whose own limit was full.
-    pub fn provider_limit(&self, provider: &str, account: &str, class: &str) {
-        if provider == "elevenlabs" {
-            self.inner.elevenlabs_429.inc();
+    pub fn provider_limit(&self, account: &Account, class: LimitClass) {
+        if account.provider.name == COUNTED_429 {
+            self.inner.provider_429.inc();
         }
-        self.inner.provider_limit.with_label_values(&[account, class]).inc();
+        self.inner.provider_limit.with_label_values(&[account.name.as_str(), class.as_str()]).inc();
     }
 
     /// Counts a create whose answer was lost.
-    pub fn outcome_unknown(&self, account: &str) {
-        self.inner.unknown.with_label_values(&[account]).inc();
+    pub fn outcome_unknown(&self, account: &AccountName) {
+        self.inner.unknown.with_label_values(&[account.as_str()]).inc();
     }
 
     /// Counts a callback URL of an app that was not called.
-    pub fn callback_refused(&self, at: &str, reason: &str) {
-        self.inner.callbacks_refused.with_label_values(&[at, reason]).inc();
+    pub fn callback_rejected(&self, at: CallbackUse, reason: impl NamedEnum) {
+        self.inner.callbacks_rejected.with_label_values(&[at.as_str(), reason.name()]).inc();
     }
 
     /// Counts an answered request.
-    pub fn request(&self, listener: &str, kind: &str, status: u16) {
+    pub fn request(&self, served: Served, status: u16) {
+        let [listener, kind] = served.labels();
         let class = match status {
             100..200 => "1xx",
             200..300 => "2xx",
@@ -323,38 +356,49 @@ impl Metrics {
     }
 
     /// Observes how long a provider took to answer a create.
-    pub fn upstream_seconds(&self, account: &str, took: Duration, exemplar: Option<Exemplar>) {
-        self.inner.upstream_seconds.observe(account, took.as_secs_f64(), exemplar);
+    pub fn upstream_seconds(&self, account: &AccountName, took: Duration, exemplar: Option<Exemplar>) {
+        self.inner.upstream_seconds.observe(account.as_str(), took.as_secs_f64(), exemplar);
     }
 
     /// Observes ringfence's own time for a create that was sent.
     pub fn added_to_sent(&self, own: Duration, exemplar: Option<Exemplar>) {
-        self.inner.added_seconds.observe("sent", own.as_secs_f64(), exemplar);
+        self.inner.added_seconds.observe(CreateOutcome::Sent.as_str(), own.as_secs_f64(), exemplar);
     }
 
     /// Observes ringfence's own time for a create that a limit rejected.
     pub fn added_to_rejected(&self, own: Duration, exemplar: Option<Exemplar>) {
-        self.inner.added_seconds.observe("rejected", own.as_secs_f64(), exemplar);
+        self.inner.added_seconds.observe(CreateOutcome::Rejected.as_str(), own.as_secs_f64(), exemplar);
     }
 
-    /// Counts a received webhook.
-    pub fn webhook(&self, account: &str, event: &str, outcome: &str) {
-        self.inner.webhooks.with_label_values(&[account, event, outcome]).inc();
+    /// Counts a received webhook; `outcome` is of the store, or [`NotApplied`].
+    pub fn webhook(&self, account: &AccountName, event: &str, outcome: impl NamedEnum) {
+        self.inner.webhooks.with_label_values(&[account.as_str(), event, outcome.name()]).inc();
     }
 
-    /// Counts a message that could not be read, or not strictly; `source` is its kind.
-    pub fn unreadable(&self, account: &str, source: &str, flaw: &str) {
-        self.inner.unreadable.with_label_values(&[account, source, flaw]).inc();
+    /// Counts a webhook whose sender is unknown.
+    pub fn webhook_unverified(&self, account: &AccountName, why: Unverified) {
+        self.inner.webhooks.with_label_values(&[account.as_str(), UNVERIFIED, why.as_str()]).inc();
+    }
+
+    /// Counts a message that could not be read, or not strictly.
+    pub fn unreadable(&self, account: &AccountName, message: MessageKind, flaw: Flaw) {
+        self.inner.unreadable.with_label_values(&[account.as_str(), message.as_str(), flaw.as_str()]).inc();
+    }
+
+    /// Counts a look-up whose answer has a state that the provider's description does not know.
+    pub fn unknown_state(&self, account: &AccountName) {
+        let labels = [account.as_str(), MessageKind::Lookup.as_str(), "unknown_state"];
+        self.inner.unreadable.with_label_values(&labels).inc();
     }
 
     /// Counts a call made by a request that no operation matches.
-    pub fn unfenced(&self, account: &str) {
-        self.inner.unfenced.with_label_values(&[account]).inc();
+    pub fn unfenced(&self, account: &AccountName) {
+        self.inner.unfenced.with_label_values(&[account.as_str()]).inc();
     }
 
     /// Sets the number of open calls whose state could not be read for long.
-    pub fn unread_calls(&self, account: &str, calls: usize) {
-        self.inner.unread_calls.with_label_values(&[account]).set(i64::try_from(calls).unwrap_or(i64::MAX));
+    pub fn unread_calls(&self, account: &AccountName, calls: usize) {
+        self.inner.unread_calls.with_label_values(&[account.as_str()]).set(i64::try_from(calls).unwrap_or(i64::MAX));
     }
 
     /// Sets the number of webhooks in the journal.
@@ -362,19 +406,19 @@ impl Metrics {
         self.inner.journaled.set(i64::try_from(waiting).unwrap_or(i64::MAX));
     }
 
-    /// Counts a delivery to the app.
-    pub fn delivery(&self, result: &str) {
-        self.inner.deliveries.with_label_values(&[result]).inc();
+    /// Counts an attempt to deliver a webhook to the app.
+    pub fn delivery(&self, result: Delivered) {
+        self.inner.deliveries.with_label_values(&[result.as_str()]).inc();
     }
 
     /// Counts a post-call record by its source, or as given up.
-    pub fn record(&self, account: &str, source: &str) {
-        self.inner.records.with_label_values(&[account, source]).inc();
+    pub fn record(&self, account: &AccountName, source: RecordSource) {
+        self.inner.records.with_label_values(&[account.as_str(), source.as_str()]).inc();
     }
 
     /// Sets how many of the latest calls in a row lacked a watched webhook, and when it last came.
-    pub fn hook(&self, account: &str, webhook: &str, missed: u32, last_secs: Option<i64>) {
-        let labels = [account, webhook];
+    pub fn hook(&self, account: &AccountName, webhook: &str, missed: u32, last_secs: Option<i64>) {
+        let labels = [account.as_str(), webhook];
         self.inner.hook_missed.with_label_values(&labels).set(missed.into());
         if let Some(secs) = last_secs {
             self.inner.hook_last.with_label_values(&labels).set(secs);
@@ -382,16 +426,16 @@ impl Metrics {
     }
 
     /// Removes a watched webhook whose account is no longer in the config.
-    pub fn hook_gone(&self, account: &str, webhook: &str) {
+    pub fn hook_gone(&self, account: &AccountName, webhook: &str) {
         for gauge in [&self.inner.hook_missed, &self.inner.hook_last] {
             // Fails for a series that does not exist.
-            let _ = gauge.remove_label_values(&[account, webhook]);
+            let _ = gauge.remove_label_values(&[account.as_str(), webhook]);
         }
     }
 
     /// Counts a poll of an account for its live calls.
-    pub fn sweep(&self, account: &str, result: &str) {
-        self.inner.sweeps.with_label_values(&[account, result]).inc();
+    pub fn sweep(&self, account: &AccountName, result: SweepResult) {
+        self.inner.sweeps.with_label_values(&[account.as_str(), result.as_str()]).inc();
     }
 
     /// Counts an id that two calls claimed.
@@ -400,8 +444,8 @@ impl Metrics {
     }
 
     /// Counts a create whose destination is blocked.
-    pub fn destination_refused(&self, rule: &str) {
-        self.inner.destinations_refused.with_label_values(&[rule]).inc();
+    pub fn destination_rejected(&self, rule: &str) {
+        self.inner.destinations_rejected.with_label_values(&[rule]).inc();
     }
 
     /// Sets the sizes of the do-not-call lists of the file and of the table. `None`: the table cannot be read.
@@ -420,8 +464,8 @@ impl Metrics {
     }
 
     /// Counts an ended call of a bulk run.
-    pub fn run_call(&self, outcome: &str) {
-        self.inner.run_calls.with_label_values(&[outcome]).inc();
+    pub fn run_call(&self, outcome: Outcome) {
+        self.inner.run_calls.with_label_values(&[outcome.as_str()]).inc();
     }
 
     /// Counts an attempt to dial a job of a bulk run.
@@ -435,8 +479,8 @@ impl Metrics {
     }
 
     /// Counts a firing of a schedule, by result.
-    pub fn schedule_firing(&self, result: &str) {
-        self.inner.schedule_firings.with_label_values(&[result]).inc();
+    pub fn schedule_firing(&self, result: Firing) {
+        self.inner.schedule_firings.with_label_values(&[result.as_str()]).inc();
     }
 
     /// Sets the number of schedules whose firing is being retried.
@@ -445,8 +489,8 @@ impl Metrics {
     }
 
     /// Counts a reload of a changed certificate.
-    pub fn certificate_reload(&self, result: &str) {
-        self.inner.certificate_reloads.with_label_values(&[result]).inc();
+    pub fn certificate_reload(&self, result: CertificateReload) {
+        self.inner.certificate_reloads.with_label_values(&[result.as_str()]).inc();
     }
 
     /// Sets the expiry of a certificate, in seconds since 1970.
@@ -455,17 +499,17 @@ impl Metrics {
     }
 
     /// Removes the series of an account that is no longer in the config.
-    pub fn provider_gone(&self, account: &str) {
-        let _ = self.inner.unread_calls.remove_label_values(&[account]);
-        for result in SWEEP_RESULTS {
-            let _ = self.inner.sweeps.remove_label_values(&[account, result]);
+    pub fn provider_gone(&self, account: &AccountName) {
+        let _ = self.inner.unread_calls.remove_label_values(&[account.as_str()]);
+        for result in SweepResult::ALL {
+            let _ = self.inner.sweeps.remove_label_values(&[account.as_str(), result.as_str()]);
         }
     }
 
     /// Counts a reload of the config.
-    pub fn config_reload(&self, result: &str, ok: bool) {
-        self.inner.config_reloads.with_label_values(&[result]).inc();
-        self.inner.config_reload_ok.set(ok.into());
+    pub fn config_reload(&self, outcome: ReloadOutcome) {
+        self.inner.config_reloads.with_label_values(&[outcome.as_str()]).inc();
+        self.inner.config_reload_ok.set(outcome.is_ok().into());
     }
 
     /// Sets the config and the policy in force.
@@ -496,28 +540,26 @@ impl Metrics {
     }
 
     /// Sets the limiter's epoch and back end, and whether it is a fallback.
-    pub fn gate_state(&self, epoch: i64, mode: &str, is_fallback: bool) {
+    pub fn gate_state(&self, epoch: i64, mode: GateMode, is_fallback: bool) {
         self.inner.gate_fallback.set(is_fallback.into());
         self.inner.gate_epoch.set(epoch);
         self.inner.gate_mode.reset();
-        self.inner.gate_mode.with_label_values(&[mode]).set(1);
+        self.inner.gate_mode.with_label_values(&[mode.as_str()]).set(1);
     }
 
     /// Counts a transition of the limiter made by this replica.
-    pub fn gate_moved(&self, to: &str) {
-        self.inner.gate_moves.with_label_values(&[to]).inc();
+    pub fn gate_moved(&self, to: GateMode) {
+        self.inner.gate_moves.with_label_values(&[to.as_str()]).inc();
     }
 
     /// Counts a decision while Redis was away.
-    pub fn degraded(&self, decided: &str) {
-        self.inner.gate_degraded.with_label_values(&[decided]).inc();
+    pub fn degraded(&self, decided: Degraded) {
+        self.inner.gate_degraded.with_label_values(&[decided.as_str()]).inc();
     }
 
-    /// Counts differences between leases and call records that were repaired.
-    pub fn gate_compared(&self, ended: usize, orphans: usize, uncounted: usize) {
-        for (what, n) in [("ended", ended), ("orphan", orphans), ("uncounted", uncounted)] {
-            self.inner.gate_compared.with_label_values(&[what]).inc_by(n as u64);
-        }
+    /// Counts leases that differed from the call records and were repaired.
+    pub fn gate_repaired(&self, what: Repair, leases: usize) {
+        self.inner.gate_repairs.with_label_values(&[what.as_str()]).inc_by(leases as u64);
     }
 
     /// Adds to the number of open WebSockets.
@@ -539,7 +581,7 @@ impl Metrics {
     pub fn render(&self, gauges: &Gauges, format: Format) -> String {
         let mut families = {
             // Two scrapes at a time would read each other's half-set gauges.
-            let _rendering = self.inner.rendering.lock().unwrap_or_else(PoisonError::into_inner);
+            let _rendering = lock(&self.inner.rendering);
             self.set(gauges);
             self.inner.registry.gather()
         };

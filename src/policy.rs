@@ -398,13 +398,13 @@ impl Policy {
             };
             match found {
                 Some(id) if self.businesses.contains_key(&id) => {
-                    return Identified { business: id, stranger: None, ignored };
+                    return Identified { business: id, unknown_business: None, ignored };
                 }
                 Some(id) => shown = shown.or(Some(id)),
                 None => {}
             }
         }
-        let stranger = match (&self.settings.unknown, &shown) {
+        let unknown_business = match (&self.settings.unknown, &shown) {
             (Unknown::Plan(_), _) => None,
             // Without rules nothing tells businesses apart, so none is unknown.
             (Unknown::Reject, _) if self.rules.is_empty() => None,
@@ -417,7 +417,7 @@ impl Policy {
             }
         };
         let business = shown.unwrap_or_else(BusinessId::default_business);
-        Identified { business, stranger: stranger.map(UnknownBusiness), ignored }
+        Identified { business, unknown_business: unknown_business.map(UnknownBusiness), ignored }
     }
 
     /// The destination rules of a business on a plan: the plan's and its own, in addition to the global ones.

@@ -9,11 +9,11 @@ use http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER, STRICT_TRANSPORT_SECU
 use http::{HeaderMap, Response, StatusCode};
 use serde_json::{Map, Value, json};
 
-use crate::ids::RefusalId;
-use crate::provider::description::{LimitClass, RefusalShape};
+use crate::ids::RejectionId;
+use crate::provider::description::{LimitClass, RejectionShape};
 use crate::provider::render::fill_json;
 use code::Kind;
-pub use code::{Disposition, Observed, RejectionCode};
+pub use code::{Disposition, ObserveAction, RejectionCode};
 pub use twiml::{twiml, when_full_twiml};
 
 /// The maximum `Retry-After` for SDKs that sleep for it inside the app's request, unless configured, in seconds.
@@ -37,7 +37,7 @@ pub struct FullLimit {
 #[derive(Debug, Clone)]
 pub struct Rejection {
     /// The rejection's id.
-    pub id: RefusalId,
+    pub id: RejectionId,
     /// What went wrong.
     pub code: RejectionCode,
     /// A sentence for people.
@@ -58,7 +58,7 @@ impl Rejection {
     /// A rejection that names no limit.
     pub fn new(code: RejectionCode, message: impl Into<String>) -> Self {
         Self {
-            id: RefusalId::new(),
+            id: RejectionId::new(),
             code,
             message: message.into(),
             retry_after_secs: None,
@@ -85,7 +85,7 @@ impl Rejection {
 #[derive(Debug, Clone, Copy)]
 pub struct ResponseStyle<'a> {
     /// The provider's error format.
-    pub shape: &'a RefusalShape,
+    pub shape: &'a RejectionShape,
     /// The maximum `Retry-After` in seconds, for clients that sleep for it inside the app's request.
     pub retry_after_max_secs: Option<u32>,
 }
@@ -135,7 +135,7 @@ fn rejection_response(rejection: &Rejection, style: ResponseStyle<'_>) -> Respon
 }
 
 /// The fields that clients of the replaced systems read, and ringfence's own.
-fn contract_fields(rejection: &Rejection, shape: &RefusalShape) -> Map<String, Value> {
+fn contract_fields(rejection: &Rejection, shape: &RejectionShape) -> Map<String, Value> {
     let mut fields = Map::new();
     fields.insert("error".to_owned(), rejection.code.as_str(shape).into());
     fields.insert("message".to_owned(), rejection.message.clone().into());

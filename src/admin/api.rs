@@ -8,7 +8,7 @@ use super::auth::Scope;
 
 /// A route.
 #[derive(Debug, Clone, Copy)]
-pub struct Route {
+pub struct ApiRoute {
     /// Its method.
     pub method: &'static str,
     /// Its path. `{id}` is one part of it, `{id+}` one or more.
@@ -94,23 +94,23 @@ const fn json(schema: &'static str) -> Option<Body> {
     Some(Body { kinds: &["application/json"], schema, required: true })
 }
 
-const fn get(path: &'static str, needs: Needs, about: &'static str, answers: &'static [(u16, Shape)]) -> Route {
-    Route { method: "GET", path, needs, about, query: &[], body: None, answers }
+const fn get(path: &'static str, needs: Needs, about: &'static str, answers: &'static [(u16, Shape)]) -> ApiRoute {
+    ApiRoute { method: "GET", path, needs, about, query: &[], body: None, answers }
 }
 
-const fn post(path: &'static str, needs: Needs, about: &'static str, answers: &'static [(u16, Shape)]) -> Route {
-    Route { method: "POST", ..get(path, needs, about, answers) }
+const fn post(path: &'static str, needs: Needs, about: &'static str, answers: &'static [(u16, Shape)]) -> ApiRoute {
+    ApiRoute { method: "POST", ..get(path, needs, about, answers) }
 }
 
-const fn put(path: &'static str, needs: Needs, about: &'static str, answers: &'static [(u16, Shape)]) -> Route {
-    Route { method: "PUT", ..get(path, needs, about, answers) }
+const fn put(path: &'static str, needs: Needs, about: &'static str, answers: &'static [(u16, Shape)]) -> ApiRoute {
+    ApiRoute { method: "PUT", ..get(path, needs, about, answers) }
 }
 
-const fn delete(path: &'static str, needs: Needs, about: &'static str, answers: &'static [(u16, Shape)]) -> Route {
-    Route { method: "DELETE", ..get(path, needs, about, answers) }
+const fn delete(path: &'static str, needs: Needs, about: &'static str, answers: &'static [(u16, Shape)]) -> ApiRoute {
+    ApiRoute { method: "DELETE", ..get(path, needs, about, answers) }
 }
 
-impl Route {
+impl ApiRoute {
     const fn asked(self, query: &'static [(&'static str, &'static str, &'static str)]) -> Self {
         Self { query, ..self }
     }
@@ -138,7 +138,7 @@ fn same(own: &str, part: &str) -> bool {
 
 /// The methods of a path, if the given one is not among them. `None`: the route exists, or the path is unknown.
 pub(super) fn other_methods(method: &Method, segments: &[&str]) -> Option<String> {
-    let fitting: Vec<&Route> = ROUTES.iter().filter(|route| route.fits(segments)).collect();
+    let fitting: Vec<&ApiRoute> = ROUTES.iter().filter(|route| route.fits(segments)).collect();
     if fitting.iter().any(|route| route.method == method.as_str()) {
         return None;
     }
@@ -149,7 +149,7 @@ pub(super) fn other_methods(method: &Method, segments: &[&str]) -> Option<String
 }
 
 /// Every route.
-pub const ROUTES: &[Route] = &[
+pub const ROUTES: &[ApiRoute] = &[
     get("/health", Nothing, "Whether the process answers.", &[(200, Json("Health"))]),
     get(
         "/ready",

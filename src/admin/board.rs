@@ -2,7 +2,7 @@
 //! reading is serialised once for all viewers of the same rights. A viewer costs only the bytes that are sent.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -17,7 +17,8 @@ use super::{Admin, shown};
 use crate::clock::{UnixMs, rfc3339};
 use crate::ids::BusinessId;
 use crate::policy::Policy;
-use crate::store::{CallRecord, EventFilter, Inbox, ListFilter, Outbox, RefusalRecord};
+use crate::store::{CallRecord, EventFilter, Inbox, ListFilter, Outbox, RejectionRecord};
+use crate::sync::lock;
 
 /// The shortest pause between two readings.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -55,7 +56,7 @@ struct Watched {
 impl Board {
     fn lock(&self) -> MutexGuard<'_, Watched> {
         // No code panics while it is held.
-        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.watched)
     }
 
     /// Adds a viewer. `None`: too many.
@@ -190,7 +191,7 @@ struct Reading {
     at_ms: UnixMs,
     /// `None`: the database is unavailable.
     open: Option<Vec<CallRecord>>,
-    refusals: BTreeMap<Rights, Option<Vec<RefusalRecord>>>,
+    refusals: BTreeMap<Rights, Option<Vec<RejectionRecord>>>,
     runs: Lists,
     policy: Arc<Policy>,
     history: Points,
@@ -209,7 +210,7 @@ impl Admin {
         for (rights, _) in views {
             let businesses = rights.as_ref().map(|own| own.iter().cloned().collect());
             let filter = ListFilter { businesses, ..ListFilter::default() };
-            refusals.insert(rights.clone(), store.list_refusals(&filter, LATEST_MAX).await.ok());
+            refusals.insert(rights.clone(), store.list_rejections(&filter, LATEST_MAX).await.ok());
         }
         let rights: Vec<Rights> = views.iter().map(|(rights, _)| rights.clone()).collect();
         let runs = runs.read(self, &rights).await;

@@ -16,7 +16,7 @@ use crate::policy::decision::LimitExceeded;
 use crate::policy::{Binding, Bound, Facts, Mode, Policy, RequestAttributes, Scope};
 use crate::provider::account::Account;
 use crate::reply::RejectionCode;
-use crate::store::{CallRecord, RefusalRecord};
+use crate::store::{CallRecord, RejectionRecord};
 use meaning::meaning;
 
 /// Maximum holders of a limit that are listed; of further ones, their number.
@@ -116,7 +116,7 @@ fn holder(call: &CallRecord, at_ms: UnixMs) -> Value {
 struct WouldBe {
     facts: Facts,
     /// Why its business is unknown, if unknown ones are rejected.
-    stranger: Option<String>,
+    unknown_business: Option<String>,
     /// Why its destination is blocked.
     blocked: Option<String>,
 }
@@ -144,7 +144,7 @@ fn decide(now: &Now, create: &WouldBe, standings: &[Standing], observes: bool, b
     let outcome = if observes { "admitted and marked" } else { "refused" };
     let refused = |code, limit, because: String, advice| Decision { outcome, code: Some(code), limit, because, advice };
     let business = &create.facts.business;
-    let mut decision = if let Some(why) = &create.stranger {
+    let mut decision = if let Some(why) = &create.unknown_business {
         let advice = vec![
             format!(
                 "register it: `ringfence businesses import`, PUT /api/businesses/{business}, or [[businesses]] in the config"
@@ -320,22 +320,24 @@ impl Admin {
         };
         let is_known = now.policy.business(&facts.business).is_some();
         let identified = (!is_known).then(|| now.policy.identify(&marks));
-        let stranger = identified.and_then(|found| found.stranger).map(|stranger| stranger.0);
+        let unknown_business =
+            identified.and_then(|found| found.unknown_business).map(|unknown_business| unknown_business.0);
         let blocked = facts.other_number.as_deref().filter(|_| direction == Direction::Outbound).and_then(|to| {
             let judged = self.calls.destinations.may_call(&facts.business, to, None, None);
             judged.err().map(|why| format!("{} {why}", mask_number(to)))
         });
-        Ok(WouldBe { facts, stranger, blocked })
+        Ok(WouldBe { facts, unknown_business, blocked })
     }
 
-    async fn explain_refusal(&self, now: &Now, record: &RefusalRecord, who: &Caller) -> Answer {
+    async fn explain_refusal(&self, now: &Now, record: &RejectionRecord, who: &Caller) -> Answer {
         let (means, fix) = meaning(&record.code);
         let mut answer = json!({"about": "refusal", "now": rfc3339(now.at_ms)});
         let business = BusinessId::parse(&record.business).ok();
         let account = self.account_asked(Some(&record.account)).ok();
         let direction = if record.direction == "inbound" { Direction::Inbound } else { Direction::Outbound };
         if let (Some(business), Some(account)) = (business, account) {
-            let create = WouldBe { facts: facts(now, business, account, direction), stranger: None, blocked: None };
+            let create =
+                WouldBe { facts: facts(now, business, account, direction), unknown_business: None, blocked: None };
             answer = self.explained(now, "refusal", &create, who);
         }
         answer["refusal"] = refusal(record);
@@ -360,7 +362,7 @@ impl Admin {
     }
 
     fn explain_call(&self, now: &Now, record: &CallRecord, who: &Caller) -> Answer {
-        let create = WouldBe { facts: record.facts.clone(), stranger: None, blocked: None };
+        let create = WouldBe { facts: record.facts.clone(), unknown_business: None, blocked: None };
         let mut answer = self.explained(now, "call", &create, who);
         answer["call"] = shown(record);
         let age = |at: UnixMs| (now.at_ms - at).max(0) / 1000;

@@ -103,7 +103,7 @@ impl Admin {
                 if rest.is_empty() {
                     let metrics = &self.calls.lifecycle.metrics;
                     let (mut by_reason, mut by_plan, mut total) = (Map::new(), Map::new(), 0);
-                    for (reason, plan, n) in metrics.refusals() {
+                    for (reason, plan, n) in metrics.rejections() {
                         total += n;
                         for (map, key) in [(&mut by_reason, reason), (&mut by_plan, plan)] {
                             let before = map.get(&key).and_then(Value::as_u64).unwrap_or(0);
@@ -112,7 +112,7 @@ impl Admin {
                     }
                     return ok(&json!({
                         "activeCalls": gauges.active, "totalRejections": total, "rejectionsByReason": by_reason,
-                        "rejectionsByPlan": by_plan, "elevenlabs429Count": metrics.elevenlabs_429_count(), "globalStatus": global,
+                        "rejectionsByPlan": by_plan, "elevenlabs429Count": metrics.provider_429_count(), "globalStatus": global,
                         "timestamp": rfc3339(self.calls.lifecycle.clock.now_ms()),
                     }));
                 }
@@ -141,7 +141,7 @@ impl Admin {
             .and_then(|(_, limit)| limit.parse::<usize>().ok());
         let seen = ListFilter { businesses: who.businesses.clone(), ..ListFilter::default() };
         let calls = self.calls.lifecycle.store.list_calls(&seen, 100).await?;
-        let refusals = self.calls.lifecycle.store.list_refusals(&seen, 100).await?;
+        let refusals = self.calls.lifecycle.store.list_rejections(&seen, 100).await?;
         let mut events: Vec<(i64, Value)> = Vec::new();
         for call in &calls {
             let business = call.facts.business.as_str();

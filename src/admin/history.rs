@@ -2,7 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -13,6 +13,7 @@ use crate::clock::{UnixMs, rfc3339};
 use crate::ids::BusinessId;
 use crate::policy::Policy;
 use crate::store::CallRecord;
+use crate::sync::lock;
 
 /// The distance of two points.
 const STEP: Duration = Duration::from_secs(30);
@@ -108,7 +109,7 @@ impl Point {
 
 impl History {
     fn push(&self, point: Point) {
-        let mut points = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut points = lock(&self.0);
         if points.len() == POINTS {
             points.pop_front();
         }
@@ -117,7 +118,7 @@ impl History {
 
     /// The points at this moment.
     pub(super) fn points(&self) -> Points {
-        Points(self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect())
+        Points(lock(&self.0).iter().cloned().collect())
     }
 }
 

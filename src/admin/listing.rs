@@ -7,8 +7,8 @@ use super::auth::Caller;
 use super::{Admin, Answer, LIST_MAX, Problem, bad, limit_of, not_found, ok, shown};
 use crate::call::Phase;
 use crate::clock::{UnixMs, rfc3339};
-use crate::ids::RefusalId;
-use crate::store::{CallRecord, Cursor, ListFilter, RefusalRecord};
+use crate::ids::RejectionId;
+use crate::store::{CallRecord, Cursor, ListFilter, RejectionRecord};
 
 /// The last value of a name in a query.
 pub(super) fn asked(query: &str, name: &str) -> Option<String> {
@@ -88,7 +88,7 @@ fn fits(filter: &ListFilter, call: &CallRecord) -> bool {
 }
 
 /// A refusal as JSON.
-pub(super) fn refusal(refusal: &RefusalRecord) -> Value {
+pub(super) fn refusal(refusal: &RejectionRecord) -> Value {
     let mut shown = serde_json::to_value(refusal).unwrap_or_default();
     shown["at"] = rfc3339(refusal.at).into();
     shown
@@ -121,19 +121,19 @@ impl Admin {
     }
 
     /// The latest refusals.
-    pub(super) async fn list_refusals(&self, query: &str, who: &Caller) -> Answer {
+    pub(super) async fn list_rejections(&self, query: &str, who: &Caller) -> Answer {
         let now_ms = self.calls.lifecycle.clock.now_ms();
         let (filter, limit) = (filter_of(query, who, now_ms)?, limit_of(query));
-        let found = self.calls.lifecycle.store.list_refusals(&filter, limit + 1).await?;
+        let found = self.calls.lifecycle.store.list_rejections(&filter, limit + 1).await?;
         let (found, next) = page(found, limit as usize, |one| (one.at, one.id.as_str()));
         let refusals: Vec<Value> = found.iter().map(refusal).collect();
         ok(&json!({"refusals": refusals, "next": next, "now": rfc3339(now_ms)}))
     }
 
     /// A refusal by its id. One that its caller may not see is not found.
-    pub(super) async fn find_refusal(&self, id: &str, who: &Caller) -> Result<RefusalRecord, Problem> {
-        let found = match RefusalId::parse(id) {
-            Some(id) => self.calls.lifecycle.store.refusal(&id).await?,
+    pub(super) async fn find_refusal(&self, id: &str, who: &Caller) -> Result<RejectionRecord, Problem> {
+        let found = match RejectionId::parse(id) {
+            Some(id) => self.calls.lifecycle.store.rejection(&id).await?,
             None => None,
         };
         let found = found.filter(|refusal| who.sees(&refusal.business));

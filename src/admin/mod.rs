@@ -42,10 +42,11 @@ use tracing::warn;
 use crate::admission::Member;
 use crate::call::{EndProof, Outcome, Phase, Source, session_status};
 use crate::calls::Calls;
-use crate::calls::provider_client::terminate::HungUp;
+use crate::calls::provider_client::hang_up::HangUpResult;
 use crate::calls::reconcile::SweepStatuses;
 use crate::clock::rfc3339;
 use crate::ids::{BusinessId, CallId, mask_number};
+use crate::metrics::Served;
 use crate::net::{Exchange, Handler};
 use crate::policy::{Bound, Limit, Per, Policy};
 use crate::provider::path::percent_decode;
@@ -173,7 +174,7 @@ impl Handler for Admin {
             Err(problem) => Err(problem),
         };
         let response = routed.unwrap_or_else(Problem::into_response);
-        self.calls.lifecycle.metrics.request("admin", "admin", response.status().as_u16());
+        self.calls.lifecycle.metrics.request(Served::Admin, response.status().as_u16());
         exchange.respond(secured(exchange, response)).await;
     }
 }
@@ -330,7 +331,7 @@ impl Admin {
             }
             (&Method::GET, ["api", "refusals"]) => {
                 let who = may(Scope::Read)?;
-                self.list_refusals(exchange.query().unwrap_or_default(), &who).await
+                self.list_rejections(exchange.query().unwrap_or_default(), &who).await
             }
             (&Method::GET, ["api", "refusals", id]) => {
                 let who = may(Scope::Read)?;
@@ -411,7 +412,7 @@ impl Admin {
                     "foreign": known.then(|| mine.iter().filter(|c| c.origin == crate::call::Origin::Foreign).map(|c| c.slots).sum::<u32>()),
                     "unsettled": known.then(|| mine.iter().filter(|c| c.unsettled).count()),
                     "overLimit": known.then(|| mine.iter().filter(|c| c.over_limit).count()),
-                    "canBeAsked": account.can_ask(), "terminate": account.terminate,
+                    "canBeAsked": account.can_ask(), "terminate": account.hang_up_methods,
                     "providerLive": seen.map(|s| s.provider_live), "sweptAt": seen.and_then(|s| s.as_of_ms).map(rfc3339),
                     "sweepTriedAt": seen.map(|s| rfc3339(s.tried_at_ms)),
                     "sweepError": seen.and_then(|s| s.error.clone()), "unread": unread, "hooks": hooks.get(&account.name),
@@ -494,7 +495,7 @@ impl Admin {
         let after = json!({"phase": now.map(|call| call.phase), "result": hung.as_ref().ok()});
         self.audit_with_retry(who, Act::new("hung up", id.as_str()).because(reason).changes(before, after)).await;
         match hung {
-            Ok(HungUp::Failed { tried }) => Err(Problem::Is(
+            Ok(HangUpResult::Failed { tried }) => Err(Problem::Is(
                 StatusCode::BAD_GATEWAY,
                 "NOT_HUNG_UP",
                 format!("no hang-up method worked: {}", tried.join("; ")),

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::api::{Body, Needs, ROUTES, Route, Shape};
+use super::api::{ApiRoute, Body, Needs, ROUTES, Shape};
 use super::schemas::SCHEMAS;
 
 /// The document.
@@ -39,7 +39,7 @@ fn described(mut schema: Value, about: &str) -> Value {
     schema
 }
 
-fn operation(route: &Route) -> Value {
+fn operation(route: &ApiRoute) -> Value {
     let mut operation =
         json!({"operationId": operation_id(route), "summary": route.about, "responses": responses(route)});
     let parameters: Vec<Value> = path_parameters(route.path)
@@ -69,7 +69,7 @@ fn operation(route: &Route) -> Value {
 }
 
 /// `GET /api/calls/{id}` is `get_api_calls_id`.
-fn operation_id(route: &Route) -> String {
+fn operation_id(route: &ApiRoute) -> String {
     let words = route.path.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
     std::iter::once(route.method.to_ascii_lowercase().as_str()).chain(words).collect::<Vec<_>>().join("_")
 }
@@ -90,7 +90,7 @@ fn request_body(body: Body) -> Value {
     json!({"required": body.required, "content": content})
 }
 
-fn responses(route: &Route) -> Value {
+fn responses(route: &ApiRoute) -> Value {
     let mut all = Map::new();
     for (status, shape) in route.answers {
         all.insert(status.to_string(), response(*shape));

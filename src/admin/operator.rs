@@ -85,7 +85,7 @@ impl Admin {
         match purged {
             Ok(purged) => {
                 let purged = purged?;
-                let before = json!({"calls": purged.calls, "events": purged.events, "deliveries": purged.deliveries, "refusals": purged.refusals, "runs": purged.runs, "schedules": purged.schedules});
+                let before = json!({"calls": purged.calls, "events": purged.events, "deliveries": purged.deliveries, "refusals": purged.rejections, "runs": purged.runs, "schedules": purged.schedules});
                 let after = json!({"calls": 0, "events": 0, "deliveries": 0, "refusals": 0, "open": purged.open});
                 let act = Act::new("purged", business.as_str()).because(reason).changes(before, after);
                 self.audit_with_retry(who, act).await;

@@ -13,6 +13,7 @@ use crate::admission::Compared;
 use crate::calls::reconcile::SweepReport;
 use crate::clock::{UnixMs, rfc3339};
 use crate::config::diagnostics::Diagnostic;
+use crate::metrics::ReloadOutcome;
 use crate::reply::json_answer;
 use crate::store::StoreError;
 use crate::webhooks::Replayed;
@@ -65,37 +66,6 @@ pub struct Reconciled {
     pub gate: Option<Compared>,
     /// Why they could not be compared.
     pub gate_error: Option<String>,
-}
-
-/// The outcome of a reload.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ReloadOutcome {
-    /// The new config is in force.
-    Loaded,
-    /// No file has changed.
-    Unchanged,
-    /// The new config is invalid; the old one stays in force.
-    Kept,
-    /// It could not be attempted: the store is unavailable, or the program was not started from a file. The old one stays in
-    /// force.
-    Failed,
-}
-
-impl ReloadOutcome {
-    /// The word in answers, logs and metrics.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            ReloadOutcome::Loaded => "loaded",
-            ReloadOutcome::Unchanged => "unchanged",
-            ReloadOutcome::Kept => "kept",
-            ReloadOutcome::Failed => "failed",
-        }
-    }
-
-    /// Whether the config in the file is in force.
-    pub fn is_ok(self) -> bool {
-        matches!(self, ReloadOutcome::Loaded | ReloadOutcome::Unchanged)
-    }
 }
 
 /// The answer to a reload.

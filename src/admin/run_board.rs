@@ -18,9 +18,9 @@ const COUNTING_MAX: Duration = Duration::from_millis(200);
 
 /// What was counted last.
 #[derive(Default)]
-pub(super) struct RunBoard(BTreeMap<String, Counted>);
+pub(super) struct RunBoard(BTreeMap<String, CountedRun>);
 
-struct Counted {
+struct CountedRun {
     counts: RunCounts,
     at: Instant,
     /// Nothing changes any more, unless the run itself does, whose last change this is.
@@ -71,7 +71,7 @@ impl RunBoard {
             }
             let Ok(counts) = admin.calls.lifecycle.store.run_counts(&run.id).await else { continue };
             let is_final = run.state.is_finished() && counts.queued + counts.dialing + counts.calling == 0;
-            let counted = Counted { counts, at: Instant::now(), is_final, of_ms: run.updated_at };
+            let counted = CountedRun { counts, at: Instant::now(), is_final, of_ms: run.updated_at };
             self.0.insert(run.id.clone(), counted);
         }
     }

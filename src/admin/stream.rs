@@ -13,6 +13,7 @@ use super::auth::{Access, Caller, Denied, Scope, refuse_own};
 use super::board::{Rights, event};
 use super::{Admin, Problem, secured, shown_to};
 use crate::ids::CallId;
+use crate::metrics::Served;
 use crate::net::{Exchange, Peer};
 use crate::provider::path::percent_decode;
 use crate::token::bearer;
@@ -84,7 +85,7 @@ impl Admin {
                 serve(exchange, head, pieces, feed, over).await;
             }
         }
-        self.calls.lifecycle.metrics.request("admin", "admin", 200);
+        self.calls.lifecycle.metrics.request(Served::Admin, 200);
         Ok(true)
     }
 

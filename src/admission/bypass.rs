@@ -7,9 +7,10 @@ use std::sync::{Arc, Mutex};
 use arc_swap::ArcSwapOption;
 use tracing::{debug, info, warn};
 
-use super::{Capacity, lock};
+use super::Capacity;
 use crate::policy::Mode;
 use crate::store::{Bypass, Result};
+use crate::sync::lock;
 
 /// What this process knows of it.
 #[derive(Debug, Default)]

@@ -14,6 +14,7 @@ use crate::admission::limiter::GateError;
 use crate::call::Phase;
 use crate::failpoint;
 use crate::ids::CallId;
+use crate::metrics::Repair;
 use crate::policy::Policy;
 use crate::policy::decision::{GateMode, LeaseRow};
 use crate::store::{Result, StoreError};
@@ -107,7 +108,7 @@ impl Capacity {
             return Ok(None);
         };
         failpoint::hit("gate.advanced").await;
-        self.0.metrics.gate_moved(to.as_str());
+        self.0.metrics.gate_moved(to);
         let open = advanced.held.len();
         let gate = self.gate_of(to).cloned();
         if let Some(gate) = &gate {
@@ -201,7 +202,11 @@ impl Capacity {
                 "lease mismatches repaired"
             );
         }
-        self.0.metrics.gate_compared(found.ended, found.orphans, found.uncounted);
+        for (what, leases) in
+            [(Repair::Ended, found.ended), (Repair::Orphan, found.orphans), (Repair::Uncounted, found.uncounted)]
+        {
+            self.0.metrics.gate_repaired(what, leases);
+        }
         Ok(found)
     }
 }

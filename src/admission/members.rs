@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
-use super::{Capacity, lock};
+use super::Capacity;
 use crate::clock::UnixMs;
 use crate::policy::{Binding, Declared};
 use crate::store::{Living, Replica};
+use crate::sync::lock;
 
 /// The longest error that is shared, in characters.
 const ERROR_CHARS_MAX: usize = 300;

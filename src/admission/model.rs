@@ -186,7 +186,7 @@ impl Model {
             (GateMode::Redis, GateMode::Database) => self.replicas[at].0.on_outage(facts),
             _ => OnOutage::Database,
         };
-        let (slots, would) = match choice {
+        let (slots, would_reject) = match choice {
             OnOutage::Closed => return Answer::Nobody,
             OnOutage::Open => {
                 if let Some(known) = known {
@@ -217,7 +217,7 @@ impl Model {
         };
         self.open(request.call.clone(), facts, keys(&request.bindings), slots, false, alias);
         self.sent.push((self.now, facts.clone()));
-        Answer::Admitted(slots, would, news)
+        Answer::Admitted(slots, would_reject, news)
     }
 
     /// The limiter admitted it, and its process died before the record was written.

@@ -3,11 +3,12 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::{Capacity, lock};
+use super::Capacity;
 use crate::admission::limiter::GateError;
 use crate::call::Phase;
 use crate::ids::CallId;
 use crate::policy::decision::{GateMode, LeaseRow};
+use crate::sync::lock;
 use futures_util::FutureExt as _;
 
 /// Operations that are queued. The comparison with the call records finds those that were dropped.

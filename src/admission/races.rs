@@ -12,12 +12,12 @@ use tokio::sync::Semaphore;
 use super::failover::GRACE_MS;
 use super::model::World;
 use super::*;
-use crate::admission::limiter::Result as GateResult;
 use crate::admission::limiter::redis::tests::server::until;
+use crate::admission::limiter::{GateError, Result as GateResult};
 use crate::call::{Deadlines, EndProof, Origin, Source};
-use crate::policy::decision::RateLog;
-use crate::policy::{Bound, Mode, Rate};
-use crate::store::Change;
+use crate::policy::decision::{AdmissionRequest, Decision, LeaseRow, RateLog, keys};
+use crate::policy::{Bound, Mode, OnOutage, Rate};
+use crate::store::{Change, InsertOutcome, NewCall};
 
 const END: Event = Event::Ended(Outcome::Completed, EndProof::Webhook);
 
@@ -166,7 +166,7 @@ impl Two {
     async fn is_admitted(&self, replica: &Capacity) -> bool {
         match self.admit(replica).await.unwrap() {
             Admission::Admitted { .. } => true,
-            Admission::Refused(_) => false,
+            Admission::Rejected(_) => false,
             Admission::Known(call) => panic!("{call}"),
         }
     }
@@ -261,7 +261,7 @@ async fn hole_3_06_an_admission_wakes_after_its_place_was_freed() {
         assert!(two.is_admitted(&two.b).await);
         two.between.after_admission.open();
     });
-    assert!(matches!(late, Ok(Admission::Refused(_))), "{late:?}");
+    assert!(matches!(late, Ok(Admission::Rejected(_))), "{late:?}");
     two.agree_on(1).await;
 }
 
@@ -350,7 +350,7 @@ async fn hole_3_13_a_wipe_gives_no_tokens_back() {
         until("it is missed", async || two.a.0.unfilled.load(Ordering::Relaxed)).await;
         two.b.move_to(GateMode::Redis).await.unwrap().unwrap();
     });
-    let Ok(Admission::Refused(full)) = answer else { panic!("{answer:?}") };
+    let Ok(Admission::Rejected(full)) = answer else { panic!("{answer:?}") };
     assert_eq!((full.bound, full.free_in_ms), (Bound::Rate(rate), Some(60_101)));
     two.clock.advance_ms(60_101);
     assert!(two.is_admitted(&two.b).await);

@@ -8,9 +8,10 @@ use futures_util::FutureExt as _;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::{Capacity, Settings, lock};
+use super::{Capacity, Settings};
 use crate::policy::decision::GateMode;
 use crate::store::{BEAT_EVERY_MS, Result};
+use crate::sync::lock;
 
 /// The interval of heartbeats.
 const BEAT_EVERY: Duration = Duration::from_millis(BEAT_EVERY_MS);
@@ -149,11 +150,11 @@ impl Capacity {
                     warn!(%error, "failed to compare leases with the database");
                 }
             }
-            let presses = waits || away.is_some() || view.unfilled;
+            let is_urgent = waits || away.is_some() || view.unfilled;
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = self.0.wake.notified(), if !presses => {}
-                () = tokio::time::sleep(if presses { LOOK_OFTEN } else { POLL_INTERVAL }) => {}
+                () = self.0.wake.notified(), if !is_urgent => {}
+                () = tokio::time::sleep(if is_urgent { LOOK_OFTEN } else { POLL_INTERVAL }) => {}
             }
         }
     }

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use super::lock;
 use crate::policy::{Binding, Bound};
+use crate::sync::lock;
 
 /// How long a slot is left for a call that was turned away.
 const KEPT_FOR: Duration = Duration::from_secs(30);
@@ -20,7 +20,7 @@ pub(super) struct TurnedAway(Mutex<HashMap<String, Instant>>);
 
 impl TurnedAway {
     /// Notes that a limit, by its name, was full for a call with these bindings.
-    pub(super) fn refused(&self, bindings: &[Binding], limit: &str, now: Instant) {
+    pub(super) fn rejected(&self, bindings: &[Binding], limit: &str, now: Instant) {
         let full = |binding: &&Binding| &*binding.limit == limit && matches!(binding.bound, Bound::Concurrent(_));
         let Some(binding) = bindings.iter().find(full) else { return };
         let mut keys = lock(&self.0);
@@ -58,8 +58,8 @@ mod tests {
             |limit: &str, bound| Binding { limit: limit.into(), scope: Scope::Named, key: format!("{limit}|x"), bound };
         let bindings = [binding("a", Bound::Concurrent(1)), binding("b", Bound::Concurrent(2))];
         let (turned_away, now) = (TurnedAway::default(), Instant::now());
-        turned_away.refused(&bindings, "b", now);
-        turned_away.refused(&bindings, "none", now);
+        turned_away.rejected(&bindings, "b", now);
+        turned_away.rejected(&bindings, "none", now);
         let waits = |key, after| turned_away.waits_for(key, now + Duration::from_secs(after));
         assert_eq!([waits("b|x", 0), waits("b|x", 29), waits("b|x", 30), waits("a|x", 0)], [true, true, false, false]);
         turned_away.admitted(&bindings);

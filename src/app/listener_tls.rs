@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::config::{ListenerName, TlsSettings};
-use crate::metrics::Metrics;
+use crate::metrics::{CertificateReload, Metrics};
 use crate::net::{ReloadingTls, TlsError};
 
 /// How often certificate files are checked.
@@ -60,13 +60,13 @@ impl ListenerTls {
             for tls in self.all() {
                 match tls.reload_if_changed() {
                     Ok(true) => {
-                        metrics.certificate_reload("ok");
+                        metrics.certificate_reload(CertificateReload::Ok);
                         self.show_expiries(&metrics);
                         info!("certificate reloaded; used for new connections");
                     }
                     Ok(false) => {}
                     Err(error) => {
-                        metrics.certificate_reload("failed");
+                        metrics.certificate_reload(CertificateReload::Failed);
                         warn!(%error, "failed to load the changed certificate; the old one stays in use");
                     }
                 }

@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
@@ -15,11 +15,11 @@ use http::{Method, StatusCode};
 use serde_json::json;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
+use super::loops::Tasks;
 use crate::admin::Admin;
-use crate::admin::reload::{InForce, Reconciled, ReloadOutcome, ReloadTrigger, Reloaded, Running};
+use crate::admin::reload::{InForce, Reconciled, ReloadTrigger, Reloaded, Running};
 use crate::calls::Calls;
 use crate::calls::reconcile::{SweepReport, Sweeper};
 use crate::calls::rejection::CAPACITY_INBOUND;
@@ -27,13 +27,14 @@ use crate::clock::UnixMs;
 use crate::config::diagnostics::{self, Diagnostic, Report, Severity};
 use crate::config::{Config, File, Inputs, needs_restart, new_credentials};
 use crate::ids::AccountName;
-use crate::metrics::Counted;
+use crate::metrics::{Expected, ReloadOutcome};
 use crate::net::{CALLBACK_MARK, Exchange, Handler, Upstream, UpstreamError, UpstreamSettings};
 use crate::policy::{Business, Policy, Settings};
 use crate::proxy::Proxy;
-use crate::reply::{Disposition, RejectionCode, problem};
+use crate::reply::{RejectionCode, problem};
 use crate::runs::Runs;
 use crate::store::{AuditRecord, StoreError};
+use crate::sync::lock;
 use crate::transcripts::Client;
 use crate::webhooks::{Replayed, Webhooks};
 
@@ -90,8 +91,7 @@ pub(super) struct Live {
     tried: Mutex<ReloadState>,
     /// Stops each account's sweeper.
     sweepers: Mutex<BTreeMap<AccountName, CancellationToken>>,
-    tasks: TaskTracker,
-    stop: CancellationToken,
+    tasks: Tasks,
     /// Our listeners' addresses.
     own: Vec<SocketAddr>,
 }
@@ -173,21 +173,17 @@ pub(super) fn upstream(config: &Config, own: &[SocketAddr]) -> Result<Upstream, 
 /// Puts what may be counted from now on into the metrics, before its first event.
 fn expect(calls: &Calls, config: &Config) {
     let accounts = || calls.accounts.values();
-    let codes = RejectionCode::ALL.into_iter().filter(|code| code.disposition() == Disposition::NotCalled);
+    let codes = RejectionCode::ALL.into_iter().filter(|code| code.counts_as_rejected());
     let mut reasons: BTreeSet<&str> =
         codes.flat_map(|code| accounts().map(move |account| code.metric_reason(&account.provider.refusal))).collect();
     reasons.insert(CAPACITY_INBOUND);
-    calls.lifecycle.metrics.expect(&Counted {
-        accounts: accounts().map(|account| account.name.as_str()).collect(),
-        asked: accounts().filter(|account| account.can_ask()).map(|account| account.name.as_str()).collect(),
+    calls.lifecycle.metrics.expect(&Expected {
+        accounts: accounts().map(|account| &account.name).collect(),
+        asked: accounts().filter(|account| account.can_ask()).map(|account| &account.name).collect(),
         plans: calls.policy.settings().plans.keys().map(String::as_str).collect(),
         reasons: reasons.into_iter().collect(),
         business_labels: config.metrics_businesses,
     });
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Live {
@@ -198,7 +194,7 @@ impl Live {
         client: Client,
         console: impl FnOnce(Weak<dyn Running>) -> Admin,
         written: Option<ConfigSource>,
-        (tasks, stop): (TaskTracker, CancellationToken),
+        tasks: Tasks,
         own: Vec<SocketAddr>,
     ) -> Arc<Self> {
         let inputs = written.as_ref().map(|w| w.inputs.clone()).unwrap_or_default();
@@ -228,7 +224,6 @@ impl Live {
                 tried: Mutex::new(ReloadState { in_force: inputs.clone(), last: inputs, failed: None }),
                 sweepers: Mutex::default(),
                 tasks,
-                stop,
                 own,
             }
         })
@@ -280,9 +275,9 @@ impl Live {
             stays
         });
         for sweeper in new {
-            let stop = self.stop.child_token();
+            let stop = self.tasks.stop.child_token();
             sweepers.insert(sweeper.account().clone(), stop.clone());
-            self.tasks.spawn(sweeper.run(stop));
+            self.tasks.all.spawn(sweeper.run(stop));
         }
     }
 
@@ -431,7 +426,7 @@ impl Live {
             },
         };
         let calls = self.calls();
-        calls.lifecycle.metrics.config_reload(reloaded.outcome.as_str(), reloaded.outcome.is_ok());
+        calls.lifecycle.metrics.config_reload(reloaded.outcome);
         {
             let mut tried = lock(&self.tried);
             tried.failed = reloaded.reason.clone().map(|reason| (calls.lifecycle.clock.now_ms(), reason));
@@ -496,7 +491,7 @@ impl Running for Live {
 
     async fn reload(self: Arc<Self>, by: ReloadTrigger) -> Reloaded {
         let this = self.clone();
-        self.tasks.spawn(async move { this.reload_now(&by).await }).await.unwrap_or_else(|error| Reloaded {
+        self.tasks.all.spawn(async move { this.reload_now(&by).await }).await.unwrap_or_else(|error| Reloaded {
             outcome: ReloadOutcome::Failed,
             diagnostics: vec![],
             drawn: String::new(),
@@ -506,7 +501,7 @@ impl Running for Live {
 
     async fn refresh_businesses(self: Arc<Self>) -> Result<(), StoreError> {
         let this = self.clone();
-        match self.tasks.spawn(async move { this.refresh_businesses_now().await }).await {
+        match self.tasks.all.spawn(async move { this.refresh_businesses_now().await }).await {
             Ok(result) => result,
             Err(error) => Err(StoreError::Unknown(format!("the swap did not finish: {error}"))),
         }
@@ -522,7 +517,7 @@ impl Running for Live {
         let looks = futures_util::future::join_all(each);
         let compare = calls.lifecycle.capacity.clone();
         // In a separate task, as above.
-        let done = self.tasks.spawn(async move { (looks.await, compare.compare().await) }).await;
+        let done = self.tasks.all.spawn(async move { (looks.await, compare.compare().await) }).await;
         match done {
             Ok((accounts, Ok(gate))) => Reconciled { accounts, gate: Some(gate), gate_error: None },
             Ok((accounts, Err(error))) => Reconciled { accounts, gate: None, gate_error: Some(error.to_string()) },
@@ -532,7 +527,7 @@ impl Running for Live {
 
     async fn replay_event(self: Arc<Self>, id: &str) -> Result<Option<Replayed>, StoreError> {
         let (inbox, id) = (self.webhooks(), id.to_owned());
-        match self.tasks.spawn(async move { inbox.replay_asked(&id).await }).await {
+        match self.tasks.all.spawn(async move { inbox.replay_asked(&id).await }).await {
             Ok(result) => result,
             Err(error) => Err(StoreError::Unknown(format!("the replay did not finish: {error}"))),
         }

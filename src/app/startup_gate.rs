@@ -13,6 +13,7 @@ use crate::admin::{RECORD_AWAY, secured};
 use crate::clock::Clock;
 use crate::net::{Edge, Exchange, Handler, RunningEdge};
 use crate::reply::{health, json_answer, problem};
+use crate::sync::lock;
 
 /// `Retry-After`, in seconds.
 const RETRY_AFTER_SECS: &str = "5";
@@ -38,7 +39,7 @@ impl Handler for Door {
         let mut response = if let Some((access, clock)) = &self.admin {
             let may_read = access.caller(exchange, Scope::Read, clock.now_ms() / 1000).is_ok();
             let why = match may_read {
-                true => self.why.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+                true => lock(&self.why).clone(),
                 false => RECORD_AWAY.to_owned(),
             };
             problem(StatusCode::SERVICE_UNAVAILABLE, "STORE_UNAVAILABLE", &why)
@@ -72,12 +73,12 @@ impl Doors {
 
     /// Answers all requests with an error from now on.
     pub(super) fn wait(&self, why: &str) {
-        why.clone_into(&mut self.why.lock().unwrap_or_else(PoisonError::into_inner));
+        why.clone_into(&mut lock(&self.why));
         self.shut();
     }
 
     fn shut(&self) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.state);
         *state = match std::mem::replace(&mut *state, State::Bound(vec![])) {
             State::Bound(edges) => State::Shut(
                 edges

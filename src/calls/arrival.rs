@@ -25,7 +25,7 @@ pub struct Arrival {
     /// Its phase.
     pub phase: Phase,
     /// The provider waits for our reply, so the call can be rejected before it is answered.
-    pub refusable: bool,
+    pub rejectable: bool,
     /// How ringfence learnt of it.
     pub origin: Origin,
     /// The accounts that signed the news of it; `None`: its provider was asked.

@@ -1,9 +1,10 @@
 //! Live calls that open batches made. They take no slot of their own: the batch holds their slots.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::ids::{AccountName, Alias, CallId};
+use crate::sync::lock;
 
 /// By the account that lists them, then by their id at it.
 type Members = BTreeMap<AccountName, HashMap<String, Member>>;
@@ -21,7 +22,7 @@ pub struct BatchMembers(Arc<Mutex<Members>>);
 
 impl BatchMembers {
     fn lock(&self) -> MutexGuard<'_, Members> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// Records that a live call, known to an account by this id, belongs to an open batch.

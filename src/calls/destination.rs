@@ -1,7 +1,6 @@
 //! Destination checks of a create: may this number be called now; and the cached do-not-call lists.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tracing::warn;
@@ -13,7 +12,6 @@ use crate::destinations::{Blocked, DoNotCall, When};
 use crate::destinations::{Hours, Zone};
 use crate::ids::{BusinessId, mask_number};
 use crate::policy::Mode;
-use crate::provider::select::Message;
 use crate::reply::{Rejection, RejectionCode};
 use crate::store;
 
@@ -31,7 +29,7 @@ pub(super) struct Lists {
 }
 
 /// A destination that must not be called.
-struct Found {
+struct BlockedNumber {
     why: Blocked,
     masked: String,
     /// Its position among the recipients of a batch, and their number.
@@ -52,7 +50,7 @@ impl Destinations {
     /// Why a create's destination must not be called, if so. In observe mode it only marks the request.
     pub(super) async fn rejection(&self, request: &CreateRequest) -> Option<Rejection> {
         let found = self.blocked(request).await?;
-        self.context.lifecycle.metrics.destination_refused(found.why.as_str());
+        self.context.lifecycle.metrics.destination_rejected(found.why.as_str());
         let code = match found.why {
             Blocked::Invalid => RejectionCode::InvalidDestination,
             _ => RejectionCode::DoNotCall,
@@ -67,12 +65,11 @@ impl Destinations {
         Some(rejection)
     }
 
-    async fn blocked(&self, request: &CreateRequest) -> Option<Found> {
+    async fn blocked(&self, request: &CreateRequest) -> Option<BlockedNumber> {
         if request.facts.direction != Direction::Outbound {
             return None;
         }
-        let none = BTreeMap::new();
-        let message = Message { body: &request.body, query: &[], path: &none, headers: request.upstream.headers() };
+        let message = request.message();
         let operation = &request.operation;
         if let Some(rule) = operation.slots.as_ref().filter(|rule| !rule.destination.is_empty()) {
             let all = rule.destinations(&message);
@@ -82,7 +79,7 @@ impl Destinations {
                 }
                 // A request without a destination is judged like an invalid number.
                 if let Err(found) = self.judge(request, one.unwrap_or_default()) {
-                    return Some(Found { at: Some((at + 1, all.len())), ..found });
+                    return Some(BlockedNumber { at: Some((at + 1, all.len())), ..found });
                 }
             }
         }
@@ -91,14 +88,14 @@ impl Destinations {
         self.judge(request, &called).err()
     }
 
-    fn judge(&self, request: &CreateRequest, called: &str) -> Result<(), Found> {
+    fn judge(&self, request: &CreateRequest, called: &str) -> Result<(), BlockedNumber> {
         let called = match request.operation.international && !called.starts_with('+') {
             true => Cow::Owned(format!("+{called}")),
             false => Cow::Borrowed(called),
         };
         let facts = &request.facts;
         let judged = self.judge_number(&facts.business, &facts.plan, &called, None, None);
-        judged.map_err(|why| Found { why, masked: mask_number(&called), at: None })
+        judged.map_err(|why| BlockedNumber { why, masked: mask_number(&called), at: None })
     }
 
     fn judge_number(
@@ -184,7 +181,7 @@ impl Destinations {
     }
 }
 
-impl Found {
+impl BlockedNumber {
     fn sentence(&self) -> String {
         let who = match (self.at, self.masked.as_str()) {
             (Some((at, of)), masked) => format!("recipient {at} of {of} ({masked})"),

@@ -17,6 +17,7 @@ use crate::provider::description::{CallFacts, OWN_ID_KIND};
 use crate::provider::path::percent_decode;
 use crate::provider::select::{Document, Message};
 use crate::store::{InsertOutcome, Result};
+use http::HeaderMap;
 
 impl Inbound {
     /// Inspects the beginning of the response to a request that was passed on. `path`: the requested path at the provider.
@@ -35,8 +36,8 @@ impl Inbound {
             }
             return;
         };
-        let (none, headers) = Default::default();
-        let message = Message { body: &read.document, query: &[], path: &none, headers: &headers };
+        let headers = HeaderMap::new();
+        let message = Message::new(&read.document, &headers);
         let asked_for = percent_decode(path);
         // An id that the path names is not new.
         let ids: Vec<Alias> = rule.read(&message).into_iter().filter(|id| !asked_for.contains(&id.id)).collect();
@@ -83,7 +84,7 @@ impl Inbound {
             facts,
             aliases,
             phase,
-            refusable: false,
+            rejectable: false,
             origin: Origin::Foreign,
             by: None,
         });
@@ -94,7 +95,7 @@ impl Inbound {
     }
 
     fn note_unfenced(&self, account: &Account, path: &str, call: Option<&CallId>) {
-        self.context.lifecycle.metrics.unfenced(account.name.as_str());
+        self.context.lifecycle.metrics.unfenced(&account.name);
         let call = call.map(CallId::as_str);
         warn!(account = %account.name, path, call, "unmatched request made a call; counted after the fact");
         self.context.sweep_requests.request(&account.name);

@@ -51,14 +51,13 @@ impl Inbound {
             self.provider.ask(account, http::Method::POST, &front.path, request).await.map_err(|e| e.to_string())?;
         let status = response.status().as_u16();
         if let Some(limit) = account.provider.limits.iter().find(|l| l.status == status && l.when.is_empty()) {
-            let class = limit.class.as_str();
-            self.context.lifecycle.metrics.provider_limit(&account.provider.name, account.name.as_str(), class);
+            self.context.lifecycle.metrics.provider_limit(account, limit.class);
         }
         if !response.status().is_success() {
             return Err(format!("{} answered {}", account.provider.name, response.status().as_u16()));
         }
         let document = Document::decode(Some("text/xml"), response.body());
-        let message = Message { body: &document, query: &[], path: &Default::default(), headers: response.headers() };
+        let message = Message::new(&document, response.headers());
         let Document::Xml(twiml) = &document else { return Err("the answer is not TwiML".to_owned()) };
         let bind = front.ids.read(&message);
         if bind.is_empty() {

@@ -1,12 +1,13 @@
 //! Cache of front mode's recent answers.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::sync::OnceCell;
 
 use crate::ids::CallId;
+use crate::sync::lock;
 
 /// How long after its first delivery a voice webhook may be retried: Twilio retries 5 times, 15 s apart.
 const REPEATED_WITHIN: Duration = Duration::from_secs(120);
@@ -23,7 +24,7 @@ pub(super) struct Fronts(Arc<Mutex<HashMap<CallId, Front>>>);
 impl Fronts {
     /// The answer to a call's webhook; the first caller fills it in.
     pub(super) fn of(&self, call: &CallId) -> Arc<OnceCell<String>> {
-        let mut fronts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut fronts = lock(&self.0);
         fronts.retain(|_, one| one.begun.elapsed() < REPEATED_WITHIN);
         let fresh = || Front { begun: Instant::now(), twiml: Arc::default() };
         fronts.entry(call.clone()).or_insert_with(fresh).twiml.clone()

@@ -16,7 +16,7 @@ use super::rejection::Rejections;
 use crate::admission::{Admission, AdmissionError};
 use crate::call::{EndProof, Event, Origin, Outcome, Phase, Source};
 use crate::failpoint;
-use crate::ids::{Alias, BusinessId, CallId, mask_number};
+use crate::ids::{AccountName, Alias, BusinessId, CallId, mask_number};
 use crate::policy::decision::{AdmissionRequest, Slots};
 use crate::policy::{Facts, RequestAttributes};
 use crate::provider::description::OWN_ID_KIND;
@@ -71,7 +71,7 @@ impl Inbound {
         if let Some(order) = self.create_of(&arrival).boxed().await? {
             return self.known(&order, &arrival).boxed().await;
         }
-        if let Some(what) = self.doubt(&arrival).await {
+        if let Some(what) = self.verify_with_provider(&arrival).await {
             return Ok(ArrivalOutcome::Contradicted(what));
         }
         let deciding = self.context.lifecycle.capacity.deciding().await;
@@ -88,12 +88,7 @@ impl Inbound {
             Ok(Admission::Admitted { would_reject, .. }) => {
                 drop(deciding);
                 failpoint::hit("inbound.opened").await;
-                self.context.lifecycle.metrics.admitted(
-                    facts.account.as_str(),
-                    facts.direction.as_str(),
-                    &facts.plan,
-                    facts.business.as_str(),
-                );
+                self.context.lifecycle.metrics.admitted(&facts);
                 info!(
                     %call,
                     business = %facts.business,
@@ -112,7 +107,7 @@ impl Inbound {
                 drop(deciding);
                 return self.known(&other, &arrival).boxed().await;
             }
-            Ok(Admission::Refused(full)) => full,
+            Ok(Admission::Rejected(full)) => full,
             Err(AdmissionError::Store(error)) => return Err(error),
             Err(AdmissionError::Gate(why)) => {
                 warn!(why, "inbound call rejected: the gate does not answer");
@@ -130,7 +125,7 @@ impl Inbound {
         failpoint::hit("inbound.adopted").await;
         self.rejections.inbound(&call, &facts, &full).await;
         let when_full = policy.when_full(&facts.business).clone();
-        if arrival.refusable {
+        if arrival.rejectable {
             // Our reply to this webhook ends it.
             self.context.lifecycle.end_surely(&call, Outcome::Capacity, EndProof::Webhook, Source::Webhook).await;
             failpoint::hit("inbound.refused").await;
@@ -192,7 +187,7 @@ impl Inbound {
     /// call that waits for our reply.
     async fn create_of(&self, arrival: &Arrival) -> Result<Option<CallId>> {
         let account = &arrival.account;
-        let Some(lookup) = account.provider.lookup.as_ref().filter(|_| !arrival.refusable) else { return Ok(None) };
+        let Some(lookup) = account.provider.lookup.as_ref().filter(|_| !arrival.rejectable) else { return Ok(None) };
         let Some(alias) = arrival.aliases.iter().find(|a| a.kind == lookup.needs) else { return Ok(None) };
         let orders = self.context.lifecycle.store.unanswered_creates(&account.name, &lookup.needs).await?;
         if orders.iter().all(|order| self.context.group_of(order).is_some()) {
@@ -220,7 +215,7 @@ impl Inbound {
         // A call that has ended holds no slot: answering it now would leave it uncounted.
         let refused = applied.filter(|a| a.record.phase == Phase::Ended || a.record.over_limit);
         Ok(match refused {
-            Some(applied) if arrival.refusable => {
+            Some(applied) if arrival.rejectable => {
                 let when_full = self.context.lifecycle.policy.load().when_full(&applied.record.facts.business).clone();
                 ArrivalOutcome::Refused(call.clone(), when_full)
             }
@@ -235,8 +230,11 @@ impl Inbound {
         let (account, carrier) = match agent_account {
             Some(user) => (user, Some(arrival.account.name.clone())),
             None => {
-                let carried = arrival.aliases.iter().any(|a| a.kind == "call_sid");
-                (&arrival.account, arrival.account.carrier.clone().filter(|_| carried))
+                let carries = |carrier: &AccountName| {
+                    let carrier = self.context.account(carrier);
+                    carrier.is_some_and(|one| arrival.aliases.iter().any(|alias| one.provider.looks_up(&alias.kind)))
+                };
+                (&arrival.account, arrival.account.carrier.clone().filter(carries))
             }
         };
         let marks = RequestAttributes {
@@ -247,7 +245,7 @@ impl Inbound {
         };
         // A call of an unknown business has to be counted too: the limits for all businesses apply to it.
         let found = policy.identify(&marks);
-        let business = if found.stranger.is_some() { BusinessId::default_business() } else { found.business };
+        let business = if found.unknown_business.is_some() { BusinessId::default_business() } else { found.business };
         Facts {
             plan: policy.plan_of(&business),
             business,
@@ -264,7 +262,7 @@ impl Inbound {
 
     /// Checks a subaccount's announcement with its provider: the call exists, is not over, and has the stated numbers. A
     /// subaccount can sign anything. If the provider cannot be queried, the call counts, and the next sweep checks it.
-    async fn doubt(&self, arrival: &Arrival) -> Option<Contradiction> {
+    async fn verify_with_provider(&self, arrival: &Arrival) -> Option<Contradiction> {
         let subaccount = arrival.by.as_ref()?.subaccount.as_deref()?;
         let lookup = arrival.account.provider.lookup.as_ref()?;
         let alias = arrival.aliases.iter().find(|alias| alias.kind == lookup.needs)?;

@@ -116,7 +116,7 @@ impl Lifecycle {
             failpoint::hit("call.opened").await;
             match &admitted {
                 Ok(Admission::Admitted { early, .. }) => this.after_opening(&id, *early).await,
-                Ok(Admission::Known(_) | Admission::Refused(_)) => {}
+                Ok(Admission::Known(_) | Admission::Rejected(_)) => {}
                 Err(AdmissionError::Store(error)) => this.end_if_written(&id, error),
                 Err(AdmissionError::Gate(_)) => {}
             }
@@ -315,8 +315,8 @@ impl Lifecycle {
                 info!(%call, by = %change.seen_by, "unconfirmed call found at its provider; counted");
             }
         }
-        let is_hearsay = change.seen_by == Source::Transcript && !applied.record.counts();
-        if applied.step == Step::Ignore && applied.record.proof == Some(EndProof::Deadline) && !is_hearsay {
+        let is_unconfirmed = change.seen_by == Source::Transcript && !applied.record.counts();
+        if applied.step == Step::Ignore && applied.record.proof == Some(EndProof::Deadline) && !is_unconfirmed {
             let again = self.readopt(&applied.record, change, which).await?;
             return Ok(again.unwrap_or(applied));
         }
@@ -327,7 +327,7 @@ impl Lifecycle {
             failpoint::hit("call.ended").await;
             self.capacity.release(&applied.record).await;
             failpoint::hit("call.released").await;
-            self.metrics.ended(outcome.as_str(), proof.as_str());
+            self.metrics.ended(outcome, proof);
             self.hub.ended(&call);
             let record = &applied.record;
             info!(

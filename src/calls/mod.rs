@@ -50,7 +50,7 @@ pub use outbound::Outbound;
 use outbound::OutboundState;
 use post_call::Fetches;
 pub use post_call::PostCallRecords;
-use provider_client::HangUps;
+use provider_client::RecentHangUps;
 pub use provider_client::{AskError, ProviderClient, Unreadable};
 use rejection::RejectionState;
 pub use rejection::Rejections;
@@ -89,7 +89,7 @@ struct State {
     inbound: InboundState,
     do_not_call: Arc<Lists>,
     batch_members: BatchMembers,
-    hang_ups: HangUps,
+    hang_ups: RecentHangUps,
     fetches: Fetches,
 }
 

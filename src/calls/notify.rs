@@ -4,13 +4,14 @@
 mod pubsub;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::{Notify, broadcast};
 
 use crate::call::Speaker;
 use crate::ids::CallId;
 use crate::store::Utterance;
+use crate::sync::lock;
 pub use pubsub::carry;
 
 /// The maximum lag of a slow subscriber. Beyond it the subscriber gets an error, and checks everything it follows.
@@ -130,7 +131,7 @@ impl Hub {
 
     fn partials(&self) -> MutexGuard<'_, (u64, HashMap<CallId, Newest>)> {
         // No code panics while it is held.
-        self.partials.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.partials)
     }
 
     /// Sets the interim utterance of a call, in place of the previous one; a late one is ignored.

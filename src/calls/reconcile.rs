@@ -29,13 +29,17 @@ use crate::calls::{AskError, Calls};
 use crate::clock::rfc3339;
 use crate::failpoint;
 use crate::ids::{AccountName, CallId};
+use crate::metrics::SweepResult;
 use crate::net::UpstreamError;
 use crate::policy::Bound;
 use crate::provider::account::Account;
 use crate::provider::description::OWN_ID_KIND;
 use crate::store::{CallRecord, Change, Result};
+use crate::sync::lock;
 
-/// The interval of sweeps when nothing is urgent; the urgent interval is in the provider's description.
+/// The longest interval of sweeps while something is urgent; the provider's description may have a shorter one.
+const URGENT_INTERVAL: Duration = Duration::from_secs(2);
+/// The interval of sweeps when nothing is urgent.
 const IDLE_INTERVAL: Duration = Duration::from_secs(15);
 /// How often a follower checks whether it is the leader.
 const FOLLOWER_POLL: Duration = Duration::from_secs(1);
@@ -101,9 +105,9 @@ pub struct Sweeper {
     /// Nothing has been admitted yet in this process: see [`Sweeper::initial_sweep`].
     first: bool,
     /// Untracked live calls of the last sweep, with when they were first seen.
-    strangers: HashMap<String, i64>,
+    untracked: HashMap<String, i64>,
     /// Ids that take no slot (web sessions).
-    no_phone: HashSet<String>,
+    not_phone_calls: HashSet<String>,
     /// When the last list was requested.
     listed_at: i64,
     /// Batches that make no more calls, with when their provider first said so.
@@ -161,8 +165,8 @@ impl Sweeper {
             // The first sweep reads the list, whatever the count is.
             sweeps: FULL_LIST_EVERY - 1,
             first: false,
-            strangers: HashMap::new(),
-            no_phone: HashSet::new(),
+            untracked: HashMap::new(),
+            not_phone_calls: HashSet::new(),
             listed_at: 0,
             over_since: HashMap::new(),
             busy: HashMap::new(),
@@ -209,8 +213,8 @@ impl Sweeper {
         let name = self.account.name.as_str();
         if self.newest.borrow().account(&self.account.name).is_none() {
             // A reload removed the account; its metrics are stale.
-            self.calls.lifecycle.metrics.provider_gone(name);
-            self.sightings.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(name);
+            self.calls.lifecycle.metrics.provider_gone(&self.account.name);
+            lock(&self.sightings).remove(name);
         }
     }
 
@@ -291,12 +295,12 @@ impl Sweeper {
         for _ in 0..2 {
             self.sweeps = FULL_LIST_EVERY - 1;
             let _ = self.sweep_once().boxed().await;
-            if self.strangers.is_empty() {
+            if self.untracked.is_empty() {
                 break;
             }
             tokio::time::sleep(SECOND_SIGHT).await;
         }
-        let seen = self.sightings.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let seen = lock(&self.sightings);
         let seen = seen.get(self.account.name.as_str()).cloned().unwrap_or_default();
         SweepReport {
             account: self.account.name.clone(),
@@ -346,8 +350,8 @@ impl Sweeper {
     fn note_unread(&self) {
         let alarming: BTreeMap<CallId, Unread> =
             self.unread.iter().filter(|(_, one)| one.is_alarming).map(|(id, one)| (id.clone(), one.clone())).collect();
-        self.calls.lifecycle.metrics.unread_calls(self.account.name.as_str(), alarming.len());
-        let mut seen = self.sightings.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        self.calls.lifecycle.metrics.unread_calls(&self.account.name, alarming.len());
+        let mut seen = lock(&self.sightings);
         let Some(seen) = seen.get_mut(self.account.name.as_str()) else { return };
         seen.unread = alarming;
         if let (None, Some((call, one))) = (&seen.last.error, self.unread.iter().min_by_key(|(_, one)| one.since_ms)) {
@@ -401,14 +405,13 @@ impl Sweeper {
         if let Some(fixed) = self.calls.settings.sweep {
             return fixed;
         }
-        let quick = Duration::from_secs(2);
         let own = Duration::from_secs(self.account.provider.sweep_secs.max(1));
         if mine.is_empty() {
             return IDLE_INTERVAL;
         }
-        let presses =
+        let is_urgent =
             mine.iter().any(|c| c.polled || c.unsettled || c.over_limit) || self.some_limit_is_full(mine).await;
-        if presses { own.min(quick) } else { own }
+        if is_urgent { own.min(URGENT_INTERVAL) } else { own }
     }
 
     async fn some_limit_is_full(&self, mine: &[CallRecord]) -> bool {
@@ -423,8 +426,8 @@ impl Sweeper {
     fn note(&mut self, result: std::result::Result<usize, AskError>) {
         let account = self.account.name.clone();
         let at_ms = self.calls.lifecycle.clock.now_ms();
-        let label = if result.is_ok() { "ok" } else { "failed" };
-        self.calls.lifecycle.metrics.sweep(account.as_str(), label);
+        let swept = if result.is_ok() { SweepResult::Ok } else { SweepResult::Failed };
+        self.calls.lifecycle.metrics.sweep(&account, swept);
         let last = match result {
             Ok(live) => {
                 self.limited = 0;
@@ -447,7 +450,7 @@ impl Sweeper {
         };
         self.calls.lifecycle.capacity.saw(account.as_str(), last.clone());
         let seen = SweepStatus { last, ..SweepStatus::default() };
-        self.sightings.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(account.to_string(), seen);
+        lock(&self.sightings).insert(account.to_string(), seen);
     }
 
     /// Compares the account's live calls with ours. Returns the provider's number.
@@ -488,11 +491,11 @@ impl Sweeper {
             }
         }
         self.calls.batch_members.retain(&name, |id, _| live.contains_key(id));
-        let stranger = |one: &&Listed| {
+        let lacks_a_record = |one: &&Listed| {
             !visible.contains_key(one.alias.id.as_str())
                 && !self.calls.batch_members.contains(&self.account.name, &one.alias)
         };
-        let unknown: Vec<&Listed> = listed.iter().filter(stranger).collect();
+        let unknown: Vec<&Listed> = listed.iter().filter(lacks_a_record).collect();
         self.handle_untracked_calls(mine, &kind, &unknown).boxed().await;
         Ok(listed.len())
     }
@@ -511,8 +514,8 @@ impl Sweeper {
     /// Handles a call of ours that the provider lists as live.
     async fn seen(&mut self, call: &CallRecord, event: Option<Event>) {
         let now_ms = self.calls.lifecycle.clock.now_ms();
-        let is_hearsay = !call.counts() && call.seen_by != Source::Poll;
-        if self.lacks_the_carriers_id(call) || is_hearsay {
+        let is_unconfirmed = !call.counts() && call.seen_by != Source::Poll;
+        if self.lacks_the_carriers_id(call) || is_unconfirmed {
             // The carrier lists it too: without its id there, it would be taken for untracked and counted twice.
             self.ask_about(call).boxed().await;
             return;

@@ -12,12 +12,13 @@ use super::rejection_log::RejectionLog;
 use super::sdk_retries::SdkRetries;
 use crate::call::Direction;
 use crate::ids::{AccountName, CallId, mask_number};
+use crate::metrics::{PLAN_INBOUND, RejectedCall};
 use crate::policy::decision::LimitExceeded;
 use crate::policy::{Bound, Facts};
 use crate::provider::account::Account;
 use crate::provider::description::LimitClass;
-use crate::reply::{Disposition, FullLimit, NoteRejection, Observed, Rejection, RejectionCode, ResponseStyle};
-use crate::store::RefusalRecord;
+use crate::reply::{Disposition, FullLimit, NoteRejection, ObserveAction, Rejection, RejectionCode, ResponseStyle};
+use crate::store::RejectionRecord;
 
 /// The code of an inbound call that a full limit rejected, as clients of the replaced systems expect it.
 pub const CAPACITY_INBOUND: &str = "capacity_inbound";
@@ -80,7 +81,7 @@ impl NoteRejection for Noted<'_> {
         match (of.kind, rejection.code.disposition()) {
             (RequestKind::Create, Disposition::NotCalled) => {}
             (RequestKind::Create | RequestKind::Job, Disposition::Unknown) => {
-                return context.lifecycle.metrics.outcome_unknown(of.account.name.as_str());
+                return context.lifecycle.metrics.outcome_unknown(&of.account.name);
             }
             (RequestKind::Create, Disposition::Called) | (RequestKind::Job | RequestKind::Other, _) => return,
         }
@@ -98,7 +99,7 @@ impl NoteRejection for Noted<'_> {
         );
         if !self.is_retry {
             let reason = rejection.code.metric_reason(&of.account.provider.refusal);
-            context.lifecycle.metrics.refused(reason, of.plan, of.business);
+            context.lifecycle.metrics.rejected(RejectedCall { reason, plan: of.plan, business: of.business });
         }
         self.by.record(of.business, &of.account.name, of.direction, rejection, code, Recorded::Rejected);
     }
@@ -138,11 +139,10 @@ impl Rejections {
             rejection.message = format!("{} [{}]", rejection.message, rejection.id);
         }
         let style = ResponseStyle { shape: &of.account.provider.refusal, retry_after_max_secs: told_secs };
-        let told = (of.kind == RequestKind::Job).then(|| rejection.clone());
+        let code = rejection.code;
         let mut response = rejection.into_response(style, &Noted { by: self, of, is_retry });
-        if let Some(told) = told {
-            response.extensions_mut().insert(told);
-        }
+        // For the trace of the request.
+        response.extensions_mut().insert(code);
         response
     }
 
@@ -159,7 +159,7 @@ impl Rejections {
     /// The rejection for a provider's own limit. A full concurrency limit means that our view is stale: the account is swept.
     pub(super) fn of_provider_limit(&self, account: &Account, class: LimitClass, wait_secs: u32) -> Rejection {
         let provider = &account.provider.name;
-        self.context.lifecycle.metrics.provider_limit(provider, account.name.as_str(), class.as_str());
+        self.context.lifecycle.metrics.provider_limit(account, class);
         if class == LimitClass::Concurrency {
             self.context.sweep_requests.request(&account.name);
         }
@@ -215,7 +215,9 @@ impl Rejections {
     /// Logs, counts and records an inbound call that a full limit rejected. Its caller gets no response of this kind.
     pub(super) async fn inbound(&self, call: &CallId, facts: &Facts, full: &LimitExceeded) {
         let rejection = self.of_full_limit(facts, full).await;
-        self.context.lifecycle.metrics.refused(CAPACITY_INBOUND, "inbound", facts.business.as_str());
+        let business = facts.business.as_str();
+        let rejected = RejectedCall { reason: CAPACITY_INBOUND, plan: PLAN_INBOUND, business };
+        self.context.lifecycle.metrics.rejected(rejected);
         info!(
             %call,
             refusal = %rejection.id,
@@ -226,7 +228,6 @@ impl Rejections {
             from = facts.other_number.as_deref().map(mask_number),
             "inbound call denied"
         );
-        let business = facts.business.as_str();
         self.record(business, &facts.account, facts.direction, &rejection, CAPACITY_INBOUND, Recorded::Rejected);
     }
 
@@ -234,12 +235,12 @@ impl Rejections {
 
     /// Whether a rejection only marks its request.
     pub(super) fn only_marks(&self, rejection: &Rejection) -> bool {
-        self.context.observes() && rejection.code.observed() == Observed::Sent
+        self.context.observes() && rejection.code.observed() == ObserveAction::Sent
     }
 
     fn count_observed(&self, what: &str) {
         let lifecycle = &self.context.lifecycle;
-        lifecycle.metrics.would_refuse(what);
+        lifecycle.metrics.would_reject(what);
         if lifecycle.capacity.bypass().is_some() {
             lifecycle.metrics.bypassed(what);
         }
@@ -276,7 +277,7 @@ impl Rejections {
         why: Recorded,
     ) {
         let lifecycle = &self.context.lifecycle;
-        let record = RefusalRecord {
+        let record = RejectionRecord {
             id: rejection.id.clone(),
             at: lifecycle.clock.now_ms(),
             business: business.to_owned(),
@@ -296,6 +297,9 @@ impl Rejections {
 
 /// The rejection for a client that disconnected before its request was admitted: it may be retrying on another connection
 /// already.
-pub fn hung_up() -> Rejection {
-    Rejection::new(RejectionCode::ClientHungUp, "Not dialled: the client disconnected before the request was admitted.")
+pub fn client_disconnected() -> Rejection {
+    Rejection::new(
+        RejectionCode::ClientDisconnected,
+        "Not dialled: the client disconnected before the request was admitted.",
+    )
 }

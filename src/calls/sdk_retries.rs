@@ -1,10 +1,11 @@
 //! Recognises an SDK's retries of a rejected request: its attempts of one request are one rejection.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use crate::ids::RefusalId;
+use crate::ids::RejectionId;
+use crate::sync::lock;
 
 /// Requests that are remembered at most.
 const REMEMBERED_MAX: usize = 50_000;
@@ -19,7 +20,7 @@ const SDK_TRIES: u32 = 3;
 
 #[derive(Debug)]
 struct Rejected {
-    id: RefusalId,
+    id: RejectionId,
     at: Instant,
     tries: u32,
 }
@@ -30,12 +31,12 @@ pub(super) struct SdkRetries(Arc<Mutex<HashMap<String, Rejected>>>);
 
 impl SdkRetries {
     fn rejected(&self) -> MutexGuard<'_, HashMap<String, Rejected>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// The id of a rejection, and whether an SDK's earlier attempt of this request had it already; `fresh` otherwise.
     /// `told_secs`: the longest `Retry-After` sent to the SDK; a later request is a new one.
-    pub(super) fn id_of(&self, key: &str, told_secs: u32, fresh: RefusalId) -> (RefusalId, bool) {
+    pub(super) fn id_of(&self, key: &str, told_secs: u32, fresh: RejectionId) -> (RejectionId, bool) {
         let told = Duration::from_secs(told_secs.into());
         let mut all = self.rejected();
         if let Some(before) = all.get_mut(key) {
@@ -72,7 +73,7 @@ mod tests {
     #[test]
     fn tries_of_an_sdk_are_one_rejection_and_parallel_ones_are_not() {
         let all = SdkRetries::default();
-        let ask = || all.id_of("x", 1, RefusalId::new());
+        let ask = || all.id_of("x", 1, RejectionId::new());
         let (_, is_retry) = ask();
         assert!(!is_retry);
         let (id, is_retry) = ask();
@@ -102,9 +103,9 @@ mod tests {
             (0, 2_100, false),
         ] {
             let all = SdkRetries::default();
-            all.id_of("x", told_secs, RefusalId::new());
+            all.id_of("x", told_secs, RejectionId::new());
             pass(&all, later_ms);
-            let (_, is_retry) = all.id_of("x", told_secs, RefusalId::new());
+            let (_, is_retry) = all.id_of("x", told_secs, RejectionId::new());
             assert_eq!(is_retry, same, "told {told_secs} s, {later_ms} ms later");
         }
     }

@@ -1,12 +1,13 @@
 //! Accounts to be swept without delay, such as when a provider's limit is full and ours is not.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
 use crate::ids::AccountName;
+use crate::sync::lock;
 
 /// See the module. Cloning is cheap.
 #[derive(Debug, Clone, Default)]
@@ -17,7 +18,7 @@ pub struct SweepRequests {
 
 impl SweepRequests {
     fn accounts(&self) -> MutexGuard<'_, BTreeSet<AccountName>> {
-        self.accounts.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.accounts)
     }
 
     /// Requests a sweep of this account.

@@ -46,7 +46,7 @@ pub(super) enum Depth {
 }
 
 /// The result of the checks.
-pub(super) struct Found {
+pub(super) struct CheckReport {
     pub diagnostics: Vec<Diagnostic>,
     /// Why a diagnostic matters, by its title.
     pub whys: BTreeMap<String, String>,
@@ -57,7 +57,7 @@ pub(super) struct Found {
 }
 
 /// Checks all accounts with credentials, the database, the limiter's Redis and the ports.
-pub(super) async fn ask(config: &Config, depth: Depth) -> anyhow::Result<Found> {
+pub(super) async fn ask(config: &Config, depth: Depth) -> anyhow::Result<CheckReport> {
     let live = Live::new(config, depth)?;
     let mut lines = Vec::new();
     for account in config.accounts.values() {
@@ -72,7 +72,7 @@ pub(super) async fn ask(config: &Config, depth: Depth) -> anyhow::Result<Found> 
     }
     lines.extend(live.ports(running.as_deref()));
     let (whys, ahead_secs) = (live.whys.into_inner(), live.ahead_secs.into_inner());
-    Ok(Found { diagnostics: live.report.finish(), whys, lines, ahead_secs })
+    Ok(CheckReport { diagnostics: live.report.finish(), whys, lines, ahead_secs })
 }
 
 struct Live<'a> {

@@ -35,12 +35,12 @@ pub(super) fn read(
     // Without `carrier`, the only account that can carry another's calls is its carrier.
     let carriers: Vec<AccountName> = accounts
         .values()
-        .filter(|a: &&Account| a.provider.terminate.contains_key("hangup"))
+        .filter(|a: &&Account| a.provider.hang_up_methods.contains_key("hangup"))
         .map(|a| a.name.clone())
         .collect();
     let mut done = BTreeMap::new();
     for (name, mut account) in accounts {
-        let wants = account.provider.terminate.values().any(|t| t.carrier.is_some());
+        let wants = account.provider.hang_up_methods.values().any(|t| t.carrier.is_some());
         if wants && account.carrier.is_none() && carriers.len() == 1 {
             account.carrier = carriers.first().cloned();
         }
@@ -48,10 +48,10 @@ pub(super) fn read(
         if !chosen.contains(&account.name) {
             let means = account
                 .provider
-                .terminate
+                .hang_up_methods
                 .iter()
                 .find(|(means, t)| *means == "hangup" || (t.carrier.is_some() && account.carrier.is_some()));
-            account.terminate = means.map(|(name, _)| name.clone()).into_iter().collect();
+            account.hang_up_methods = means.map(|(name, _)| name.clone()).into_iter().collect();
         }
         if let Some(carrier) = account.carrier.as_ref().filter(|c| !carriers.contains(c)) {
             let title = format!("`accounts.{name}.carrier` is {carrier}, which is not an account that carries calls");
@@ -88,7 +88,7 @@ fn account(name: &str, table: &Table<'_>, registry: Option<&Registry>) -> Option
     }
     let terminate = table.texts("terminate").unwrap_or_default();
     if let Some(provider) = &provider {
-        let known: Vec<&str> = provider.terminate.keys().map(String::as_str).collect();
+        let known: Vec<&str> = provider.hang_up_methods.keys().map(String::as_str).collect();
         for means in terminate.iter().filter(|m| !known.contains(&m.as_str())) {
             let title = format!("`accounts.{name}.terminate` names {means:?}, which {} does not have", provider.name);
             report.error("E005", table.span("terminate"), title, &format!("known: {}", known.join(", ")));
@@ -114,7 +114,7 @@ fn account(name: &str, table: &Table<'_>, registry: Option<&Registry>) -> Option
         webhook_secrets,
         shared_keys,
         webhook_tokens,
-        terminate,
+        hang_up_methods: terminate,
         carrier,
     };
     Some((account, limits))
@@ -165,13 +165,17 @@ pub(super) fn warn(
             );
             report.warning("W004", None, title, "add the credentials for ringfence's own requests");
         }
-        if account.terminate.is_empty() {
-            let known: Vec<&str> = account.provider.terminate.keys().map(String::as_str).collect();
+        if account.hang_up_methods.is_empty() {
+            let known: Vec<&str> = account.provider.hang_up_methods.keys().map(String::as_str).collect();
             let title = format!("account {name} has no way to end a call that is over capacity");
             let help = format!("set terminate to a list out of: {}", known.join(", "));
             report.warning("W003", None, title, &help);
         }
-        if account.terminate.iter().any(|m| account.provider.terminate.get(m).is_some_and(|t| t.deletes_record)) {
+        if account
+            .hang_up_methods
+            .iter()
+            .any(|m| account.provider.hang_up_methods.get(m).is_some_and(|t| t.deletes_record))
+        {
             let title = format!("account {name} ends calls by deleting their record: the call may continue unseen");
             report.warning("W006", None, title, "list methods that hang up first, as in terminate = [\"twilio\"]");
         }

@@ -51,7 +51,7 @@ use crate::runs;
 use crate::telemetry::reports;
 use crate::telemetry::traces;
 use crate::transcripts;
-use crate::webhooks::{self, InboundMode};
+use crate::webhooks::{self, InboundMode, Unsigned};
 use diagnostics::{Diagnostic, Report, Severity};
 pub use file::{File, FileRead, Inputs};
 pub use listen::{AdminSocket, Listen, ListenerName, TlsSettings};
@@ -387,7 +387,7 @@ fn read_all(root: &Table<'_>, folder: &std::path::Path) -> Option<Config> {
             unknown_status: records.unknown_status,
             spool_bytes_max: records.spool_bytes_max,
             spool_days: records.spool_days,
-            strict: strict.is_strict(),
+            unsigned: if strict.is_strict() { Unsigned::Reject } else { Unsigned::Accept },
             inbound_mode,
             app_timeout,
             when_down,

@@ -58,7 +58,7 @@ pub struct Table<'a> {
 }
 
 /// A value from the environment or from the file.
-pub enum Found<'a> {
+pub enum RawValue<'a> {
     /// The variable and its value.
     Env(String, String),
     /// The value and its place.
@@ -159,13 +159,13 @@ impl<'a> Table<'a> {
         (self.source.env)(name).filter(|value| !value.trim().is_empty())
     }
 
-    fn find(&self, key: &str) -> Option<Found<'a>> {
+    fn find(&self, key: &str) -> Option<RawValue<'a>> {
         self.ask(key);
         let name = self.env_name(key);
         if let Some(value) = self.variable(&name) {
-            return Some(Found::Env(name, value));
+            return Some(RawValue::Env(name, value));
         }
-        self.table?.get(key).or_else(|| self.former(key)).map(Found::File)
+        self.table?.get(key).or_else(|| self.former(key)).map(RawValue::File)
     }
 
     /// The value of a key under the name that it had once.
@@ -185,10 +185,10 @@ impl<'a> Table<'a> {
         Some(value)
     }
 
-    fn wrong(&self, key: &str, found: &Found<'_>, wanted: &str) {
+    fn wrong(&self, key: &str, found: &RawValue<'_>, wanted: &str) {
         let (span, what) = match found {
-            Found::Env(name, value) => (None, format!("environment variable {name} is {value:?}")),
-            Found::File(value) => {
+            RawValue::Env(name, value) => (None, format!("environment variable {name} is {value:?}")),
+            RawValue::File(value) => {
                 (Some(value.span()), format!("`{}` is a {}", self.path_of(key), value.get_ref().type_str()))
             }
         };
@@ -199,8 +199,8 @@ impl<'a> Table<'a> {
     pub fn text(&self, key: &str) -> Option<String> {
         let found = self.find(key)?;
         let text = match &found {
-            Found::Env(_, value) => Some(value.clone()),
-            Found::File(value) => value.get_ref().as_str().map(str::to_owned),
+            RawValue::Env(_, value) => Some(value.clone()),
+            RawValue::File(value) => value.get_ref().as_str().map(str::to_owned),
         };
         if text.is_none() {
             self.wrong(key, &found, "a string in quotes");
@@ -245,8 +245,8 @@ impl<'a> Table<'a> {
     pub fn number(&self, key: &str, range: std::ops::RangeInclusive<u64>) -> Option<u64> {
         let found = self.find(key)?;
         let number = match &found {
-            Found::Env(_, value) => value.trim().parse::<i128>().ok(),
-            Found::File(value) => value
+            RawValue::Env(_, value) => value.trim().parse::<i128>().ok(),
+            RawValue::File(value) => value
                 .get_ref()
                 .as_integer()
                 .and_then(|i| i128::from_str_radix(&i.as_str().replace('_', ""), i.radix()).ok()),
@@ -276,8 +276,8 @@ impl<'a> Table<'a> {
     pub fn flag(&self, key: &str) -> Option<bool> {
         let found = self.find(key)?;
         let flag = match &found {
-            Found::Env(_, value) => value.trim().parse().ok(),
-            Found::File(value) => value.get_ref().as_bool(),
+            RawValue::Env(_, value) => value.trim().parse().ok(),
+            RawValue::File(value) => value.get_ref().as_bool(),
         };
         if flag.is_none() {
             self.wrong(key, &found, "true or false");
@@ -289,10 +289,10 @@ impl<'a> Table<'a> {
     pub fn texts(&self, key: &str) -> Option<Vec<String>> {
         let found = self.find(key)?;
         match &found {
-            Found::Env(_, value) => {
+            RawValue::Env(_, value) => {
                 Some(value.split(',').map(|t| t.trim().to_owned()).filter(|t| !t.is_empty()).collect())
             }
-            Found::File(value) => {
+            RawValue::File(value) => {
                 if let Some(one) = value.get_ref().as_str() {
                     return Some(vec![one.to_owned()]);
                 }
@@ -311,8 +311,8 @@ impl<'a> Table<'a> {
     /// Reads a secret: `{ env = "NAME" }`, `{ file = "path" }`, or, with a warning, the text itself.
     pub fn secret(&self, key: &str) -> Option<Secret> {
         match self.find(key)? {
-            Found::Env(_, value) => Some(Secret::new(value.trim())),
-            Found::File(value) => self.read_secret(key, value),
+            RawValue::Env(_, value) => Some(Secret::new(value.trim())),
+            RawValue::File(value) => self.read_secret(key, value),
         }
     }
 
@@ -320,10 +320,10 @@ impl<'a> Table<'a> {
     pub fn secrets(&self, key: &str) -> Vec<Secret> {
         match self.find(key) {
             None => vec![],
-            Some(Found::Env(_, value)) => {
+            Some(RawValue::Env(_, value)) => {
                 value.split(',').map(str::trim).filter(|one| !one.is_empty()).map(Secret::new).collect()
             }
-            Some(Found::File(value)) => match value.get_ref().as_array() {
+            Some(RawValue::File(value)) => match value.get_ref().as_array() {
                 Some(list) => list.iter().filter_map(|one| self.read_secret(key, one)).collect(),
                 None => self.read_secret(key, value).into_iter().collect(),
             },
@@ -410,8 +410,8 @@ impl<'a> Table<'a> {
     /// environment can set either, the table by its keys.
     pub fn word_or_table(&self, key: &str) -> (Option<Word>, Table<'a>) {
         let (word, table) = match self.find(key) {
-            Some(Found::Env(_, text)) => (Some(Word { text, place: None }), None),
-            Some(Found::File(value)) => match value.get_ref().as_str() {
+            Some(RawValue::Env(_, text)) => (Some(Word { text, place: None }), None),
+            Some(RawValue::File(value)) => match value.get_ref().as_str() {
                 Some(text) => (Some(Word { text: text.to_owned(), place: Some(value.span()) }), None),
                 None => (None, Some(value)),
             },
@@ -428,7 +428,7 @@ impl<'a> Table<'a> {
             let name = name.get_ref().as_ref();
             if !but.contains(&name) && !self.source.root_keys.contains(&name) {
                 self.used.borrow_mut().insert(name.to_owned());
-                self.wrong(name, &Found::File(value), "a table, as in { concurrent = 3 } of a plan");
+                self.wrong(name, &RawValue::File(value), "a table, as in { concurrent = 3 } of a plan");
             }
         }
         let names = table.iter().filter(|(k, v)| !but.contains(&k.get_ref().as_ref()) && v.get_ref().is_table());
@@ -451,7 +451,7 @@ impl<'a> Table<'a> {
             match value.get_ref().as_str() {
                 Some(text) => Some((name, text.to_owned())),
                 None => {
-                    self.wrong(&name, &Found::File(value), "a string in quotes");
+                    self.wrong(&name, &RawValue::File(value), "a string in quotes");
                     None
                 }
             }
@@ -476,7 +476,7 @@ impl<'a> Table<'a> {
         match value.get_ref().as_array() {
             Some(list) => list.iter().map(|one| self.below(key, key, Some(one))).collect(),
             None => {
-                self.wrong(key, &Found::File(value), &format!("a list: write [[{key}]]"));
+                self.wrong(key, &RawValue::File(value), &format!("a list: write [[{key}]]"));
                 vec![]
             }
         }
@@ -485,7 +485,7 @@ impl<'a> Table<'a> {
     fn below(&self, key: &str, pattern: &str, value: Option<&'a Spanned<DeValue<'a>>>) -> Table<'a> {
         let table = value.and_then(|v| v.get_ref().as_table());
         if let (Some(value), None) = (value, table) {
-            self.wrong(key, &Found::File(value), &format!("a table: write [{}]", self.path_of(key)));
+            self.wrong(key, &RawValue::File(value), &format!("a table: write [{}]", self.path_of(key)));
         }
         Table {
             source: self.source.clone(),

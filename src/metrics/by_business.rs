@@ -1,12 +1,13 @@
 //! Metrics by business: the busiest under their id, all others together.
 
 use std::borrow::Cow;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use prometheus::{IntCounterVec, IntGaugeVec};
 
 use super::busiest::{Busiest, OTHERS, split};
 use crate::ids::mask_number;
+use crate::sync::lock;
 
 /// The metrics that have a `business` label.
 pub(super) struct BusinessMetrics {
@@ -18,7 +19,7 @@ pub(super) struct BusinessMetrics {
 
 impl BusinessMetrics {
     fn busiest(&self) -> MutexGuard<'_, Busiest> {
-        self.busiest.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.busiest)
     }
 
     /// Creates the counters at 0, and sets the maximum number of labels.

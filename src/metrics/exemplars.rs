@@ -1,8 +1,9 @@
 //! Exemplars: the trace of the last observation in each bucket of a histogram, so that a slow bucket leads to a slow request.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
+use crate::sync::lock;
 use prometheus::HistogramVec;
 
 /// The trace of one observation.
@@ -32,7 +33,7 @@ impl TracedHistogram {
     }
 
     fn latest(&self) -> MutexGuard<'_, Latest> {
-        self.latest.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.latest)
     }
 
     /// Creates the series of a label value, without an observation.

@@ -94,7 +94,7 @@ impl Metrics {
                 "Rejections, by reason and plan.",
                 &["reason", "plan"],
             )?,
-            elevenlabs_429: m.counter("elevenlabs_429_total", "Creates that ElevenLabs answered with 429.")?,
+            provider_429: m.counter("elevenlabs_429_total", "Creates that ElevenLabs answered with 429.")?,
             sessions: m.gauge("active_call_sessions_count", "Open call records.")?,
             subscriptions: m.gauge("subscription_active_calls_sum", "Slots in use, summed over businesses.")?,
             admitted: m.counters(
@@ -102,7 +102,7 @@ impl Metrics {
                 "Calls admitted.",
                 &["account", "direction", "plan"],
             )?,
-            would_refuse: m.counters(
+            would_reject: m.counters(
                 "ringfence_shadow_refusals_total",
                 "Calls that enforce mode would have refused; the mode was observe.",
                 &["limit"],
@@ -228,12 +228,12 @@ impl Metrics {
             )?,
             alias_conflicts: m
                 .counter("ringfence_alias_conflicts_total", "Ids that two calls claimed. Should stay 0.")?,
-            callbacks_refused: m.counters(
+            callbacks_rejected: m.counters(
                 "ringfence_callbacks_refused_total",
                 "Callback URLs of apps that were not called: rejected at the create, or given up at the delivery; private, own or unusable.",
                 &["at", "reason"],
             )?,
-            destinations_refused: m.counters(
+            destinations_rejected: m.counters(
                 "ringfence_destinations_refused_total",
                 "Creates with a blocked destination, by rule; in observe mode those that would have been rejected.",
                 &["rule"],
@@ -330,7 +330,7 @@ impl Metrics {
                 "Decisions while Redis was away: by the database, open without a check, or closed.",
                 &["decided"],
             )?,
-            gate_compared: m.counters(
+            gate_repairs: m.counters(
                 "ringfence_gate_repairs_total",
                 "Leases that differed from the call records and were repaired: ended, orphan, uncounted.",
                 &["what"],

@@ -1,10 +1,54 @@
+use std::collections::BTreeMap;
+
 use super::*;
+use crate::ids::BusinessId;
+use crate::provider::Registry;
+
+fn name(account: &str) -> AccountName {
+    AccountName::parse(account).unwrap()
+}
+
+/// An account of ElevenLabs.
+fn account() -> Account {
+    let provider = Registry::new(&[]).unwrap().get("elevenlabs").unwrap().clone();
+    Account {
+        name: name("main"),
+        upstream: provider.upstream.parse().unwrap(),
+        upstreams: vec![],
+        provider,
+        secrets: BTreeMap::new(),
+        webhook_secrets: vec![],
+        shared_keys: BTreeMap::new(),
+        webhook_tokens: vec![],
+        hang_up_methods: vec![],
+        carrier: None,
+    }
+}
+
+fn call_of(business: &str) -> Facts {
+    Facts {
+        business: BusinessId::parse(business).unwrap(),
+        plan: "PAYG".to_owned(),
+        account: name("main"),
+        provider: "elevenlabs".to_owned(),
+        carrier: None,
+        direction: Direction::Outbound,
+        operation: String::new(),
+        agent: None,
+        own_number: None,
+        other_number: None,
+    }
+}
+
+fn rejected_of(business: &str) -> RejectedCall<'_> {
+    RejectedCall { reason: "BUSINESS_LIMIT", plan: "PAYG", business }
+}
 
 #[test]
 fn the_names_of_the_contract_are_there_exactly() {
     let metrics = Metrics::new().unwrap();
-    metrics.refused("BUSINESS_LIMIT", "PAYG", "acme");
-    metrics.provider_limit("elevenlabs", "main", "concurrency");
+    metrics.rejected(rejected_of("acme"));
+    metrics.provider_limit(&account(), LimitClass::Concurrency);
     let gauges = Gauges { active: 3, sessions: Some(4), of_businesses: Some(3), ..Gauges::default() };
     let text = metrics.render(&gauges, Format::Text);
     for line in [
@@ -16,14 +60,14 @@ fn the_names_of_the_contract_are_there_exactly() {
     ] {
         assert!(text.lines().any(|l| l == line), "{line}\nnot in\n{text}");
     }
-    assert_eq!(metrics.refusals(), [("BUSINESS_LIMIT".to_owned(), "PAYG".to_owned(), 1)]);
+    assert_eq!(metrics.rejections(), [("BUSINESS_LIMIT".to_owned(), "PAYG".to_owned(), 1)]);
 }
 #[test]
 fn every_counter_is_there_before_its_first_event() {
     let metrics = Metrics::new().unwrap();
-    metrics.expect(&Counted {
-        accounts: vec!["eleven", "twilio"],
-        asked: vec!["eleven"],
+    metrics.expect(&Expected {
+        accounts: vec![&name("eleven"), &name("twilio")],
+        asked: vec![&name("eleven")],
         plans: vec!["PAYG"],
         reasons: vec!["BUSINESS_LIMIT"],
         business_labels: 2,
@@ -41,18 +85,18 @@ fn every_counter_is_there_before_its_first_event() {
         assert!(text.lines().any(|l| l == line), "{line}\nnot in\n{text}");
     }
     assert!(!text.contains("ringfence_sweeps_total{account=\"twilio\""), "nobody asks it, so nobody waits for that");
-    assert_eq!(metrics.refusals(), [], "none was given");
-    metrics.provider_gone("eleven");
+    assert_eq!(metrics.rejections(), [], "none was given");
+    metrics.provider_gone(&name("eleven"));
     assert!(!metrics.render(&Gauges::default(), Format::Text).contains("ringfence_sweeps_total{"));
 }
 
 #[test]
 fn businesses_have_a_bound_and_no_whole_number() {
     let metrics = Metrics::new().unwrap();
-    metrics.expect(&Counted { business_labels: 2, ..Counted::default() });
+    metrics.expect(&Expected { business_labels: 2, ..Expected::default() });
     for business in ["acme", "+15550001101", "globex", "initech"] {
-        metrics.admitted("eleven", "outbound", "PAYG", business);
-        metrics.refused("BUSINESS_LIMIT", "PAYG", business);
+        metrics.admitted(&call_of(business));
+        metrics.rejected(rejected_of(business));
     }
     let in_use = [("acme", 1), ("+15550001101", 5), ("globex", 3), ("initech", 1)];
     let businesses = Some(in_use.map(|(id, slots)| (id.to_owned(), slots)).to_vec());
@@ -69,8 +113,8 @@ fn businesses_have_a_bound_and_no_whole_number() {
         assert!(text.lines().any(|l| l == line), "{line}\nnot in\n{text}");
     }
     assert!(!text.contains("15550001101"), "{text}");
-    metrics.expect(&Counted { business_labels: 0, ..Counted::default() });
-    metrics.admitted("eleven", "outbound", "PAYG", "acme");
+    metrics.expect(&Expected { business_labels: 0, ..Expected::default() });
+    metrics.admitted(&call_of("acme"));
     let text = metrics.render(&Gauges::default(), Format::Text);
     assert!(!text.contains("business=\"acme\""), "{text}");
 }
@@ -78,7 +122,7 @@ fn businesses_have_a_bound_and_no_whole_number() {
 #[test]
 fn a_follower_leaves_global_gauges_to_the_leader() {
     let metrics = Metrics::new().unwrap();
-    metrics.provider_limit("elevenlabs", "main", "concurrency");
+    metrics.provider_limit(&account(), LimitClass::Concurrency);
     let gauges = Gauges { active: 3, limits: vec![("global".to_owned(), 3)], ..Gauges::default() };
     let known: Vec<&str> = metrics.descriptions().iter().map(|metric| metric.name.as_str()).collect();
     for global in GLOBAL_GAUGES {
@@ -94,11 +138,11 @@ fn a_follower_leaves_global_gauges_to_the_leader() {
 fn exemplars_lead_from_a_bucket_to_the_last_trace_in_it() {
     let metrics = Metrics::new().unwrap();
     let traced = |trace_id: &str, at_ms| Some(Exemplar { trace_id: trace_id.repeat(16), at_ms });
-    metrics.upstream_seconds("main", Duration::from_millis(120), traced("0a", 1_000));
-    metrics.upstream_seconds("main", Duration::from_millis(130), traced("0b", 1_700_000_000_045));
-    metrics.upstream_seconds("main", Duration::from_secs(90), traced("0c", 1_700_000_000_000));
-    metrics.upstream_seconds("other", Duration::from_millis(130), None);
-    metrics.refused("BUSINESS_LIMIT", "a\"b", "acme");
+    metrics.upstream_seconds(&name("main"), Duration::from_millis(120), traced("0a", 1_000));
+    metrics.upstream_seconds(&name("main"), Duration::from_millis(130), traced("0b", 1_700_000_000_045));
+    metrics.upstream_seconds(&name("main"), Duration::from_secs(90), traced("0c", 1_700_000_000_000));
+    metrics.upstream_seconds(&name("other"), Duration::from_millis(130), None);
+    metrics.rejected(RejectedCall { plan: "a\"b", ..rejected_of("acme") });
     let text = metrics.render(&Gauges::default(), Format::OpenMetrics);
     for line in [
         "# TYPE ringfence_upstream_create_duration_seconds histogram",

@@ -19,6 +19,7 @@ use tower_service::Service;
 use url::{Host, Url};
 
 use super::headers::TrustedPeers;
+use crate::words::words;
 
 /// Marks requests to URLs that tenants chose. ringfence's own listeners reject them: a second line of defence behind
 /// [`CallbackRules::check_address`].
@@ -27,25 +28,37 @@ pub const CALLBACK_MARK: HeaderName = HeaderName::from_static("x-ringfence-callb
 /// The timeout per address.
 const EACH: Duration = Duration::from_secs(2);
 
+words!(
+    /// Why a callback URL may not be called.
+    BadCallbackReason {
+        /// It is malformed, or its method is not allowed.
+        Unusable = "unusable",
+        /// It leads into a private network.
+        Private = "private",
+        /// It leads to a listener of ringfence.
+        Own = "own",
+    }
+);
+
 /// A callback URL that may not be called. The message names the config key that would allow it, if there is one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct BadCallback {
-    /// The reason in one word, for metrics.
-    pub reason: &'static str,
+    /// The reason.
+    pub reason: BadCallbackReason,
     message: String,
 }
 
 impl BadCallback {
     /// A malformed URL, or a method that is not allowed.
     pub fn unusable(message: impl Into<String>) -> Self {
-        Self { reason: "unusable", message: message.into() }
+        Self { reason: BadCallbackReason::Unusable, message: message.into() }
     }
 
     fn private(what: &str, kind: &str) -> Self {
         let message =
             format!("{what} is {kind}; if one of your apps runs there, name it in app.allowed_callbacks of the config");
-        Self { reason: "private", message }
+        Self { reason: BadCallbackReason::Private, message }
     }
 }
 
@@ -149,7 +162,7 @@ impl CallbackRules {
     pub fn check_address(&self, host: &str, to: SocketAddr) -> Result<(), BadCallback> {
         if self.is_own(to) {
             return Err(BadCallback {
-                reason: "own",
+                reason: BadCallbackReason::Own,
                 message: format!("{to} is an address at which ringfence listens"),
             });
         }
@@ -381,7 +394,7 @@ mod tests {
     use super::*;
 
     fn refused(rules: &CallbackRules, url: &str) -> Option<&'static str> {
-        rules.check_url(url).err().map(|error| error.reason)
+        rules.check_url(url).err().map(|error| error.reason.as_str())
     }
 
     #[test]
@@ -504,7 +517,10 @@ mod tests {
         // A name that is allowed may resolve to any address, another only where the Internet leads.
         let at = |ip: &str| SocketAddr::new(ip.parse().unwrap(), 9);
         assert_eq!(rules.check_address("app", at("192.168.0.1")), Ok(()));
-        assert_eq!(rules.check_address("evil.example.com", at("192.168.0.1")).unwrap_err().reason, "private");
+        assert_eq!(
+            rules.check_address("evil.example.com", at("192.168.0.1")).unwrap_err().reason,
+            BadCallbackReason::Private
+        );
         // What a translator's address leads to is judged too.
         let translated = CallbackRules::parse(&["64:ff9b::/96"]).unwrap();
         assert_eq!(translated.check_address("x.example", at("64:ff9b::808:808")), Ok(()));
@@ -529,7 +545,7 @@ mod tests {
             assert_eq!(refused(&rules, own), Some("own"), "{own}");
         }
         let to = "127.0.0.1:9900".parse().unwrap();
-        assert_eq!(rules.check_address("localhost", to).unwrap_err().reason, "own");
+        assert_eq!(rules.check_address("localhost", to).unwrap_err().reason, BadCallbackReason::Own);
         assert_eq!(rules.check_url("http://127.0.0.1:9901/"), Ok(()));
     }
 }

@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -33,6 +33,7 @@ use super::transport::Transport;
 use super::turns::Turns;
 use super::wire::{Phase, Wire, WireIo};
 use crate::clock::ticks_ms;
+use crate::sync::lock;
 
 /// The HTTP/2 connection preface, RFC 9113 §3.4, in bytes.
 const H2_PREFACE: u64 = 24;
@@ -425,7 +426,7 @@ struct Requests(Mutex<(Option<Begun>, bool)>);
 
 impl Requests {
     fn state(&self) -> MutexGuard<'_, (Option<Begun>, bool)> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// Marks the end of requests; returns whether it was marked before.
@@ -544,7 +545,7 @@ impl Default for Open {
 
 impl Streams {
     fn open(&self) -> std::sync::MutexGuard<'_, Open> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// Prepares a request's stream, which is spawned next.
@@ -563,8 +564,8 @@ impl Streams {
 impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
     fn execute(&self, stream: F) {
         /// Counts down when the stream ends, in whatever way.
-        struct Counted(Streams);
-        impl Drop for Counted {
+        struct OpenStream(Streams);
+        impl Drop for OpenStream {
             fn drop(&mut self) {
                 let mut open = self.0.open();
                 open.count = open.count.saturating_sub(1);
@@ -576,7 +577,7 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
             open.count += 1;
             open.end.take().unwrap_or_default()
         };
-        let counted = Counted(self.clone());
+        let counted = OpenStream(self.clone());
         tokio::spawn(async move {
             let _counted = counted;
             tokio::select! {

@@ -5,9 +5,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use crate::sync::lock;
 use tokio::sync::Notify;
 
 /// The interval of log lines about connections that were evicted or refused.
@@ -88,7 +89,7 @@ impl Crowd {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Reserves a place for a new connection, evicting an idle one if necessary. `None`: all are busy.
@@ -162,7 +163,7 @@ impl State {
 
 impl Seat {
     fn place(&self) -> MutexGuard<'_, Place> {
-        self.place.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.place)
     }
 
     /// Marks a request in progress. `None`: the connection was just evicted.

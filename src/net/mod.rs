@@ -53,7 +53,7 @@ mod turns;
 pub mod upstream;
 mod wire;
 
-pub use callback::{BadCallback, CALLBACK_MARK, CallbackRules};
+pub use callback::{BadCallback, BadCallbackReason, CALLBACK_MARK, CallbackRules};
 pub use crowd::PeerKey;
 pub use edge::{Drained, Edge, EdgeSettings, Handler, RunningEdge};
 pub use exchange::{BodyError, Exchange};
@@ -69,4 +69,4 @@ pub use served::served_until;
 pub use socket::{NoSocket, WebSocket};
 pub use tap::{TAP_BYTES_MAX, Tap, Tapped};
 pub use tls::{ReloadingTls, TlsError, install_crypto_provider};
-pub use upstream::{Outcome, Upstream, UpstreamError, UpstreamSettings};
+pub use upstream::{SendResult, Upstream, UpstreamError, UpstreamSettings};

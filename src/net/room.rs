@@ -1,13 +1,14 @@
 //! The memory for bodies that are read completely. Counted as bytes arrive, so that an announced length alone reserves nothing.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
 use super::crowd::PeerKey;
+use crate::sync::lock;
 
 /// The unit of accounting, in bytes: a page, so that single bytes are not counted one by one.
 const STEP: usize = 4096;
@@ -80,7 +81,7 @@ impl BodyRoom {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// An empty share for a body of this peer. Without a peer only the limit of all applies.
@@ -138,7 +139,7 @@ impl Taken {
     }
 
     async fn wait(&self, more: Sizes) -> Result<(), NoRoom> {
-        let _place = Waiting::begin(&self.room).ok_or(NoRoom)?;
+        let _place = Waiter::begin(&self.room).ok_or(NoRoom)?;
         let mut until = Instant::now() + WAIT;
         loop {
             let mut freed = std::pin::pin!(self.room.freed.notified());
@@ -176,9 +177,9 @@ impl Drop for Taken {
 }
 
 /// A counted waiter.
-struct Waiting<'a>(&'a BodyRoom);
+struct Waiter<'a>(&'a BodyRoom);
 
-impl<'a> Waiting<'a> {
+impl<'a> Waiter<'a> {
     fn begin(room: &'a BodyRoom) -> Option<Self> {
         let mut state = room.state();
         if state.waiting >= WAITING_MAX {
@@ -186,11 +187,11 @@ impl<'a> Waiting<'a> {
         }
         state.waiting += 1;
         drop(state);
-        Some(Waiting(room))
+        Some(Waiter(room))
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for Waiter<'_> {
     fn drop(&mut self) {
         self.0.state().waiting -= 1;
     }

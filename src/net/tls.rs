@@ -1,8 +1,9 @@
 //! Certificates of the listeners: loaded, and reloaded while connections run.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
+use crate::sync::lock;
 use arc_swap::ArcSwap;
 use ring::digest;
 use rustls::pki_types::pem::PemObject as _;
@@ -56,13 +57,13 @@ struct Inner {
     acceptor: ArcSwap<TlsAcceptor>,
     /// SHA-256 of the files as last tried, so that a file changed twice within one mtime tick is noticed, and a bad
     /// file is reported once and not at every check.
-    tried: Mutex<Option<Fingerprint>>,
+    tried: Mutex<Option<FilesDigest>>,
 }
 
-type Fingerprint = [u8; digest::SHA256_OUTPUT_LEN];
+type FilesDigest = [u8; digest::SHA256_OUTPUT_LEN];
 
 impl Inner {
-    fn fingerprint(&self) -> Result<Fingerprint, TlsError> {
+    fn fingerprint(&self) -> Result<FilesDigest, TlsError> {
         fingerprint(&self.cert, &self.key, self.client_ca.as_deref())
     }
 }
@@ -109,7 +110,7 @@ impl ReloadingTls {
     pub fn reload(&self) -> Result<(), TlsError> {
         // Computed before the files are loaded, so that a change in between is noticed at the next check.
         let seen = self.0.fingerprint();
-        *self.0.tried.lock().unwrap_or_else(PoisonError::into_inner) = seen.as_ref().ok().copied();
+        *lock(&self.0.tried) = seen.as_ref().ok().copied();
         seen?;
         self.0.acceptor.store(Arc::new(acceptor(&self.0.cert, &self.0.key, self.0.client_ca.as_deref())?));
         Ok(())
@@ -122,7 +123,7 @@ impl ReloadingTls {
     /// [`TlsError`], once for each change; the certificate in use stays in use.
     pub fn reload_if_changed(&self) -> Result<bool, TlsError> {
         let seen = self.0.fingerprint()?;
-        if *self.0.tried.lock().unwrap_or_else(PoisonError::into_inner) == Some(seen) {
+        if *lock(&self.0.tried) == Some(seen) {
             return Ok(false);
         }
         self.reload().map(|()| true)
@@ -166,7 +167,7 @@ fn misplaced(cert: &Path, key: &Path) -> Option<&'static str> {
     }
 }
 
-fn fingerprint(cert: &Path, key: &Path, client_ca: Option<&Path>) -> Result<Fingerprint, TlsError> {
+fn fingerprint(cert: &Path, key: &Path, client_ca: Option<&Path>) -> Result<FilesDigest, TlsError> {
     let mut hash = digest::Context::new(&digest::SHA256);
     for path in [cert, key].into_iter().chain(client_ca) {
         let bytes = std::fs::read(path)
@@ -174,7 +175,7 @@ fn fingerprint(cert: &Path, key: &Path, client_ca: Option<&Path>) -> Result<Fing
         hash.update(&(bytes.len() as u64).to_be_bytes());
         hash.update(&bytes);
     }
-    let mut print = Fingerprint::default();
+    let mut print = FilesDigest::default();
     print.copy_from_slice(hash.finish().as_ref());
     Ok(print)
 }

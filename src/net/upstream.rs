@@ -120,7 +120,7 @@ impl UpstreamError {
 
 /// The outcome of a request that creates a call.
 #[derive(Debug)]
-pub enum Outcome {
+pub enum SendResult {
     /// The upstream answered, with any status; the body is complete.
     Answered(Response<Bytes>),
     /// Certainly not sent: nothing listens, the name does not resolve, or TLS failed. No call exists.
@@ -191,19 +191,19 @@ impl Upstream {
     ///
     /// It does not watch the client: run it in a task of its own, which the client's hang-up cannot cancel, because
     /// dropping this future leaves the outcome unknown.
-    pub async fn create(&self, request: Request<Bytes>, answer_limit: usize, send_by: Duration) -> Outcome {
+    pub async fn create(&self, request: Request<Bytes>, answer_limit: usize, send_by: Duration) -> SendResult {
         let by = SendBy::new(send_by);
         // An empty body is never taken.
         if request.body().is_empty() && by.has_passed() {
-            return Outcome::NotSent(UpstreamError::Late);
+            return SendResult::NotSent(UpstreamError::Late);
         }
         let request = request.map(|body| Outgoing::due(body, by.clone()));
         match self.send_and_collect(Lane::Creates, request, answer_limit, self.0.create_timeout, "create.head").await {
-            Ok(answer) => Outcome::Answered(answer),
+            Ok(answer) => SendResult::Answered(answer),
             // Whatever else failed: without its body the request was incomplete.
-            Err(_) if by.is_missed() => Outcome::NotSent(UpstreamError::Late),
-            Err(error) if error.not_sent() => Outcome::NotSent(error),
-            Err(error) => Outcome::Unknown(error),
+            Err(_) if by.is_missed() => SendResult::NotSent(UpstreamError::Late),
+            Err(error) if error.not_sent() => SendResult::NotSent(error),
+            Err(error) => SendResult::Unknown(error),
         }
     }
 

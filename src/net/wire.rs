@@ -10,7 +10,7 @@ mod adapter;
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf, BytesMut};
@@ -25,6 +25,7 @@ use super::refusal::Refusal;
 use super::stall::Stall;
 use super::transport::Transport;
 use crate::clock::ticks_ms;
+use crate::sync::lock;
 
 pub(super) use adapter::{WireIo, upgraded};
 
@@ -138,7 +139,7 @@ impl Wire {
 
     fn state(&self) -> MutexGuard<'_, State> {
         // Nothing panics while holding the lock.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     pub(super) fn phase(&self) -> Phase {

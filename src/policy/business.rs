@@ -197,7 +197,7 @@ pub struct Identified {
     /// The business: a known one, or the id that the request names, or `default`.
     pub business: BusinessId,
     /// Why the business is unknown, if unknown ones are rejected. The caller decides what to do: observe mode rejects nothing.
-    pub stranger: Option<UnknownBusiness>,
+    pub unknown_business: Option<UnknownBusiness>,
     /// An id in the request that was not used: malformed, or read by no rule.
     pub ignored: Option<Ignored>,
 }

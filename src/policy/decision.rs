@@ -97,7 +97,7 @@ pub struct Shortfall {
     pub oldest: Vec<UnixMs>,
 }
 
-/// A limiter's decision. For a call that holds a lease already it is `Admitted` with that lease's slots and without `would`.
+/// A limiter's decision. For a call that holds a lease already it is `Admitted` with that lease's slots and without `would_reject`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use]
 pub enum Decision {
@@ -106,10 +106,10 @@ pub enum Decision {
         /// Slots that were granted in each limit.
         slots: u32,
         /// In observe mode: what would have rejected it.
-        would: Option<Shortfall>,
+        would_reject: Option<Shortfall>,
     },
     /// Rejected, without a trace.
-    Refused(Shortfall),
+    Rejected(Shortfall),
 }
 
 /// Usage of limits, as far as a decision needs it. Queried only for keys of the request's bindings.
@@ -130,9 +130,9 @@ pub fn decide(
     now_ms: UnixMs,
 ) -> (Decision, Vec<(String, RateLog)>) {
     let short = first_short(request, standing, now_ms);
-    let slots = match (short, request.mode) {
-        (Some(short), Mode::Enforce) => return (Decision::Refused(short), vec![]),
-        (would, Mode::Observe) => (request.slots.wanted, would),
+    let (slots, would_reject) = match (short, request.mode) {
+        (Some(short), Mode::Enforce) => return (Decision::Rejected(short), vec![]),
+        (would_reject, Mode::Observe) => (request.slots.wanted, would_reject),
         (None, Mode::Enforce) => {
             let free = request.bindings.iter().filter_map(|binding| match binding.bound {
                 Bound::Concurrent(allowed) => Some(allowed.saturating_sub(standing.held(&binding.key))),
@@ -152,7 +152,7 @@ pub fn decide(
         }
     }
     let taken = taken.into_iter().map(|(key, log)| (key.to_owned(), log)).collect();
-    (Decision::Admitted { slots: slots.0, would: slots.1 }, taken)
+    (Decision::Admitted { slots, would_reject }, taken)
 }
 
 fn first_short(request: &AdmissionRequest, standing: &impl LimitUsage, now_ms: UnixMs) -> Option<Shortfall> {

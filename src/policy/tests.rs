@@ -137,7 +137,7 @@ fn who_is_named_must_be_who_it_belongs_to() {
 fn a_header_always_names_a_business_and_without_one_it_is_the_default_one() {
     let policy = Policy::new(settings(), &[]);
     let acme = policy.identify(&RequestAttributes { header: Some("acme"), ..RequestAttributes::default() });
-    assert_eq!((acme.business.as_str(), acme.stranger, acme.ignored), ("acme", None, None));
+    assert_eq!((acme.business.as_str(), acme.unknown_business, acme.ignored), ("acme", None, None));
     assert_eq!(policy.plan_of(&acme.business), DEFAULT_PLAN);
     assert_eq!(policy.identify(&RequestAttributes::default()).business, BusinessId::default_business());
 }
@@ -164,7 +164,7 @@ fn rules_are_tried_in_order_and_strangers_are_refused_where_that_is_written() {
     let policy = Policy::new(Settings { businesses, unknown: Unknown::Reject, ..settings() }, &[]);
     let by = |attributes: RequestAttributes<'_>| {
         let found = policy.identify(&attributes);
-        (found.business.to_string(), found.stranger.map(|e| e.to_string()))
+        (found.business.to_string(), found.unknown_business.map(|e| e.to_string()))
     };
     let header = RequestAttributes { header: Some("birch"), agent: Some("agent_1"), ..RequestAttributes::default() };
     assert_eq!(by(header), ("birch".to_owned(), None));

@@ -34,7 +34,7 @@ pub struct Account {
     /// Tokens of webhooks that are not signed.
     pub webhook_tokens: Vec<Secret>,
     /// Hang-up methods, in order of preference.
-    pub terminate: Vec<String>,
+    pub hang_up_methods: Vec<String>,
     /// The account that carries the calls of this one, for hang-up methods that need it.
     pub carrier: Option<AccountName>,
 }
@@ -43,6 +43,11 @@ impl Account {
     /// Whether ringfence has credentials for requests of its own.
     pub fn can_ask(&self) -> bool {
         self.provider.secrets.iter().all(|name| self.secrets.contains_key(name))
+    }
+
+    /// Its own id at the provider, where paths contain it.
+    pub fn own_id(&self) -> Option<&Secret> {
+        self.secrets.get(&self.provider.subaccounts.as_ref()?.own)
     }
 
     /// The authentication header of ringfence's own requests.
@@ -87,12 +92,12 @@ impl Account {
     /// A URL of the provider: the upstream's scheme, authority and base path, then `path_and_query`.
     pub fn url(&self, path_and_query: &str) -> Result<Uri, http::uri::InvalidUri> {
         let path = path_and_query.split('?').next().unwrap_or_default();
-        join(self.upstream_of(path), path_and_query).parse()
+        join_url(self.upstream_of(path), path_and_query).parse()
     }
 }
 
 /// Joins a base URL and a path below it.
-pub fn join(base: &Uri, path_and_query: &str) -> String {
+pub fn join_url(base: &Uri, path_and_query: &str) -> String {
     let scheme = base.scheme_str().unwrap_or("https");
     let authority = base.authority().map_or("", |a| a.as_str());
     format!("{scheme}://{authority}{}{path_and_query}", base.path().trim_end_matches('/'))

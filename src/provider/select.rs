@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::json;
+use crate::words::words;
 
 /// The maximum number of form pairs. Our choice, far above what providers send; a pair in memory takes many times its spelling.
 pub const FORM_PAIRS_MAX: usize = 1_000;
@@ -41,27 +42,17 @@ pub struct Decoded {
     pub flaw: Option<Flaw>,
 }
 
-/// Why a body may not be read as its sender meant it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Flaw {
-    /// It is not strict JSON; all of it was read.
-    Lenient,
-    /// Values were dropped, because they are too many or too deep.
-    Cut,
-    /// It could not be read.
-    Unreadable,
-}
-
-impl Flaw {
-    /// The label in logs and metrics.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Flaw::Lenient => "lenient",
-            Flaw::Cut => "cut",
-            Flaw::Unreadable => "unreadable",
-        }
+words!(
+    /// Why a body may not be read as its sender meant it.
+    Flaw {
+        /// It is not strict JSON; all of it was read.
+        Lenient = "lenient",
+        /// Values were dropped, because they are too many or too deep.
+        Cut = "cut",
+        /// It could not be read.
+        Unreadable = "unreadable",
     }
-}
+);
 
 impl Document {
     /// Decodes a body. One that does not match its content type is tried as JSON, and is [`Document::Empty`] otherwise; so is a form or
@@ -149,6 +140,16 @@ pub struct Message<'a> {
     pub path: &'a BTreeMap<String, String>,
     /// The headers.
     pub headers: &'a HeaderMap,
+}
+
+/// The captures of a path without any.
+static NO_CAPTURES: BTreeMap<String, String> = BTreeMap::new();
+
+impl<'a> Message<'a> {
+    /// A message of a body and headers.
+    pub fn new(body: &'a Document, headers: &'a HeaderMap) -> Self {
+        Self { body, query: &[], path: &NO_CAPTURES, headers }
+    }
 }
 
 /// Alternative places of a value; the first that has one is used.

@@ -1,6 +1,5 @@
 //! Parses a possible create: read the body → match the operation → identify the business → a [`CreateRequest`].
 
-use std::collections::BTreeMap;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -8,16 +7,17 @@ use http::header::{CONTENT_ENCODING, HOST};
 use http::{HeaderMap, Method, Request, Uri};
 use tracing::{debug, info, warn};
 
-use super::route::{BUSINESS_HEADER, Destination, captures, may_create_many, operation, sdk_sleeps};
+use super::route::{BUSINESS_HEADER, Mounted, captures, may_create_many, operation, sdk_sleeps};
 use crate::call::Direction;
 use crate::calls::Calls;
 use crate::calls::outbound::CreateRequest;
 use crate::calls::rejection::{RejectedRequest, RequestKind};
 use crate::ids::{Alias, BusinessId};
+use crate::metrics::{MessageKind, PLAN_UNKNOWN};
 use crate::net::headers::strip_hop_by_hop;
 use crate::net::{BodyError, Exchange, RelayTarget};
 use crate::policy::{Contradictions, Facts, Ignored, RequestAttributes, UnknownBusiness};
-use crate::provider::account::{Account, join};
+use crate::provider::account::{Account, join_url};
 use crate::provider::description::Operation;
 use crate::provider::select::{Document, Flaw, Message};
 use crate::provider::sign::sha256_hex;
@@ -54,7 +54,7 @@ impl Unparsed {
             kind: RequestKind::Create,
             account,
             business: &self.business,
-            plan: "unknown",
+            plan: PLAN_UNKNOWN,
             direction: self.direction,
             to: None,
             sdk_sleeps: self.sdk_sleeps,
@@ -70,95 +70,94 @@ impl Unparsed {
 pub(super) async fn parse(
     calls: &Calls,
     exchange: &mut Exchange,
-    to: &Destination,
+    to: &Mounted,
     target: &RelayTarget,
 ) -> Result<Parsed, Box<Unparsed>> {
     let (account, path) = (&to.account, &to.path);
-    let is_sleeping = sdk_sleeps(exchange.headers(), account);
+    let sdk_sleeps = sdk_sleeps(exchange.headers(), account);
     let headers = exchange.headers().clone();
-    let reject = |code: RejectionCode, message: String, direction: Direction| {
-        Box::new(Unparsed {
-            rejection: Rejection::new(code, message),
-            direction,
-            business: shown_business(to.business.as_deref(), &headers),
-            sdk_sleeps: is_sleeping,
-        })
+    let reject = |rejection: Rejection, direction: Direction| {
+        let business = shown_business(to.business.as_deref(), &headers);
+        Box::new(Unparsed { rejection, direction, business, sdk_sleeps })
     };
-    let unread = |code: RejectionCode, message: String| reject(code, message, Direction::Outbound);
     let many = may_create_many(&account.provider, exchange.method(), path);
-    // In observe mode every body may be as large as one for many calls.
-    let bytes_max = if many || calls.observes() { CREATE_MANY_BYTES_MAX } else { CREATE_BYTES_MAX };
-    let bytes = exchange.read_body(bytes_max).await.map_err(|error| match error {
-        BodyError::TooLarge { limit } => {
-            unread(RejectionCode::BodyTooLarge, format!("A create has at most {limit} bytes."))
-        }
-        BodyError::NoRoom => unread(RejectionCode::Overloaded, format!("Not dialled: {error}.")),
-        error => {
-            debug!(%error, "failed to read the body of a create");
-            unread(RejectionCode::InvalidRequest, format!("Not dialled: {error}."))
-        }
-    })?;
+    let bytes = read_bytes(calls, exchange, many).await.map_err(|why| reject(why, Direction::Outbound))?;
     let read_at = Instant::now();
-    let codings = headers.get_all(CONTENT_ENCODING);
-    if codings.iter().any(|coding| !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"identity")) {
+    if is_encoded(&headers) {
         if calls.observes() {
             let code = RejectionCode::EncodedBody.as_str(&account.provider.refusal);
-            calls.lifecycle.metrics.would_refuse(code);
+            calls.lifecycle.metrics.would_reject(code);
             info!(account = %account.name, path, code, "request would be denied");
             return Ok(Parsed::Other);
         }
         let message = "Not dialled: a create's body must not be compressed.";
-        return Err(unread(RejectionCode::EncodedBody, message.to_owned()));
+        return Err(reject(Rejection::new(RejectionCode::EncodedBody, message), Direction::Outbound));
     }
-    let body = read(calls, account, exchange.header("content-type"), &bytes, many);
+    let body = decode(calls, account, exchange.header("content-type"), &bytes, many);
     let query: Vec<(String, String)> =
         form_urlencoded::parse(exchange.query().unwrap_or_default().as_bytes()).into_owned().collect();
-    let message = Message { body: &body, query: &query, path: &BTreeMap::new(), headers: &headers };
+    let message = Message { query: &query, ..Message::new(&body, &headers) };
     let Some(operation) = operation(&account.provider, exchange.method(), path, &message).cloned() else {
         return Ok(Parsed::Other);
     };
     let captured = captures(&operation, path).unwrap_or_default();
     let message = Message { path: &captured, ..message };
-    let (facts, stranger, ignored) = identify(calls, account, &operation, to.business.as_deref(), &message);
-    let mut would_reject = None;
-    if operation.facts.selectors().any(|selector| selector.is_doubled(&message)) {
-        // We and the provider may each read another of the two values, and then the limits would be those of another call.
-        let message = "Not dialled: the request gives its caller or its destination more than once.";
-        let rejected = reject(RejectionCode::InvalidRequest, message.to_owned(), operation.direction);
-        if !calls.observes() {
-            return Err(rejected);
-        }
-        would_reject = Some(rejected.rejection);
-    }
-    if let Some(stranger) = stranger {
-        let message = format!("Not dialled: {stranger}.");
-        let rejected = reject(RejectionCode::UnknownBusiness, message, operation.direction);
-        if !calls.observes() {
-            return Err(rejected);
-        }
-        would_reject = would_reject.or(Some(rejected.rejection));
+    let Identified { facts, unknown, ignored } = identify(calls, account, &operation, to.business.as_deref(), &message);
+    let would_reject = objection(&operation, &message, unknown);
+    if !calls.observes()
+        && let Some(rejection) = would_reject
+    {
+        return Err(reject(rejection, operation.direction));
     }
     if let Some(ignored) = ignored {
         info!(business = %facts.business, account = %account.name, %ignored, "business id in the request ignored");
     }
-    let uri = join(&target.base, &target.path_and_query).parse().map_err(|_| {
-        reject(RejectionCode::InvalidRequest, "The request's path cannot be sent on.".to_owned(), operation.direction)
+    let uri = join_url(&target.base, &target.path_and_query).parse().map_err(|_| {
+        let message = "The request's path cannot be sent on.";
+        reject(Rejection::new(RejectionCode::InvalidRequest, message), operation.direction)
     })?;
     let upstream = upstream_request(exchange.method().clone(), uri, headers, bytes);
+    let named = account.provider.subaccounts.as_ref().and_then(|rule| captured.get(&rule.own));
+    let subaccount = named.filter(|named| account.own_id().is_some_and(|own| *named != own.expose())).cloned();
     let batch = operation.again.as_ref().and_then(|kind| Alias::new(kind, captured.get(kind)?));
-    let own = account.provider.subaccounts.as_ref().map(|rule| rule.own.as_str());
-    let subaccount = own.and_then(|own| {
-        let (named, main) = (captured.get(own)?, account.secrets.get(own)?);
-        (named != main.expose()).then(|| named.clone())
-    });
     let mut request = CreateRequest::new(account.clone(), operation, facts, upstream, body);
-    (request.batch, request.subaccount, request.sdk_sleeps, request.ignored) =
-        (batch, subaccount, is_sleeping, ignored);
+    (request.batch, request.subaccount, request.sdk_sleeps, request.ignored) = (batch, subaccount, sdk_sleeps, ignored);
     request.read_at = read_at;
     if let Some(rejection) = would_reject {
         let _ = request.would_reject.set(rejection);
     }
     Ok(Parsed::Create(Box::new(request)))
+}
+
+/// Reads the body of a possible create. In observe mode every body may be as large as one for many calls.
+async fn read_bytes(calls: &Calls, exchange: &mut Exchange, many: bool) -> Result<Bytes, Rejection> {
+    let bytes_max = if many || calls.observes() { CREATE_MANY_BYTES_MAX } else { CREATE_BYTES_MAX };
+    exchange.read_body(bytes_max).await.map_err(|error| match error {
+        BodyError::TooLarge { limit } => {
+            Rejection::new(RejectionCode::BodyTooLarge, format!("A create has at most {limit} bytes."))
+        }
+        BodyError::NoRoom => Rejection::new(RejectionCode::Overloaded, format!("Not dialled: {error}.")),
+        error => {
+            debug!(%error, "failed to read the body of a create");
+            Rejection::new(RejectionCode::InvalidRequest, format!("Not dialled: {error}."))
+        }
+    })
+}
+
+fn is_encoded(headers: &HeaderMap) -> bool {
+    let codings = headers.get_all(CONTENT_ENCODING);
+    codings.iter().any(|coding| !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"identity"))
+}
+
+/// Why a create must be rejected whatever the limits are, if so.
+fn objection(operation: &Operation, message: &Message<'_>, unknown: Option<UnknownBusiness>) -> Option<Rejection> {
+    if operation.facts.selectors().any(|selector| selector.is_doubled(message)) {
+        // We and the provider may each read another of the two values, and then the limits would be those of another call.
+        let message = "Not dialled: the request gives its caller or its destination more than once.";
+        return Some(Rejection::new(RejectionCode::InvalidRequest, message));
+    }
+    let message = format!("Not dialled: {}.", unknown?);
+    Some(Rejection::new(RejectionCode::UnknownBusiness, message))
 }
 
 /// The request that will be sent.
@@ -175,12 +174,21 @@ fn upstream_request(method: Method, uri: Uri, mut headers: HeaderMap, body: Byte
 }
 
 /// Parses a create's body. A batch is read completely or not at all: the calls of a part would be a wrong count.
-fn read(calls: &Calls, account: &Account, content_type: Option<&str>, bytes: &[u8], many: bool) -> Document {
+fn decode(calls: &Calls, account: &Account, content_type: Option<&str>, bytes: &[u8], many: bool) -> Document {
     let read = Document::read(content_type, bytes, &[]);
     let Some(flaw) = read.flaw else { return read.document };
-    calls.lifecycle.metrics.unreadable(account.name.as_str(), "create", flaw.as_str());
+    calls.lifecycle.metrics.unreadable(&account.name, MessageKind::Create, flaw);
     info!(account = %account.name, flaw = flaw.as_str(), bytes = bytes.len(), "create body is not strict JSON");
     if many && flaw == Flaw::Cut { Document::Empty } else { read.document }
+}
+
+/// The attributes that a create shows of itself.
+struct Identified {
+    facts: Facts,
+    /// It names a business that is not known, or contradicts itself.
+    unknown: Option<UnknownBusiness>,
+    /// The part of it that named a business and was not read.
+    ignored: Option<Ignored>,
 }
 
 /// Identifies the business of a create, and collects the attributes that policy selects by.
@@ -190,11 +198,11 @@ fn identify(
     operation: &Operation,
     business: Option<&str>,
     message: &Message<'_>,
-) -> (Facts, Option<UnknownBusiness>, Option<Ignored>) {
+) -> Identified {
     let policy = &calls.policy;
     let read = operation.facts.read(message, operation.direction);
     let api_key = account.provider.api_key.as_ref().and_then(|s| s.text(message));
-    let (header, twofold) = match one_header(message.headers) {
+    let (header, contradictory_header) = match one_header(message.headers) {
         Ok(header) => (header, None),
         Err(why) => (None, Some(why.to_owned())),
     };
@@ -206,7 +214,7 @@ fn identify(
         account: Some(account.name.as_str()),
         api_key_sha256: api_key.map(|key| sha256_hex(key.as_bytes())),
     };
-    let mut contradiction = twofold;
+    let mut contradiction = contradictory_header;
     if let Some(why) = policy.contradiction(&attributes) {
         match policy.settings().contradictions {
             Contradictions::Refuse => contradiction = contradiction.or(Some(why)),
@@ -216,7 +224,7 @@ fn identify(
         }
     }
     let found = policy.identify(&attributes);
-    let stranger = contradiction.map(UnknownBusiness).or(found.stranger);
+    let unknown = contradiction.map(UnknownBusiness).or(found.unknown_business);
     let facts = Facts {
         plan: policy.plan_of(&found.business),
         business: found.business,
@@ -229,7 +237,7 @@ fn identify(
         own_number: read.own_number,
         other_number: read.other_number,
     };
-    (facts, stranger, found.ignored)
+    Identified { facts, unknown, ignored: found.ignored }
 }
 
 /// The value of the header. A malformed one, or two different ones, are errors.

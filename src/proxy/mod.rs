@@ -14,7 +14,8 @@ use tracing::{Instrument as _, Span};
 
 use crate::calls::Calls;
 use crate::calls::batches::{BatchCalling, OtherRequest};
-use crate::calls::rejection::hung_up;
+use crate::calls::rejection::client_disconnected;
+use crate::metrics::{ApiRequest, Served};
 use crate::net::{Exchange, Handler, HostRule, Mount, RelayTarget};
 use crate::provider::account::Account;
 use crate::provider::path::percent_decode;
@@ -24,7 +25,7 @@ pub use create::{CREATE_BYTES_MAX, CREATE_MANY_BYTES_MAX};
 use create::{Parsed, parse};
 use relay::{relay, relay_rejected};
 pub use route::BUSINESS_HEADER;
-use route::{Destination, NoAccount, may_create, route};
+use route::{Mounted, NoAccount, may_create, route};
 
 /// The handler of `listen.api`.
 pub struct Proxy {
@@ -41,34 +42,13 @@ impl Handler for Proxy {
             return exchange.respond(health()).await;
         }
         let (kind, status) = self.answer(exchange).await;
-        self.calls.lifecycle.metrics.request("api", kind.as_str(), status);
-    }
-}
-
-/// The kind of a request, as metrics name it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    /// No account matches.
-    Unknown,
-    /// It creates calls.
-    Create,
-    /// It is passed through.
-    Relay,
-}
-
-impl Kind {
-    const fn as_str(self) -> &'static str {
-        match self {
-            Kind::Unknown => "unknown",
-            Kind::Create => "create",
-            Kind::Relay => "relay",
-        }
+        self.calls.lifecycle.metrics.request(Served::Api(kind), status);
     }
 }
 
 impl Proxy {
     /// Answers the request; returns its kind and the status of the answer.
-    async fn answer(&self, exchange: &mut Exchange) -> (Kind, u16) {
+    async fn answer(&self, exchange: &mut Exchange) -> (ApiRequest, u16) {
         let calls = &self.calls;
         let path = exchange.path().to_owned();
         let to = match route(&calls.accounts, exchange.host(), &path, exchange.headers()) {
@@ -77,14 +57,14 @@ impl Proxy {
                 let mounts: Vec<String> = calls.accounts.keys().map(|name| format!("/{name}/…")).collect();
                 let message = format!("Unknown path. Mounts: {}", mounts.join(", "));
                 exchange.respond(problem(StatusCode::NOT_FOUND, "UNKNOWN_ROUTE", &message)).await;
-                return (Kind::Unknown, 404);
+                return (ApiRequest::Unknown, 404);
             }
             Err(NoAccount::Contradiction { account, why }) => {
                 let rejection = Rejection::new(RejectionCode::AccountMismatch, format!("Not sent on: {why}."));
-                return (Kind::Unknown, relay_rejected(calls, exchange, &account, rejection).await);
+                return (ApiRequest::Unknown, relay_rejected(calls, exchange, &account, rejection).await);
             }
         };
-        let to = Destination {
+        let to = Mounted {
             business: to.business.map(|business| percent_decode(business).into_owned()),
             account: to.account.clone(),
             path: to.path.to_owned(),
@@ -94,9 +74,9 @@ impl Proxy {
             if self.batches.is_some()
                 && let Some(response) = self.batch_answer(exchange, &to).boxed().await
             {
-                return (Kind::Relay, respond(exchange, response, &to.account).await);
+                return (ApiRequest::Relay, respond(exchange, response, &to.account).await);
             }
-            return (Kind::Relay, relay(calls, exchange, &to.account, target).await);
+            return (ApiRequest::Relay, relay(calls, exchange, &to.account, target).await);
         }
         let tree = traces::create(to.account.name.as_str(), exchange.headers());
         // Boxed, so that requests that pass through do not need the memory of a create.
@@ -104,7 +84,7 @@ impl Proxy {
     }
 
     /// The answer to a request about a batch that ringfence dials itself.
-    async fn batch_answer(&self, exchange: &Exchange, to: &Destination) -> Option<Response<Bytes>> {
+    async fn batch_answer(&self, exchange: &Exchange, to: &Mounted) -> Option<Response<Bytes>> {
         let batches = self.batches.as_ref()?;
         let request = OtherRequest {
             method: exchange.method(),
@@ -116,7 +96,7 @@ impl Proxy {
     }
 
     /// Parses a possible create, and places it.
-    async fn create(&self, exchange: &mut Exchange, to: Destination, target: RelayTarget) -> (Kind, u16) {
+    async fn create(&self, exchange: &mut Exchange, to: Mounted, target: RelayTarget) -> (ApiRequest, u16) {
         let calls = &self.calls;
         let request = match parse(calls, exchange, &to, &target).instrument(traces::step("parse")).await {
             Ok(Parsed::Create(request)) => *request,
@@ -124,23 +104,23 @@ impl Proxy {
                 traces::note("otel.name", "relay");
                 let status = relay(calls, exchange, &to.account, target).await;
                 traces::note_status(&Span::current(), status);
-                return (Kind::Relay, status);
+                return (ApiRequest::Relay, status);
             }
             Err(rejected) => {
                 let response = calls.rejections.respond(rejected.rejection.clone(), &rejected.of(&to.account));
-                return (Kind::Create, respond(exchange, response, &to.account).await);
+                return (ApiRequest::Create, respond(exchange, response, &to.account).await);
             }
         };
         traces::note_facts(&request.facts);
         if exchange.is_client_gone().await {
             // The client may already have retried on another connection and been told that nothing was dialled.
-            let response = calls.rejections.respond(hung_up(), &request.rejected());
-            return (Kind::Create, respond(exchange, response, &to.account).await);
+            let response = calls.rejections.respond(client_disconnected(), &request.rejected());
+            return (ApiRequest::Create, respond(exchange, response, &to.account).await);
         }
         if let Some(batches) = &self.batches
             && let Some(response) = batches.create(calls, &request).await
         {
-            return (Kind::Create, respond(exchange, response, &to.account).await);
+            return (ApiRequest::Create, respond(exchange, response, &to.account).await);
         }
         let (client, answer) = calls.outbound.place(request);
         let mut answer = std::pin::pin!(answer);
@@ -159,21 +139,21 @@ impl Proxy {
             let delivery = client.delivered();
             exchange.if_reset(move || delivery.lost());
         }
-        (Kind::Create, status)
+        (ApiRequest::Create, status)
     }
 }
 
 async fn respond(exchange: &mut Exchange, response: Response<Bytes>, account: &Account) -> u16 {
     let status = response.status().as_u16();
     traces::note_status(&Span::current(), status);
-    if let Some(rejection) = response.extensions().get::<Rejection>() {
-        traces::note("ringfence.code", rejection.code.as_str(&account.provider.refusal));
+    if let Some(code) = response.extensions().get::<RejectionCode>() {
+        traces::note("ringfence.code", code.as_str(&account.provider.refusal));
     }
     exchange.respond(response).await;
     status
 }
 
-fn target(exchange: &Exchange, to: &Destination) -> RelayTarget {
+fn target(exchange: &Exchange, to: &Mounted) -> RelayTarget {
     let path = &to.path;
     let at = exchange.path().strip_suffix(path.as_str());
     let at = at.map_or_else(|| format!("/{}", to.account.name), str::to_owned);

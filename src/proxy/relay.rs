@@ -9,6 +9,7 @@ use super::route::sdk_sleeps;
 use crate::call::Direction;
 use crate::calls::Calls;
 use crate::calls::rejection::{RejectedRequest, RequestKind};
+use crate::metrics::PLAN_UNKNOWN;
 use crate::net::{Exchange, RelayError, RelayTarget, Tap, relay_tapped};
 use crate::provider::account::Account;
 use crate::reply::{Rejection, RejectionCode};
@@ -71,7 +72,7 @@ pub(super) async fn relay_rejected(
         kind: RequestKind::Other,
         account,
         business: "unknown",
-        plan: "unknown",
+        plan: PLAN_UNKNOWN,
         direction: Direction::Outbound,
         to: None,
         sdk_sleeps: sdk_sleeps(exchange.headers(), account),

@@ -12,15 +12,16 @@ use crate::ids::AccountName;
 use crate::provider::account::Account;
 use crate::provider::description::{Description, Operation};
 use crate::provider::path::{Readings, percent_decode, readings};
+use crate::provider::secret::Secret;
 use crate::provider::select::Message;
 use crate::provider::sign::equal;
 
 /// The header in which an app names the business; never forwarded.
 pub const BUSINESS_HEADER: HeaderName = HeaderName::from_static("x-business-id");
 
-/// The owned form of [`Route`].
+/// The owned form of [`RoutedRequest`].
 #[derive(Debug)]
-pub(super) struct Destination {
+pub(super) struct Mounted {
     pub(super) account: Arc<Account>,
     /// The business in `/b/{business}/…`.
     pub(super) business: Option<String>,
@@ -30,7 +31,7 @@ pub(super) struct Destination {
 
 /// The account and path that a request is for.
 #[derive(Debug)]
-pub struct Route<'a> {
+pub struct RoutedRequest<'a> {
     /// The account.
     pub account: &'a Arc<Account>,
     /// The business in `/b/{business}/…`.
@@ -62,7 +63,7 @@ pub fn route<'a>(
     host: Option<&str>,
     path: &'a str,
     headers: &HeaderMap,
-) -> Result<Route<'a>, NoAccount> {
+) -> Result<RoutedRequest<'a>, NoAccount> {
     let (business, path) = match path.strip_prefix("/b/").and_then(|rest| rest.split_once('/')) {
         Some((business, _)) => (Some(business), &path[3 + business.len()..]),
         None => (None, path),
@@ -79,12 +80,12 @@ pub fn route<'a>(
             // If the account's key is not configured, another key proves nothing.
             Some((other, shown))
                 if other.name != account.name
-                    && (shown == IN_PATH || account.can_ask() || own_id(account).is_some()) =>
+                    && (shown == IN_PATH || account.can_ask() || account.own_id().is_some()) =>
             {
                 let why = format!("the URL names account {}, but {shown} is of account {}", account.name, other.name);
                 Err(NoAccount::Contradiction { account: account.clone(), why })
             }
-            _ => Ok(Route { account, business, path: rest }),
+            _ => Ok(RoutedRequest { account, business, path: rest }),
         };
     }
     let of_provider = |fits: &dyn Fn(&Description) -> bool, path: &'a str| {
@@ -92,7 +93,7 @@ pub fn route<'a>(
         let default = fitting.iter().find(|a| is_mount(&a.name)).or(fitting.first()).copied();
         let shown = if fitting.len() > 1 { shown(&fitting, default, path, headers) } else { None };
         let account = shown.map(|(account, _)| account).or(default);
-        account.map(|account| Route { account, business, path }).ok_or(NoAccount::Unknown)
+        account.map(|account| RoutedRequest { account, business, path }).ok_or(NoAccount::Unknown)
     };
     let mounted = accounts.values().find_map(|a| below(path, &a.provider.mount).map(|rest| (&a.provider.mount, rest)));
     if let Some((mount, rest)) = mounted {
@@ -128,7 +129,7 @@ fn shown<'a>(
     headers: &HeaderMap,
 ) -> Option<(&'a Arc<Account>, &'static str)> {
     let segments: Vec<_> = path.split('/').map(percent_decode).collect();
-    let in_path = |a: &Account| own_id(a).is_some_and(|id| segments.iter().any(|one| **one == id));
+    let in_path = |a: &Account| a.own_id().is_some_and(|id| segments.iter().any(|one| **one == *id.expose()));
     let candidates = || called.into_iter().chain(accounts.iter().copied());
     if let Some(account) = candidates().find(|a| in_path(a)) {
         return Some((account, IN_PATH));
@@ -141,13 +142,9 @@ fn shown<'a>(
         let is_key = a.credentials().is_ok_and(|(name, value)| {
             headers.get(&name).is_some_and(|shown| equal(shown.as_bytes(), value.as_bytes()))
         });
-        is_key || (user.is_some() && own_id(a) == user)
+        is_key || (user.is_some() && a.own_id().map(Secret::expose) == user.as_deref())
     };
     candidates().find(|a| shows_key(a)).map(|account| (account, "its API key"))
-}
-
-fn own_id(account: &Account) -> Option<String> {
-    account.secrets.get("account_sid").map(|sid| sid.expose().to_owned())
 }
 
 fn below<'a>(path: &'a str, mount: &str) -> Option<&'a str> {
@@ -162,15 +159,15 @@ fn fits(operation: &Operation, method: &Method, paths: &Readings<'_>) -> bool {
 
 /// Whether path and method match an operation, whatever the body says. Only then is the body read.
 pub fn may_create(provider: &Description, method: &Method, path: &str) -> bool {
-    may_be(provider, method, path).next().is_some()
+    by_path(provider, method, path).next().is_some()
 }
 
 /// Whether path and method match an operation that creates many calls, whose body may be long.
 pub fn may_create_many(provider: &Description, method: &Method, path: &str) -> bool {
-    may_be(provider, method, path).any(|o| o.slots.is_some())
+    by_path(provider, method, path).any(|o| o.slots.is_some())
 }
 
-fn may_be<'a, 'r>(
+fn by_path<'a, 'r>(
     provider: &'a Description,
     method: &'r Method,
     path: &'r str,
@@ -191,7 +188,7 @@ pub fn operation<'a>(
     path: &str,
     message: &Message<'_>,
 ) -> Option<&'a Arc<Operation>> {
-    may_be(provider, method, path).find(|o| o.when.is_empty() || o.when.holds(message))
+    by_path(provider, method, path).find(|o| o.when.is_empty() || o.when.holds(message))
 }
 
 /// Whether the client is an SDK that sleeps for `Retry-After` inside the app's request.
@@ -204,7 +201,6 @@ pub(super) fn sdk_sleeps(headers: &HeaderMap, account: &Account) -> bool {
 mod tests {
     use super::*;
     use crate::provider::Registry;
-    use crate::provider::secret::Secret;
     use crate::provider::select::Document;
 
     fn accounts(list: &[(&str, &str, &str)]) -> BTreeMap<AccountName, Arc<Account>> {
@@ -221,7 +217,7 @@ mod tests {
                 webhook_secrets: vec![],
                 shared_keys: BTreeMap::new(),
                 webhook_tokens: vec![],
-                terminate: vec![],
+                hang_up_methods: vec![],
                 carrier: None,
             };
             (name, Arc::new(account))

@@ -4,7 +4,7 @@ use http::StatusCode;
 
 use crate::policy::decision::LimitExceeded;
 use crate::policy::{Bound, Scope};
-use crate::provider::description::RefusalShape;
+use crate::provider::description::RejectionShape;
 
 /// The code of a rejection or failure: those of the replaced systems (docs/compatibility.md), and those that ringfence adds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,7 +46,7 @@ pub enum RejectionCode {
     /// The destination must not be called: a do-not-call list, or the operator's rules.
     DoNotCall,
     /// The client disconnected before its create was admitted.
-    ClientHungUp,
+    ClientDisconnected,
     /// The call record could not be written, so nothing was sent.
     StoreUnavailable,
     /// The limiter does not answer, so nothing was sent.
@@ -71,7 +71,7 @@ pub enum RejectionCode {
 
 /// What observe mode does where enforce mode answers with a code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Observed {
+pub enum ObserveAction {
     /// The create is sent and marked: header, counter, log, record.
     Sent,
     /// The provider's own answer is passed on unchanged, and marked.
@@ -80,13 +80,13 @@ pub enum Observed {
     Answered,
 }
 
-impl Observed {
+impl ObserveAction {
     /// The text in the docs.
     pub const fn as_str(self) -> &'static str {
         match self {
-            Observed::Sent => "sent and marked",
-            Observed::PassedOn => "the provider's own answer, marked",
-            Observed::Answered => "the same answer",
+            ObserveAction::Sent => "sent and marked",
+            ObserveAction::PassedOn => "the provider's own answer, marked",
+            ObserveAction::Answered => "the same answer",
         }
     }
 }
@@ -145,7 +145,7 @@ impl RejectionCode {
         RejectionCode::KeyReused,
         RejectionCode::InvalidDestination,
         RejectionCode::DoNotCall,
-        RejectionCode::ClientHungUp,
+        RejectionCode::ClientDisconnected,
         RejectionCode::StoreUnavailable,
         RejectionCode::GateUnavailable,
         RejectionCode::BodyTooLarge,
@@ -159,7 +159,7 @@ impl RejectionCode {
     ];
 
     /// What observe mode does instead: it rejects only what cannot be sent at all.
-    pub const fn observed(self) -> Observed {
+    pub const fn observed(self) -> ObserveAction {
         match self {
             // Limits, and rules about the business or the destination.
             RejectionCode::GlobalCapacityExceeded
@@ -170,15 +170,15 @@ impl RejectionCode {
             | RejectionCode::UnknownBusiness
             | RejectionCode::InvalidDestination
             | RejectionCode::DoNotCall
-            | RejectionCode::KeyReused => Observed::Sent,
+            | RejectionCode::KeyReused => ObserveAction::Sent,
             // The batch counts as one call until its calls are seen.
-            RejectionCode::BatchSizeUnknown => Observed::Sent,
+            RejectionCode::BatchSizeUnknown => ObserveAction::Sent,
             // We cannot count it, or not parse it; the provider accepts it all the same.
             RejectionCode::StoreUnavailable | RejectionCode::GateUnavailable | RejectionCode::EncodedBody => {
-                Observed::Sent
+                ObserveAction::Sent
             }
             // The provider's rejection, not ours.
-            RejectionCode::ProviderLimit => Observed::PassedOn,
+            RejectionCode::ProviderLimit => ObserveAction::PassedOn,
             // The provider cannot be reached, or not unambiguously, or the request is incomplete.
             RejectionCode::InitiationFailed
             | RejectionCode::AccountRemoved
@@ -188,14 +188,14 @@ impl RejectionCode {
             | RejectionCode::UnknownRoute
             | RejectionCode::AccountMismatch
             | RejectionCode::BodyTooLarge
-            | RejectionCode::InvalidRequest => Observed::Answered,
+            | RejectionCode::InvalidRequest => ObserveAction::Answered,
             // Nobody waits for the call any more, or it may have been retried elsewhere.
-            RejectionCode::ClientHungUp | RejectionCode::ProcessPaused => Observed::Answered,
+            RejectionCode::ClientDisconnected | RejectionCode::ProcessPaused => ObserveAction::Answered,
             // The create was sent; the code says what came of it.
             RejectionCode::OutcomeUnknown
             | RejectionCode::AlreadyPlaced
             | RejectionCode::UpstreamSilent
-            | RejectionCode::UpstreamRedirects => Observed::Answered,
+            | RejectionCode::UpstreamRedirects => ObserveAction::Answered,
         }
     }
 
@@ -211,7 +211,7 @@ impl RejectionCode {
     }
 
     /// The code in the body's `error` field.
-    pub fn as_str(self, shape: &RefusalShape) -> &str {
+    pub fn as_str(self, shape: &RejectionShape) -> &str {
         match self {
             RejectionCode::GlobalCapacityExceeded => "GLOBAL_CAPACITY_EXCEEDED",
             RejectionCode::BusinessLimitExceeded => "BUSINESS_CONCURRENT_LIMIT_EXCEEDED",
@@ -231,7 +231,7 @@ impl RejectionCode {
             RejectionCode::KeyReused => "IDEMPOTENCY_KEY_REUSED",
             RejectionCode::InvalidDestination => "INVALID_DESTINATION_PHONE",
             RejectionCode::DoNotCall => "DO_NOT_CALL_BLOCKED",
-            RejectionCode::ClientHungUp => "CLIENT_HUNG_UP",
+            RejectionCode::ClientDisconnected => "CLIENT_HUNG_UP",
             RejectionCode::StoreUnavailable => "CALL_STORE_UNAVAILABLE",
             RejectionCode::GateUnavailable => "GATE_REBUILDING",
             RejectionCode::BodyTooLarge => "BODY_TOO_LARGE",
@@ -246,7 +246,7 @@ impl RejectionCode {
     }
 
     /// The label `reason` of `concurrent_rejected_total`.
-    pub fn metric_reason(self, shape: &RefusalShape) -> &str {
+    pub fn metric_reason(self, shape: &RejectionShape) -> &str {
         match self {
             RejectionCode::BusinessLimitExceeded => "BUSINESS_LIMIT",
             other => other.as_str(shape),
@@ -254,7 +254,7 @@ impl RejectionCode {
     }
 
     /// The status of the response.
-    pub fn status(self, shape: &RefusalShape) -> StatusCode {
+    pub fn status(self, shape: &RejectionShape) -> StatusCode {
         match self {
             RejectionCode::PlanNotAllowed | RejectionCode::UnknownBusiness => StatusCode::FORBIDDEN,
             // Statuses that no SDK of the provider retries automatically.
@@ -266,7 +266,7 @@ impl RejectionCode {
             }
             RejectionCode::KeyReused => StatusCode::UNPROCESSABLE_ENTITY,
             RejectionCode::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            RejectionCode::InvalidRequest | RejectionCode::ClientHungUp | RejectionCode::AccountMismatch => {
+            RejectionCode::InvalidRequest | RejectionCode::ClientDisconnected | RejectionCode::AccountMismatch => {
                 StatusCode::BAD_REQUEST
             }
             RejectionCode::EncodedBody => StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -290,7 +290,7 @@ impl RejectionCode {
             | RejectionCode::AccountMismatch
             | RejectionCode::KeyReused
             | RejectionCode::InvalidDestination
-            | RejectionCode::ClientHungUp
+            | RejectionCode::ClientDisconnected
             | RejectionCode::UnknownRoute => Kind::Invalid,
             RejectionCode::InitiationFailed
             | RejectionCode::AccountRemoved
@@ -315,6 +315,16 @@ impl RejectionCode {
             RejectionCode::AlreadyPlaced => Disposition::Called,
             _ => Disposition::NotCalled,
         }
+    }
+
+    /// Whether a create that it answers counts as rejected. Some say that a call was made, or may have been; others answer only
+    /// requests of which it is not known that they are creates.
+    pub const fn counts_as_rejected(self) -> bool {
+        let is_of_no_create = matches!(
+            self,
+            RejectionCode::AccountMismatch | RejectionCode::UpstreamSilent | RejectionCode::UnknownRoute
+        );
+        matches!(self.disposition(), Disposition::NotCalled) && !is_of_no_create
     }
 
     /// Whether its message ends with the rejection's id, which `GET /api/refusals` accepts.

@@ -226,7 +226,7 @@ impl Dialler {
             }
             let outcome = settle.outcome.unwrap_or(one.outcome);
             info!(run, %outcome, again = settle.state == JobState::Queued, "Call completed for lead={lead}");
-            calls.lifecycle.metrics.run_call(outcome.as_str());
+            calls.lifecycle.metrics.run_call(outcome);
             if one.run_state == RunState::Running {
                 let (failed, why) = results.entry(run).or_default();
                 failed.push(is_failure(one.outcome));

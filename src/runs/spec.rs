@@ -19,10 +19,11 @@ use serde_json::{Map, Value};
 use crate::call::Outcome;
 use crate::calls::Calls;
 use crate::calls::outbound::CreateRequest;
+use crate::calls::rejection::RequestKind;
 use crate::destinations::Hours;
 use crate::ids::{AccountName, BusinessId};
 use crate::policy::{Facts, Rate};
-use crate::provider::account::{Account, join};
+use crate::provider::account::{Account, join_url};
 use crate::provider::description::{Dial, Operation};
 use crate::provider::render::{Target, render};
 use crate::provider::select::{Document, Message};
@@ -537,7 +538,7 @@ impl Plan {
         let of_account = |error: &dyn std::fmt::Display| format!("account {}: {error}", self.account.name);
         let path = render(&self.dial.path, Target::Url, |name| self.account.value(name));
         let path = path.map_err(|error| of_account(&error))?;
-        let uri = join(self.account.upstream_of(&path), &path).parse();
+        let uri = join_url(self.account.upstream_of(&path), &path).parse();
         let uri = uri.map_err(|_| of_account(&"the operation's URL cannot be read"))?;
         let (name, value) = self.account.credentials().map_err(|error| of_account(&error))?;
         Ok((uri, name, value))
@@ -584,7 +585,7 @@ impl Plan {
         let facts = self.facts_of(calls, &body, request.headers());
         self.check_business(calls, &facts).map_err(|why| self.blame(calls, &facts, why))?;
         let mut request = CreateRequest::new(self.account.clone(), self.operation.clone(), facts, request, body);
-        request.is_job = true;
+        request.kind = RequestKind::Job;
         Ok(request)
     }
 }

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use ulid::Ulid;
 
 use super::runs::{Job, Run};
-use super::{CallRecord, NewCall, RefusalRecord};
+use super::{CallRecord, NewCall, RejectionRecord};
 use crate::call::{Origin, Outcome, Phase, Step};
 use crate::clock::{UnixMs, rfc3339};
 use crate::ids::{Alias, CallId};
@@ -83,18 +83,18 @@ pub(super) fn stepped(record: &CallRecord, step: Step, at_ms: UnixMs) -> Option<
 }
 
 /// The event of a rejection; none in observe mode.
-pub(super) fn refused(refusal: &RefusalRecord) -> Option<AppEvent> {
-    if !refusal.tell || refusal.observed {
+pub(super) fn rejected(rejection: &RejectionRecord) -> Option<AppEvent> {
+    if !rejection.tell || rejection.observed {
         return None;
     }
     let data = json!({
-        "refusalId": refusal.id, "businessId": refusal.business, "account": refusal.account,
-        "direction": refusal.direction, "reason": refusal.code, "limitName": refusal.limit_name,
-        "current": refusal.current, "limit": refusal.limit,
+        "refusalId": rejection.id, "businessId": rejection.business, "account": rejection.account,
+        "direction": rejection.direction, "reason": rejection.code, "limitName": rejection.limit_name,
+        "current": rejection.current, "limit": rejection.limit,
     });
-    let one = event("call.refused", None, refusal.at, &data);
+    let one = event("call.refused", None, rejection.at, &data);
     // Named by the rejection's id, so that it is found with it.
-    Some(AppEvent { id: format!("{EVENT}{}", refusal.id), ..one })
+    Some(AppEvent { id: format!("{EVENT}{}", rejection.id), ..one })
 }
 
 /// The event of a step of a bulk run: `run.running`, `run.paused`, `run.done`, …

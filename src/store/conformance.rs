@@ -13,7 +13,7 @@ pub(super) mod runs;
 mod schedules;
 mod transcripts;
 
-use crate::store::EventOutcome;
+use crate::store::{DeliveryResult, EventOutcome};
 use std::sync::Arc;
 
 use super::*;
@@ -278,7 +278,7 @@ pub(super) async fn a_webhook_is_taken_once(fresh: &impl Fresh) {
         id: "d1".to_owned(),
         event_id: "a".to_owned(),
         call: None,
-        route: Route::Callback,
+        route: DeliveryRoute::Callback,
         url: "http://app.test/x".to_owned(),
         method: "POST".to_owned(),
         headers: vec![],
@@ -292,7 +292,7 @@ pub(super) async fn a_webhook_is_taken_once(fresh: &impl Fresh) {
     assert_eq!(store.receive(event("c")).await.unwrap(), before(Some(EventOutcome::Applied)));
     assert_eq!(store.take_deliveries(4, 10, "", false).await.unwrap(), []);
     assert_eq!(store.take_deliveries(5, 10, "", false).await.unwrap(), [delivery]);
-    store.delivered("d1", 6, Err(("refused".to_owned(), Some(50)))).await.unwrap();
+    store.delivered("d1", 6, DeliveryResult::Retry { why: "refused".to_owned(), at: 50 }).await.unwrap();
     assert_eq!(store.take_deliveries(49, 10, "", false).await.unwrap(), []);
     assert_eq!(store.take_deliveries(50, 10, "", false).await.unwrap()[0].attempts, 1);
     assert_eq!(
@@ -300,7 +300,7 @@ pub(super) async fn a_webhook_is_taken_once(fresh: &impl Fresh) {
         1,
         "the event goes, what the app waits for stays"
     );
-    store.delivered("d1", 51, Err(("refused".to_owned(), None))).await.unwrap();
+    store.delivered("d1", 51, DeliveryResult::GivenUp { why: "refused".to_owned() }).await.unwrap();
     assert_eq!(store.take_deliveries(99, 10, "", false).await.unwrap(), []);
     assert_eq!(
         store.purge(&RetentionCutoffs::of_all(1000, 1000)).await.unwrap(),
@@ -478,8 +478,8 @@ pub(super) async fn the_latest_come_first(fresh: &impl Fresh) {
     }
     let latest: Vec<CallId> = store.latest_calls(3).await.unwrap().into_iter().map(|c| c.id).collect();
     assert_eq!(latest, ids[..3]);
-    let refusal = RefusalRecord {
-        id: RefusalId::new(),
+    let rejection = RejectionRecord {
+        id: RejectionId::new(),
         at: 1,
         business: "b".to_owned(),
         account: "a".to_owned(),
@@ -492,11 +492,11 @@ pub(super) async fn the_latest_come_first(fresh: &impl Fresh) {
         attempts: 1,
         tell: false,
     };
-    let other = RefusalRecord { id: RefusalId::new(), at: 2, limit_name: None, ..refusal.clone() };
-    store.refused(vec![]).await.unwrap();
-    store.refused(vec![refusal.clone()]).await.unwrap();
-    store.refused(vec![refusal.clone(), other.clone(), refusal.clone()]).await.unwrap();
-    assert_eq!(store.latest_refusals(9).await.unwrap(), [other, RefusalRecord { attempts: 3, ..refusal }]);
+    let other = RejectionRecord { id: RejectionId::new(), at: 2, limit_name: None, ..rejection.clone() };
+    store.record_rejections(vec![]).await.unwrap();
+    store.record_rejections(vec![rejection.clone()]).await.unwrap();
+    store.record_rejections(vec![rejection.clone(), other.clone(), rejection.clone()]).await.unwrap();
+    assert_eq!(store.latest_rejections(9).await.unwrap(), [other, RejectionRecord { attempts: 3, ..rejection }]);
     let acme = Business::named(BusinessId::parse("acme").unwrap());
     assert!(store.put_business(&acme, 1).await.unwrap());
     assert!(!store.put_business(&acme, 2).await.unwrap());

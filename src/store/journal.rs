@@ -7,13 +7,14 @@ use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tracing::warn;
 
 use super::NewEvent;
 use super::spool::{SpoolError, blocking, failed_in, ignore_missing, is_event_id, make_folder, sync, write_new};
+use crate::sync::lock;
 
 /// The extension of an incomplete file.
 const PART: &str = "part";
@@ -124,7 +125,7 @@ fn decode(bytes: &[u8]) -> io::Result<NewEvent> {
 
 impl Inner {
     fn changing(&self) -> MutexGuard<'_, ()> {
-        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.changing)
     }
 
     fn count(&self, files: u64, bytes: u64) {

@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::Cursor;
 use crate::clock::UnixMs;
-use crate::ids::RefusalId;
+use crate::ids::RejectionId;
+use crate::words::words;
 
 /// A webhook as received.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,7 +46,7 @@ pub struct Reach {
 
 /// Webhooks to be applied.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Waiting {
+pub struct UnsettledEvents {
     /// Readable ones.
     pub events: Vec<NewEvent>,
     /// Unreadable ones, with the reason.
@@ -54,7 +55,7 @@ pub struct Waiting {
     pub last: Option<Cursor>,
 }
 
-crate::call::words!(
+words!(
     /// The outcome of a webhook in one word, as in the inbox and in metrics.
     EventOutcome {
         /// It changed a call, or reported what was known.
@@ -102,10 +103,10 @@ pub enum ReceiveOutcome {
     },
 }
 
-crate::call::words!(
+words!(
     /// The route of a delivery.
     #[derive(Default)]
-    Route {
+    DeliveryRoute {
         /// To the app's configured address.
         #[default]
         App = "app",
@@ -113,8 +114,17 @@ crate::call::words!(
         Callback = "callback",
         /// To a URL that an app chose, which is its own: it goes to the app's configured address.
         Forwarded = "forwarded",
+        /// One of ringfence's own events: its URL and signature are set when it is sent. Its row has the flag `own`.
+        OwnEvent = "own_event",
     }
 );
+
+impl DeliveryRoute {
+    /// Whether an app chose the URL.
+    pub const fn is_chosen_by_app(self) -> bool {
+        matches!(self, DeliveryRoute::Callback | DeliveryRoute::Forwarded)
+    }
+}
 
 /// A notification for the app.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -126,7 +136,7 @@ pub struct Delivery {
     /// Its call: deliveries of one call are sent in order, as long as none fails.
     pub call: Option<String>,
     /// Its route.
-    pub route: Route,
+    pub route: DeliveryRoute,
     /// Its URL; of a callback, as the app wrote it.
     pub url: String,
     /// Its method.
@@ -141,18 +151,30 @@ pub struct Delivery {
     pub attempts: u32,
 }
 
-impl Delivery {
-    /// Whether it is one of ringfence's own events: its URL and signature are set when it is sent.
-    pub fn is_own(&self) -> bool {
-        self.url.is_empty()
-    }
+/// The result of an attempt to deliver.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DeliveryResult {
+    /// The app has it.
+    Done,
+    /// It is due again.
+    Retry {
+        /// Why it failed.
+        why: String,
+        /// When it is due.
+        at: UnixMs,
+    },
+    /// It is not retried.
+    GivenUp {
+        /// Why it failed.
+        why: String,
+    },
 }
 
 /// A recorded rejection.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct RefusalRecord {
+pub struct RejectionRecord {
     /// Its id.
-    pub id: RefusalId,
+    pub id: RejectionId,
     /// When it happened.
     pub at: UnixMs,
     /// The business.

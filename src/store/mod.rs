@@ -47,7 +47,7 @@ use async_trait::async_trait;
 
 use crate::call::Event;
 use crate::clock::UnixMs;
-use crate::ids::{AccountName, Alias, CallId, RefusalId};
+use crate::ids::{AccountName, Alias, CallId, RejectionId};
 use crate::policy::decision::{AdmissionRequest, GateMode, GateState, LeaseRow};
 use crate::policy::{Business, Facts, Policy};
 use crate::provider::secret::Secret;
@@ -57,7 +57,10 @@ pub use do_not_call::{DoNotCallLists, EVERYBODY, ListChange, ListChanges, Listed
 pub use journal::Journal;
 pub use listing::{EventFilter, ListFilter};
 pub use membership::{BEAT_EVERY_MS, Fleet, LIVE_MS, Living, OwnershipMode, Replica};
-pub use message::{Delivery, EventOutcome, NewEvent, Reach, ReceiveOutcome, RefusalRecord, Route, Waiting};
+pub use message::{
+    Delivery, DeliveryResult, DeliveryRoute, EventOutcome, NewEvent, Reach, ReceiveOutcome, RejectionRecord,
+    UnsettledEvents,
+};
 pub use operator::{AuditRecord, Desk, Inbox, InboxEvent, Outbox, OutboxDelivery, Purged, Replayable};
 pub use record::{
     AdmitOutcome, AppCallback, CallRecord, Confirmed, CreateAnswer, EpochBump, InFlightRow, InsertOutcome, NewCall,
@@ -209,34 +212,35 @@ pub trait Store:
 
     /// Unsettled webhooks that were received before a time, or are to be retried by then; oldest first, after a position, at most
     /// `limit`. Without parked ones.
-    async fn unsettled_events(&self, before_ms: UnixMs, reach: &Reach, after: &Cursor, limit: u32) -> Result<Waiting>;
+    async fn unsettled_events(
+        &self,
+        before_ms: UnixMs,
+        reach: &Reach,
+        after: &Cursor,
+        limit: u32,
+    ) -> Result<UnsettledEvents>;
 
     /// Claims due deliveries, in order: they are reserved for [`TAKEN_MS`] by the store's clock, and the next one of a call is
     /// not claimed before this one was attempted; in `strict` order, and for ringfence's own events, not before it is done or
     /// given up. Counts no attempt. Of spooled ones, only those in this spool. An unreadable one is given up.
     async fn take_deliveries(&self, at_ms: UnixMs, limit: u32, spool: &str, strict: bool) -> Result<Vec<Delivery>>;
 
-    /// Records the result of a claimed delivery: done, due again, or given up (`None`). A done one stays done.
-    async fn delivered(
-        &self,
-        id: &str,
-        at_ms: UnixMs,
-        result: std::result::Result<(), (String, Option<UnixMs>)>,
-    ) -> Result<()>;
+    /// Records the result of a claimed delivery. A done one stays done.
+    async fn delivered(&self, id: &str, at_ms: UnixMs, result: DeliveryResult) -> Result<()>;
 
     /// Records rejections. For a recorded one, adds its attempts.
-    async fn refused(&self, refusals: Vec<RefusalRecord>) -> Result<()>;
+    async fn record_rejections(&self, rejections: Vec<RejectionRecord>) -> Result<()>;
 
-    /// The latest refusals.
-    async fn latest_refusals(&self, limit: u32) -> Result<Vec<RefusalRecord>> {
-        self.list_refusals(&ListFilter::default(), limit).await
+    /// The latest rejections.
+    async fn latest_rejections(&self, limit: u32) -> Result<Vec<RejectionRecord>> {
+        self.list_rejections(&ListFilter::default(), limit).await
     }
 
-    /// The latest refusals that a filter lets through, the latest first.
-    async fn list_refusals(&self, filter: &ListFilter, limit: u32) -> Result<Vec<RefusalRecord>>;
+    /// The latest rejections that a filter lets through, the latest first.
+    async fn list_rejections(&self, filter: &ListFilter, limit: u32) -> Result<Vec<RejectionRecord>>;
 
-    /// A refusal.
-    async fn refusal(&self, id: &RefusalId) -> Result<Option<RefusalRecord>>;
+    /// A rejection.
+    async fn rejection(&self, id: &RejectionId) -> Result<Option<RejectionRecord>>;
 
     /// Businesses created by the API.
     async fn businesses(&self) -> Result<Vec<Business>>;

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use serde::Serialize;
 
-use super::{Bypass, Cursor, EventFilter, NewEvent, Result, Route};
+use super::{Bypass, Cursor, DeliveryRoute, EventFilter, NewEvent, Result};
 use crate::clock::UnixMs;
 use crate::ids::CallId;
 
@@ -95,7 +95,7 @@ pub struct OutboxDelivery {
     /// Whether it is one of ringfence's own events.
     pub own: bool,
     /// Its route.
-    pub route: Route,
+    pub route: DeliveryRoute,
     /// Attempts so far.
     pub attempts: u32,
     /// When it is attempted next.
@@ -159,7 +159,8 @@ pub struct Purged {
     /// Deliveries of these calls and webhooks.
     pub deliveries: u64,
     /// Rejections.
-    pub refusals: u64,
+    #[serde(rename = "refusals")]
+    pub rejections: u64,
     /// Finished runs, with their leads.
     pub runs: u64,
     /// Schedules.

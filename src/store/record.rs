@@ -142,14 +142,14 @@ pub enum AdmitOutcome {
         /// Slots that were granted.
         slots: u32,
         /// In observe mode: what would have rejected it.
-        would: Option<Shortfall>,
+        would_reject: Option<Shortfall>,
         /// News that waited under its ids, to be applied.
-        news: Option<Event>,
+        early: Option<Event>,
     },
     /// One of its ids belongs to this call: it is the same call.
     Known(CallId),
     /// A limit was short. Nothing was written.
-    Refused(Shortfall),
+    Rejected(Shortfall),
     /// The store does not decide, or not under that epoch any more. Nothing was written.
     Outdated(GateState),
 }

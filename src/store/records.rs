@@ -4,7 +4,7 @@ use super::message::EventOutcome;
 use async_trait::async_trait;
 use serde::Serialize;
 
-use super::{Reach, Result, Waiting};
+use super::{Reach, Result, UnsettledEvents};
 use crate::clock::UnixMs;
 use crate::ids::{Alias, CallId};
 use crate::provider::description::PostCall;
@@ -124,7 +124,7 @@ pub trait Records: Send + Sync {
     async fn defer_until_known(&self, event_id: &str, alias: &Alias) -> Result<()>;
 
     /// Deferred webhooks received since a time whose call is known by now.
-    async fn found_events(&self, since_ms: UnixMs, limit: u32, reach: &Reach) -> Result<Waiting>;
+    async fn found_events(&self, since_ms: UnixMs, limit: u32, reach: &Reach) -> Result<UnsettledEvents>;
 
     /// Closes deferred webhooks received before a time; with `forget`, deletes their bodies.
     async fn expire_deferred(&self, before_ms: UnixMs, forget: bool) -> Result<()>;

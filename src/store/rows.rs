@@ -4,12 +4,12 @@ use super::driver::{Fault, Sql, damaged};
 use super::row::Row;
 use super::usage::OpenRow;
 use super::{
-    AuditRecord, Bypass, CallRecord, CreateAnswer, Delivery, EndedCall, InFlightRow, InboxEvent, Living, NewEvent,
-    OutboxDelivery, RefusalRecord, Replica, StoredPostCall, Utterance, UtterancePosition, Waiting,
+    AuditRecord, Bypass, CallRecord, CreateAnswer, Delivery, DeliveryRoute, EndedCall, InFlightRow, InboxEvent, Living,
+    NewEvent, OutboxDelivery, RejectionRecord, Replica, StoredPostCall, UnsettledEvents, Utterance, UtterancePosition,
 };
 use crate::call::Phase;
 use crate::clock::UnixMs;
-use crate::ids::{AccountName, Alias, BusinessId, CallId, RefusalId};
+use crate::ids::{AccountName, Alias, BusinessId, CallId, RejectionId};
 use crate::policy::decision::{GateState, LeaseRow};
 use crate::policy::{Business, Facts};
 use crate::provider::description::PostCall;
@@ -93,8 +93,8 @@ pub(super) fn event(row: &Row) -> Sql<NewEvent> {
 }
 
 /// Webhooks, with unreadable ones apart: one must not block the others.
-pub(super) fn waiting(rows: &[Row]) -> Sql<Waiting> {
-    let mut waiting = Waiting::default();
+pub(super) fn waiting(rows: &[Row]) -> Sql<UnsettledEvents> {
+    let mut waiting = UnsettledEvents::default();
     for row in rows {
         match event(row) {
             Ok(event) => waiting.events.push(event),
@@ -224,14 +224,14 @@ pub(super) fn delivery(row: &Row) -> Sql<Delivery> {
         attempts: row.count("attempts")?,
         call: row.optional_text("call_id")?,
         spool: row.optional_text("spool")?,
-        route: row.word("route")?,
+        route: if row.flag("own")? { DeliveryRoute::OwnEvent } else { row.word("route")? },
     })
 }
 
-pub(super) fn refusal(row: &Row) -> Sql<RefusalRecord> {
+pub(super) fn rejection(row: &Row) -> Sql<RejectionRecord> {
     let id = row.str("id")?;
-    Ok(RefusalRecord {
-        id: RefusalId::parse(id).ok_or_else(|| damaged(format!("{id:?} is not a refusal id")))?,
+    Ok(RejectionRecord {
+        id: RejectionId::parse(id).ok_or_else(|| damaged(format!("{id:?} is not a refusal id")))?,
         at: row.number("at")?,
         business: row.text("business")?,
         account: row.text("account")?,

@@ -10,9 +10,10 @@ use async_trait::async_trait;
 use serde::Serialize;
 
 use super::Result;
-use crate::call::{AnsweredBy, EndProof, Outcome, words};
+use crate::call::{AnsweredBy, EndProof, Outcome};
 use crate::clock::UnixMs;
 use crate::ids::{Alias, CallId};
+use crate::words::words;
 
 /// The prefix of the idempotency keys of runs that were submitted as batches.
 pub const BATCH_KEY: &str = "batch:";

@@ -3,8 +3,8 @@
 use async_trait::async_trait;
 
 use super::Result;
-use crate::call::words;
 use crate::clock::UnixMs;
+use crate::words::words;
 
 words!(
     /// Whether a schedule fires.

@@ -8,7 +8,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::UNIX_EPOCH;
 
 use bytes::Bytes;
@@ -17,6 +17,7 @@ use ulid::Ulid;
 
 use super::membership::host;
 use crate::clock::UnixMs;
+use crate::sync::lock;
 
 /// The file with the folder's name.
 const NAME_FILE: &str = "name";
@@ -206,7 +207,7 @@ impl Inner {
         let name = self.named().map_err(failed)?;
         let path = self.path(event_id).map_err(failed)?;
         // Serialised: two concurrent measurements would both find the same room.
-        let _measuring = self.measuring.lock().unwrap_or_else(PoisonError::into_inner);
+        let _measuring = lock(&self.measuring);
         let used: u64 = self.list().map_err(failed)?.iter().map(|file| file.bytes).sum();
         if used.saturating_add(body.len() as u64) > bytes_max {
             return Err(SpoolError::Full(format!("{used} of {bytes_max} bytes are in use, {} came", body.len())));

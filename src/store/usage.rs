@@ -16,7 +16,7 @@ const REPLAY_MAX_MS: i64 = 24 * 3_600_000;
 
 /// Usage that was read for a decision, and grants of the same transaction since.
 #[derive(Debug, Default)]
-pub(super) struct Counted {
+pub(super) struct CountedUsage {
     pub(super) now_ms: UnixMs,
     pub(super) held: HashMap<String, u32>,
     pub(super) rates: HashMap<String, RateLog>,
@@ -24,7 +24,7 @@ pub(super) struct Counted {
     pub(super) singles: HashMap<String, Vec<UnixMs>>,
 }
 
-impl Counted {
+impl CountedUsage {
     /// Adds a grant.
     pub(super) fn grant(&mut self, keys: &[String], slots: u32, taken: &[(String, RateLog)]) {
         for key in keys {
@@ -38,7 +38,7 @@ impl Counted {
     }
 }
 
-impl LimitUsage for Counted {
+impl LimitUsage for CountedUsage {
     fn held(&self, key: &str) -> u32 {
         self.held.get(key).copied().unwrap_or(0)
     }

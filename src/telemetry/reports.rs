@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::panic::PanicHookInfo;
 use std::str::FromStr as _;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -27,6 +27,7 @@ use tracing_subscriber::{Layer, Registry};
 use crate::ids::mask_numbers_in;
 use crate::net::Upstream;
 use crate::provider::secret::Secret;
+use crate::sync::lock;
 
 /// The maximum number of queued reports.
 const QUEUE: usize = 32;
@@ -157,7 +158,7 @@ impl Limited {
 
     fn report(&self, event: Event<'static>) {
         let is_too_many = {
-            let mut minute = self.minute.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut minute = lock(&self.minute);
             if minute.0.elapsed() >= Duration::from_secs(60) {
                 *minute = (Instant::now(), 0);
             }

@@ -5,8 +5,9 @@ use bytes::Bytes;
 use http::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 
-use super::{Client, ConnectError, PAGE_MAX, message, number, pairs, shown};
+use super::{Client, ConnectError, PAGE_MAX, message, number, presented_token, query_pairs};
 use crate::clock::rfc3339;
+use crate::metrics::ClientRequest;
 use crate::net::Exchange;
 use crate::provider::description::APP_ID_KIND;
 use crate::provider::path::percent_decode;
@@ -19,72 +20,88 @@ const LISTED: i64 = 100;
 /// Maximum utterances of a call that is returned whole: more than a call of its longest duration has.
 const TRANSCRIPT_MAX: usize = 20_000;
 
+/// Which calls are listed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Listed {
+    All,
+    /// Those that are in progress.
+    Active,
+}
+
 impl Client {
     /// The answer at `/calls` and below it, except for the transcript; `None`: nothing is served at this path.
     pub(super) async fn legacy_calls(
         &self,
         exchange: &Exchange,
         segments: &[&str],
-    ) -> Option<(&'static str, Response<Bytes>)> {
+    ) -> Option<(ClientRequest, Response<Bytes>)> {
         if exchange.method() != Method::GET || segments.first() != Some(&"calls") {
             return None;
         }
         let (kind, answer) = match &segments[1..] {
-            [] => ("calls", self.listed(exchange, false).await),
-            ["active"] => ("calls", self.listed(exchange, true).await),
-            [id] if !id.is_empty() => ("call", self.one(exchange, &percent_decode(id), false).await),
-            [id, "full"] => ("call", self.one(exchange, &percent_decode(id), true).await),
+            [] => (ClientRequest::Calls, self.list(exchange, Listed::All).await),
+            ["active"] => (ClientRequest::Calls, self.list(exchange, Listed::Active).await),
+            [id] if !id.is_empty() => (ClientRequest::Call, self.call(exchange, &percent_decode(id)).await),
+            [id, "full"] => (ClientRequest::Call, self.call_with_transcript(exchange, &percent_decode(id)).await),
             _ => return None,
         };
         Some((kind, answer.map_or_else(ConnectError::answer, |shown| json_answer(StatusCode::OK, &shown))))
     }
 
-    pub(super) fn asks(&self, exchange: &Exchange) -> Result<Principal, ConnectError> {
-        let (token, _) = shown(exchange).map_err(ConnectError::Denied)?;
-        self.authenticate(&token).map_err(|error| ConnectError::Denied(error.to_string()))
+    /// Who sends a request.
+    pub(super) fn authenticate_request(&self, exchange: &Exchange) -> Result<Principal, ConnectError> {
+        let presented = presented_token(exchange).map_err(ConnectError::Denied)?;
+        self.authenticate(&presented.token).map_err(|error| ConnectError::Denied(error.to_string()))
     }
 
-    async fn listed(&self, exchange: &Exchange, only_active: bool) -> Result<Value, ConnectError> {
-        let visitor = self.asks(exchange)?;
+    async fn list(&self, exchange: &Exchange, listed: Listed) -> Result<Value, ConnectError> {
+        let visitor = self.authenticate_request(exchange)?;
         let limit = number(exchange, "limit")?.unwrap_or(LISTED);
         let limit = usize::try_from(limit).unwrap_or(usize::MAX).clamp(1, PAGE_MAX as usize);
-        let wanted = pairs(exchange).find(|(key, _)| key == "status").map(|(_, status)| status.into_owned());
-        let driver = pairs(exchange).find(|(key, _)| key == "driver_id").map(|(_, driver)| driver.into_owned());
+        let wanted = query_pairs(exchange).find(|(key, _)| key == "status").map(|(_, status)| status.into_owned());
+        let driver = query_pairs(exchange).find(|(key, _)| key == "driver_id").map(|(_, driver)| driver.into_owned());
         let seen = ListFilter { businesses: visitor.businesses.clone(), ..ListFilter::default() };
         let all = self.lifecycle.store.list_calls(&seen, PAGE_MAX * 10).await?;
         let is_wanted = |call: &&CallRecord| {
             let status = message::status(call);
-            (!only_active || status == "in_progress")
+            (listed == Listed::All || status == "in_progress")
                 && wanted.as_deref().is_none_or(|wanted| wanted == status)
                 && driver.as_deref().is_none_or(|driver| driver_id(call) == Some(driver))
         };
         let mut list = Vec::new();
         for call in all.iter().filter(is_wanted).take(limit) {
             let told = self.lifecycle.store.post_call(&call.id).await?;
-            list.push(of(call, told.as_ref()));
+            list.push(call_json(call, told.as_ref()));
         }
         Ok(list.into())
     }
 
-    async fn one(&self, exchange: &Exchange, id: &str, full: bool) -> Result<Value, ConnectError> {
-        let visitor = self.asks(exchange)?;
-        let call = self.find(id, &visitor).await?.ok_or(ConnectError::NotFound)?;
-        let told = self.lifecycle.store.post_call(&call.id).await?;
-        let mut shown = of(&call, told.as_ref());
-        if full {
-            let (utterances, is_cut) = self.all_utterances(&call).await?;
-            let said = self.spoken(&utterances);
-            shown["transcript_count"] = said.len().into();
-            if is_cut {
-                shown["transcript_truncated"] = true.into();
-            }
-            shown["transcript"] = said.into();
+    async fn call(&self, exchange: &Exchange, id: &str) -> Result<Value, ConnectError> {
+        Ok(self.found_call(exchange, id).await?.1)
+    }
+
+    async fn call_with_transcript(&self, exchange: &Exchange, id: &str) -> Result<Value, ConnectError> {
+        let (call, mut shown) = self.found_call(exchange, id).await?;
+        let (utterances, is_cut) = self.all_utterances(&call).await?;
+        let spoken = self.spoken(&utterances);
+        shown["transcript_count"] = spoken.len().into();
+        if is_cut {
+            shown["transcript_truncated"] = true.into();
         }
+        shown["transcript"] = spoken.into();
         Ok(shown)
     }
 
+    async fn found_call(&self, exchange: &Exchange, id: &str) -> Result<(CallRecord, Value), ConnectError> {
+        let visitor = self.authenticate_request(exchange)?;
+        let call = self.find(id, &visitor).await?.ok_or(ConnectError::NotFound)?;
+        let told = self.lifecycle.store.post_call(&call.id).await?;
+        let shown = call_json(&call, told.as_ref());
+        Ok((call, shown))
+    }
+
     /// The utterances of a call, as a bare list.
-    pub(super) async fn said(&self, call: &CallRecord, limit: u32) -> Result<Vec<Value>, ConnectError> {
+    pub(super) async fn utterance_list(&self, call: &CallRecord, limit: u32) -> Result<Vec<Value>, ConnectError> {
         Ok(self.spoken(&self.lifecycle.store.utterances(&call.id, 0, limit).await?))
     }
 
@@ -125,7 +142,7 @@ fn driver_id(call: &CallRecord) -> Option<&str> {
     (is_time && !driver.is_empty()).then_some(driver)
 }
 
-fn of(call: &CallRecord, told: Option<&StoredPostCall>) -> Value {
+fn call_json(call: &CallRecord, told: Option<&StoredPostCall>) -> Value {
     let told = told.map(|told| &told.found);
     let seconds = call.ended_at.map(|ended| (ended - call.answered_at.unwrap_or(call.admitted_at)).max(0) / 1000);
     let talked = told.and_then(|told| told.call_duration_seconds).or(seconds);

@@ -7,7 +7,7 @@
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -23,6 +23,7 @@ use crate::calls::notify::{self, Hub};
 use crate::clock::Clock;
 use crate::ids::CallId;
 use crate::store::{Bell, CallRecord, Result, Store, StoredPostCall, Utterance, UtterancePosition};
+use crate::sync::lock;
 
 /// Utterances of a followed call that are cached. Older ones are read from the database.
 const KEPT_MAX: usize = 64;
@@ -44,9 +45,9 @@ pub enum RemoteChanges {
     /// There are no other processes.
     None,
     /// By the database server's notifications, if it supports them, and by polling.
-    Heard,
+    FromDatabase,
     /// By notifications that another component passes on, and by polling.
-    LookedFor,
+    FromChannel,
 }
 
 /// The feed; see the module. Cheap to clone.
@@ -121,11 +122,6 @@ pub(super) struct Following {
     pub channel: Arc<Channel>,
     feed: Feed,
     connection: u64,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing panics while holding a lock.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Drop for Following {
@@ -256,7 +252,7 @@ impl Feed {
 
     /// Passes on notifications of other replicas, where they can be received. Never ends.
     async fn receive_remote(self, others: RemoteChanges) {
-        if others == RemoteChanges::Heard {
+        if others == RemoteChanges::FromDatabase {
             loop {
                 let hub = self.0.hub.clone();
                 self.0

@@ -9,7 +9,7 @@ mod socket;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -26,12 +26,14 @@ use crate::calls::Calls;
 use crate::calls::lifecycle::Lifecycle;
 use crate::calls::post_call::shown::Numbers;
 use crate::ids::{Alias, CallId};
+use crate::metrics::{ClientRequest, Served};
 use crate::net::{Exchange, Handler, NoSocket};
 use crate::provider::description::APP_ID_KIND;
 use crate::provider::path::percent_decode;
 use crate::provider::sign::sha256_hex;
 use crate::reply::{for_browsers, health, json_answer, problem, respond};
 use crate::store::{self, CallRecord, StoreError};
+use crate::sync::lock;
 use crate::token::{BadToken, Keys, Principal, bearer};
 pub use feed::{Feed, RemoteChanges};
 
@@ -101,27 +103,27 @@ pub struct Sockets {
 type Newest = Arc<watch::Sender<Option<Arc<Settings>>>>;
 
 /// One counted socket of a token.
-struct Counted {
+struct CountedSocket {
     sockets: Sockets,
     token: String,
 }
 
 impl Sockets {
-    fn count(&self, token: &str, max: u32) -> Option<Counted> {
+    fn count(&self, token: &str, max: u32) -> Option<CountedSocket> {
         let token = sha256_hex(token.as_bytes());
-        let mut by_token = self.by_token.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut by_token = lock(&self.by_token);
         let count = by_token.entry(token.clone()).or_default();
         if *count >= max {
             return None;
         }
         *count += 1;
-        Some(Counted { sockets: self.clone(), token })
+        Some(CountedSocket { sockets: self.clone(), token })
     }
 }
 
-impl Drop for Counted {
+impl Drop for CountedSocket {
     fn drop(&mut self) {
-        let mut by_token = self.sockets.by_token.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut by_token = lock(&self.sockets.by_token);
         match by_token.get_mut(&self.token) {
             Some(count) if *count > 1 => *count -= 1,
             _ => drop(by_token.remove(&self.token)),
@@ -167,37 +169,39 @@ impl Handler for Client {
         let path = exchange.path().to_owned();
         let segments: Vec<&str> = path.split('/').skip(1).collect();
         let (kind, answer) = match (exchange.method().clone(), segments.as_slice()) {
-            (Method::GET, ["health"]) => ("health", Some(health())),
-            (Method::GET, ["ws", "calls", "transcriptions"]) => ("socket", self.socket(exchange).boxed().await),
+            (Method::GET, ["health"]) => (ClientRequest::Health, Some(health())),
+            (Method::GET, ["ws", "calls", "transcriptions"]) => {
+                (ClientRequest::Socket, self.socket(exchange).boxed().await)
+            }
             (Method::GET, ["calls", id, "transcript"]) => {
                 let answer = self.transcript(exchange, &percent_decode(id)).boxed().await;
                 let answer = answer.map_or_else(ConnectError::answer, |shown| json_answer(StatusCode::OK, &shown));
-                ("transcript", Some(answer))
+                (ClientRequest::Transcript, Some(answer))
             }
             (Method::POST, ["conversations", id, "fetch"] | ["driver_data", "conversations", id, "fetch"]) => {
-                ("fetch", Some(self.fetch(exchange, &percent_decode(id)).boxed().await))
+                (ClientRequest::Fetch, Some(self.fetch(exchange, &percent_decode(id)).boxed().await))
             }
             (
                 Method::OPTIONS,
                 ["calls", ..] | ["conversations", _, "fetch"] | ["driver_data", "conversations", _, "fetch"],
-            ) => ("preflight", Some(respond(StatusCode::NO_CONTENT, Default::default(), Bytes::new()))),
+            ) => (ClientRequest::Preflight, Some(respond(StatusCode::NO_CONTENT, Default::default(), Bytes::new()))),
             _ => match self.legacy_calls(exchange, &segments).boxed().await {
                 Some((kind, answer)) => (kind, Some(answer)),
                 None => {
                     let message = "nothing is served at this path and method";
-                    ("unknown", Some(problem(StatusCode::NOT_FOUND, "NOT_FOUND", message)))
+                    (ClientRequest::Unknown, Some(problem(StatusCode::NOT_FOUND, "NOT_FOUND", message)))
                 }
             },
         };
         let metrics = &self.lifecycle.metrics;
         match answer {
             Some(answer) => {
-                metrics.request("client", kind, answer.status().as_u16());
+                metrics.request(Served::Client(kind), answer.status().as_u16());
                 let mut answer = self.shared_with(exchange.header("origin"), answer);
                 for_browsers(&mut answer, CONTENT_POLICY, exchange.is_tls());
                 exchange.respond(answer).await;
             }
-            None => metrics.request("client", kind, 101),
+            None => metrics.request(Served::Client(kind), 101),
         }
     }
 }
@@ -251,8 +255,8 @@ impl Client {
         if !self.may_connect(exchange.header("origin")) {
             return denied("client.allowed_origins does not include the page's origin");
         }
-        let (token, protocol) = match shown(exchange) {
-            Ok(shown) => shown,
+        let PresentedToken { token, protocol } = match presented_token(exchange) {
+            Ok(presented) => presented,
             Err(why) => return denied(&why),
         };
         // Subscribed before the token is checked, so that no change is missed.
@@ -288,13 +292,13 @@ impl Client {
 
     /// The transcript of a call, for clients that poll.
     async fn transcript(&self, exchange: &Exchange, id: &str) -> Result<Value, ConnectError> {
-        let visitor = self.asks(exchange)?;
+        let visitor = self.authenticate_request(exchange)?;
         let call = self.find(id, &visitor).await?.ok_or(ConnectError::NotFound)?;
         let after = number(exchange, "after")?;
         let limit =
             number(exchange, "limit")?.and_then(|n| u32::try_from(n).ok()).unwrap_or(PAGE_MAX).clamp(1, PAGE_MAX);
         if after.is_none() && self.settings.transcript_list {
-            return Ok(self.said(&call, limit).await?.into());
+            return Ok(self.utterance_list(&call, limit).await?.into());
         }
         let after = after.unwrap_or(0);
         // Read before the utterances: a complete record comes after the last of them.
@@ -326,8 +330,8 @@ impl Client {
 
     /// Fetches a conversation from its provider, in place of a lost webhook.
     async fn fetch(&self, exchange: &Exchange, id: &str) -> Response<Bytes> {
-        let visitor = match shown(exchange) {
-            Ok((token, _)) => self.authenticate(&token).map_err(|error| error.to_string()),
+        let visitor = match presented_token(exchange) {
+            Ok(presented) => self.authenticate(&presented.token).map_err(|error| error.to_string()),
             Err(why) => Err(why),
         };
         match visitor {
@@ -361,28 +365,34 @@ impl Client {
     }
 }
 
-fn pairs(exchange: &Exchange) -> form_urlencoded::Parse<'_> {
+fn query_pairs(exchange: &Exchange) -> form_urlencoded::Parse<'_> {
     form_urlencoded::parse(exchange.query().unwrap_or_default().as_bytes())
 }
 
 fn number(exchange: &Exchange, name: &'static str) -> Result<Option<i64>, ConnectError> {
-    let Some((_, given)) = pairs(exchange).find(|(key, _)| key == name) else { return Ok(None) };
+    let Some((_, given)) = query_pairs(exchange).find(|(key, _)| key == name) else { return Ok(None) };
     given.parse().ok().filter(|n| *n >= 0).map(Some).ok_or(ConnectError::BadNumber(name))
 }
 
-/// The token of a request, in one of three places, and the subprotocol to answer with.
-fn shown(exchange: &Exchange) -> Result<(String, Option<&'static str>), String> {
+/// A client's token, and the subprotocol to answer with.
+struct PresentedToken {
+    token: String,
+    protocol: Option<&'static str>,
+}
+
+/// The token of a request, in one of three places.
+fn presented_token(exchange: &Exchange) -> Result<PresentedToken, String> {
     let offered = exchange.header("sec-websocket-protocol").unwrap_or_default();
     let offered: Vec<&str> = offered.split(',').map(str::trim).collect();
     let protocol = offered.contains(&PROTOCOL).then_some(PROTOCOL);
     let bearer = bearer(exchange.headers()).map_err(|error| error.to_string())?;
     let in_protocol = || offered.iter().find_map(|one| one.strip_prefix("bearer."));
     if let Some(token) = bearer.or_else(in_protocol) {
-        return Ok((token.trim().to_owned(), protocol));
+        return Ok(PresentedToken { token: token.trim().to_owned(), protocol });
     }
-    let in_query = pairs(exchange).find(|(key, _)| key == "token").map(|(_, value)| value.into_owned());
+    let in_query = query_pairs(exchange).find(|(key, _)| key == "token").map(|(_, value)| value.into_owned());
     in_query
         .filter(|token| !token.is_empty())
-        .map(|token| (token, protocol))
+        .map(|token| PresentedToken { token, protocol })
         .ok_or_else(|| "a token is required: ?token=JWT".to_owned())
 }

@@ -6,7 +6,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -19,6 +19,7 @@ use crate::call::Outcome;
 use crate::ids::CallId;
 use crate::store::runs::{ChangedJob, JobState, Run, RunCounts};
 use crate::store::{Result, Store};
+use crate::sync::lock;
 
 /// Maximum runs that a connection follows.
 pub(super) const FOLLOWED_RUNS_MAX: usize = 50;
@@ -101,10 +102,6 @@ pub(super) struct FollowedRun {
     pub(super) business: String,
     /// The number of the next message to send.
     pub(super) next: u64,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Drop for FollowedRun {

@@ -21,7 +21,7 @@ use tracing::{info, warn};
 use super::feed::{Following, LATEST_MAX, News, Wake};
 use super::message::{self, Command, ErrorCode};
 use super::runs::FollowedRun;
-use super::{Client, Counted, FOLLOWED_MAX, Settings};
+use super::{Client, CountedSocket, FOLLOWED_MAX, Settings};
 use crate::call::Phase;
 use crate::clock::UnixMs;
 use crate::ids::CallId;
@@ -95,7 +95,7 @@ pub(super) struct Connection {
     businesses: HashSet<String>,
     /// Calls of followed businesses that were sent to their end.
     done: BTreeSet<CallId>,
-    _counted: Counted,
+    _counted: CountedSocket,
 }
 
 impl Drop for Connection {
@@ -123,7 +123,7 @@ impl Connection {
         socket: WebSocket,
         (token, visitor): (String, Principal),
         newest: watch::Receiver<Option<Arc<Settings>>>,
-        (number, counted): (u64, Counted),
+        (number, counted): (u64, CountedSocket),
     ) -> Self {
         client.lifecycle.metrics.client_sockets(1);
         info!(connection = number, client = visitor.name, "WebSocket connection established");
@@ -168,7 +168,7 @@ impl Connection {
         let mut draining = pin!(self.client.draining.clone().cancelled_owned());
         // One timer, only reset when it would fire too late; firing early is harmless.
         let mut alarm = pin!(tokio::time::sleep(idle / 2));
-        let (mut heard_at, mut pinged) = (Instant::now(), false);
+        let (mut quiet_since, mut pinged) = (Instant::now(), false);
         loop {
             let now_ms = self.client.lifecycle.clock.now_ms();
             let expires_in = self.visitor.expires_at.saturating_mul(1000).saturating_sub(now_ms);
@@ -179,7 +179,7 @@ impl Connection {
             let next_ms = looks_in.map_or(expires_in, |ms| ms.min(expires_in));
             let next = Duration::from_millis(u64::try_from(next_ms).unwrap_or(0)).min(idle);
             // A pong has its own deadline, because the sends in between may have taken long.
-            let listen_until = heard_at + idle / 2;
+            let listen_until = quiet_since + idle / 2;
             let due_at = listen_until.min(Instant::now() + next);
             if alarm.is_elapsed() || due_at < alarm.deadline() {
                 alarm.as_mut().reset(due_at);
@@ -187,7 +187,7 @@ impl Connection {
             tokio::select! {
                 () = &mut draining => return Err(CloseReason::Stopping),
                 said = self.socket.next() => {
-                    (heard_at, pinged) = (Instant::now(), false);
+                    (quiet_since, pinged) = (Instant::now(), false);
                     match said {
                         Some(Ok(Message::Text(text))) => self.obey(&text).boxed().await?,
                         Some(Ok(Message::Binary(_))) => {
@@ -208,7 +208,7 @@ impl Connection {
                         if pinged {
                             return Err(CloseReason::Idle);
                         }
-                        (heard_at, pinged) = (Instant::now(), true);
+                        (quiet_since, pinged) = (Instant::now(), true);
                         self.write(Message::Ping(Bytes::new())).boxed().await?;
                     }
                     self.look().boxed().await?;

@@ -5,7 +5,7 @@ use http::header::{FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue};
 use http::uri::Authority;
 
 use super::settings::{AppHost, Settings};
-use crate::provider::account::join;
+use crate::provider::account::join_url;
 
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -44,10 +44,10 @@ impl Settings {
             None => seen(headers),
         };
         let host = match (&self.app_host, host, self.app_public_url.as_ref().or(forward)) {
-            (AppHost::Forward, _, Some(base)) => return join(base, path_and_query),
+            (AppHost::Forward, _, Some(base)) => return join_url(base, path_and_query),
             (AppHost::Name(name), ..) => name.as_str(),
             (_, Some(host), _) => host,
-            (_, None, Some(base)) => return join(base, path_and_query),
+            (_, None, Some(base)) => return join_url(base, path_and_query),
             (_, None, None) => "localhost",
         };
         format!("{scheme}://{host}{}{path_and_query}", base_path(self.app_public_url.as_ref()))

@@ -125,7 +125,7 @@ impl Webhooks {
             facts,
             aliases,
             phase,
-            refusable: webhook.reply == Some(Reply::Twiml),
+            rejectable: webhook.reply == Some(Reply::Twiml),
             origin: Origin::Webhook,
             by: Some(parsed.by.clone()),
         };
@@ -139,7 +139,7 @@ impl Webhooks {
             }
             ArrivalOutcome::Refused(call, full) => WebhookOutcome {
                 call: Some(call),
-                refused: Some(full),
+                rejected: Some(full),
                 ..WebhookOutcome::new(EventOutcome::CapacityInbound)
             },
         })

@@ -1,11 +1,12 @@
 //! The request rate of each address.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use crate::net::PeerKey;
 use crate::policy::Rate;
+use crate::sync::lock;
 
 /// The maximum number of counted addresses, to bound memory. Further ones are not limited.
 const ADDRESSES_MAX: usize = 20_000;
@@ -19,7 +20,7 @@ impl Arrivals {
     pub(super) fn take(&self, from: PeerKey, rate: Rate, now: Instant) -> Result<(), Duration> {
         let window = Duration::from_millis(u64::try_from(rate.window_ms).unwrap_or(1));
         let each = window / rate.count.max(1);
-        let mut done_at = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut done_at = lock(&self.0);
         if done_at.len() >= ADDRESSES_MAX && !done_at.contains_key(&from) {
             done_at.retain(|_, at| *at > now);
             if done_at.len() >= ADDRESSES_MAX {

@@ -7,11 +7,13 @@ use http::{Response, StatusCode};
 use tracing::warn;
 
 use super::context::Webhooks;
-use super::noise::{Noise, shortened};
+use super::log_limit::{LogLimit, shortened};
 use super::raw::RawWebhook;
 use super::route::{Candidate, Signed, verify};
+use super::settings::Unsigned;
 use super::subaccounts::Signer;
 use crate::ids::AccountName;
+use crate::metrics::Unverified;
 use crate::net::Exchange;
 use crate::provider::account::Account;
 use crate::provider::sign::{BadSignature, Checked, Keys};
@@ -19,8 +21,8 @@ use crate::reply::problem;
 use crate::store::Voucher;
 
 /// Anybody can send unsigned requests: bounds the log lines.
-static REFUSED: Noise = Noise::new();
-static UNCHECKED: Noise = Noise::new();
+static REFUSED: LogLimit = LogLimit::new();
+static UNCHECKED: LogLimit = LogLimit::new();
 
 impl Webhooks {
     /// The parts of a request that signatures cover.
@@ -33,13 +35,13 @@ impl Webhooks {
             form: raw.form(),
             public_url: self.settings.public_url.as_ref(),
             now_secs: self.calls.lifecycle.clock.now_ms() / 1000,
-            strict: self.settings.strict,
+            unsigned: self.settings.unsigned,
         }
     }
 
     /// The response to a webhook that cannot be genuine, whatever its body is: no signature, a malformed one, or one that is too
     /// old. Its body is not read.
-    pub(super) fn refused_by_head(&self, exchange: &Exchange, found: &[Candidate]) -> Option<Response<Bytes>> {
+    pub(super) fn reject_by_head(&self, exchange: &Exchange, found: &[Candidate]) -> Option<Response<Bytes>> {
         let now_secs = self.calls.lifecycle.clock.now_ms() / 1000;
         let mut first = None;
         for from in found {
@@ -47,7 +49,9 @@ impl Webhooks {
             match signature.judge_head(&from.account.keys(signature), exchange.headers(), now_secs) {
                 Ok(()) => return None,
                 // A subaccount may have signed it with its own key.
-                Err(BadSignature::NoSecret) if !self.settings.strict || signature.is_shown(exchange.headers()) => {
+                Err(BadSignature::NoSecret)
+                    if self.settings.unsigned == Unsigned::Accept || signature.is_shown(exchange.headers()) =>
+                {
                     return None;
                 }
                 Err(error) => first = first.or(Some((&from.account, error))),
@@ -57,7 +61,7 @@ impl Webhooks {
     }
 
     fn unsigned(&self, account: &Account, path: &str, error: &BadSignature) -> Response<Bytes> {
-        self.calls.lifecycle.metrics.webhook(account.name.as_str(), "unverified", "refused");
+        self.calls.lifecycle.metrics.webhook_unverified(&account.name, Unverified::Refused);
         if let Some(left_out) = REFUSED.admits() {
             let path = shortened(path);
             warn!(account = %account.name, path, %error, left_out, "webhook signature invalid");
@@ -88,7 +92,7 @@ impl Webhooks {
                 Ok((from, keys, by))
             }
             Signer::Unknown => {
-                metrics.webhook(account.name.as_str(), "unverified", "failed");
+                metrics.webhook_unverified(&account.name, Unverified::Failed);
                 if let Some(left_out) = UNCHECKED.admits() {
                     let path = shortened(path);
                     warn!(account = %account.name, path, left_out, "failed to verify a subaccount's webhook");

@@ -19,14 +19,16 @@ use super::renew::renewed;
 use super::resign::Resign;
 use super::spool::{BODY_GONE, release};
 use crate::calls::Calls;
+use crate::clock::UnixMs;
 use crate::failpoint;
 use crate::ids::CallId;
+use crate::metrics::{CallbackUse, Delivered};
 use crate::net::headers::strip_hop_by_hop;
 use crate::net::{BadCallback, UpstreamError};
-use crate::provider::account::join;
+use crate::provider::account::join_url;
 use crate::provider::path::percent_decode;
 use crate::provider::sign::{Request as Signed, sign_standard, standard_key, without_fragment};
-use crate::store::{Delivery, Route, Spool, StoreError};
+use crate::store::{Delivery, DeliveryResult, DeliveryRoute, Spool, StoreError};
 use crate::telemetry::traces;
 
 /// Pauses between attempts, in seconds. After the last attempt the delivery is given up and stays in the store with its error.
@@ -50,7 +52,7 @@ const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The destination of a notification.
 pub(super) struct To<'a> {
-    pub(super) route: Route,
+    pub(super) route: DeliveryRoute,
     pub(super) url: &'a str,
     /// The URL by which the app knows itself.
     pub(super) signed_url: &'a str,
@@ -177,7 +179,7 @@ fn is_final(status: StatusCode) -> bool {
 async fn send(calls: &Calls, delivery: &Delivery, spool: &Spool) -> Result<(), Missed> {
     let (upstream, app) = (&calls.upstream, &calls.settings.app);
     // Resolved anew: the operator may have changed the app's address.
-    let path = if delivery.route == Route::App { None } else { app.path_of(&delivery.url) };
+    let path = if delivery.route.is_chosen_by_app() { app.path_of(&delivery.url) } else { None };
     if let Some(path) = path
         && !calls.may_forward(path)
     {
@@ -187,7 +189,7 @@ async fn send(calls: &Calls, delivery: &Delivery, spool: &Spool) -> Result<(), M
         ));
     }
     let forwarded = path.map(|path| match &app.forward_url {
-        Some(base) => Ok(join(base, path)),
+        Some(base) => Ok(join_url(base, path)),
         None => Err(Missed::from("app.forward_url is not set, and the address is the app's own".to_owned())),
     });
     let is_forwarded = forwarded.is_some();
@@ -210,7 +212,7 @@ async fn send(calls: &Calls, delivery: &Delivery, spool: &Spool) -> Result<(), M
         missed
     };
     let answer = match &delivery.spool {
-        None if delivery.route != Route::App && !is_forwarded => {
+        None if delivery.route.is_chosen_by_app() && !is_forwarded => {
             let rules = upstream.callback_rules();
             rules.check_url(&delivery.url).map_err(|bad| not_sent(forbidden(calls, &bad)))?;
             if let Some(authorization) = credentials(request.uri()) {
@@ -219,7 +221,7 @@ async fn send(calls: &Calls, delivery: &Delivery, spool: &Spool) -> Result<(), M
             let request = request.map(|()| Bytes::from(delivery.body.clone()));
             upstream.fetch_callback(request, ANSWER_BYTES_MAX, TIMEOUT).instrument(span.clone()).await
         }
-        Some(_) if delivery.route == Route::Callback => {
+        Some(_) if delivery.route == DeliveryRoute::Callback => {
             return Err(not_sent(Missed::never("its body is too large for a callback")));
         }
         None => {
@@ -255,7 +257,7 @@ async fn send(calls: &Calls, delivery: &Delivery, spool: &Spool) -> Result<(), M
 
 /// A tenant's URL that must not be called. It will not be called later either.
 fn forbidden(calls: &Calls, bad: &BadCallback) -> Missed {
-    calls.lifecycle.metrics.callback_refused("delivery", bad.reason);
+    calls.lifecycle.metrics.callback_rejected(CallbackUse::Delivery, bad.reason);
     Missed::never(format!("not called: {bad}"))
 }
 
@@ -307,47 +309,55 @@ pub async fn run(newest: impl Fn() -> Calls, spool: Spool, wake: Arc<Notify>, st
 }
 
 async fn one(calls: &Calls, spool: &Spool, delivery: &Delivery) {
-    let result = match delivery.is_own() {
-        true => match signed(calls, delivery) {
+    let sent = match delivery.route {
+        DeliveryRoute::OwnEvent => match signed(calls, delivery) {
             Ok(signed) => send(calls, &signed, spool).await,
             Err(why) => Err(why.into()),
         },
-        false => send(calls, renewed(calls, spool, delivery).await.as_ref(), spool).await,
+        _ => send(calls, renewed(calls, spool, delivery).await.as_ref(), spool).await,
     };
     failpoint::hit("delivery.sent").await;
     let now_ms = calls.lifecycle.clock.now_ms();
-    let noted = match result {
-        Ok(()) => {
-            calls.lifecycle.metrics.delivery("done");
-            Ok(())
-        }
-        Err(Missed { why: error, again }) => {
-            let pause_secs = again.pauses_secs().get(delivery.attempts as usize);
-            calls.lifecycle.metrics.delivery(if pause_secs.is_some() { "retry" } else { "given_up" });
-            warn!(
-                delivery = delivery.id,
-                event = delivery.event_id,
-                attempt = delivery.attempts + 1,
-                error,
-                "a webhook did not reach the app"
-            );
-            Err((error, pause_secs.map(|secs| now_ms + secs * 1000)))
-        }
-    };
-    let store = &calls.lifecycle.store;
-    let delivered = noted.is_ok();
-    let noted = match store.delivered(&delivery.id, now_ms, noted).await {
-        // Transcripts are not kept longer than needed.
-        Ok(()) if delivered => forget_body(calls, delivery).await,
-        done => done,
-    };
-    if let Err(error) = noted {
+    let result = result_of(sent, delivery.attempts, now_ms);
+    calls.lifecycle.metrics.delivery(match &result {
+        DeliveryResult::Done => Delivered::Done,
+        DeliveryResult::Retry { .. } => Delivered::Retry,
+        DeliveryResult::GivenUp { .. } => Delivered::GivenUp,
+    });
+    if let DeliveryResult::Retry { why, .. } | DeliveryResult::GivenUp { why } = &result {
+        let attempt = delivery.attempts + 1;
+        warn!(
+            delivery = delivery.id,
+            event = delivery.event_id,
+            attempt,
+            error = why,
+            "a webhook did not reach the app"
+        );
+    }
+    let is_done = result == DeliveryResult::Done;
+    if let Err(error) = record(calls, delivery, now_ms, result).await {
         warn!(%error, "failed to record a delivery's result; it is sent again");
         tokio::time::sleep(Duration::from_secs(1)).await;
-    } else if delivered && delivery.spool.is_some() {
+    } else if is_done && delivery.spool.is_some() {
         release(spool, calls, &delivery.event_id).await;
     }
     failpoint::hit("delivery.noted").await;
+}
+
+/// What an attempt means for the delivery; `attempts` were made before it.
+fn result_of(sent: Result<(), Missed>, attempts: u32, now_ms: UnixMs) -> DeliveryResult {
+    let Err(Missed { why, again }) = sent else { return DeliveryResult::Done };
+    match again.pauses_secs().get(attempts as usize) {
+        Some(secs) => DeliveryResult::Retry { why, at: now_ms + secs * 1000 },
+        None => DeliveryResult::GivenUp { why },
+    }
+}
+
+/// Records a result. Transcripts are not kept longer than needed.
+async fn record(calls: &Calls, delivery: &Delivery, now_ms: UnixMs, result: DeliveryResult) -> Result<(), StoreError> {
+    let is_done = result == DeliveryResult::Done;
+    calls.lifecycle.store.delivered(&delivery.id, now_ms, result).await?;
+    if is_done { forget_body(calls, delivery).await } else { Ok(()) }
 }
 
 async fn forget_body(calls: &Calls, delivery: &Delivery) -> Result<(), StoreError> {

@@ -14,10 +14,10 @@ use super::settings::InboundMode;
 use crate::call::{Direction, EndProof, Outcome, Source};
 use crate::ids::{BusinessId, CallId};
 use crate::net::{Exchange, HostRule, RelayError, RelayTarget, UpstreamError, ask_with_body};
-use crate::provider::account::join;
+use crate::provider::account::join_url;
 use crate::provider::description::{OWN_ID_KIND, Reply};
 use crate::reply::{problem, twiml, when_full_twiml};
-use crate::store::{Delivery, Result, Route};
+use crate::store::{Delivery, DeliveryRoute, Result};
 use crate::telemetry::traces;
 
 /// The largest response of the app to a webhook, in bytes.
@@ -149,7 +149,6 @@ impl Webhooks {
         event_id: &str,
     ) -> Result<Option<Delivery>> {
         let (from, raw) = (parsed.from, parsed.raw);
-        let form = raw.form();
         let taken_over = from.webhook().callback.is_some() && from.captures.contains_key(OWN_ID_KIND);
         let (url, signed_url, method, route) = if taken_over {
             let record = match call {
@@ -157,17 +156,18 @@ impl Webhooks {
                 None => None,
             };
             let Some(callback) = record.and_then(|r| r.callback) else { return Ok(None) };
-            if !asked_for(&callback.events, form) {
+            let event = from.webhook().callback_event.as_ref().and_then(|event| event.read(&parsed.message));
+            if !asked_for(&callback.events, event.unwrap_or(END_EVENT)) {
                 return Ok(None);
             }
             // A URL of the app, or our own, leads to the address that the operator configured; any other is the tenant's.
             match self.calls.settings.app.path_of(&callback.url).and_then(|path| self.app_urls(raw, path)) {
-                Some((_, signed_url)) => (callback.url, signed_url, callback.method, Route::Forwarded),
-                None => (callback.url.clone(), callback.url, callback.method, Route::Callback),
+                Some((_, signed_url)) => (callback.url, signed_url, callback.method, DeliveryRoute::Forwarded),
+                None => (callback.url.clone(), callback.url, callback.method, DeliveryRoute::Callback),
             }
         } else {
             let Some((url, signed_url)) = self.app_urls(raw, &raw.path_and_query) else { return Ok(None) };
-            (url, signed_url, raw.method.clone(), Route::App)
+            (url, signed_url, raw.method.clone(), DeliveryRoute::App)
         };
         let received_url = self.signed(raw).url();
         let spool = self.is_for_spool(parsed).then(|| self.spool.name());
@@ -184,21 +184,16 @@ impl Webhooks {
     /// The app's internal URL of a path, and the URL that the app knows it by; `None` without an app.
     fn app_urls(&self, raw: &RawWebhook, path_and_query: &str) -> Option<(String, String)> {
         let base = self.settings.forward_url.as_ref()?;
-        Some((join(base, path_and_query), self.settings.app_url(&raw.headers, path_and_query)))
+        Some((join_url(base, path_and_query), self.settings.app_url(&raw.headers, path_and_query)))
     }
 }
 
-/// Whether the app asked for this event of a call. Twilio's default is the end alone, and its event `answered` arrives as
-/// `in-progress`.
-fn asked_for(events: &[String], form: Option<&[(String, String)]>) -> bool {
-    let status = form.and_then(|f| f.iter().find(|(k, _)| k == "CallStatus")).map_or("", |(_, v)| v.as_str());
-    let event = match status {
-        "queued" | "initiated" => "initiated",
-        "ringing" => "ringing",
-        "in-progress" => "answered",
-        _ => "completed",
-    };
+/// The event of a call's end, as apps ask for it.
+const END_EVENT: &str = "completed";
+
+/// Whether the app asked for this event of a call; by default it gets the end alone.
+fn asked_for(events: &[String], event: &str) -> bool {
     // Some clients write one value with spaces.
     let mut asked = events.iter().flat_map(|e| e.split_whitespace()).peekable();
-    if asked.peek().is_none() { event == "completed" } else { asked.any(|e| e == event) }
+    if asked.peek().is_none() { event == END_EVENT } else { asked.any(|e| e == event) }
 }

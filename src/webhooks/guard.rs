@@ -9,17 +9,17 @@ use http::{Response, StatusCode};
 use tracing::warn;
 
 use super::context::Webhooks;
-use super::noise::Noise;
+use super::log_limit::LogLimit;
 use crate::net::{Exchange, PeerKey};
 use crate::reply::problem;
 
 /// Limits of the log lines about denied requests.
-static NOT_ALLOWED: Noise = Noise::new();
-static TOO_MANY: Noise = Noise::new();
+static NOT_ALLOWED: LogLimit = LogLimit::new();
+static TOO_MANY: LogLimit = LogLimit::new();
 
 impl Webhooks {
     /// The answer to a request that is denied.
-    pub(super) fn rejection(&self, exchange: &Exchange) -> Option<Response<Bytes>> {
+    pub(super) fn reject_by_address(&self, exchange: &Exchange) -> Option<Response<Bytes>> {
         let settings = &self.settings;
         if settings.allow_from.is_none() && settings.rate_per_address.is_none() {
             return None;

@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::io::ErrorKind;
-use std::sync::{MutexGuard, PoisonError};
+use std::sync::MutexGuard;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,7 +18,9 @@ use super::context::Webhooks;
 use super::parsed::ParsedWebhook;
 use crate::failpoint;
 use crate::ids::CallId;
+use crate::metrics::NotApplied;
 use crate::store::{NewEvent, ReceiveOutcome, Result, StoreError};
+use crate::sync::lock;
 
 /// How often journaled webhooks are moved to the database.
 const TAKE_UP_EVERY: Duration = Duration::from_secs(1);
@@ -48,9 +50,9 @@ impl Webhooks {
     ) -> Result<Response<Bytes>> {
         let id = row.id.clone();
         // The body is unowned if the webhook was not stored. If that is unknown, the next sweep of the spool decides.
-        let body_is_nobodys = row.spool.is_some() && !matches!(error, StoreError::Unknown(_));
+        let is_body_unowned = row.spool.is_some() && !matches!(error, StoreError::Unknown(_));
         if !Self::can_wait(parsed) {
-            if body_is_nobodys {
+            if is_body_unowned {
                 self.spool.forget(&id).await;
             }
             return Err(error);
@@ -59,17 +61,17 @@ impl Webhooks {
         let webhook = parsed.from.webhook();
         if let Err(why) = self.journal.put(row, self.settings.spool_bytes_max).await {
             warn!(event = id, webhook = webhook.name, %error, %why, "failed to store a webhook in the database and in the journal; provider asked to resend");
-            if body_is_nobodys {
+            if is_body_unowned {
                 self.spool.forget(&id).await;
             }
-            self.note(parsed, "failed");
+            self.note(parsed, NotApplied::Failed);
             return Ok(not_recorded());
         }
         failpoint::hit("journal.kept").await;
         if was_empty {
             warn!(%error, "database unavailable; webhooks kept in the journal");
         }
-        self.note(parsed, "journaled");
+        self.note(parsed, NotApplied::Journaled);
         Ok(fixed_answer(webhook, None))
     }
 
@@ -95,13 +97,13 @@ impl Webhooks {
                 left.push(event_id.to_owned());
             }
         }
-        self.note(parsed, "waiting");
+        self.note(parsed, NotApplied::Waiting);
         Ok(fixed_answer(webhook, None))
     }
 
     fn left(&self) -> MutexGuard<'_, Vec<String>> {
         // No code panics while it is held.
-        self.left.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.left)
     }
 
     /// Applies webhooks that were stored while the database failed.
@@ -120,10 +122,10 @@ impl Webhooks {
         }
     }
 
-    fn note(&self, parsed: &ParsedWebhook<'_>, outcome: &str) {
+    fn note(&self, parsed: &ParsedWebhook<'_>, outcome: NotApplied) {
         let event = parsed.event_name();
         let metrics = &self.calls.lifecycle.metrics;
-        metrics.webhook(parsed.from.account.name.as_str(), event, outcome);
+        metrics.webhook(&parsed.from.account.name, event, outcome);
         metrics.journaled(self.journal.waiting());
     }
 

@@ -4,52 +4,53 @@
 //! A webhook is stored before it is answered: after the response its provider does not send it again.
 
 mod answers;
+mod app_error;
 mod app_view;
 mod apply;
 mod arrivals;
 mod authenticate;
 mod context;
+mod deferred;
 pub mod deliver;
-mod exact;
 mod forward;
 mod guard;
 mod journal;
-mod noise;
+mod log_limit;
 mod outcome;
 mod parsed;
 mod pass;
 mod persist;
-mod post_call;
 mod raw;
 mod receive;
-mod refused;
 mod renew;
 mod replay;
 mod resign;
 pub mod route;
 mod settings;
 mod spool;
+mod strict_replies;
 mod subaccounts;
 mod transcription;
-mod unlisted;
+mod unconfigured_path;
 
 use async_trait::async_trait;
 use futures_util::FutureExt as _;
 use http::StatusCode;
 use tracing::{Instrument as _, warn};
 
+use crate::metrics::{Served, WebhookRequest};
 use crate::net::{Exchange, Handler};
 use crate::reply::{health, problem};
 use crate::telemetry::traces;
 pub use context::Webhooks;
+pub use deferred::deferred_loop;
 pub use journal::journal_loop;
-use noise::LOGGED_PATH_MAX;
-pub use post_call::records_loop;
+use log_limit::LOGGED_PATH_MAX;
 pub use replay::{RETRY_DELAYS_SECS as REPLAY_AGAIN_SECS, Replayed, replay_loop};
-use route::{Candidate, Found, find};
+use route::{Candidate, PathMatch, find};
 pub use settings::{
     AppHost, BODIES_BYTES_MAX, BODY_BYTES_MAX, ExtraPaths, InboundMode, KEPT_BYTES_MAX, LARGE_BODIES_BYTES_MAX,
-    Settings,
+    Settings, Unsigned,
 };
 pub use spool::spool_loop;
 
@@ -59,24 +60,24 @@ impl Handler for Webhooks {
         if exchange.path() == "/health" {
             return exchange.respond(health()).await;
         }
-        if let Some(answer) = self.rejection(exchange) {
+        if let Some(answer) = self.reject_by_address(exchange) {
             let status = self.answer(exchange, answer).await;
-            return self.calls.lifecycle.metrics.request("webhooks", "refused", status);
+            return self.calls.lifecycle.metrics.request(Served::Webhooks(WebhookRequest::Refused), status);
         }
         let (kind, status) = match find(&self.calls.accounts, &self.settings.extra_paths, exchange.path()) {
-            Found::Nothing => ("passed", self.pass(exchange).await),
-            Found::Ambiguous => {
+            PathMatch::Nothing => (WebhookRequest::Passed, self.pass(exchange).await),
+            PathMatch::Ambiguous => {
                 let message = "This path is ambiguous: write it without escapes.";
-                ("refused", self.reject_path(exchange, "AMBIGUOUS_PATH", message).await)
+                (WebhookRequest::Refused, self.reject_path(exchange, "AMBIGUOUS_PATH", message).await)
             }
             // Providers POST webhooks. A socket at a webhook path would reach the app unchecked.
-            Found::Webhooks(_) if exchange.is_upgrade() => {
+            PathMatch::Webhooks(_) if exchange.is_upgrade() => {
                 let message = "Upgrades are not allowed at the path of a webhook.";
-                ("refused", self.reject_path(exchange, "UPGRADE_NOT_EXPECTED", message).await)
+                (WebhookRequest::Refused, self.reject_path(exchange, "UPGRADE_NOT_EXPECTED", message).await)
             }
-            Found::Webhooks(found) => ("webhook", self.take(exchange, &found).await),
+            PathMatch::Webhooks(found) => (WebhookRequest::Webhook, self.take(exchange, &found).await),
         };
-        self.calls.lifecycle.metrics.request("webhooks", kind, status);
+        self.calls.lifecycle.metrics.request(Served::Webhooks(kind), status);
     }
 }
 
@@ -94,7 +95,7 @@ impl Webhooks {
             found.first().map_or(("", ""), |one| (one.account.name.as_str(), one.webhook().name.as_str()));
         let tree = traces::webhook(account, webhook, exchange.headers());
         let answer = self.receive(exchange, found).boxed().instrument(tree.clone()).await;
-        let status = self.answer(exchange, if is_exact { exact::shaped(answer) } else { answer }).await;
+        let status = self.answer(exchange, if is_exact { strict_replies::shaped(answer) } else { answer }).await;
         traces::note_status(&tree, status);
         status
     }

@@ -9,7 +9,7 @@ pub(super) struct WebhookOutcome {
     pub(super) call: Option<CallId>,
     pub(super) outcome: EventOutcome,
     /// How a call without a slot is rejected.
-    pub(super) refused: Option<WhenFull>,
+    pub(super) rejected: Option<WhenFull>,
     /// The call's record after it was applied, if it was.
     pub(super) record: Option<Box<CallRecord>>,
     /// The position of its utterance in the store.
@@ -19,7 +19,7 @@ pub(super) struct WebhookOutcome {
 impl WebhookOutcome {
     /// An outcome without details.
     pub(super) fn new(outcome: EventOutcome) -> Self {
-        Self { call: None, outcome, refused: None, record: None, said: None }
+        Self { call: None, outcome, rejected: None, record: None, said: None }
     }
 
     /// The outcome of a change of a call.

@@ -10,7 +10,7 @@ use tracing::{debug, warn};
 use super::answers::body_missing;
 use super::app_view::REPLACED;
 use super::context::Webhooks;
-use super::noise::Noise;
+use super::log_limit::LogLimit;
 use super::raw::RawWebhook;
 use super::resign::Resign;
 use super::route::Candidate;
@@ -21,7 +21,7 @@ use crate::provider::sign::{Checked, Keys};
 use crate::reply::problem;
 
 /// Bounds the log lines about an unreachable app: anyone can send such requests.
-static AWAY: Noise = Noise::new();
+static AWAY: LogLimit = LogLimit::new();
 
 impl Webhooks {
     /// Forwards a request that no description matches.

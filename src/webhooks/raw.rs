@@ -9,6 +9,7 @@ use super::settings::KEPT_BYTES_MAX;
 use crate::provider::account::Account;
 use crate::provider::select::{Decoded, Document, Flaw, Message, is_form};
 use crate::provider::sign::Signature;
+use crate::store::NewEvent;
 
 /// See the module.
 pub(super) struct RawWebhook {
@@ -37,6 +38,11 @@ impl RawWebhook {
             headers,
             body,
         }
+    }
+
+    /// A stored one, with its body, parsed.
+    pub(super) fn of_stored(event: &NewEvent, body: Bytes) -> Self {
+        Self::new(&event.method, &event.path, headers_of(&event.headers), body).decoded()
     }
 
     /// Parses the body, of whatever type.
@@ -75,7 +81,7 @@ impl RawWebhook {
 /// The subaccount that a message names.
 pub(super) fn named_in(account: &Account, message: &Message<'_>) -> Option<String> {
     let rule = account.provider.subaccounts.as_ref()?;
-    let own = account.secrets.get(&rule.own)?;
+    let own = account.own_id()?;
     let id = rule.id.text(message)?;
     let plausible = (1..=64).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric());
     (plausible && id != own.expose()).then(|| id.into_owned())

@@ -22,6 +22,7 @@ use super::raw::RawWebhook;
 use super::route::Candidate;
 use super::settings::BODY_BYTES_MAX;
 use crate::failpoint;
+use crate::metrics::{MessageKind, NotApplied};
 use crate::net::{BodyError, Exchange};
 use crate::provider::description::Reply;
 use crate::provider::select::Flaw;
@@ -29,9 +30,10 @@ use crate::provider::sign::Keys;
 use crate::reply::{problem, twiml, when_full_twiml};
 use crate::store::{EventOutcome, IngestOutcome, NewEvent, ReceiveOutcome, Result, SpoolError, Voucher};
 use crate::telemetry::traces;
+use crate::words::NamedEnum;
 
 /// The signer of a webhook, its keys and voucher.
-type Signer<'c> = (&'c Candidate, Keys, Voucher);
+type Authenticated<'c> = (&'c Candidate, Keys, Voucher);
 
 /// The outcome of persisting a webhook.
 enum Persisted {
@@ -72,7 +74,7 @@ impl Webhooks {
             Ok(response) => response,
             Err(error) => {
                 warn!(account = %from.account.name, webhook = from.webhook().name, %error, "failed to record a webhook");
-                self.count(&parsed, "failed");
+                self.count(&parsed, NotApplied::Failed);
                 // In observe mode the app is reached in any case.
                 let asks = self.calls.observes() && from.webhook().reply.is_some();
                 match asks {
@@ -101,7 +103,7 @@ impl Webhooks {
             Ok(applied) => applied,
             Err(error) => return self.defer(parsed, &event_id, error),
         };
-        self.count(parsed, applied.outcome.as_str());
+        self.count(parsed, applied.outcome);
         traces::note("ringfence.outcome", applied.outcome.as_str());
         if let Some(call) = &applied.call {
             traces::note("ringfence.call", call.as_str());
@@ -124,8 +126,8 @@ impl Webhooks {
         &self,
         exchange: &mut Exchange,
         found: &'c [Candidate],
-    ) -> std::result::Result<(RawWebhook, Signer<'c>), Response<Bytes>> {
-        if let Some(answer) = self.refused_by_head(exchange, found) {
+    ) -> std::result::Result<(RawWebhook, Authenticated<'c>), Response<Bytes>> {
+        if let Some(answer) = self.reject_by_head(exchange, found) {
             return Err(answer);
         }
         let body = exchange.read_body(BODY_BYTES_MAX).await.map_err(|error| match error {
@@ -149,7 +151,7 @@ impl Webhooks {
     fn note_flaw(&self, raw: &RawWebhook, from: &Candidate) {
         let Some(flaw) = raw.flaw else { return };
         let (account, webhook) = (from.account.name.as_str(), from.webhook().name.as_str());
-        self.calls.lifecycle.metrics.unreadable(account, "webhook", flaw.as_str());
+        self.calls.lifecycle.metrics.unreadable(&from.account.name, MessageKind::Webhook, flaw);
         let (bytes, is_lenient) = (raw.body.len(), flaw == Flaw::Lenient);
         let flaw = flaw.as_str();
         if is_lenient {
@@ -166,13 +168,13 @@ impl Webhooks {
         let is_doubled =
             webhook.is_doubled(&parsed.message) || subaccounts.is_some_and(|rule| rule.id.is_doubled(&parsed.message));
         let (outcome, message) = if is_doubled {
-            ("doubled", "A call id or status appears twice in the request.")
+            (NotApplied::Doubled, "A call id or status appears twice in the request.")
         } else if webhook.is_foreign(&parsed.message) && !parsed.aliases.is_empty() {
-            ("foreign", "The request is not a webhook of a call, but contains a call id.")
+            (NotApplied::Foreign, "The request is not a webhook of a call, but contains a call id.")
         } else {
             return None;
         };
-        warn!(account = %from.account.name, webhook = webhook.name, outcome, "webhook rejected: ambiguous");
+        warn!(account = %from.account.name, webhook = webhook.name, %outcome, "webhook rejected: ambiguous");
         self.count(parsed, outcome);
         Some(problem(StatusCode::BAD_REQUEST, "INVALID_PAYLOAD", message))
     }
@@ -189,9 +191,8 @@ impl Webhooks {
         problem(StatusCode::BAD_REQUEST, "INVALID_PAYLOAD", message)
     }
 
-    fn count(&self, parsed: &ParsedWebhook<'_>, outcome: &str) {
-        let account = parsed.from.account.name.as_str();
-        self.calls.lifecycle.metrics.webhook(account, parsed.event_name(), outcome);
+    fn count(&self, parsed: &ParsedWebhook<'_>, outcome: impl NamedEnum) {
+        self.calls.lifecycle.metrics.webhook(&parsed.from.account.name, parsed.event_name(), outcome);
     }
 
     // === persist ===
@@ -204,10 +205,8 @@ impl Webhooks {
             match self.spool.put(&row.id, parsed.raw.body.clone(), self.settings.spool_bytes_max).await {
                 Ok(spool) => row.spool = Some(spool),
                 Err(error) => {
-                    self.count(
-                        parsed,
-                        if matches!(error, SpoolError::Full(_)) { "spool_full" } else { "spool_failed" },
-                    );
+                    let is_full = matches!(error, SpoolError::Full(_));
+                    self.count(parsed, if is_full { NotApplied::SpoolFull } else { NotApplied::SpoolFailed });
                     warn!(account = %parsed.from.account.name, webhook = webhook.name, bytes, %error, "failed to keep a large webhook");
                     let message = "No space for a body of this size; retry later.";
                     let answer = problem(StatusCode::SERVICE_UNAVAILABLE, "SPOOL_UNAVAILABLE", message);
@@ -219,7 +218,7 @@ impl Webhooks {
         let received = match self.standalone_utterance(parsed) {
             Some(utterance) => match self.ingest_with_webhook(parsed, utterance, row).boxed().await {
                 Ok(IngestOutcome::Whole(_, said) | IngestOutcome::Before(_, said)) => {
-                    self.count(parsed, EventOutcome::Recorded.as_str());
+                    self.count(parsed, EventOutcome::Recorded);
                     failpoint::hit("webhook.settled").await;
                     return Ok(Persisted::Done(fixed_answer(webhook, Some(said))));
                 }
@@ -244,7 +243,7 @@ impl Webhooks {
                 let is_deferred = outcome == Some(EventOutcome::Deferred);
                 let may_be_known = (parsed.is_exact() && is_deferred) || parsed.utterance.is_some();
                 if outcome.is_some() && webhook.reply.is_none() && !may_be_known {
-                    self.count(parsed, "duplicate");
+                    self.count(parsed, NotApplied::Duplicate);
                     return Ok(Persisted::Done(fixed_answer(webhook, None)));
                 }
                 Persisted::Inbox { event_id: id, is_settled: outcome.is_some() }
@@ -297,7 +296,7 @@ impl Webhooks {
             let message = "The request has no call id.";
             return Ok(problem(StatusCode::BAD_REQUEST, "INVALID_PAYLOAD", message));
         }
-        match &applied.refused {
+        match &applied.rejected {
             Some(when_full) if reply == Reply::Twiml => Ok(twiml(when_full_twiml(when_full))),
             _ => self.reply(exchange, parsed, applied.call.as_ref()).await,
         }

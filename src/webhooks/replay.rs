@@ -10,7 +10,7 @@ use tracing::{info, warn};
 
 use super::context::Webhooks;
 use super::parsed::parse;
-use super::raw::{RawWebhook, headers_of};
+use super::raw::RawWebhook;
 use super::route::{Candidate, candidates};
 use crate::calls::lifecycle::finish;
 use crate::failpoint;
@@ -164,6 +164,13 @@ impl Webhooks {
         from.account.keys(&from.webhook().signature)
     }
 
+    /// The account and webhook that a stored webhook came from, if the config still has them.
+    pub(super) fn sender_of(&self, event: &NewEvent) -> Option<Candidate> {
+        let path = event.path.split('?').next().unwrap_or_default();
+        let found = candidates(&self.calls.accounts, &self.settings.extra_paths, path);
+        found.into_iter().find(|one| one.account.name.as_str() == event.account)
+    }
+
     async fn replay_one(&self, mut event: NewEvent) -> Result<()> {
         let at_ms = self.calls.lifecycle.clock.now_ms();
         let Some(body) = self.body_of(&mut event).await? else {
@@ -177,13 +184,11 @@ impl Webhooks {
                 .await
                 .map(drop);
         };
-        let raw = RawWebhook::new(&event.method, &event.path, headers_of(&event.headers), body).decoded();
-        let path = event.path.split('?').next().unwrap_or_default();
-        let found = candidates(&self.calls.accounts, &self.settings.extra_paths, path);
-        match found.iter().find(|c| c.account.name.as_str() == event.account) {
+        let raw = RawWebhook::of_stored(&event, body);
+        match self.sender_of(&event) {
             Some(from) if from.webhook().reply.is_none() => {
-                let keys = self.keys_again(from, &raw).boxed().await;
-                let parsed = parse(&raw, from, keys, self.voucher_again(from, &raw), event.id.clone());
+                let keys = self.keys_again(&from, &raw).boxed().await;
+                let parsed = parse(&raw, &from, keys, self.voucher_again(&from, &raw), event.id.clone());
                 let outcome = self.apply_all(&parsed, &event.id).boxed().await?;
                 failpoint::hit("replay.applied").await;
                 self.settle(&parsed, &event.id, &outcome).await?;

@@ -8,8 +8,9 @@ use http::HeaderMap;
 
 use super::app_view::seen;
 use super::settings::ExtraPaths;
+use super::settings::Unsigned;
 use crate::ids::AccountName;
-use crate::provider::account::{Account, join};
+use crate::provider::account::{Account, join_url};
 use crate::provider::description::Webhook;
 use crate::provider::path::{Reading, climbs, normal, readings, trimmed};
 use crate::provider::sign::{BadSignature, Checked, Keys, Request};
@@ -40,7 +41,7 @@ impl Candidate {
 
 /// The result of routing a path.
 #[derive(Debug, Clone)]
-pub enum Found {
+pub enum PathMatch {
     /// No webhook matches.
     Nothing,
     /// Only a lenient parser would match a webhook: ambiguous.
@@ -50,18 +51,18 @@ pub enum Found {
 }
 
 /// Routes a path, in all its escaped forms: see [`normal`].
-pub fn find(accounts: &BTreeMap<AccountName, Arc<Account>>, extra: &ExtraPaths, path: &str) -> Found {
+pub fn find(accounts: &BTreeMap<AccountName, Arc<Account>>, extra: &ExtraPaths, path: &str) -> PathMatch {
     let found = candidates(accounts, extra, path);
     if !found.is_empty() {
-        return Found::Webhooks(found);
+        return PathMatch::Webhooks(found);
     }
     let is_webhook = |path: &str| !candidates(accounts, extra, path).is_empty();
     let readings = readings(path);
     let to_some = readings.iter().skip(1).any(|reading| is_webhook(reading.as_str()))
         || readings.iter().any(|reading| is_webhook(&trimmed(reading.as_str())));
     match climbs(path) || to_some {
-        true => Found::Ambiguous,
-        false => Found::Nothing,
+        true => PathMatch::Ambiguous,
+        false => PathMatch::Nothing,
     }
 }
 
@@ -102,15 +103,15 @@ pub struct Signed<'a> {
     pub public_url: Option<&'a http::Uri>,
     /// Now, in seconds.
     pub now_secs: i64,
-    /// Without a secret: `true` rejects, `false` accepts.
-    pub strict: bool,
+    /// What becomes of it without a secret.
+    pub unsigned: Unsigned,
 }
 
 impl Signed<'_> {
     /// The URL that the provider called, as far as it can be known.
     pub fn url(&self) -> String {
         match (self.public_url, seen(self.headers)) {
-            (Some(public), _) => join(public, self.path_and_query),
+            (Some(public), _) => join_url(public, self.path_and_query),
             (None, (scheme, Some(host))) => format!("{scheme}://{host}{}", self.path_and_query),
             (None, (_, None)) => self.path_and_query.to_owned(),
         }
@@ -132,7 +133,7 @@ pub fn verify(candidate: &Candidate, signed: &Signed<'_>) -> Result<Checked, Bad
 pub fn verify_with(candidate: &Candidate, keys: &Keys, signed: &Signed<'_>) -> Result<Checked, BadSignature> {
     let url = signed.url();
     match candidate.webhook().signature.verify(keys, &signed.request(&url), signed.now_secs) {
-        Err(BadSignature::NoSecret) if !signed.strict => Ok(Checked::Nothing),
+        Err(BadSignature::NoSecret) if signed.unsigned == Unsigned::Accept => Ok(Checked::Nothing),
         checked => checked,
     }
 }

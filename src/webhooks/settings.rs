@@ -54,6 +54,15 @@ impl AppHost {
     }
 }
 
+/// What becomes of a webhook whose signature cannot be checked, because its account has no secret.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unsigned {
+    /// It is rejected.
+    Reject,
+    /// It is accepted.
+    Accept,
+}
+
 /// How an inbound call is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum InboundMode {
@@ -74,8 +83,8 @@ pub struct Settings {
     pub app_public_url: Option<Uri>,
     /// The `Host` header that the app receives.
     pub app_host: AppHost,
-    /// Rejects webhooks of accounts without a secret.
-    pub strict: bool,
+    /// What becomes of webhooks of accounts without a secret.
+    pub unsigned: Unsigned,
     /// How an inbound call is answered.
     pub inbound_mode: InboundMode,
     /// How long the app may take to answer a webhook that waits for its reply. Carriers wait 15 s.
@@ -113,7 +122,7 @@ pub(super) mod tests {
             app_public_url: None,
             app_host: AppHost::Public,
             forward_paths: ForwardPaths::default(),
-            strict: false,
+            unsigned: Unsigned::Accept,
             inbound_mode: InboundMode::App,
             app_timeout: Duration::from_secs(1),
             when_down: None,

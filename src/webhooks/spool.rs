@@ -16,10 +16,17 @@ const SWEEP_EVERY: Duration = Duration::from_secs(300);
 const YOUNG_MS: i64 = 10 * 60_000;
 /// How long past its due time a body in another process's spool is waited for, in milliseconds.
 const STRANDED_MS: i64 = 3_600_000;
-/// The reason for giving up a body in another process's spool.
-const STRANDED: &str = "the replica that owns its body is down for an hour; delivered when it returns";
+/// Why a body in another process's spool is given up: a code, by which [`is_stranded`] recognises it, and a sentence.
+const STRANDED: &str =
+    "spool_unreachable: the replica that owns its body is down for an hour; delivered when it returns";
 /// The reason for a missing body.
 pub(super) const BODY_GONE: &str = "its body is not in the spool any more";
+
+/// Whether a webhook or a delivery was given up because its spool was away.
+fn is_stranded(error: Option<&str>) -> bool {
+    let code = |text: &str| text.split(':').next().map(str::to_owned);
+    error.is_some_and(|error| code(error) == code(STRANDED))
+}
 
 /// Deletes a webhook's body if it is no longer needed. The next scan retries a failure.
 pub(super) async fn release(spool: &Spool, calls: &Calls, event_id: &str) {
@@ -81,12 +88,12 @@ impl Webhooks {
             return Ok(());
         }
         release(&self.spool, &self.calls, id).await;
-        if store.inbox_event(id).await?.is_some_and(|event| event.error.as_deref() == Some(STRANDED)) {
+        if store.inbox_event(id).await?.is_some_and(|event| is_stranded(event.error.as_deref())) {
             info!(event = id, "spool available again; webhook applied");
             store.reopen(id).await?;
         }
         let deliveries = store.deliveries_of(id).await?;
-        if deliveries.iter().any(|one| one.done_at.is_none() && one.last_error.as_deref() == Some(STRANDED)) {
+        if deliveries.iter().any(|one| one.done_at.is_none() && is_stranded(one.last_error.as_deref())) {
             info!(event = id, "spool available again; webhook delivered");
             store.redeliver(id, now_ms).await?;
             self.deliver.notify_one();

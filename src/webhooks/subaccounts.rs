@@ -5,7 +5,7 @@
 //! number of fetches per minute, and each token is fetched once at a time.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -18,6 +18,7 @@ use crate::clock::UnixMs;
 use crate::provider::account::Account;
 use crate::provider::secret::Secret;
 use crate::provider::sign::{Checked, Keys};
+use crate::sync::lock;
 
 /// How long a token is valid before it is fetched again, in milliseconds.
 const FRESH_MS: i64 = 3_600_000;
@@ -66,11 +67,11 @@ impl Entry {
         now_ms - at >= fresh_ms
     }
 
-    fn answer(&self, now_ms: UnixMs) -> Asked {
+    fn answer(&self, now_ms: UnixMs) -> TokenResult {
         match (&self.token, self.answered_at) {
-            (Some(token), Some(at)) if now_ms - at < KEPT_MS => Asked::Token(token.clone()),
-            (None, Some(_)) => Asked::Nobody,
-            _ => Asked::Unknown,
+            (Some(token), Some(at)) if now_ms - at < KEPT_MS => TokenResult::Token(token.clone()),
+            (None, Some(_)) => TokenResult::Nobody,
+            _ => TokenResult::Unknown,
         }
     }
 }
@@ -85,7 +86,7 @@ enum Look {
 }
 
 /// The result of obtaining a token.
-enum Asked {
+enum TokenResult {
     Token(Secret),
     /// It is no subaccount of this account.
     Nobody,
@@ -105,7 +106,7 @@ pub(super) enum Signer<'c> {
 
 impl Subaccounts {
     fn lock(&self) -> MutexGuard<'_, Known> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// Finds the candidates' subaccount that signed a request which none of the accounts signed.
@@ -133,14 +134,14 @@ impl Subaccounts {
             // A mismatching token may have been rotated.
             for how in [Look::Known, Look::Anew] {
                 match self.ask(calls, &from.account, &id, how).await {
-                    Asked::Token(token) => {
+                    TokenResult::Token(token) => {
                         let keys = keys(&from.account, token);
                         if verify_with(from, &keys, signed) == Ok(Checked::Holds) {
                             return Signer::Subaccount(from, keys);
                         }
                     }
-                    Asked::Nobody => break,
-                    Asked::Unknown => {
+                    TokenResult::Nobody => break,
+                    TokenResult::Unknown => {
                         nobody = Signer::Unknown;
                         break;
                     }
@@ -161,13 +162,13 @@ impl Subaccounts {
     /// The keys of a subaccount, if they are known or can be fetched.
     pub(super) async fn keys_of(&self, calls: &Calls, account: &Arc<Account>, id: &str) -> Option<Keys> {
         match tokio::time::timeout(WITHIN, self.ask(calls, account, id, Look::Known)).await {
-            Ok(Asked::Token(token)) => Some(keys(account, token)),
+            Ok(TokenResult::Token(token)) => Some(keys(account, token)),
             _ => None,
         }
     }
 
-    async fn ask(&self, calls: &Calls, account: &Arc<Account>, id: &str, how: Look) -> Asked {
-        let Some(own) = owner(account) else { return Asked::Nobody };
+    async fn ask(&self, calls: &Calls, account: &Arc<Account>, id: &str, how: Look) -> TokenResult {
+        let Some(own) = owner(account) else { return TokenResult::Nobody };
         let (key, now_ms) = ((own, id.to_owned()), calls.lifecycle.clock.now_ms());
         let mut under_way = {
             let mut known = self.lock();
@@ -177,7 +178,7 @@ impl Subaccounts {
                 (Some(running), _) => running,
                 (None, Some(entry)) if !entry.is_due(now_ms, how) => return entry.answer(now_ms),
                 (None, entry) => {
-                    let before = entry.map_or(Asked::Unknown, |entry| entry.answer(now_ms));
+                    let before = entry.map_or(TokenResult::Unknown, |entry| entry.answer(now_ms));
                     let is_known = entry.is_some_and(|entry| entry.token.is_some());
                     if !is_known && !known.may_ask(&key.0, now_ms) {
                         warn!(account = %account.name, "subaccount look-up skipped: too many pending");
@@ -198,7 +199,7 @@ impl Subaccounts {
         };
         // The channel closes without a value.
         let _ = under_way.changed().await;
-        self.lock().of.get(&key).map_or(Asked::Unknown, |entry| entry.answer(calls.lifecycle.clock.now_ms()))
+        self.lock().of.get(&key).map_or(TokenResult::Unknown, |entry| entry.answer(calls.lifecycle.clock.now_ms()))
     }
 
     /// Fetches the token, even if its waiter is gone.

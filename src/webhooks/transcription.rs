@@ -13,6 +13,7 @@ use crate::calls::arrival::Arrival;
 use crate::calls::notify::Partial;
 use crate::clock::rfc3339;
 use crate::ids::CallId;
+use crate::metrics::NotApplied;
 use crate::policy::Privacy;
 use crate::provider::description::UtteranceDraft;
 use crate::reply::{problem, respond};
@@ -24,10 +25,11 @@ impl Webhooks {
     /// The response to a webhook that is not stored: an unparsable one, or an interim utterance. `None`: it is stored.
     pub(super) async fn reject_or_partial(&self, parsed: &ParsedWebhook<'_>) -> Option<Response<Bytes>> {
         let name = parsed.event_name();
-        let count =
-            |outcome: &str| self.calls.lifecycle.metrics.webhook(parsed.from.account.name.as_str(), name, outcome);
+        let count = |outcome: NotApplied| {
+            self.calls.lifecycle.metrics.webhook(&parsed.from.account.name, name, outcome);
+        };
         let invalid = |why: &str| {
-            count("invalid");
+            count(NotApplied::Invalid);
             Some(problem(StatusCode::UNPROCESSABLE_ENTITY, "INVALID_PAYLOAD", why))
         };
         match parsed.utterance.as_ref()? {
@@ -38,7 +40,7 @@ impl Webhooks {
                 invalid("It does not say in which call: conversation_id or call_sid.")
             }
             Ok(draft) if draft.is_partial => {
-                count("partial");
+                count(NotApplied::Partial);
                 let partial =
                     Partial { speaker: draft.speaker, text: draft.text.as_str().into(), source_sequence: draft.order };
                 if let Err(error) = self.show_partial(parsed, partial).await {
@@ -153,7 +155,7 @@ impl Webhooks {
             facts: parsed.from.webhook().facts.read(&parsed.message, parsed.direction),
             aliases: parsed.aliases.clone(),
             phase: Phase::Live,
-            refusable: false,
+            rejectable: false,
             origin: if parsed.is_from_app() { Origin::Unconfirmed } else { Origin::Foreign },
             by: Some(parsed.by.clone()),
         }

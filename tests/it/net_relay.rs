@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use ringfence::net::{
-    Drained, EdgeSettings, HostRule, Outcome, RelayError, RelayTarget, Upstream, UpstreamError, UpstreamSettings,
+    Drained, EdgeSettings, HostRule, RelayError, RelayTarget, SendResult, Upstream, UpstreamError, UpstreamSettings,
     relay, relay_with_body,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt};
@@ -430,16 +430,18 @@ async fn creates_are_sent_once_and_classified() {
         };
         for (what, sent) in [("reset", 1), ("cut", 2), ("garbage", 3), ("silent", 4), ("large", 5)] {
             let outcome = client.create(with(what), 1000, soon()).await;
-            assert!(matches!(outcome, Outcome::Unknown(_)), "{what}: {outcome:?}");
+            assert!(matches!(outcome, SendResult::Unknown(_)), "{what}: {outcome:?}");
             assert_eq!(requests.load(Ordering::SeqCst), sent, "{what} was sent again");
             match (what, outcome) {
-                ("silent", Outcome::Unknown(UpstreamError::Timeout(_)))
-                | ("large", Outcome::Unknown(UpstreamError::TooLarge { limit: 1000 })) => {}
+                ("silent", SendResult::Unknown(UpstreamError::Timeout(_)))
+                | ("large", SendResult::Unknown(UpstreamError::TooLarge { limit: 1000 })) => {}
                 ("silent" | "large", other) => panic!("{other:?}"),
                 _ => {}
             }
         }
-        let Outcome::Answered(answer) = client.create(with("answer"), 1000, soon()).await else { panic!("no answer") };
+        let SendResult::Answered(answer) = client.create(with("answer"), 1000, soon()).await else {
+            panic!("no answer")
+        };
         assert_eq!((answer.status().as_u16(), answer.body().as_ref()), (201, &b"ok"[..]));
     })
     .await;
@@ -464,16 +466,16 @@ async fn a_create_whose_time_has_passed_is_not_sent() {
         // On a new connection, and on one that is there already; with a body, and without.
         for warm in [false, true] {
             if warm {
-                assert!(matches!(client.create(create(upstream), 1000, soon()).await, Outcome::Answered(_)));
+                assert!(matches!(client.create(create(upstream), 1000, soon()).await, SendResult::Answered(_)));
             }
             let before = whole.load(Ordering::SeqCst);
             for request in [create(upstream), create(upstream).map(|_| Bytes::new())] {
                 let outcome = client.create(request, 1000, Duration::ZERO).await;
-                assert!(matches!(outcome, Outcome::NotSent(UpstreamError::Late)), "{outcome:?}");
+                assert!(matches!(outcome, SendResult::NotSent(UpstreamError::Late)), "{outcome:?}");
             }
             assert_eq!(whole.load(Ordering::SeqCst), before);
         }
-        assert!(matches!(client.create(create(upstream), 1000, soon()).await, Outcome::Answered(_)), "it goes on");
+        assert!(matches!(client.create(create(upstream), 1000, soon()).await, SendResult::Answered(_)), "it goes on");
     })
     .await;
 }
@@ -496,11 +498,11 @@ async fn creates_on_stale_connections_are_unknown_or_sent_on_a_fresh_one() {
         })
         .await;
         let client = Upstream::new(UpstreamSettings::default()).expect("upstream");
-        assert!(matches!(client.create(create(upstream), 1000, soon()).await, Outcome::Answered(_)));
+        assert!(matches!(client.create(create(upstream), 1000, soon()).await, SendResult::Answered(_)));
         // A connection goes back to its pool a moment after its answer was read.
         tokio::time::sleep(Duration::from_millis(200)).await;
         let outcome = client.create(create(upstream), 1000, soon()).await;
-        assert!(matches!(outcome, Outcome::Unknown(_)), "{outcome:?}");
+        assert!(matches!(outcome, SendResult::Unknown(_)), "{outcome:?}");
         assert_eq!(answered.load(Ordering::SeqCst), 1, "a create was sent twice");
 
         // A short pool idle time takes a connection out of use before its provider does.
@@ -508,7 +510,7 @@ async fn creates_on_stale_connections_are_unknown_or_sent_on_a_fresh_one() {
             UpstreamSettings { create_pool_idle_timeout: Duration::from_millis(100), ..UpstreamSettings::default() };
         let client = Upstream::new(brief).expect("upstream");
         for _ in 0..2 {
-            assert!(matches!(client.create(create(upstream), 1000, soon()).await, Outcome::Answered(_)));
+            assert!(matches!(client.create(create(upstream), 1000, soon()).await, SendResult::Answered(_)));
             tokio::time::sleep(Duration::from_millis(300)).await;
         }
     })
@@ -536,7 +538,7 @@ async fn creates_that_never_left_are_proven_so() {
             "ftp://host/".to_owned(),
         ] {
             let outcome = client.create(request(uri.clone()), 1000, soon()).await;
-            assert!(matches!(outcome, Outcome::NotSent(_)), "{uri}: {outcome:?}");
+            assert!(matches!(outcome, SendResult::NotSent(_)), "{uri}: {outcome:?}");
         }
         let error =
             client.fetch(request(format!("http://{nobody}/")), 10, Duration::from_secs(1)).await.expect_err("nobody");

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use ringfence::net::{
-    Drained, EdgeSettings, Exchange, Outcome, ReloadingTls, RunningEdge, TlsError, Upstream, UpstreamSettings,
+    Drained, EdgeSettings, Exchange, ReloadingTls, RunningEdge, SendResult, TlsError, Upstream, UpstreamSettings,
 };
 use tokio::process::Command;
 use tokio_tungstenite::tungstenite::{self, client::IntoClientRequest as _};
@@ -343,10 +343,12 @@ async fn upstreams_are_verified_against_the_public_roots_and_the_extra_ones() {
         };
         let strict = Upstream::new(UpstreamSettings::default()).expect("upstream");
         let outcome = strict.create(request(), 1000, soon()).await;
-        assert!(matches!(outcome, Outcome::NotSent(_)), "{outcome:?}");
+        assert!(matches!(outcome, SendResult::NotSent(_)), "{outcome:?}");
         let trusting = Upstream::new(UpstreamSettings { extra_ca: Some(dir.cert()), ..UpstreamSettings::default() })
             .expect("upstream");
-        let Outcome::Answered(answer) = trusting.create(request(), 1000, soon()).await else { panic!("not answered") };
+        let SendResult::Answered(answer) = trusting.create(request(), 1000, soon()).await else {
+            panic!("not answered")
+        };
         assert!(answer.body().ends_with(b"\n\nhi"), "{answer:?}");
         // A WebSocket trusts the same roots: the mirror is reached, and answers the handshake as any request.
         let handshake = || format!("wss://localhost:{}/x", edge.local_addr().port()).into_client_request().unwrap();

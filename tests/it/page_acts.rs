@@ -1,7 +1,7 @@
 //! What an operator finds and does on the page, in a real browser.
 
-use ringfence::ids::RefusalId;
-use ringfence::store::{NewEvent, RefusalRecord};
+use ringfence::ids::RejectionId;
+use ringfence::store::{NewEvent, RejectionRecord};
 use serde_json::{Value, json};
 
 use crate::outbound::id;
@@ -24,9 +24,9 @@ async fn audited(stage: &Stage, operate: &str, what: &str) -> Vec<Value> {
     audit["audit"].as_array().unwrap().iter().filter(|one| one["what"] == what).cloned().collect()
 }
 
-fn refusals(count: usize, business: &str, at_ms: i64) -> Vec<RefusalRecord> {
-    let one = |_| RefusalRecord {
-        id: RefusalId::new(),
+fn refusals(count: usize, business: &str, at_ms: i64) -> Vec<RejectionRecord> {
+    let one = |_| RejectionRecord {
+        id: RejectionId::new(),
         at: at_ms,
         business: business.to_owned(),
         account: "twilio".to_owned(),
@@ -118,11 +118,11 @@ async fn a_refusal_is_found_behind_a_flood_and_explained() {
     let refusal = refused.header("x-ringfence-refusal").unwrap().to_owned();
     stage
         .wait("it is on record", async || {
-            !stage.app().calls().lifecycle.store.latest_refusals(9).await.unwrap().is_empty()
+            !stage.app().calls().lifecycle.store.latest_rejections(9).await.unwrap().is_empty()
         })
         .await;
     let loud = refusals(250, "loud", stage.clock.now_ms() + 1_000);
-    stage.app().calls().lifecycle.store.refused(loud).await.unwrap();
+    stage.app().calls().lifecycle.store.record_rejections(loud).await.unwrap();
     browser.view("refusals").await;
     browser.rows("refusals-list", 100).await;
     browser.says("#refusals-said", "search for older ones").await;

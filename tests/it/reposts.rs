@@ -477,7 +477,7 @@ async fn the_tries_of_an_sdk_are_one_refusal() {
     assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
     stage
         .wait("three attempts are on record", async || {
-            let refusals = stage.app().calls().lifecycle.store.latest_refusals(10).await.unwrap();
+            let refusals = stage.app().calls().lifecycle.store.latest_rejections(10).await.unwrap();
             refusals.len() == 1 && refusals[0].attempts == 3
         })
         .await;

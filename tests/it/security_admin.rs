@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use bytes::Bytes;
 use http::Request;
-use ringfence::admin::api::{self, Route};
+use ringfence::admin::api::{self, ApiRoute};
 use ringfence::jws;
 use serde_json::{Value, json};
 
@@ -143,7 +143,7 @@ async fn every_route_asks_for_its_scope() {
 /// A route that is described and stands not in the matrix was never tried with any credential.
 #[test]
 fn the_matrix_has_every_route() {
-    let tried = |route: &Route| {
+    let tried = |route: &ApiRoute| {
         let own: Vec<&str> = route.path.split('/').collect();
         ROUTES.iter().any(|(method, path, _)| {
             let path: Vec<&str> = path.split('?').next().unwrap_or_default().split('/').collect();
@@ -152,7 +152,7 @@ fn the_matrix_has_every_route() {
         })
     };
     // Streams, which have no end, are tried in `page`.
-    let streams = |route: &&Route| route.path.ends_with("/stream");
+    let streams = |route: &&ApiRoute| route.path.ends_with("/stream");
     let missing: Vec<_> =
         api::ROUTES.iter().filter(|route| !streams(route) && !tried(route)).map(|r| (r.method, r.path)).collect();
     assert!(missing.is_empty(), "{missing:?}");

@@ -1,7 +1,7 @@
 //! The limiter in this process's memory: the default. It is rebuilt from the store at start.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use async_trait::async_trait;
 
@@ -11,6 +11,7 @@ use crate::ids::CallId;
 use crate::policy::decision::{
     AdmissionRequest, Counts, Decision, LeaseRow, LimitUsage, OLDEST_MAX, RateLog, decide, keys,
 };
+use crate::sync::lock;
 
 /// Expired rates are dropped when there are more than this.
 const RATES_MAX: usize = 10_000;
@@ -63,7 +64,7 @@ impl MemoryGate {
 
     fn state(&self, epoch: i64) -> Result<MutexGuard<'_, State>> {
         // Every change below is made after all checks, so a panic elsewhere leaves no partial change.
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = lock(&self.state);
         if state.epoch == epoch { Ok(state) } else { Err(GateError::Epoch(state.epoch)) }
     }
 }
@@ -73,7 +74,7 @@ impl Gate for MemoryGate {
     async fn admit(&self, epoch: i64, request: &AdmissionRequest) -> Result<Decision> {
         let mut state = self.state(epoch)?;
         if let Some(held) = state.holders.get(&request.call) {
-            return Ok(Decision::Admitted { slots: held.slots, would: None });
+            return Ok(Decision::Admitted { slots: held.slots, would_reject: None });
         }
         let (decision, taken) = decide(request, &*state, request.at_ms);
         if let Decision::Admitted { slots, .. } = decision {
@@ -108,7 +109,7 @@ impl Gate for MemoryGate {
         for one in held {
             anew.hold(one.clone());
         }
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.state);
         if epoch < state.epoch {
             return Err(GateError::Epoch(state.epoch));
         }
@@ -205,12 +206,12 @@ mod tests {
 
     fn short(decision: Decision) -> Shortfall {
         match decision {
-            Decision::Refused(short) => short,
+            Decision::Rejected(short) => short,
             admitted => panic!("{admitted:?}"),
         }
     }
 
-    const ONE: Decision = Decision::Admitted { slots: 1, would: None };
+    const ONE: Decision = Decision::Admitted { slots: 1, would_reject: None };
 
     #[tokio::test]
     async fn a_refusal_leaves_no_trace_in_any_limit() {
@@ -250,7 +251,7 @@ mod tests {
         let bindings = [concurrent("g", 1)];
         for would in [false, true] {
             let (_, decision) = batch(&gate, &bindings, Slots::up_to(5), Mode::Observe, 0).await;
-            let Decision::Admitted { slots: 5, would: said } = decision else { panic!("{decision:?}") };
+            let Decision::Admitted { slots: 5, would_reject: said } = decision else { panic!("{decision:?}") };
             assert_eq!(said.is_some(), would);
         }
         assert_eq!(gate.counts(0).await.unwrap().calls, 10);
@@ -274,7 +275,7 @@ mod tests {
         let bindings = [concurrent("acme", 4), concurrent("global", 10), rate("cps", 1, 1000)];
         assert_eq!(ask(&gate, &bindings[..1], 0).await.1, ONE);
         let (call, granted) = batch(&gate, &bindings, Slots::up_to(7), Mode::Enforce, 0).await;
-        assert_eq!(granted, Decision::Admitted { slots: 3, would: None }, "acme has 3 left");
+        assert_eq!(granted, Decision::Admitted { slots: 3, would_reject: None }, "acme has 3 left");
         let counts = gate.counts(0).await.unwrap();
         assert_eq!((counts.calls, counts.by_key["acme"], counts.by_key["global"]), (4, 4, 3));
         assert_eq!(short(ask(&gate, &bindings[..1], 0).await.1).current, 4);
@@ -292,7 +293,7 @@ mod tests {
         assert_eq!(short(refused).lacking, 1);
         assert_eq!(gate.counts(0).await.unwrap().calls, 1, "without a trace");
         let (_, two) = batch(&gate, &[concurrent("g", 3)], Slots::exactly(2), Mode::Enforce, 0).await;
-        assert_eq!(two, Decision::Admitted { slots: 2, would: None });
+        assert_eq!(two, Decision::Admitted { slots: 2, would_reject: None });
     }
 
     #[tokio::test]
@@ -303,7 +304,7 @@ mod tests {
             assert_eq!(ask(&gate, &bindings, at_ms).await.1, ONE);
         }
         let (_, two) = batch(&gate, &bindings, Slots::up_to(2), Mode::Enforce, 5).await;
-        assert_eq!(two, Decision::Admitted { slots: 2, would: None });
+        assert_eq!(two, Decision::Admitted { slots: 2, would_reject: None });
         assert_eq!(short(ask(&gate, &bindings, 50).await.1).oldest, [10, 30]);
     }
 

@@ -270,7 +270,7 @@ impl Run<'_> {
                 Answer::Admitted(lease.slots(), would_reject, early)
             }
             Ok(Admission::Known(known)) => Answer::Known(known),
-            Ok(Admission::Refused(full)) => Answer::Refused(full),
+            Ok(Admission::Rejected(full)) => Answer::Refused(full),
             Err(AdmissionError::Gate(_)) => Answer::Nobody,
             Err(error) => panic!("{said}: {error}"),
         };

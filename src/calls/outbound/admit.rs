@@ -1,7 +1,6 @@
 //! Admission of a create: one decision over all limits that bind it, and its call record, or neither. Only this module makes an
 //! [`Admitted`], and only an [`Admitted`] can be sent.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +11,7 @@ use tokio::time::Instant;
 use tracing::{Instrument as _, info, warn};
 
 use super::batch::{self, Sizing, SlotRequest};
-use super::decide::{DecideError, Decided, Decision, Terms, decide};
+use super::decide::{DecideError, Decided, DecidedCall, Terms, decide};
 use super::dedupe::in_flight::Claim;
 use super::job::{JobPlaced, JobTerms};
 use super::joining::{Joining, Joins};
@@ -21,16 +20,15 @@ use super::observe::WOULD_REFUSE;
 use super::prepare::{SlotGrant, prepare};
 use super::request::CreateRequest;
 use crate::admission::{AdmissionError, Lease};
-use crate::call::{EndProof, Outcome as End, Source};
+use crate::call::{EndProof, Outcome, Source};
 use crate::calls::context::{ANSWER_BYTES_MAX, Context};
 use crate::calls::provider_client::ProviderClient;
-use crate::calls::rejection::{Rejections, hung_up};
+use crate::calls::rejection::{Rejections, client_disconnected};
 use crate::clock::since_boot;
 use crate::failpoint;
-use crate::ids::{Alias, CallId, mask_number};
-use crate::net::Outcome;
+use crate::ids::{AccountName, Alias, CallId, mask_number};
+use crate::net::SendResult;
 use crate::policy::decision::LimitExceeded;
-use crate::provider::select::Message;
 use crate::reply::{Rejection, RejectionCode};
 use crate::store::Change;
 use crate::telemetry::traces;
@@ -61,7 +59,7 @@ pub(super) struct Marks {
 #[must_use]
 pub(super) struct Sent {
     pub(super) call: CallId,
-    pub(super) outcome: Outcome,
+    pub(super) result: SendResult,
     /// How long its provider took.
     pub(super) took: Duration,
     /// None where it was sent uncounted.
@@ -87,19 +85,19 @@ impl Admitted {
     }
 
     /// Sends the request. Nothing else sends a create, and each is sent once.
-    pub(super) async fn send(mut self, context: &Context, account: &str) -> Sent {
+    pub(super) async fn send(mut self, context: &Context, account: &AccountName) -> Sent {
         failpoint::hit("create.sending").await;
         let started = Instant::now();
         let span = traces::request("send");
         traces::put_on(&span, self.request.headers_mut());
         let sending = context.upstream.create(self.request, ANSWER_BYTES_MAX, self.send_by);
-        let outcome = sending.instrument(span.clone()).await;
-        traces::note_outcome(&span, &outcome);
+        let result = sending.instrument(span.clone()).await;
+        traces::note_result(&span, &result);
         let took = started.elapsed();
         let exemplar = traces::exemplar(&span, context.lifecycle.clock.now_ms());
         context.lifecycle.metrics.upstream_seconds(account, took, exemplar);
         failpoint::hit("create.answered").await;
-        Sent { call: self.lease.call().clone(), outcome, took, claim: self.claim, joining: self.joining }
+        Sent { call: self.lease.call().clone(), result, took, claim: self.claim, joining: self.joining }
     }
 }
 
@@ -120,7 +118,7 @@ impl Marks {
 }
 
 /// The outcome of admitting a new request.
-pub(super) enum AdmitOutcome {
+pub(super) enum AdmitStep {
     /// It may be sent.
     Admitted(Box<Admitted>),
     /// Another request with one of its ids was recorded first: deduplication has to run again.
@@ -155,7 +153,7 @@ impl Admitter {
         request: &CreateRequest,
         claim: Claim,
         key: Option<Alias>,
-    ) -> Result<AdmitOutcome, NotSent> {
+    ) -> Result<AdmitStep, NotSent> {
         if request.operation.join
             && let Some(joining) = self.joins.join_open(&self.context, request).boxed().await
             // A call that has ended since it was read holds no lease, and must not get one: nothing would ever release it.
@@ -186,7 +184,7 @@ impl Admitter {
         claim: Claim,
         joining: Joining,
         lease: Lease,
-    ) -> Result<AdmitOutcome, NotSent> {
+    ) -> Result<AdmitStep, NotSent> {
         let slots = SlotGrant::all(lease.slots());
         let prepared = prepare(&self.context, request, lease.call(), slots)?;
         info!(call = %lease.call(), operation = request.operation.name, "create joined an open call");
@@ -200,7 +198,7 @@ impl Admitter {
             joining: Some(joining),
             marks: Marks { slots, would_reject: None },
         };
-        Ok(AdmitOutcome::Admitted(Box::new(admitted)))
+        Ok(AdmitStep::Admitted(Box::new(admitted)))
     }
 
     async fn admit_new(
@@ -209,7 +207,7 @@ impl Admitter {
         claim: Claim,
         key: Option<Alias>,
         asked: SlotRequest,
-    ) -> Result<AdmitOutcome, NotSent> {
+    ) -> Result<AdmitStep, NotSent> {
         let wanted = asked.slots.wanted;
         let terms = Terms {
             slots: asked.slots,
@@ -220,8 +218,8 @@ impl Admitter {
             fingerprint: Some(request.fingerprint().as_str().to_owned()),
         };
         let decision = decide(&self.context, request, terms).await.map_err(|why| not_sent(request, why))?;
-        let Decision::New(decided) = decision else { return Ok(AdmitOutcome::Overtaken) };
-        let Decided { lease, mut prepared, send_by, would_reject } = *decided;
+        let Decided::New(decided) = decision else { return Ok(AdmitStep::Overtaken) };
+        let DecidedCall { lease, mut prepared, send_by, would_reject } = *decided;
         let call = lease.call().clone();
         claim.recorded(&call);
         failpoint::hit("create.recorded").await;
@@ -236,7 +234,7 @@ impl Admitter {
         if self.context.replica().is_some() && claim.request().is_abandoned_by_client() {
             // The client may have retried at a replica that looked for this request before it was recorded, and that now dials
             // for it.
-            return self.take_back(claim, &call, EndProof::Provider, hung_up()).await;
+            return self.take_back(claim, &call, EndProof::Provider, client_disconnected()).await;
         }
         self.bind_own_ids(request, &call).await;
         if since_boot() > send_by {
@@ -250,7 +248,7 @@ impl Admitter {
         let marks = Marks { slots, would_reject: would_reject.map(|full| full.limit) };
         let request = prepared.request;
         let admitted = Admitted { lease, request, send_by, claim: Some(claim), joining: None, marks };
-        Ok(AdmitOutcome::Admitted(Box::new(admitted)))
+        Ok(AdmitStep::Admitted(Box::new(admitted)))
     }
 
     /// Admits a job of a bulk run, on its terms, and writes its call record.
@@ -259,9 +257,9 @@ impl Admitter {
     /// The job's outcome; nothing was sent, and no slot is held.
     pub(super) async fn admit_job(&self, request: &CreateRequest, mut job: JobTerms) -> Result<Admitted, JobPlaced> {
         let decision = decide(&self.context, request, Terms::of_job(&mut job)).await;
-        let Decided { lease, prepared, send_by, .. } = match decision.map_err(|why| job_not_placed(request, why))? {
-            Decision::New(decided) => *decided,
-            Decision::Known(call) => return Err(JobPlaced::Known(call)),
+        let DecidedCall { lease, prepared, send_by, .. } = match decision.map_err(|why| job_not_placed(request, why))? {
+            Decided::New(decided) => *decided,
+            Decided::Known(call) => return Err(JobPlaced::Known(call)),
         };
         let (call, slots) = (lease.call().clone(), SlotGrant::all(lease.slots()));
         failpoint::hit("run.recorded").await;
@@ -270,7 +268,7 @@ impl Admitter {
         self.note_admitted(request, &call, slots, None).boxed().await;
         self.bind_own_ids(request, &call).boxed().await;
         if since_boot() > send_by {
-            self.context.lifecycle.end_surely(&call, End::NotCreated, EndProof::Deadline, Source::Order).await;
+            self.context.lifecycle.end_surely(&call, Outcome::NotCreated, EndProof::Deadline, Source::Order).await;
             warn!(%call, "process paused past the send deadline; a job was not sent");
             return Err(JobPlaced::NotSent("process paused past the send deadline; request not sent".to_owned()));
         }
@@ -285,8 +283,8 @@ impl Admitter {
         call: &CallId,
         proof: EndProof,
         rejection: Rejection,
-    ) -> Result<AdmitOutcome, NotSent> {
-        self.context.lifecycle.end_surely(call, End::NotCreated, proof, Source::Order).await;
+    ) -> Result<AdmitStep, NotSent> {
+        self.context.lifecycle.end_surely(call, Outcome::NotCreated, proof, Source::Order).await;
         claim.not_created();
         Err(rejection.into())
     }
@@ -299,9 +297,7 @@ impl Admitter {
         would_reject: Option<&LimitExceeded>,
     ) {
         let facts = &request.facts;
-        let (account, direction, business) =
-            (facts.account.as_str(), facts.direction.as_str(), facts.business.as_str());
-        self.context.lifecycle.metrics.admitted(account, direction, &facts.plan, business);
+        self.context.lifecycle.metrics.admitted(facts);
         info!(
             %call,
             business = %facts.business,
@@ -323,9 +319,7 @@ impl Admitter {
     /// Records the app's own id of the call, which it may use from now on. It does not identify duplicates: another create may
     /// have the same one.
     async fn bind_own_ids(&self, request: &CreateRequest, call: &CallId) {
-        let none = BTreeMap::new();
-        let message = Message { body: &request.body, query: &[], path: &none, headers: request.upstream.headers() };
-        let bind = request.operation.own_ids.read(&message);
+        let bind = request.operation.own_ids.read(&request.message());
         if bind.is_empty() {
             return;
         }

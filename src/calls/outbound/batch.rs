@@ -1,8 +1,6 @@
 //! Batches and campaigns: one request makes many calls that ringfence cannot see one by one. It holds as many slots as it may
 //! have concurrent calls, and tells the provider to stay within them.
 
-use std::collections::BTreeMap;
-
 use tracing::warn;
 
 use super::not_sent::NotSent;
@@ -14,7 +12,6 @@ use crate::calls::provider_client::lookup::LookedUpGroup;
 use crate::ids::Alias;
 use crate::policy::decision::Slots;
 use crate::provider::description::OWN_ID_KIND;
-use crate::provider::select::Message;
 use crate::reply::{Rejection, RejectionCode};
 use crate::store::CallRecord;
 
@@ -64,9 +61,7 @@ async fn requested(context: &Context, provider: &ProviderClient, request: &Creat
         return Box::pin(retried(context, provider, request, id)).await;
     }
     let Some(rule) = &request.operation.slots else { return Ok(Sizing::Admit(SlotRequest::new(Slots::ONE))) };
-    let none = BTreeMap::new();
-    let message = Message { body: &request.body, query: &[], path: &none, headers: request.upstream.headers() };
-    let Some(wanted) = rule.wanted(&message) else {
+    let Some(wanted) = rule.wanted(&request.message()) else {
         let message = "Not dialled: the request names no recipients, or no concurrency.";
         return Err(Rejection::new(RejectionCode::InvalidRequest, message).into());
     };

@@ -5,7 +5,7 @@ use crate::calls::context::Context;
 use crate::net::BadCallback;
 use crate::provider::description::Callback;
 use crate::provider::path::climbs;
-use crate::provider::select::{Document, Message, Selector};
+use crate::provider::select::{Document, Selector};
 
 /// Checks the callback URL of a create. A URL of the app itself is delivered to `app.forward_url`, which the operator configured.
 ///
@@ -47,9 +47,7 @@ fn check_callback(context: &Context, url: &str) -> Result<(), BadCallback> {
 pub(super) fn callback_rule<'r>(context: &Context, request: &'r CreateRequest) -> Option<&'r Callback> {
     let rule: &Callback = request.operation.callback.as_ref()?;
     context.settings.app.public_url.as_ref()?;
-    let message =
-        Message { body: &request.body, query: &[], path: &Default::default(), headers: request.upstream.headers() };
-    (rule.unless.is_empty() || !rule.unless.holds(&message)).then_some(rule)
+    (rule.unless.is_empty() || !rule.unless.holds(&request.message())).then_some(rule)
 }
 
 /// All values of a field: a form may repeat it, JSON may have a list.

@@ -48,15 +48,15 @@ impl Terms {
 }
 
 /// The outcome of a decision.
-pub(super) enum Decision {
+pub(super) enum Decided {
     /// The call is admitted and recorded.
-    New(Box<Decided>),
+    New(Box<DecidedCall>),
     /// One of its ids belongs to this call: it is the same call.
     Known(CallId),
 }
 
 /// A call that is admitted and recorded.
-pub(super) struct Decided {
+pub(super) struct DecidedCall {
     pub(super) lease: Lease,
     pub(super) prepared: Prepared,
     /// The send deadline, see [`since_boot`].
@@ -81,7 +81,7 @@ pub(super) enum DecideError {
 ///
 /// # Errors
 /// It was not admitted, and holds no slot.
-pub(super) async fn decide(context: &Context, request: &CreateRequest, terms: Terms) -> Result<Decision, DecideError> {
+pub(super) async fn decide(context: &Context, request: &CreateRequest, terms: Terms) -> Result<Decided, DecideError> {
     let lifecycle = &context.lifecycle;
     let call = CallId::new();
     let slots = SlotGrant::all(terms.slots.wanted);
@@ -106,10 +106,10 @@ pub(super) async fn decide(context: &Context, request: &CreateRequest, terms: Te
     record.aliases.extend(request.subaccount.as_ref().and_then(|id| subaccount_alias(id, call.as_str())));
     match lifecycle.admit(ask, record).boxed().await {
         Ok(Admission::Admitted { lease, would_reject, .. }) => {
-            Ok(Decision::New(Box::new(Decided { lease, prepared, send_by, would_reject })))
+            Ok(Decided::New(Box::new(DecidedCall { lease, prepared, send_by, would_reject })))
         }
-        Ok(Admission::Known(known)) => Ok(Decision::Known(known)),
-        Ok(Admission::Refused(full)) => Err(DecideError::LimitExceeded(full)),
+        Ok(Admission::Known(known)) => Ok(Decided::Known(known)),
+        Ok(Admission::Rejected(full)) => Err(DecideError::LimitExceeded(full)),
         Err(error) => Err(DecideError::Undecided(error)),
     }
 }

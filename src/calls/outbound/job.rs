@@ -5,7 +5,7 @@ use tokio::sync::oneshot;
 
 use crate::clock::UnixMs;
 use crate::ids::{Alias, CallId};
-use crate::net::{Outcome, retry_after_secs};
+use crate::net::{SendResult, retry_after_secs};
 use crate::policy::Binding;
 use crate::policy::decision::LimitExceeded;
 
@@ -44,7 +44,7 @@ pub enum JobPlaced {
     },
     /// It was not sent, or the provider takes no call of the account: its credentials are wrong, or it is not paid for.
     NotSent(String),
-    /// Its provider rejected it.
+    /// Its provider rejected it, or it cannot be sent as it is.
     Rejected(String),
     /// No limiter can decide at present.
     Away(String),
@@ -59,9 +59,9 @@ pub struct Unavailable {
 
 impl Unavailable {
     /// What the outcome of a request says.
-    pub(super) fn of(outcome: &Outcome, now_ms: UnixMs) -> Option<Self> {
-        match outcome {
-            Outcome::Answered(answer) if answer.status() == StatusCode::SERVICE_UNAVAILABLE => {
+    pub(super) fn of(result: &SendResult, now_ms: UnixMs) -> Option<Self> {
+        match result {
+            SendResult::Answered(answer) if answer.status() == StatusCode::SERVICE_UNAVAILABLE => {
                 Some(Self { wait_secs: retry_after_secs(answer.headers(), now_ms) })
             }
             _ => None,
@@ -88,7 +88,7 @@ mod tests {
             if let Some(secs) = header {
                 answer = answer.header("retry-after", secs);
             }
-            Unavailable::of(&Outcome::Answered(answer.body(Bytes::new()).unwrap()), 0)
+            Unavailable::of(&SendResult::Answered(answer.body(Bytes::new()).unwrap()), 0)
         };
         assert_eq!(answered(503, Some("7")), Some(Unavailable { wait_secs: Some(7) }));
         assert_eq!(answered(503, None), Some(Unavailable { wait_secs: None }));

@@ -2,12 +2,13 @@
 //! batch.
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::request::CreateRequest;
 use crate::calls::context::Context;
 use crate::ids::CallId;
 use crate::store::CallRecord;
+use crate::sync::lock;
 
 /// Open calls that a request is joining. Cloning is cheap.
 #[derive(Debug, Clone, Default)]
@@ -35,7 +36,7 @@ impl Drop for Joining {
 
 impl Joins {
     fn lock(&self) -> MutexGuard<'_, HashSet<CallId>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// Whether a request is joining this open call: the call must not be ended meanwhile.

@@ -40,11 +40,12 @@ use super::rejection::Rejections;
 use crate::calls::lifecycle::finish;
 use crate::clock::UnixMs;
 use crate::failpoint;
-use crate::net::Outcome;
+use crate::metrics::CallbackUse;
+use crate::net::SendResult;
 use crate::reply::{Rejection, RejectionCode};
 use crate::store::CallRecord;
 use crate::telemetry::traces;
-use admit::{AdmitOutcome, Admitted, Admitter};
+use admit::{AdmitStep, Admitted, Admitter};
 use dedupe::fingerprint::key;
 use dedupe::in_flight::{ClientHandle, ClientState, InFlightRequests, SendOutcome};
 use dedupe::{Claimed, Deduplication, Identity};
@@ -173,9 +174,9 @@ impl Outbound {
                 .instrument(traces::step("admit"))
                 .await?
             {
-                AdmitOutcome::Admitted(admitted) => return Ok(self.send_and_settle(*admitted, request).boxed().await),
+                AdmitStep::Admitted(admitted) => return Ok(self.send_and_settle(*admitted, request).boxed().await),
                 // It is now a duplicate of the faster request, or joins its call.
-                AdmitOutcome::Overtaken => {}
+                AdmitStep::Overtaken => {}
             }
         }
     }
@@ -184,7 +185,7 @@ impl Outbound {
     fn identify(&self, request: &CreateRequest) -> Result<Identity, NotSent> {
         let observes = self.context.observes();
         if let Err(bad) = callback::check_callbacks(&self.context, request) {
-            self.context.lifecycle.metrics.callback_refused("create", bad.reason);
+            self.context.lifecycle.metrics.callback_rejected(CallbackUse::Create, bad.reason);
             let message = format!("Not dialled: callback URL not allowed: {bad}.");
             let rejection = Rejection::new(RejectionCode::InvalidRequest, message);
             if !observes {
@@ -210,12 +211,12 @@ impl Outbound {
         let in_flight = admitted.claim().map(|claim| claim.request().clone());
         let (this, of) = (self.clone(), request.clone());
         let settling = async move {
-            let sent = admitted.send(&this.context, of.account.name.as_str()).await;
+            let sent = admitted.send(&this.context, &of.account.name).await;
             let took = sent.took;
-            let response = this.settlement.settle(sent, &of).boxed().instrument(traces::step("settle")).await;
+            let settled = this.settlement.settle(sent, &of).boxed().instrument(traces::step("settle")).await;
             let exemplar = traces::exemplar(&Span::current(), this.context.lifecycle.clock.now_ms());
             this.context.lifecycle.metrics.added_to_sent(of.read_at.elapsed().saturating_sub(took), exemplar);
-            response
+            settled.response
         };
         let mut settling = finish(self.context.tasks.track_future(settling.in_current_span()));
         let create_timeout = self.context.settings.create_timeout;
@@ -250,19 +251,19 @@ impl Outbound {
         self.rejections.observed(&rejection, &request.rejected());
         let _ = request.would_reject.set(rejection);
         let (this, of) = (self.clone(), request.clone());
-        let sending = async move { admitted.send(&this.context, of.account.name.as_str()).await.outcome }.boxed();
+        let sending = async move { admitted.send(&this.context, &of.account.name).await.result }.boxed();
         // A client that disconnects, or is answered at its time-out, does not cancel the create.
         let sending = finish(self.context.tasks.track_future(sending.in_current_span()));
         let sent = tokio::time::timeout(self.context.settings.create_timeout, sending).await;
         self.context.sweep_requests.request(&request.account.name);
         let why = match sent {
-            Ok(Ok(Outcome::Answered(answer))) => return pass_on(answer),
-            Ok(Ok(Outcome::NotSent(error))) => {
+            Ok(Ok(SendResult::Answered(answer))) => return pass_on(answer),
+            Ok(Ok(SendResult::NotSent(error))) => {
                 let message = format!("Not dialled: {} cannot be reached: {error}", request.account.provider.name);
                 let rejection = Rejection::new(RejectionCode::InitiationFailed, message);
                 return self.rejections.respond(rejection, &request.rejected());
             }
-            Ok(Ok(Outcome::Unknown(error))) => format!("the answer was lost: {error}"),
+            Ok(Ok(SendResult::Unknown(error))) => format!("the answer was lost: {error}"),
             Ok(Err(error)) => error.to_string(),
             Err(_) => format!("no answer within {} s", self.context.settings.create_timeout.as_secs()),
         };
@@ -292,20 +293,19 @@ impl Outbound {
         let call = admitted.call().clone();
         traces::note("ringfence.call", call.as_str());
         failpoint::hit("run.sending").await;
-        let sent = admitted.send(&self.context, request.account.name.as_str()).boxed().await;
+        let sent = admitted.send(&self.context, &request.account.name).boxed().await;
         failpoint::hit("run.answered").await;
-        let unavailable = Unavailable::of(&sent.outcome, self.context.lifecycle.clock.now_ms());
-        let settling = self.settlement.settle_with_outcome(sent, &request).boxed();
-        let (outcome, response) = settling.instrument(traces::step("settle")).await;
-        match (outcome, response.extensions().get::<Rejection>()) {
+        let unavailable = Unavailable::of(&sent.result, self.context.lifecycle.clock.now_ms());
+        let settled = self.settlement.settle(sent, &request).boxed().instrument(traces::step("settle")).await;
+        match (settled.outcome, settled.rejection) {
             (SendOutcome::Created, _) => JobPlaced::Called(call),
             (SendOutcome::Unknown, _) => JobPlaced::Unknown { call, unavailable },
             (SendOutcome::NotCreated, Some(rejection)) if rejection.code == RejectionCode::ProviderLimit => {
                 JobPlaced::ProviderLimit { wait_secs: rejection.wait_secs().unwrap_or(1) }
             }
-            (SendOutcome::NotCreated, Some(rejection)) => JobPlaced::NotSent(rejection.message.clone()),
+            (SendOutcome::NotCreated, Some(rejection)) => JobPlaced::NotSent(rejection.message),
             (SendOutcome::NotCreated, None) => {
-                let status = response.status();
+                let status = settled.response.status();
                 let why = format!("the provider answered {}", status.as_u16());
                 if is_of_account(status) { JobPlaced::NotSent(why) } else { JobPlaced::Rejected(why) }
             }

@@ -10,7 +10,7 @@ use super::callback::{callback_rule, check_callbacks};
 use super::request::CreateRequest;
 use crate::calls::context::Context;
 use crate::ids::CallId;
-use crate::provider::account::join;
+use crate::provider::account::join_url;
 use crate::provider::json::put;
 use crate::provider::render::{Target, render};
 use crate::provider::select::Document;
@@ -113,7 +113,7 @@ fn take_over_callback(
     let ours = [&rule.field, &rule.method_field, &rule.events_field];
     let mut form = form_urlencoded::Serializer::new(String::new());
     form.extend_pairs(pairs.iter().filter(|(k, _)| !ours.contains(&k)));
-    form.append_pair(&rule.field, &join(public_url, &path));
+    form.append_pair(&rule.field, &join_url(public_url, &path));
     form.append_pair(&rule.method_field, "POST");
     form.extend_pairs(rule.events.iter().map(|event| (&rule.events_field, event)));
     Some((form.finish(), app))

@@ -12,7 +12,7 @@ use crate::ids::Alias;
 use crate::policy::{Facts, Ignored};
 use crate::provider::account::Account;
 use crate::provider::description::Operation;
-use crate::provider::select::Document;
+use crate::provider::select::{Document, Message};
 use crate::reply::Rejection;
 
 /// A request that would create a call.
@@ -36,8 +36,8 @@ pub struct CreateRequest {
     pub sdk_sleeps: bool,
     /// The part of it that named a business and was not read.
     pub ignored: Option<Ignored>,
-    /// It is a job of a bulk run: no app waits for its response.
-    pub is_job: bool,
+    /// Whether an app waits for its response, or a bulk run's dialler.
+    pub kind: RequestKind,
     /// In observe mode, what other than a limit would have rejected it.
     pub would_reject: OnceLock<Rejection>,
     /// When it had been read whole.
@@ -65,7 +65,7 @@ impl CreateRequest {
             subaccount: None,
             sdk_sleeps: false,
             ignored: None,
-            is_job: false,
+            kind: RequestKind::Create,
             would_reject: OnceLock::new(),
             read_at: Instant::now(),
         }
@@ -84,10 +84,15 @@ impl CreateRequest {
         fingerprint::key(&self.facts, self.upstream.headers())
     }
 
+    /// Its body and headers as selectors see them.
+    pub fn message(&self) -> Message<'_> {
+        Message::new(&self.body, self.upstream.headers())
+    }
+
     /// The attributes that its rejection is logged, counted and recorded with.
     pub fn rejected(&self) -> RejectedRequest<'_> {
         RejectedRequest {
-            kind: if self.is_job { RequestKind::Job } else { RequestKind::Create },
+            kind: self.kind,
             account: &self.account,
             business: self.facts.business.as_str(),
             plan: &self.facts.plan,

@@ -12,13 +12,14 @@ use super::admit::Sent;
 use super::dedupe::in_flight::SendOutcome;
 use super::dedupe::replay::to_record;
 use super::request::CreateRequest;
-use crate::call::{EndProof, Event, Outcome as End, Phase, Source};
+use crate::call::{EndProof, Event, Outcome, Phase, Source};
 use crate::calls::context::Context;
 use crate::calls::rejection::Rejections;
+use crate::calls::rejection::RequestKind;
 use crate::failpoint;
 use crate::ids::{Alias, CallId};
 use crate::net::headers::strip_hop_by_hop;
-use crate::net::{Outcome, retry_after_secs};
+use crate::net::{SendResult, retry_after_secs};
 use crate::provider::description::LimitAnswer;
 use crate::provider::select::{Document, Message};
 use crate::reply::{Rejection, RejectionCode};
@@ -33,6 +34,22 @@ enum CallOf {
     Joined,
 }
 
+/// A settled create.
+pub(super) struct Settled {
+    /// Whether there is a call.
+    pub(super) outcome: SendOutcome,
+    /// Why there is none, unless the response is the provider's own.
+    pub(super) rejection: Option<Rejection>,
+    /// The app's response.
+    pub(super) response: Response<Bytes>,
+}
+
+impl Settled {
+    fn new(outcome: SendOutcome, response: Response<Bytes>) -> Self {
+        Self { outcome, rejection: None, response }
+    }
+}
+
 /// See the module.
 pub(super) struct Settlement {
     context: Arc<Context>,
@@ -45,39 +62,35 @@ impl Settlement {
     }
 
     /// Settles a call by the outcome of its request, and builds the app's response.
-    pub(super) async fn settle(&self, sent: Sent, request: &CreateRequest) -> Response<Bytes> {
-        self.settle_with_outcome(sent, request).await.1
-    }
-
-    /// The same, with the outcome.
-    pub(super) async fn settle_with_outcome(
-        &self,
-        sent: Sent,
-        request: &CreateRequest,
-    ) -> (SendOutcome, Response<Bytes>) {
-        let Sent { call, outcome, claim, joining, took: _ } = sent;
+    pub(super) async fn settle(&self, sent: Sent, request: &CreateRequest) -> Settled {
+        let Sent { call, result, claim, joining, took: _ } = sent;
         let call_of = if joining.is_none() { CallOf::Request } else { CallOf::Joined };
-        let (outcome, response) = match outcome {
-            Outcome::Answered(answer) => self.answered(&call, answer, request, call_of).boxed().await,
-            Outcome::NotSent(error) => {
+        let settled = match result {
+            SendResult::Answered(answer) => self.answered(&call, answer, request, call_of).boxed().await,
+            SendResult::NotSent(error) => {
                 failpoint::hit("create.not_sent").await;
                 self.not_created(&call, call_of).await;
                 failpoint::hit("create.not_sent.ended").await;
                 let message = format!("Not dialled: {} cannot be reached: {error}", request.account.provider.name);
-                let rejection = Rejection::new(RejectionCode::InitiationFailed, message);
-                (SendOutcome::NotCreated, self.rejections.respond(rejection, &request.rejected()))
+                self.rejected(Rejection::new(RejectionCode::InitiationFailed, message), request)
             }
-            Outcome::Unknown(error) => {
+            SendResult::Unknown(error) => {
                 let why = format!("the answer of {} was lost: {error}", request.account.provider.name);
-                (SendOutcome::Unknown, self.unknown(&call, request, &why).await)
+                Settled::new(SendOutcome::Unknown, self.unknown(&call, request, &why).await)
             }
         };
         if let Some(claim) = claim {
-            claim.settle(outcome, &response);
+            claim.settle(settled.outcome, &settled.response);
         }
         // Released only now: another request may join the call from here on, even if the app was answered before.
         drop(joining);
-        (outcome, response)
+        settled
+    }
+
+    /// There is no call, and the response is ringfence's.
+    fn rejected(&self, rejection: Rejection, request: &CreateRequest) -> Settled {
+        let response = self.rejections.respond(rejection.clone(), &request.rejected());
+        Settled { rejection: Some(rejection), ..Settled::new(SendOutcome::NotCreated, response) }
     }
 
     async fn answered(
@@ -86,12 +99,12 @@ impl Settlement {
         answer: Response<Bytes>,
         request: &CreateRequest,
         call_of: CallOf,
-    ) -> (SendOutcome, Response<Bytes>) {
+    ) -> Settled {
         let provider = &request.account.provider;
         let status = answer.status().as_u16();
         let content_type = answer.headers().get(CONTENT_TYPE).and_then(|v| v.to_str().ok());
         let body = Document::decode(content_type, answer.body());
-        let message = Message { body: &body, query: &[], path: &Default::default(), headers: answer.headers() };
+        let message = Message::new(&body, answer.headers());
         let success = &request.operation.success;
         if success.status.contains(&status) && (success.unless.is_empty() || !success.unless.holds(&message)) {
             let ids = request.operation.ids.read(&message);
@@ -99,7 +112,7 @@ impl Settlement {
             let answer = pass_on(answer);
             let kept = to_record(&self.context, request, &answer);
             self.created(call, ids, state, kept, request).boxed().await;
-            return (SendOutcome::Created, answer);
+            return Settled::new(SendOutcome::Created, answer);
         }
         let limit =
             provider.limits.iter().find(|l| l.status == status && (l.when.is_empty() || l.when.holds(&message)));
@@ -107,36 +120,35 @@ impl Settlement {
             failpoint::hit("create.limit").await;
             self.not_created(call, call_of).await;
             failpoint::hit("create.limit.ended").await;
-            return (SendOutcome::NotCreated, self.limited(answer, limit, request));
+            return self.limited(answer, limit, request);
         }
         if matches!(status, 307 | 308) {
             // The redirect asks to repeat the request elsewhere (RFC 9110 §15.4.8), so it was not carried out here.
             self.not_created(call, call_of).await;
-            let rejection = redirected(request, call, &answer);
-            return (SendOutcome::NotCreated, self.rejections.respond(rejection, &request.rejected()));
+            return self.rejected(redirected(request, call, &answer), request);
         }
         if status >= 500 || (300..400).contains(&status) {
             // The other redirects may answer a request that was carried out (RFC 9110 §15.4.4).
             let why = format!("{} answered {status}", provider.name);
-            return (SendOutcome::Unknown, self.unknown(call, request, &why).await);
+            return Settled::new(SendOutcome::Unknown, self.unknown(call, request, &why).await);
         }
         if answer.status().is_success() && !success.status.contains(&status) {
             // A success status that the description does not list is no rejection: there may be a call.
-            self.context.lifecycle.metrics.outcome_unknown(request.account.name.as_str());
+            self.context.lifecycle.metrics.outcome_unknown(&request.account.name);
             warn!(%call, status, "create response has a status unknown to the provider's description; slot held until the call is looked up");
             let answer = pass_on(answer);
             let kept = to_record(&self.context, request, &answer);
             let lifecycle = &self.context.lifecycle;
             let change = Change { unsettled: Some(true), answer: kept, ..lifecycle.change(call, Source::Order) };
             lifecycle.apply_with_retry(change).await;
-            return (SendOutcome::Created, answer);
+            return Settled::new(SendOutcome::Created, answer);
         }
         if call_of == CallOf::Request {
             failpoint::hit("create.rejected").await;
             self.not_created(call, call_of).await;
             failpoint::hit("create.rejected.ended").await;
         }
-        (SendOutcome::NotCreated, pass_on(answer))
+        Settled::new(SendOutcome::NotCreated, pass_on(answer))
     }
 
     /// Records that the provider has the call.
@@ -156,7 +168,7 @@ impl Settlement {
         };
         let unsettled = !ids.iter().any(|id| looks_up(&id.kind));
         if unsettled && request.operation.ids.kinds().any(looks_up) {
-            lifecycle.metrics.outcome_unknown(request.account.name.as_str());
+            lifecycle.metrics.outcome_unknown(&request.account.name);
         }
         let change = Change {
             event: Some(state.unwrap_or(Event::Reached(Phase::Dialing))),
@@ -174,21 +186,21 @@ impl Settlement {
     /// Records that there is no call: releases its slot, unless it belongs to a joined call.
     async fn not_created(&self, call: &CallId, call_of: CallOf) {
         if call_of == CallOf::Request {
-            self.context.lifecycle.end_surely(call, End::NotCreated, EndProof::Provider, Source::Answer).await;
+            self.context.lifecycle.end_surely(call, Outcome::NotCreated, EndProof::Provider, Source::Answer).await;
         }
     }
 
     /// Handles the provider's own limit. In observe mode its response is passed on to the app.
-    fn limited(&self, answer: Response<Bytes>, limit: &LimitAnswer, request: &CreateRequest) -> Response<Bytes> {
+    fn limited(&self, answer: Response<Bytes>, limit: &LimitAnswer, request: &CreateRequest) -> Settled {
         let now_ms = self.context.lifecycle.clock.now_ms();
         let wait_secs = retry_after_secs(answer.headers(), now_ms).unwrap_or(limit.wait_secs);
         let rejection = self.rejections.of_provider_limit(&request.account, limit.class, wait_secs);
-        if !self.context.observes() || request.is_job {
-            return self.rejections.respond(rejection, &request.rejected());
+        if !self.context.observes() || request.kind == RequestKind::Job {
+            return self.rejected(rejection, request);
         }
         self.rejections.observed(&rejection, &request.rejected());
         let _ = request.would_reject.set(rejection);
-        pass_on(answer)
+        Settled::new(SendOutcome::NotCreated, pass_on(answer))
     }
 
     /// Records that the outcome is unknown, and answers the client.

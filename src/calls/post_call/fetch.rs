@@ -9,7 +9,7 @@ use http::{Response, StatusCode};
 use serde_json::json;
 use tracing::warn;
 
-use super::fetches::{Asked, Turn};
+use super::fetches::{FetchResult, Turn};
 use super::records::{PostCallRecords, RETRY_DELAYS_SECS};
 use super::shown::{Numbers, shown};
 use crate::call::Source;
@@ -71,30 +71,30 @@ impl PostCallRecords {
         };
         let provider = |why: &str| problem(StatusCode::BAD_GATEWAY, "PROVIDER_FAILED", why);
         match asked {
-            Asked::Kept => match self.context.lifecycle.store.post_call(&call).await {
+            FetchResult::Kept => match self.context.lifecycle.store.post_call(&call).await {
                 Ok(kept) => json_answer(
                     StatusCode::OK,
                     &json!({"conversation_id": id, "callId": call, "record": kept.as_ref().map(|kept| shown(kept, numbers))}),
                 ),
                 Err(error) => failed(&error),
             },
-            Asked::StillUp => {
+            FetchResult::StillUp => {
                 let message = "The call is still up at its provider: its record comes after its end.";
                 json_answer(
                     StatusCode::CONFLICT,
                     &json!({"error": "CALL_IN_PROGRESS", "message": message, "conversation_id": id, "callId": call}),
                 )
             }
-            Asked::Absent => {
+            FetchResult::Absent => {
                 problem(StatusCode::NOT_FOUND, "CALL_NOT_FOUND", "The provider has no record of this conversation.")
             }
-            Asked::NoWay => provider("The account of this call has no credentials in the config."),
-            Asked::Limited { code, retry_after_secs } => {
+            FetchResult::NoWay => provider("The account of this call has no credentials in the config."),
+            FetchResult::Limited { code, retry_after_secs } => {
                 let message = "The provider limits requests; try again.";
                 later(&code, message, retry_after_secs.unwrap_or(LIMITED_SECS).max(1))
             }
-            Asked::Failed(why) => provider(&why),
-            Asked::Store(error) => failed(&error),
+            FetchResult::Failed(why) => provider(&why),
+            FetchResult::Store(error) => failed(&error),
         }
     }
 }

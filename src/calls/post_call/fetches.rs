@@ -1,13 +1,14 @@
 //! Fetches in progress, and recent ones.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::watch;
 
 use crate::clock::UnixMs;
 use crate::ids::CallId;
 use crate::store::StoreError;
+use crate::sync::lock;
 
 /// How long one response of the provider serves all callers, in milliseconds.
 const FRESH_MS: i64 = 5_000;
@@ -17,7 +18,7 @@ const AT_ONCE: usize = 20;
 const KNOWN_MAX: usize = 1_000;
 /// The outcome of a fetch.
 #[derive(Debug, Clone)]
-pub(in crate::calls) enum Asked {
+pub(in crate::calls) enum FetchResult {
     Kept,
     StillUp,
     Absent,
@@ -34,7 +35,7 @@ pub(in crate::calls) struct Fetches(Arc<Mutex<HashMap<CallId, Fetch>>>);
 #[derive(Debug)]
 struct Fetch {
     since_ms: UnixMs,
-    came: watch::Receiver<Option<Asked>>,
+    came: watch::Receiver<Option<FetchResult>>,
 }
 
 impl Fetch {
@@ -47,16 +48,16 @@ impl Fetch {
 /// A caller's part in a fetch.
 pub(super) enum Turn {
     /// The caller fetches, and shares the result.
-    Ask(watch::Sender<Option<Asked>>, watch::Receiver<Option<Asked>>),
+    Ask(watch::Sender<Option<FetchResult>>, watch::Receiver<Option<FetchResult>>),
     /// Another caller fetches, or did so recently.
-    Wait(watch::Receiver<Option<Asked>>),
+    Wait(watch::Receiver<Option<FetchResult>>),
     /// Too many fetches are in progress.
     Later,
 }
 
 impl Fetches {
     fn known(&self) -> MutexGuard<'_, HashMap<CallId, Fetch>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     pub(super) fn turn(&self, call: &CallId, now_ms: UnixMs) -> Turn {

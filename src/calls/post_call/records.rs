@@ -5,13 +5,14 @@ use std::sync::Arc;
 use futures_util::FutureExt as _;
 use tracing::{info, warn};
 
-use super::fetches::{Asked, Fetches};
+use super::fetches::{FetchResult, Fetches};
 use crate::call::{Event, Phase, Source};
 use crate::calls::context::Context;
 use crate::calls::provider_client::lookup::LookedUpRecord;
 use crate::calls::provider_client::{AskError, ProviderClient};
 use crate::clock::{UnixMs, rfc3339};
 use crate::ids::{BusinessId, CallId};
+use crate::metrics::RecordSource;
 use crate::policy::{Privacies, Privacy};
 use crate::provider::account::Account;
 use crate::provider::description::PostCall;
@@ -87,7 +88,7 @@ impl PostCallRecords {
         let due_at = self.context.lifecycle.clock.now_ms().saturating_add(wait_ms);
         let put = self.put_record(record, by, found, complete, Source::Webhook, Some(due_at)).await?;
         if put == Put::Complete {
-            self.context.lifecycle.metrics.record(by.name.as_str(), "webhook");
+            self.context.lifecycle.metrics.record(&by.name, RecordSource::Webhook);
         }
         Ok(())
     }
@@ -152,40 +153,40 @@ impl PostCallRecords {
 
     /// Fetches a call's record and stores it. Of a call that is open for us it also applies the end, if the provider reports one;
     /// while the provider says that the call is up, nothing changes.
-    pub(super) async fn ask_record(&self, record: &CallRecord, by: Source, due_at: Option<UnixMs>) -> Asked {
-        let Some(account) = self.record_account(record) else { return Asked::NoWay };
+    pub(super) async fn ask_record(&self, record: &CallRecord, by: Source, due_at: Option<UnixMs>) -> FetchResult {
+        let Some(account) = self.record_account(record) else { return FetchResult::NoWay };
         let (found, complete, event) = match self.provider.look_up_record(account, record).await {
             Ok(LookedUpRecord::Found { record, complete, event }) => (record, complete, event),
-            Ok(LookedUpRecord::Absent) => return Asked::Absent,
-            Err(AskError::NoWay(..)) => return Asked::NoWay,
+            Ok(LookedUpRecord::Absent) => return FetchResult::Absent,
+            Err(AskError::NoWay(..)) => return FetchResult::NoWay,
             Err(AskError::Limited { retry_after_secs }) => {
                 let code = account.provider.refusal.provider_429_code.clone();
-                return Asked::Limited { code, retry_after_secs };
+                return FetchResult::Limited { code, retry_after_secs };
             }
-            Err(error) => return Asked::Failed(error.to_string()),
+            Err(error) => return FetchResult::Failed(error.to_string()),
         };
         if record.phase != Phase::Ended {
             if !matches!(event, Some(Event::Ended(..))) {
-                return Asked::StillUp;
+                return FetchResult::StillUp;
             }
             // The end of a conversation is not the end of a call that its carrier still has.
             let by = Some(self.context.voucher(std::slice::from_ref(&account.name), None));
             let change = Change { event, by, ..self.context.lifecycle.change(&record.id, Source::Poll) };
             match self.context.lifecycle.apply(change).boxed().await {
-                Err(error) => return Asked::Store(error),
-                Ok(Some(applied)) if applied.ended_a_part => return Asked::StillUp,
+                Err(error) => return FetchResult::Store(error),
+                Ok(Some(applied)) if applied.ended_a_part => return FetchResult::StillUp,
                 Ok(_) => {}
             }
         }
         match self.put_record(record, account, *found, complete, by, due_at).await {
             Ok(put) => {
                 if put == Put::Complete {
-                    self.context.lifecycle.metrics.record(account.name.as_str(), "asked");
+                    self.context.lifecycle.metrics.record(&account.name, RecordSource::Asked);
                     info!(call = %record.id, account = %account.name, %by, "post-call record fetched");
                 }
-                Asked::Kept
+                FetchResult::Kept
             }
-            Err(error) => Asked::Store(error),
+            Err(error) => FetchResult::Store(error),
         }
     }
 
@@ -214,18 +215,18 @@ impl PostCallRecords {
             };
             let again = RETRY_DELAYS_SECS.get(tries as usize).map(|secs| now_ms + secs * 1000);
             let (why, again) = match Box::pin(self.ask_record(&record, Source::Poll, again)).await {
-                Asked::Kept => continue,
+                FetchResult::Kept => continue,
                 // A record that cannot be written must not block the others.
-                Asked::Store(error) if store.ping().await.is_ok() => (error.to_string(), again),
-                Asked::Store(error) => return Err(error),
-                Asked::NoWay => ("no account can fetch it".to_owned(), None),
-                Asked::Absent => ("the provider has no record of it".to_owned(), again),
-                Asked::Failed(why) => (why, again),
-                Asked::Limited { .. } => ("the provider limits requests".to_owned(), again),
-                Asked::StillUp => ("the call is up".to_owned(), again),
+                FetchResult::Store(error) if store.ping().await.is_ok() => (error.to_string(), again),
+                FetchResult::Store(error) => return Err(error),
+                FetchResult::NoWay => ("no account can fetch it".to_owned(), None),
+                FetchResult::Absent => ("the provider has no record of it".to_owned(), again),
+                FetchResult::Failed(why) => (why, again),
+                FetchResult::Limited { .. } => ("the provider limits requests".to_owned(), again),
+                FetchResult::StillUp => ("the call is up".to_owned(), again),
             };
             if again.is_none() {
-                self.context.lifecycle.metrics.record(record.facts.account.as_str(), "missing");
+                self.context.lifecycle.metrics.record(&record.facts.account, RecordSource::Missing);
                 warn!(%call, why, "post-call record missing");
             }
             store.missed_post_call(&call, &why, again).await?;

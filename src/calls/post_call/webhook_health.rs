@@ -94,7 +94,7 @@ pub async fn watch_hooks(newest: impl Fn() -> Arc<PostCallRecords>, leads: impl 
             shown.keys().filter(|name| !context.accounts.contains_key(*name)).cloned().collect();
         for name in gone {
             for hook in shown.remove(&name).unwrap_or_default() {
-                context.lifecycle.metrics.hook_gone(name.as_str(), &hook);
+                context.lifecycle.metrics.hook_gone(&name, &hook);
             }
         }
         for account in context.accounts.values() {
@@ -127,7 +127,7 @@ fn tell(
     late: &mut BTreeSet<(AccountName, String)>,
 ) {
     let last_secs = hook.last_ms.map(|ms| ms / 1000);
-    context.lifecycle.metrics.hook(account.name.as_str(), &hook.webhook, hook.missed_in_a_row, last_secs);
+    context.lifecycle.metrics.hook(&account.name, &hook.webhook, hook.missed_in_a_row, last_secs);
     let key = (account.name.clone(), hook.webhook.clone());
     let (account, webhook) = (&account.name, &hook.webhook);
     if hook.late && late.insert(key.clone()) {

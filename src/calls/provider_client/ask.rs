@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, USER_AGENT};
 use http::{HeaderValue, Method, Request, Response};
 
-use super::hang_ups::HangUps;
+use super::recent_hang_ups::RecentHangUps;
 use crate::calls::context::{ANSWER_BYTES_MAX, Context};
 use crate::ids::AccountName;
 use crate::net::UpstreamError;
@@ -20,7 +20,7 @@ use crate::store::CallRecord;
 pub struct ProviderClient {
     pub(super) context: Arc<Context>,
     /// Outlives a reload.
-    pub(super) hang_ups: HangUps,
+    pub(super) hang_ups: RecentHangUps,
 }
 
 /// A request to a provider failed.
@@ -65,7 +65,7 @@ pub enum Unreadable {
 
 impl ProviderClient {
     /// A client of this generation. `hang_ups` outlives it.
-    pub(in crate::calls) fn new(context: Arc<Context>, hang_ups: HangUps) -> Self {
+    pub(in crate::calls) fn new(context: Arc<Context>, hang_ups: RecentHangUps) -> Self {
         Self { context, hang_ups }
     }
 

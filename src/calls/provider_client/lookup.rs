@@ -10,6 +10,7 @@ use super::ask::{AskError, ProviderClient, Unreadable};
 use crate::call::{Direction, EndProof, Event};
 use crate::clock::UnixMs;
 use crate::ids::Alias;
+use crate::metrics::MessageKind;
 use crate::net::retry_after_secs;
 use crate::provider::account::Account;
 use crate::provider::description::{CallFacts, DirectionWord, Group, List, Lookup, NextPage, PostCall, StateWord};
@@ -20,33 +21,9 @@ use crate::store::CallRecord;
 /// Pages of a list that are read at most: 100 pages of 100 conversations are more than any account can hold concurrently.
 const PAGES_MAX: usize = 100;
 
-/// The kind of a query, as metrics name it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Question {
-    /// One call or batch.
-    Lookup,
-    /// The live calls.
-    List,
-    /// How many live calls there are.
-    Count,
-    /// A subaccount.
-    Subaccount,
-}
-
-impl Question {
-    const fn as_str(self) -> &'static str {
-        match self {
-            Question::Lookup => "lookup",
-            Question::List => "list",
-            Question::Count => "count",
-            Question::Subaccount => "subaccount",
-        }
-    }
-}
-
 /// A call in a provider's record.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Found {
+pub struct FoundCall {
     /// The state of the call.
     pub event: Option<Event>,
     /// Why the state cannot be read.
@@ -69,7 +46,7 @@ pub struct Found {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LookedUp {
     /// The provider has a record.
-    Found(Found),
+    Found(FoundCall),
     /// It has none.
     Absent,
 }
@@ -128,7 +105,7 @@ impl ProviderClient {
     pub(super) fn understood(
         &self,
         account: &Account,
-        source: Question,
+        kind: MessageKind,
         response: &Response<bytes::Bytes>,
     ) -> Result<Document, AskError> {
         let content_type = response.headers().get(CONTENT_TYPE).and_then(|v| v.to_str().ok());
@@ -139,7 +116,7 @@ impl ProviderClient {
             _ => Some(Flaw::Unreadable),
         };
         if let Some(flaw) = flaw {
-            self.context.lifecycle.metrics.unreadable(account.name.as_str(), source.as_str(), flaw.as_str());
+            self.context.lifecycle.metrics.unreadable(&account.name, kind, flaw);
         }
         match flaw {
             Some(Flaw::Unreadable) => Err(AskError::Unreadable(Unreadable::NoDocument("JSON"))),
@@ -148,7 +125,7 @@ impl ProviderClient {
     }
 
     fn no_state(&self, account: &Account, state: &StateWord, message: &Message<'_>) -> Unreadable {
-        self.context.lifecycle.metrics.unreadable(account.name.as_str(), "lookup", "unknown_state");
+        self.context.lifecycle.metrics.unknown_state(&account.name);
         state.word(message).map_or(Unreadable::NoState, Unreadable::UnknownState)
     }
 
@@ -159,7 +136,7 @@ impl ProviderClient {
             && let Some(lookup) = &holder.provider.lookup
         {
             return match self.look_up_at(holder, lookup, record).await? {
-                LookedUp::Found(Found { unread: Some(why), .. }) => Err(AskError::Unreadable(why)),
+                LookedUp::Found(FoundCall { unread: Some(why), .. }) => Err(AskError::Unreadable(why)),
                 looked => Ok(looked),
             };
         }
@@ -170,7 +147,7 @@ impl ProviderClient {
                 continue;
             }
             match self.look_up_at(account, lookup, &record).await {
-                Ok(LookedUp::Found(Found { unread: Some(why), aliases, .. })) => {
+                Ok(LookedUp::Found(FoundCall { unread: Some(why), aliases, .. })) => {
                     // The record may have the carrier's id of the call.
                     record.to_mut().aliases.extend(aliases);
                     failed = Some(AskError::Unreadable(why));
@@ -200,7 +177,7 @@ impl ProviderClient {
         if !response.status().is_success() {
             return Err(AskError::Status(status));
         }
-        let (body, none) = (self.understood(account, Question::Lookup, &response)?, Default::default());
+        let (body, none) = (self.understood(account, MessageKind::Lookup, &response)?, Default::default());
         let message = message(&body, &none);
         let number = |selector: &Selector| selector.text(&message)?.parse::<u32>().ok();
         let slots = group.slots.iter().filter_map(number).min().map(|n| n.max(1));
@@ -255,7 +232,7 @@ impl ProviderClient {
         if !response.status().is_success() {
             return Err(AskError::Status(status));
         }
-        let (body, none) = (self.understood(account, Question::Lookup, &response)?, Default::default());
+        let (body, none) = (self.understood(account, MessageKind::Lookup, &response)?, Default::default());
         let message = message(&body, &none);
         let (record, complete) = rules.read(&message);
         let event = lookup.state.read(&message, EndProof::Provider);
@@ -271,10 +248,10 @@ impl ProviderClient {
         if !response.status().is_success() {
             return Err(AskError::Status(status));
         }
-        let (body, none) = (self.understood(account, Question::Lookup, &response)?, Default::default());
+        let (body, none) = (self.understood(account, MessageKind::Lookup, &response)?, Default::default());
         let message = message(&body, &none);
         let event = lookup.state.read(&message, EndProof::Provider);
-        Ok(LookedUp::Found(Found {
+        Ok(LookedUp::Found(FoundCall {
             event,
             unread: event.is_none().then(|| self.no_state(account, &lookup.state, &message)),
             aliases: lookup.ids.read(&message),
@@ -306,7 +283,7 @@ impl ProviderClient {
         if !response.status().is_success() {
             return Err(AskError::Status(response.status().as_u16()));
         }
-        let (body, none) = (self.understood(account, Question::Count, &response)?, Default::default());
+        let (body, none) = (self.understood(account, MessageKind::Count, &response)?, Default::default());
         let text = count.value.text(&message(&body, &none));
         let number = text.and_then(|t| t.parse().ok());
         number.map(Some).ok_or(AskError::Unreadable(Unreadable::NoDocument("number of calls")))
@@ -333,7 +310,7 @@ impl ProviderClient {
             if !response.status().is_success() {
                 return Err(AskError::Status(response.status().as_u16()));
             }
-            let body = self.understood(account, Question::List, &response)?;
+            let body = self.understood(account, MessageKind::List, &response)?;
             let no_list = AskError::Unreadable(Unreadable::NoDocument("list of calls"));
             let items = list.items.list(&body).ok_or(no_list)?;
             all.extend(items.iter().filter_map(|item| listed(list, item)));

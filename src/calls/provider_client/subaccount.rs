@@ -3,7 +3,8 @@
 use http::Method;
 
 use super::ask::{AskError, ProviderClient};
-use super::lookup::{Question, message};
+use super::lookup::message;
+use crate::metrics::MessageKind;
 use crate::provider::account::Account;
 use crate::provider::render::{Target, render};
 use crate::provider::secret::Secret;
@@ -27,7 +28,7 @@ impl ProviderClient {
         if !response.status().is_success() {
             return Err(AskError::Status(status));
         }
-        let (body, none) = (self.understood(account, Question::Subaccount, &response)?, Default::default());
+        let (body, none) = (self.understood(account, MessageKind::Subaccount, &response)?, Default::default());
         let message = message(&body, &none);
         if rule.owner.text(&message).as_deref() != Some(own.expose()) {
             return Ok(None);

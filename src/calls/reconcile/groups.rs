@@ -7,7 +7,7 @@ use tracing::{info, warn};
 use super::{FULL_LIST_EVERY, SEEN_EVERY_MS, Sweeper, UNBOUND_MS, log, ms};
 use crate::call::{EndProof, Event, Outcome, Phase, Source};
 use crate::calls::AskError;
-use crate::calls::provider_client::lookup::{Found, Listed, LookedUpGroup};
+use crate::calls::provider_client::lookup::{FoundCall, Listed, LookedUpGroup};
 use crate::ids::Alias;
 use crate::provider::account::Account;
 use crate::provider::description::Group;
@@ -23,7 +23,7 @@ impl Sweeper {
     }
 
     /// The open batch of ours that made this call.
-    pub(super) async fn batch_of(&self, found: &Found) -> Option<CallRecord> {
+    pub(super) async fn batch_of(&self, found: &FoundCall) -> Option<CallRecord> {
         let store = &self.calls.lifecycle.store;
         let order = store.resolve(&found.member_of).await.ok()??;
         let record = store.call(&order).await.ok()??;
@@ -36,7 +36,7 @@ impl Sweeper {
         &self,
         one: &Listed,
         order: &CallRecord,
-        found: Found,
+        found: FoundCall,
         since_ms: i64,
     ) -> Result<(), AskError> {
         let carrier = order.facts.carrier.as_ref().and_then(|name| self.calls.account(name));
@@ -68,8 +68,9 @@ impl Sweeper {
             return;
         };
         let live = self.calls.batch_members.count(&self.account.name, Some(&call.id));
-        let presses = self.may_be_over(call, live) || self.over_since.contains_key(&call.id) || call.unsettled;
-        if !presses && !self.sweeps.is_multiple_of(FULL_LIST_EVERY) {
+        let has_just_ended = self.count_down_busy(call, live);
+        let is_urgent = has_just_ended || self.over_since.contains_key(&call.id) || call.unsettled;
+        if !is_urgent && !self.sweeps.is_multiple_of(FULL_LIST_EVERY) {
             return;
         }
         if u32::try_from(live).is_ok_and(|live| live > call.slots) {
@@ -79,7 +80,8 @@ impl Sweeper {
         match self.calls.provider.look_up_group(&self.account, group, &id).await {
             Ok(LookedUpGroup::Found { event: Event::Ended(outcome, _), .. }) => {
                 self.unread.remove(&call.id);
-                if self.is_quiet(call, now_ms) {
+                let over_since = self.note_over(call, now_ms);
+                if self.is_quiet_since(call, over_since) {
                     self.end_group(call, outcome, now_ms).await;
                 }
             }
@@ -95,7 +97,8 @@ impl Sweeper {
                 }
             }
             Ok(LookedUpGroup::Absent) => {
-                if self.is_quiet(call, now_ms) {
+                let over_since = self.note_over(call, now_ms);
+                if self.is_quiet_since(call, over_since) {
                     self.absent(call).boxed().await;
                 }
             }
@@ -103,8 +106,9 @@ impl Sweeper {
         }
     }
 
-    /// Whether the last of its calls ended a moment ago. Only for a few sweeps: a campaign may pause until the next day.
-    fn may_be_over(&mut self, call: &CallRecord, live: usize) -> bool {
+    /// Counts the look-ups after the last of its calls has ended. Returns whether this is one of them: they are few, because a
+    /// campaign may pause until the next day.
+    fn count_down_busy(&mut self, call: &CallRecord, live: usize) -> bool {
         if live > 0 {
             self.busy.insert(call.id.clone(), ASKED_AT_ONCE);
             return false;
@@ -114,12 +118,17 @@ impl Sweeper {
         true
     }
 
-    /// Whether a list without any of its calls, and without an untracked one, was read after the provider first said that it
-    /// makes no more calls. The list may lag, so it must be younger than that by `list_lag`.
-    fn is_quiet(&mut self, call: &CallRecord, now_ms: i64) -> bool {
-        let since = *self.over_since.entry(call.id.clone()).or_insert(now_ms);
-        let listed = self.account.provider.list.is_none() || self.listed_at >= since + ms(self.calls.settings.list_lag);
-        listed && self.strangers.is_empty() && self.calls.batch_members.count(&self.account.name, Some(&call.id)) == 0
+    /// Notes that the provider says that it makes no more calls. Returns since when it says so.
+    fn note_over(&mut self, call: &CallRecord, now_ms: i64) -> i64 {
+        *self.over_since.entry(call.id.clone()).or_insert(now_ms)
+    }
+
+    /// Whether a list without any of its calls, and without an untracked one, was read since then. The list may lag, so it must be
+    /// younger by `list_lag`.
+    fn is_quiet_since(&self, call: &CallRecord, over_since: i64) -> bool {
+        let list_lag_ms = ms(self.calls.settings.list_lag);
+        let listed = self.account.provider.list.is_none() || self.listed_at >= over_since + list_lag_ms;
+        listed && self.untracked.is_empty() && self.calls.batch_members.count(&self.account.name, Some(&call.id)) == 0
     }
 
     /// Releases the slots, unless the batch was retried since its record was read.

@@ -8,7 +8,7 @@ use tracing::{debug, info, warn};
 use super::{Sweeper, Unread, log, ms};
 use crate::call::{EndProof, Event, Origin, Outcome, Phase, Source, Step};
 use crate::calls::AskError;
-use crate::calls::provider_client::lookup::{Found, Listed, LookedUp};
+use crate::calls::provider_client::lookup::{FoundCall, Listed, LookedUp};
 use crate::clock::rfc3339;
 use crate::failpoint;
 use crate::provider::account::Account;
@@ -20,7 +20,7 @@ const ASKED_WITHOUT_LIST: usize = 32;
 
 /// The outcome of looking up one call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Asked {
+pub(super) enum AskResult {
     /// The record was read, or there is none.
     Read,
     /// The provider's answer cannot be parsed.
@@ -37,7 +37,7 @@ impl Sweeper {
         if !self.is_askable_by_age(call) {
             return;
         }
-        if self.ask_about(call).boxed().await == Asked::Unread
+        if self.ask_about(call).boxed().await == AskResult::Unread
             && let Ok(counted) = self.calls.provider.count_live(&self.account).await
             && counted.is_none_or(|counted| counted == listed)
         {
@@ -59,22 +59,22 @@ impl Sweeper {
     }
 
     /// Looks up one call and applies its record.
-    pub(super) async fn ask_about(&mut self, call: &CallRecord) -> Asked {
+    pub(super) async fn ask_about(&mut self, call: &CallRecord) -> AskResult {
         match self.calls.provider.look_up(call).await {
             Ok(LookedUp::Found(found)) => {
                 failpoint::hit("sweep.asked").await;
                 self.unread.remove(&call.id);
                 self.found(call, found).boxed().await;
-                Asked::Read
+                AskResult::Read
             }
             Ok(LookedUp::Absent) => {
                 self.unread.remove(&call.id);
                 self.absent(call).boxed().await;
-                Asked::Read
+                AskResult::Read
             }
             Err(error) => {
                 self.cannot_read(call, &error);
-                if matches!(error, AskError::Unreadable(_)) { Asked::Unread } else { Asked::Failed }
+                if matches!(error, AskError::Unreadable(_)) { AskResult::Unread } else { AskResult::Failed }
             }
         }
     }
@@ -96,7 +96,7 @@ impl Sweeper {
         }
     }
 
-    async fn found(&mut self, call: &CallRecord, found: Found) {
+    async fn found(&mut self, call: &CallRecord, found: FoundCall) {
         let bind = found.aliases.into_iter().filter(|a| a.kind != OWN_ID_KIND).collect();
         let event = found.event.map(|event| match event {
             Event::Reached(phase) => Event::Reached(phase.max(call.phase)),
@@ -146,8 +146,9 @@ impl Sweeper {
     /// Whether "no such call" proves anything before the deadline: an account that ends calls by deleting their record may have
     /// deleted the record of a call that continues.
     fn absence_proves(&self, call: &CallRecord) -> bool {
-        let deletes =
-            |a: &Account| a.terminate.iter().any(|m| a.provider.terminate.get(m).is_some_and(|t| t.deletes_record));
+        let deletes = |a: &Account| {
+            a.hang_up_methods.iter().any(|m| a.provider.hang_up_methods.get(m).is_some_and(|t| t.deletes_record))
+        };
         let askable = self.askable(call);
         askable.is_empty() || askable.into_iter().any(|a| !deletes(a))
     }
@@ -182,12 +183,12 @@ impl Sweeper {
         if !self.askable(call).is_empty() {
             let outlived = due && call.slots == 1 && call.admitted_at + self.longest_call_ms() <= now_ms;
             let asked = self.ask_about(call).boxed().await;
-            if due && !call.counts() && asked != Asked::Read {
+            if due && !call.counts() && asked != AskResult::Read {
                 info!(call = %call.id, "unconfirmed call not found at any provider; closed");
                 self.note_end(
                     self.calls.lifecycle.end(&call.id, Outcome::Failed, EndProof::Deadline, Source::Poll).await,
                 );
-            } else if asked == Asked::Unread && outlived {
+            } else if asked == AskResult::Unread && outlived {
                 warn!(call = %call.id, "state of a call unreadable and past the provider's longest call; slot released");
                 self.note_end(
                     self.calls.lifecycle.end(&call.id, Outcome::Failed, EndProof::Deadline, Source::Poll).await,
@@ -252,7 +253,7 @@ impl Sweeper {
 }
 
 /// Whether a listed call may be the one that a create made.
-pub(super) fn may_be(order: &CallRecord, one: &Listed) -> bool {
+pub(super) fn may_be_call_of(order: &CallRecord, one: &Listed) -> bool {
     let (to, seen) = (&order.facts.other_number, &one.facts.other_number);
     let elsewhere = to.is_some() && seen.is_some() && to != seen;
     // Providers' time stamps have a resolution of one second.

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use futures_util::FutureExt as _;
 use tracing::{debug, warn};
 
-use super::not_found::may_be;
+use super::not_found::may_be_call_of;
 use super::{Sweeper, UNBOUND_MS, VOICE_WEBHOOK_MS, log};
 use crate::call::{Direction, Event, Origin, Phase, Source};
 use crate::calls::AskError;
@@ -25,27 +25,27 @@ impl Sweeper {
     /// counted.
     pub(super) async fn handle_untracked_calls(&mut self, mine: &[CallRecord], kind: &str, unknown: &[&Listed]) {
         if unknown.is_empty() {
-            self.no_phone.clear();
-            return self.strangers.clear();
+            self.not_phone_calls.clear();
+            return self.untracked.clear();
         }
         let now_ms = self.calls.lifecycle.clock.now_ms();
         let (newest, first) = (self.mine().await, self.first);
         let is_sure = newest.is_ok();
         let newest = newest.ok();
         let mine = newest.as_deref().unwrap_or(mine);
-        let waits = |call: &&CallRecord| {
+        let lacks_its_id = |call: &&CallRecord| {
             call.alias(kind).is_none()
                 && !self.is_known_group(call)
                 && (call.phase == Phase::Reserved || call.unsettled || call.phase_at + UNBOUND_MS > now_ms)
         };
-        let mut waiting: Vec<&CallRecord> = mine.iter().filter(waits).collect();
+        let mut waiting: Vec<&CallRecord> = mine.iter().filter(lacks_its_id).collect();
         // A leg that the carrier lists may belong to a batch: its other account decides, at its own interval.
         let may_be_member =
             mine.iter().any(|call| call.facts.account != self.account.name && self.is_known_group(call));
-        let before = std::mem::take(&mut self.strangers);
+        let before = std::mem::take(&mut self.untracked);
         for one in unknown {
             let id = one.alias.id.clone();
-            if self.no_phone.contains(&id) {
+            if self.not_phone_calls.contains(&id) {
                 continue;
             }
             let since_ms = before.get(&id).copied();
@@ -56,33 +56,33 @@ impl Sweeper {
                 && matches!(one.event, Some(Event::Reached(Phase::Queued | Phase::Ringing)))
                 && since_ms.unwrap_or(now_ms) + VOICE_WEBHOOK_MS > now_ms;
             if rings {
-                self.strangers.insert(id, since_ms.unwrap_or(now_ms));
+                self.untracked.insert(id, since_ms.unwrap_or(now_ms));
                 continue;
             }
-            let waits = if first {
-                let create = waiting.iter().position(|call| may_be(call, one));
-                let waits = (create.is_some() || may_be_member) && !self.is_ours(&one.alias).await;
+            let is_accounted_for = if first {
+                let create = waiting.iter().position(|call| may_be_call_of(call, one));
+                let is_accounted_for = (create.is_some() || may_be_member) && !self.is_ours(&one.alias).await;
                 // One create accounts for one call.
-                if let Some(place) = create.filter(|_| waits) {
+                if let Some(place) = create.filter(|_| is_accounted_for) {
                     waiting.swap_remove(place);
                 }
-                waits
+                is_accounted_for
             } else {
                 let doubtful = !waiting.is_empty() || may_be_member || !is_sure;
                 (since_ms.is_none() && doubtful) || ((!waiting.is_empty() || early) && !self.is_ours(&one.alias).await)
             };
-            if waits {
-                self.strangers.insert(id, since_ms.unwrap_or(now_ms));
+            if is_accounted_for {
+                self.untracked.insert(id, since_ms.unwrap_or(now_ms));
                 continue;
             }
             if let Err(error) = self.handle_untracked(one, since_ms.unwrap_or(now_ms)).boxed().await {
                 debug!(%error, "failed to read a listed call");
-                self.strangers.insert(id, since_ms.unwrap_or(now_ms));
+                self.untracked.insert(id, since_ms.unwrap_or(now_ms));
             }
         }
         // Ids of ended web sessions are not kept.
         let live: HashSet<&str> = unknown.iter().map(|one| one.alias.id.as_str()).collect();
-        self.no_phone.retain(|id| live.contains(id.as_str()));
+        self.not_phone_calls.retain(|id| live.contains(id.as_str()));
     }
 
     /// Whether the provider's record has our id, or one that a call of ours is known by (its carrier's).
@@ -126,7 +126,7 @@ impl Sweeper {
             return self.meet_member(one, &order, found, since_ms);
         }
         if !found.phone {
-            self.no_phone.insert(one.alias.id.clone());
+            self.not_phone_calls.insert(one.alias.id.clone());
             return Ok(());
         }
         let (own, mut aliases): (Vec<Alias>, Vec<Alias>) =
@@ -177,7 +177,7 @@ impl Sweeper {
             facts,
             aliases,
             phase,
-            refusable: false,
+            rejectable: false,
             origin: Origin::Foreign,
             by: None,
         };

@@ -41,7 +41,7 @@ impl Answer {
             let may_be_placed = of_refusal(&body, "called") != Some(&Value::Bool(false));
             return Self::Refused { id: id.to_owned(), code: text("error"), message: text("message"), may_be_placed };
         }
-        let message = Message { body: &body, query: &[], path: &Default::default(), headers: answer.headers() };
+        let message = Message::new(&body, answer.headers());
         let (success, status) = (&operation.success, answer.status().as_u16());
         let is_listed = success.status.contains(&status);
         if is_listed && (success.unless.is_empty() || !success.unless.holds(&message)) {

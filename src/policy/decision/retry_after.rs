@@ -1,16 +1,17 @@
 //! Estimates when a full limit will have room, from the lengths of recently ended calls.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::{LimitExceeded, Shortfall};
 use crate::clock::UnixMs;
 use crate::policy::{Binding, Bound};
+use crate::sync::lock;
 
 /// Remembered lengths of ended calls per limit.
 const LENGTHS_MAX: usize = 64;
 /// Limit keys whose rejections are counted; beyond that, all counts are dropped.
-const REFUSED_MAX: usize = 10_000;
+const REJECTED_MAX: usize = 10_000;
 
 /// See the module. Local to the process, and only an estimate: no decision depends on it.
 #[derive(Debug, Default)]
@@ -20,13 +21,13 @@ pub struct RetryAfterEstimator(Mutex<Learnt>);
 struct Learnt {
     lengths: HashMap<Arc<str>, VecDeque<i64>>,
     /// Rejections since a slot was last released: each gets a later estimate, so that clients do not all retry at once.
-    refused: HashMap<String, usize>,
+    rejected: HashMap<String, usize>,
 }
 
 impl RetryAfterEstimator {
     fn learnt(&self) -> MutexGuard<'_, Learnt> {
         // Only estimates: a panic elsewhere leaves nothing inconsistent.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// Learns from released slots. `length_ms` is the length of the call that held one; a batch has none, since its length says
@@ -34,7 +35,7 @@ impl RetryAfterEstimator {
     pub fn freed(&self, bindings: &[Binding], length_ms: Option<i64>) {
         let mut learnt = self.learnt();
         for binding in bindings {
-            learnt.refused.remove(&binding.key);
+            learnt.rejected.remove(&binding.key);
             if let Some(length_ms) = length_ms {
                 let lengths = learnt.lengths.entry(binding.limit.clone()).or_default();
                 lengths.push_back(length_ms);
@@ -66,12 +67,12 @@ impl Learnt {
         let median = *lengths.get(lengths.len() / 2)?;
         let first = usize::try_from(short.lacking).ok()?.saturating_sub(1);
         let last = short.oldest.len().checked_sub(1).filter(|last| first <= *last)?;
-        if self.refused.len() >= REFUSED_MAX {
-            self.refused.clear();
+        if self.rejected.len() >= REJECTED_MAX {
+            self.rejected.clear();
         }
-        let refused = self.refused.entry(binding.key.clone()).or_default();
-        let since = short.oldest.get(first.saturating_add(*refused).min(last))?;
-        *refused += 1;
+        let rejected = self.rejected.entry(binding.key.clone()).or_default();
+        let since = short.oldest.get(first.saturating_add(*rejected).min(last))?;
+        *rejected += 1;
         Some((median - (now_ms - since)).max(1_000))
     }
 }

@@ -65,7 +65,7 @@ pub struct Description {
     #[serde(default, rename = "limit")]
     pub limits: Vec<LimitAnswer>,
     /// The format of ringfence's own answers.
-    pub refusal: RefusalShape,
+    pub refusal: RejectionShape,
     /// The provider's webhooks.
     #[serde(default, rename = "webhook")]
     pub webhooks: Vec<Webhook>,
@@ -86,8 +86,8 @@ pub struct Description {
     /// The fields of a transcript's turn in a post-call record.
     pub turns: Option<TurnRules>,
     /// Hang-up methods, by name.
-    #[serde(default)]
-    pub terminate: BTreeMap<String, Terminate>,
+    #[serde(default, rename = "terminate")]
+    pub hang_up_methods: BTreeMap<String, HangUpMethod>,
     /// The marks of a response whose request, without an operation, has placed a call.
     pub unfenced: Option<Unfenced>,
     /// The request for the TwiML that connects an inbound call.

@@ -257,6 +257,9 @@ pub enum LimitClass {
 }
 
 impl LimitClass {
+    /// All classes.
+    pub const ALL: [Self; 3] = [LimitClass::Concurrency, LimitClass::Rate, LimitClass::Busy];
+
     /// The label in metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -270,7 +273,7 @@ impl LimitClass {
 /// The format of ringfence's own answers.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct RefusalShape {
+pub struct RejectionShape {
     /// The `error` code for a 429 of the provider.
     pub provider_429_code: String,
     /// The status for "the call may exist": one that the provider's SDKs do not retry.

@@ -133,7 +133,7 @@ pub struct Count {
 /// A hang-up method.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Terminate {
+pub struct HangUpMethod {
     /// The alias kind that it needs.
     pub needs: String,
     /// A hang-up method of the carrier's account, used instead of a request here.

@@ -257,6 +257,23 @@ impl<'de> Deserialize<'de> for DirectionWord {
     }
 }
 
+/// The event of a status callback, by the name that apps ask for it by.
+#[derive(Debug, Clone)]
+pub struct CallbackEvent(Word);
+
+impl CallbackEvent {
+    /// Reads the name.
+    pub fn read(&self, message: &Message<'_>) -> Option<&str> {
+        self.0.read(message)
+    }
+}
+
+impl<'de> Deserialize<'de> for CallbackEvent {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        Word::deserialize(d).map(Self)
+    }
+}
+
 /// Who answered the call.
 #[derive(Debug, Clone)]
 pub struct AnsweredByWord(Word);

@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::super::path::PathPattern;
 use super::super::select::{Message, Predicate, Selector};
 use super::super::sign::Signature;
-use super::{DirectionWord, FactSelectors, IdSelectors, PostCallRules, StateWord, UtteranceRules};
+use super::{CallbackEvent, DirectionWord, FactSelectors, IdSelectors, PostCallRules, StateWord, UtteranceRules};
 
 /// A webhook of the provider.
 #[derive(Debug, Clone, Deserialize)]
@@ -18,6 +18,9 @@ pub struct Webhook {
     pub paths: Vec<PathPattern>,
     /// The callback URL added to creates: path and fragment, a template over `call_id`.
     pub callback: Option<String>,
+    /// The event that a call's own callback gets, by the name that apps ask for it by. Without it, or if it has none: `completed`,
+    /// which is also what apps get that ask for none.
+    pub callback_event: Option<CallbackEvent>,
     /// The signature.
     pub signature: Signature,
     /// The kind of reply that the provider acts on; the app's own is relayed.

@@ -15,6 +15,7 @@ use super::spec::Recurring;
 use crate::calls::Calls;
 use crate::clock::{UnixMs, rfc3339};
 use crate::failpoint;
+use crate::metrics::Firing;
 use crate::store::Result;
 use crate::store::schedules::Schedule;
 
@@ -91,14 +92,14 @@ async fn stepped(calls: &Calls, runs: &Runs, schedule: &Schedule) -> Result<()> 
     let after = match step(schedule, &cron, spec.missed, now_ms) {
         Step::Wait(next_at) => Schedule { next_at, ..schedule.clone() },
         Step::LeaveOut(until) => {
-            metrics.schedule_firing("missed");
+            metrics.schedule_firing(Firing::Missed);
             warn!(schedule = schedule.id, until = rfc3339(until), "missed firings skipped");
             let note = Some(format!("what should have fired up to {} was missed", rfc3339(until)));
             Schedule { note, ..done(schedule, &cron, until, now_ms) }
         }
         Step::GiveUp(at) => {
             let why = schedule.error.clone().unwrap_or_default();
-            metrics.schedule_firing("given_up");
+            metrics.schedule_firing(Firing::GivenUp);
             error!(schedule = schedule.id, firing = rfc3339(at), why, "firing given up");
             let note = Some(format!("the firing of {} was given up: {why}", rfc3339(at)));
             Schedule { note, ..done(schedule, &cron, at, now_ms) }
@@ -112,7 +113,7 @@ async fn stepped(calls: &Calls, runs: &Runs, schedule: &Schedule) -> Result<()> 
             Err(FiringError::Busy) => return Ok(()),
             Err(FiringError::Store(error)) => return Err(error),
             Err(FiringError::Failed(why)) => {
-                metrics.schedule_firing("failed");
+                metrics.schedule_firing(Firing::Failed);
                 warn!(schedule = schedule.id, firing = rfc3339(at), why, "failed to fire schedule; retrying");
                 failed(schedule, &cron, at, why, calls.lifecycle.clock.now_ms())
             }
@@ -124,8 +125,8 @@ async fn stepped(calls: &Calls, runs: &Runs, schedule: &Schedule) -> Result<()> 
     Ok(())
 }
 
-fn result_of(fired: &Fired) -> &'static str {
-    if fired.run.is_some() { "fired" } else { "no_leads" }
+fn result_of(fired: &Fired) -> Firing {
+    if fired.run.is_some() { Firing::Fired } else { Firing::NoLeads }
 }
 
 fn noted(schedule: Schedule, at: UnixMs, fired: &Fired) -> Schedule {

@@ -18,7 +18,7 @@ use crate::calls::Calls;
 use crate::clock::{UnixMs, rfc3339};
 use crate::ids::BusinessId;
 use crate::net::UpstreamError;
-use crate::provider::account::join;
+use crate::provider::account::join_url;
 use crate::provider::secret::Secret;
 use crate::provider::sign::{sign_standard, standard_key};
 use crate::store::postgres;
@@ -258,7 +258,7 @@ impl Shows {
 fn address(place: &Place, app: Option<&Uri>, asked: &Asked) -> Result<Uri, String> {
     let base = match place {
         Place::At(uri) => uri.to_string(),
-        Place::Behind(path) => join(app.ok_or("app.forward_url is not set")?, path),
+        Place::Behind(path) => join_url(app.ok_or("app.forward_url is not set")?, path),
     };
     let mut query = form_urlencoded::Serializer::new(String::new());
     for name in NAMES {

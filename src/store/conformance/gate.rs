@@ -44,7 +44,7 @@ async fn admit(store: &Arc<dyn Store>, call: &NewCall, policy: &Policy, epoch: i
 }
 
 fn new(slots: u32) -> AdmitOutcome {
-    AdmitOutcome::New { slots, would: None, news: None }
+    AdmitOutcome::New { slots, would_reject: None, early: None }
 }
 
 /// A store that decides itself, at epoch 2.
@@ -115,7 +115,7 @@ pub(in crate::store) async fn a_call_counts_from_when_it_is_confirmed(fresh: &im
     }
     let held = store.leases().await.unwrap();
     assert_eq!(held.iter().map(|held| (&held.call, &held.keys)).collect::<Vec<_>>(), [(&confirmed.id, &keys)]);
-    assert!(matches!(admit(&store, &new_call(&[]), &policy, 3).await, AdmitOutcome::Refused(_)));
+    assert!(matches!(admit(&store, &new_call(&[]), &policy, 3).await, AdmitOutcome::Rejected(_)));
     assert_eq!(store.call(&confirmed.id).await.unwrap().unwrap().origin, Origin::Foreign);
 }
 
@@ -148,11 +148,11 @@ pub(in crate::store) async fn a_full_limit_refuses_until_a_call_has_ended(fresh:
     store.open(over_limit.clone(), None).await.unwrap();
     let refused = NewCall { at_ms: 3000, ..new_call(&[("call_sid", "CA1")]) };
     let short = Shortfall { binding: 0, current: 3, lacking: 1, token_in_ms: None, oldest: vec![1000, 1500, 2000] };
-    assert_eq!(admit(&store, &refused, &policy, 2).await, AdmitOutcome::Refused(short.clone()));
+    assert_eq!(admit(&store, &refused, &policy, 2).await, AdmitOutcome::Rejected(short.clone()));
     assert_eq!(store.resolve(&refused.aliases).await.unwrap(), None, "a refusal leaves no trace");
     assert_eq!(store.open_calls().await.unwrap().len(), 3);
     let observed = AdmissionRequest { mode: Mode::Observe, ..request(&refused, &policy) };
-    let would = AdmitOutcome::New { slots: 1, would: Some(short), news: None };
+    let would = AdmitOutcome::New { slots: 1, would_reject: Some(short), early: None };
     assert_eq!(store.admit(refused.clone(), observed, 2).await.unwrap(), would);
     for call in [&over_limit, &refused] {
         store.apply(change(&call.id, END)).await.unwrap();
@@ -171,7 +171,7 @@ pub(in crate::store) async fn an_order_for_many_gets_what_is_free_and_holds_it(f
         store.admit(call, request, 2)
     };
     assert_eq!(many(Slots::up_to(7)).await.unwrap(), new(7));
-    let AdmitOutcome::Refused(short) = many(Slots::exactly(4)).await.unwrap() else { panic!("4 of 3") };
+    let AdmitOutcome::Rejected(short) = many(Slots::exactly(4)).await.unwrap() else { panic!("4 of 3") };
     // When a batch ends is not known: it is none of the oldest.
     assert_eq!((short.current, short.lacking, short.oldest), (7, 1, vec![]));
     assert_eq!(many(Slots::up_to(7)).await.unwrap(), new(3));
@@ -188,7 +188,7 @@ pub(in crate::store) async fn a_rate_gives_out_its_tokens_whoever_asks(fresh: &i
     for at_ms in [1000, 1000] {
         assert_eq!(admit(&store, &at(at_ms), &policy, 2).await, new(1));
     }
-    let AdmitOutcome::Refused(short) = admit(&store, &at(1001), &policy, 2).await else { panic!("a third token") };
+    let AdmitOutcome::Rejected(short) = admit(&store, &at(1001), &policy, 2).await else { panic!("a third token") };
     assert_eq!(short.token_in_ms, Some(10_100));
     // What the rates have given out outlives a move, and a restart.
     let moved = store.bump_epoch(2, 0, GateMode::Database, policy.clone(), 1001).await.unwrap().unwrap();
@@ -196,7 +196,7 @@ pub(in crate::store) async fn a_rate_gives_out_its_tokens_whoever_asks(fresh: &i
     assert_eq!(*log, RateLog::default().with_one(rate, 1000).with_one(rate, 1000));
     store.close().await;
     let store = fresh.open().await;
-    let AdmitOutcome::Refused(short) = admit(&store, &at(11_100), &policy, 3).await else { panic!("a third token") };
+    let AdmitOutcome::Rejected(short) = admit(&store, &at(11_100), &policy, 3).await else { panic!("a third token") };
     assert_eq!(short.token_in_ms, Some(1));
     assert_eq!(admit(&store, &at(11_101), &policy, 3).await, new(1));
     // Where nothing was sent within the window, the rates are full again; a call that exists anyway takes no token.
@@ -218,13 +218,13 @@ pub(in crate::store) async fn what_is_known_comes_before_a_full_limit(fresh: &im
     let sid = Alias::new("call_sid", "CA1").unwrap();
     store.keep_early(vec![sid.clone()], END, None, 1).await.unwrap();
     let first = new_call(&[("call_sid", "CA1"), (KEY_KIND, "k")]);
-    let with_news = AdmitOutcome::New { slots: 1, would: None, news: Some(END) };
+    let with_news = AdmitOutcome::New { slots: 1, would_reject: None, early: Some(END) };
     assert_eq!(admit(&store, &first, &policy, 2).await, with_news);
     // Asked again, after a time-out: it is on record.
     assert_eq!(admit(&store, &first, &policy, 2).await, new(1));
     let again = new_call(&[(KEY_KIND, "k")]);
     assert_eq!(admit(&store, &again, &policy, 2).await, AdmitOutcome::Known(first.id.clone()));
-    assert!(matches!(admit(&store, &new_call(&[]), &policy, 2).await, AdmitOutcome::Refused(_)));
+    assert!(matches!(admit(&store, &new_call(&[]), &policy, 2).await, AdmitOutcome::Rejected(_)));
 
     let none = Event::Ended(Outcome::NotCreated, EndProof::Provider);
     store.apply(change(&first.id, none)).await.unwrap();
@@ -232,7 +232,7 @@ pub(in crate::store) async fn what_is_known_comes_before_a_full_limit(fresh: &im
     // Its key is free again: for who is admitted.
     let other = new_call(&[]);
     assert_eq!(admit(&store, &other, &policy, 2).await, new(1));
-    assert!(matches!(admit(&store, &again, &policy, 2).await, AdmitOutcome::Refused(_)));
+    assert!(matches!(admit(&store, &again, &policy, 2).await, AdmitOutcome::Rejected(_)));
     let key = [Alias::new(KEY_KIND, "k").unwrap()];
     assert_eq!(store.resolve(&key).await.unwrap(), Some(first.id.clone()));
     store.apply(change(&other.id, END)).await.unwrap();
@@ -276,7 +276,7 @@ pub(in crate::store) async fn a_move_counts_every_open_call_by_the_new_policy(fr
     assert_eq!(store.leases().await.unwrap(), held);
     assert!(matches!(
         admit(&store, &new_call(&[]), &policy, 2).await,
-        AdmitOutcome::Refused(Shortfall { current: 3, .. })
+        AdmitOutcome::Rejected(Shortfall { current: 3, .. })
     ));
     // And again, where nothing is different.
     let moved = store.bump_epoch(2, 0, GateMode::Redis, policy, 10).await.unwrap().unwrap();
@@ -302,7 +302,7 @@ pub(in crate::store) async fn of_many_at_once_as_many_are_admitted_as_there_are_
             match decided {
                 AdmitOutcome::New { .. } => {}
                 AdmitOutcome::Known(other) => assert!(admitted.contains(&other) && id != other),
-                AdmitOutcome::Refused(short) => assert_eq!((short.current, short.lacking), (5, 1)),
+                AdmitOutcome::Rejected(short) => assert_eq!((short.current, short.lacking), (5, 1)),
                 AdmitOutcome::Outdated(state) => panic!("{state:?}"),
             }
         }
@@ -334,7 +334,7 @@ pub(in crate::store) async fn moves_under_load_lose_no_call_and_let_none_in_over
                         store.apply(change(&call.id, END)).await.unwrap();
                     }
                     AdmitOutcome::Outdated(state) => epoch = state.epoch,
-                    AdmitOutcome::Refused(short) => assert!(short.current <= LIMIT),
+                    AdmitOutcome::Rejected(short) => assert!(short.current <= LIMIT),
                     AdmitOutcome::Known(known) => panic!("{known}"),
                 }
             }

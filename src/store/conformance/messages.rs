@@ -1,7 +1,7 @@
 //! Webhooks and deliveries.
 
 use super::*;
-use crate::store::EventOutcome;
+use crate::store::{DeliveryResult, EventOutcome};
 
 /// What a process without a spool can read.
 pub(in crate::store) fn in_record() -> Reach {
@@ -27,7 +27,7 @@ pub(in crate::store) fn event_and_delivery(n: usize, call: Option<&CallId>) -> (
         id: format!("dl_{:03}", 999 - n),
         event_id: event.id.clone(),
         call: call.map(ToString::to_string),
-        route: Route::Forwarded,
+        route: DeliveryRoute::Forwarded,
         url: "http://app.test/x".to_owned(),
         method: "POST".to_owned(),
         headers: vec![("a".to_owned(), "b".to_owned())],
@@ -85,9 +85,9 @@ pub(in crate::store) async fn a_delivery_is_one_senders_and_comes_back_if_that_d
     taken.dedup();
     assert_eq!((all, taken.len()), (60, 60), "none was taken twice, none was left");
     // One was done, one is to be tried again, one was given up; of the rest nobody heard again.
-    a.delivered(&taken[0], 2, Ok(())).await.unwrap();
-    a.delivered(&taken[1], 2, Err(("refused".to_owned(), Some(50)))).await.unwrap();
-    b.delivered(&taken[2], 2, Err(("refused".to_owned(), None))).await.unwrap();
+    a.delivered(&taken[0], 2, DeliveryResult::Done).await.unwrap();
+    a.delivered(&taken[1], 2, DeliveryResult::Retry { why: "refused".to_owned(), at: 50 }).await.unwrap();
+    b.delivered(&taken[2], 2, DeliveryResult::GivenUp { why: "refused".to_owned() }).await.unwrap();
     assert_eq!(b.take_deliveries(49, 100, "", false).await.unwrap(), []);
     fresh.execute("UPDATE deliveries SET taken_until = taken_until - 30000").await;
     let back = b.take_deliveries(49, 100, "", false).await.unwrap();
@@ -95,8 +95,8 @@ pub(in crate::store) async fn a_delivery_is_one_senders_and_comes_back_if_that_d
     let again = a.take_deliveries(50, 100, "", false).await.unwrap();
     assert_eq!(again.iter().map(|d| (&d.id, d.attempts)).collect::<Vec<_>>(), [(&taken[1], 1)]);
     // A sender that was stopped reports late what another has done since.
-    b.delivered(&back[0].id, 60, Ok(())).await.unwrap();
-    a.delivered(&back[0].id, 61, Err(("too late".to_owned(), Some(62)))).await.unwrap();
+    b.delivered(&back[0].id, 60, DeliveryResult::Done).await.unwrap();
+    a.delivered(&back[0].id, 61, DeliveryResult::Retry { why: "too late".to_owned(), at: 62 }).await.unwrap();
     assert_eq!(a.take_deliveries(99, 100, "", false).await.unwrap(), []);
     // A process that has the record alone knows that nobody sends any more.
     a.close().await;
@@ -118,16 +118,16 @@ pub(in crate::store) async fn deliveries_of_a_call_go_in_order_and_others_do_not
     assert_eq!(b.take_deliveries(14, 10, "", strict).await.unwrap(), [], "the first is not due yet");
     assert_eq!(b.take_deliveries(20, 10, "", strict).await.unwrap(), [of_other.clone(), free.clone(), first.clone()]);
     assert_eq!(a.take_deliveries(20, 10, "", strict).await.unwrap(), []);
-    b.delivered(&first.id, 21, Err(("refused".to_owned(), Some(50)))).await.unwrap();
+    b.delivered(&first.id, 21, DeliveryResult::Retry { why: "refused".to_owned(), at: 50 }).await.unwrap();
     assert_eq!(a.take_deliveries(49, 10, "", strict).await.unwrap(), [], "the second waits for the first's next try");
     assert_eq!(a.take_deliveries(50, 10, "", strict).await.unwrap()[0].id, first.id);
-    a.delivered(&first.id, 51, Err(("refused".to_owned(), None))).await.unwrap();
+    a.delivered(&first.id, 51, DeliveryResult::GivenUp { why: "refused".to_owned() }).await.unwrap();
     assert_eq!(
         a.take_deliveries(51, 10, "", strict).await.unwrap(),
         std::slice::from_ref(&second),
         "the first is given up"
     );
-    a.delivered(&second.id, 52, Ok(())).await.unwrap();
+    a.delivered(&second.id, 52, DeliveryResult::Done).await.unwrap();
     assert_eq!(b.take_deliveries(52, 10, "", strict).await.unwrap(), [third]);
 }
 
@@ -139,10 +139,10 @@ pub(in crate::store) async fn a_delivery_that_failed_holds_nothing_back(fresh: &
     let third = to_deliver(&store, 2, Some(&call), 10).await;
     assert_eq!(store.take_deliveries(10, 10, "", false).await.unwrap(), std::slice::from_ref(&first));
     assert_eq!(store.take_deliveries(10, 10, "", false).await.unwrap(), [], "the first is under way");
-    store.delivered(&first.id, 11, Err(("refused".to_owned(), Some(50)))).await.unwrap();
+    store.delivered(&first.id, 11, DeliveryResult::Retry { why: "refused".to_owned(), at: 50 }).await.unwrap();
     assert_eq!(store.take_deliveries(11, 10, "", false).await.unwrap(), std::slice::from_ref(&second));
     assert_eq!(store.take_deliveries(11, 10, "", false).await.unwrap(), [], "the third waits for the second, in order");
-    store.delivered(&second.id, 12, Ok(())).await.unwrap();
+    store.delivered(&second.id, 12, DeliveryResult::Done).await.unwrap();
     // The first is tried again by itself, beside the third.
     let ids: Vec<String> = store.take_deliveries(50, 10, "", false).await.unwrap().into_iter().map(|d| d.id).collect();
     assert_eq!(ids, [third.id.clone(), first.id.clone()]);

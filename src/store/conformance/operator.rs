@@ -1,8 +1,8 @@
 //! What operators see and do.
 
-use super::retention::refusal;
+use super::retention::rejection;
 use super::*;
-use crate::store::EventOutcome;
+use crate::store::{DeliveryResult, EventOutcome};
 
 fn of_account(account: &str) -> EventFilter {
     EventFilter { account: Some(account.to_owned()), ..EventFilter::default() }
@@ -58,8 +58,8 @@ pub(in crate::store) async fn what_was_delivered_or_given_up_is_delivered_again_
     let first = to_deliver(&store, 1, None, 1).await;
     let second = to_deliver(&store, 2, None, 1).await;
     assert_eq!(store.take_deliveries(1, 9, "", false).await.unwrap().len(), 2);
-    store.delivered(&first.id, 2, Ok(())).await.unwrap();
-    store.delivered(&second.id, 2, Err(("no".to_owned(), None))).await.unwrap();
+    store.delivered(&first.id, 2, DeliveryResult::Done).await.unwrap();
+    store.delivered(&second.id, 2, DeliveryResult::GivenUp { why: "no".to_owned() }).await.unwrap();
     assert_eq!(store.outbox(Outbox::Pending, &EventFilter::default(), 9).await.unwrap(), []);
     let given_up = store.outbox(Outbox::GivenUp, &EventFilter::default(), 9).await.unwrap();
     assert_eq!((given_up.len(), given_up[0].id.as_str(), given_up[0].attempts), (1, second.id.as_str(), 1));
@@ -76,7 +76,7 @@ pub(in crate::store) async fn what_was_delivered_or_given_up_is_delivered_again_
     let mut again = store.take_deliveries(3, 9, "", false).await.unwrap();
     again.sort_by(|a, b| a.event_id.cmp(&b.event_id));
     assert_eq!(again, [first.clone(), second], "as they were");
-    store.delivered(&first.id, 4, Ok(())).await.unwrap();
+    store.delivered(&first.id, 4, DeliveryResult::Done).await.unwrap();
     store.forget_body(&first.event_id).await.unwrap();
     assert_eq!(store.redeliver(&first.event_id, 5).await.unwrap(), 0, "what was said is gone");
     assert_eq!(fresh.number("SELECT count(*) FROM deliveries WHERE body IS NULL").await, 1);
@@ -100,12 +100,12 @@ pub(in crate::store) async fn a_business_is_purged_and_its_open_calls_stay(fresh
         store.expect_post_calls(vec![call.id.clone()], 1).await.unwrap();
         to_deliver(&store, n, Some(&call.id), 1).await;
     }
-    let refusal = |business: &str| RefusalRecord { at: 1, ..refusal(business, false) };
-    store.refused(vec![refusal("acme"), refusal("other")]).await.unwrap();
+    let rejection = |business: &str| RejectionRecord { at: 1, ..rejection(business, false) };
+    store.record_rejections(vec![rejection("acme"), rejection("other")]).await.unwrap();
     let purged = store.purge_business("acme").await.unwrap();
     // Its webhook's delivery, and the event of our own that told of its admission.
     let expected =
-        Purged { calls: 1, events: 1, deliveries: 2, refusals: 1, runs: 0, schedules: 0, open: vec![up.id.clone()] };
+        Purged { calls: 1, events: 1, deliveries: 2, rejections: 1, runs: 0, schedules: 0, open: vec![up.id.clone()] };
     assert_eq!(purged, expected);
     assert_eq!(store.call(&gone.id).await.unwrap(), None);
     assert_eq!(store.resolve(&gone.aliases).await.unwrap(), None);
@@ -163,13 +163,13 @@ pub(in crate::store) async fn a_body_in_a_spool_is_its_replicas_alone(fresh: &im
     assert_eq!(store.take_deliveries(5, 9, "mine", false).await.unwrap(), std::slice::from_ref(&delivery));
     let alias = Alias { kind: "call_sid".to_owned(), id: "CA1".to_owned() };
     store.defer_until_known(&event.id, &alias).await.unwrap();
-    store.delivered(&delivery.id, 6, Ok(())).await.unwrap();
+    store.delivered(&delivery.id, 6, DeliveryResult::Done).await.unwrap();
     assert!(!store.clear_spool(&event.id, "mine").await.unwrap(), "it waits for its call");
     store.mark_matched(&event.id, None, EventOutcome::Unusable).await.unwrap();
     assert_eq!(store.inbox_event(&event.id).await.unwrap().unwrap().spool.as_deref(), Some("mine"));
     assert_eq!(store.redeliver(&event.id, 7).await.unwrap(), 1, "as long as the file is there");
     assert!(!store.clear_spool(&event.id, "mine").await.unwrap(), "the app does not have it");
-    store.delivered(&delivery.id, 8, Ok(())).await.unwrap();
+    store.delivered(&delivery.id, 8, DeliveryResult::Done).await.unwrap();
     assert!(store.clear_spool(&event.id, "mine").await.unwrap());
     assert!(store.clear_spool(&event.id, "mine").await.unwrap(), "and still");
     assert_eq!(store.redeliver(&event.id, 9).await.unwrap(), 0, "an empty body is not sent in its place");
@@ -224,7 +224,7 @@ pub(in crate::store) async fn a_purge_tells_spools_which_files_must_go(fresh: &i
     assert_eq!((left.path.as_str(), left.headers, left.dedupe_key, left.spool), ("", vec![], None, None));
     assert_eq!(
         store.unsettled_events(i64::MAX, &in_record(), &Cursor::default(), 99).await.unwrap(),
-        Waiting::default()
+        UnsettledEvents::default()
     );
     assert_eq!(store.purge(&RetentionCutoffs::of_all(1000, 0)).await.unwrap(), 1, "what is left of it goes in time");
 }
@@ -331,22 +331,22 @@ pub(in crate::store) async fn lists_are_narrowed_before_they_are_cut(fresh: &imp
     assert_eq!(now, [quiet_id.clone(), carried_id.clone()], "those that were up then, the oldest first");
     assert_eq!(store.calls_at(0, 9).await.unwrap(), []);
 
-    let mut wanted = refusal("quiet", false);
+    let mut wanted = rejection("quiet", false);
     wanted.at = 1;
-    let loud: Vec<RefusalRecord> = (0..100).map(|_| refusal("loud", false)).collect();
-    store.refused(vec![wanted.clone()]).await.unwrap();
-    store.refused(loud).await.unwrap();
-    let refusals = async |filter: ListFilter| store.list_refusals(&filter, 3).await.unwrap();
-    assert_eq!(refusals(quietly).await, [wanted.clone()]);
-    assert_eq!(refusals(ListFilter { before_ms: Some(2), ..account("a") }).await, [wanted.clone()]);
-    assert_eq!(refusals(account("b")).await, []);
+    let loud: Vec<RejectionRecord> = (0..100).map(|_| rejection("loud", false)).collect();
+    store.record_rejections(vec![wanted.clone()]).await.unwrap();
+    store.record_rejections(loud).await.unwrap();
+    let rejections = async |filter: ListFilter| store.list_rejections(&filter, 3).await.unwrap();
+    assert_eq!(rejections(quietly).await, [wanted.clone()]);
+    assert_eq!(rejections(ListFilter { before_ms: Some(2), ..account("a") }).await, [wanted.clone()]);
+    assert_eq!(rejections(account("b")).await, []);
     let code = |code: &str| ListFilter { code: Some(code.to_owned()), ..ListFilter::default() };
-    assert_eq!(refusals(code(&wanted.code)).await.len(), 3);
-    assert_eq!(refusals(code("NO_SUCH_CODE")).await, []);
+    assert_eq!(rejections(code(&wanted.code)).await.len(), 3);
+    assert_eq!(rejections(code("NO_SUCH_CODE")).await, []);
     // Page by page, each comes once.
     let (mut after, mut seen) = (None, vec![]);
     loop {
-        let page = refusals(ListFilter { after: after.take(), ..ListFilter::default() }).await;
+        let page = rejections(ListFilter { after: after.take(), ..ListFilter::default() }).await;
         let Some(last) = page.last() else { break };
         after = Some((last.at, last.id.to_string()));
         seen.extend(page.into_iter().map(|one| one.id));
@@ -357,8 +357,8 @@ pub(in crate::store) async fn lists_are_narrowed_before_they_are_cut(fresh: &imp
     assert_eq!(seen.len(), 101);
     let next = ListFilter { after: Some((10, String::new())), ..ListFilter::default() };
     assert_eq!(found(next).await, [carried_id, quiet_id]);
-    assert_eq!(store.refusal(&wanted.id).await.unwrap(), Some(wanted));
-    assert_eq!(store.refusal(&RefusalId::new()).await.unwrap(), None);
+    assert_eq!(store.rejection(&wanted.id).await.unwrap(), Some(wanted));
+    assert_eq!(store.rejection(&RejectionId::new()).await.unwrap(), None);
 }
 
 pub(in crate::store) async fn webhooks_are_narrowed_and_what_can_be_replayed_is_counted(fresh: &impl Fresh) {
@@ -402,7 +402,7 @@ pub(in crate::store) async fn webhooks_are_narrowed_and_what_can_be_replayed_is_
     assert_eq!(store.take_deliveries(9, 9, "", false).await.unwrap().len(), 1);
     let pending = store.outbox(Outbox::Pending, &of("quiet"), 9).await.unwrap();
     assert_eq!(pending.len(), 1);
-    store.delivered(&pending[0].id, 9, Err(("no".to_owned(), None))).await.unwrap();
+    store.delivered(&pending[0].id, 9, DeliveryResult::GivenUp { why: "no".to_owned() }).await.unwrap();
     assert_eq!(store.outbox(Outbox::GivenUp, &of("quiet"), 9).await.unwrap().len(), 1);
     assert_eq!(store.outbox(Outbox::GivenUp, &of("other"), 9).await.unwrap(), []);
     let matching = async |which, filter: &EventFilter| {

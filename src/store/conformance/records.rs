@@ -1,9 +1,9 @@
 //! Post-call records, webhooks that wait for their call, events of our own.
 
-use crate::store::EventOutcome;
+use crate::store::{DeliveryResult, EventOutcome};
 use serde_json::json;
 
-use super::retention::refusal;
+use super::retention::rejection;
 use super::*;
 use crate::call::AnsweredBy;
 use crate::provider::description::PostCall;
@@ -167,21 +167,21 @@ pub(in crate::store) async fn the_app_is_told_in_the_transaction_of_the_fact(fre
         let taken = store.take_deliveries(10_000, 9, "", false).await.unwrap();
         assert!(taken.len() <= 1, "one after the other");
         let Some(delivery) = taken.first() else { break };
-        assert!(delivery.is_own() && delivery.call.as_deref() == Some(call.id.as_str()));
+        assert!(delivery.route == DeliveryRoute::OwnEvent && delivery.call.as_deref() == Some(call.id.as_str()));
         let body: serde_json::Value = serde_json::from_slice(&delivery.body).unwrap();
         assert_eq!((&body["data"]["callId"], &body["data"]["ids"]), (&json!(call.id), &json!({"call_sid": "CA1"})));
         kinds.push(body["type"].as_str().unwrap().to_owned());
-        store.delivered(&delivery.id, 10_000, Ok(())).await.unwrap();
+        store.delivered(&delivery.id, 10_000, DeliveryResult::Done).await.unwrap();
     }
     assert_eq!(kinds, ["call.admitted", "call.live", "call.ended", "call.recorded"]);
     let live = NewCall { phase: Phase::Live, ..wanted(new_call(&[])) };
     store.open(live.clone(), None).await.unwrap();
     let of_live = format!("SELECT count(*) FROM deliveries WHERE call_id = '{}'", live.id);
     assert_eq!(fresh.number(&of_live).await, 2, "admitted, and live already");
-    let refusal = RefusalRecord { at: 1, ..refusal("b", true) };
-    let observed = RefusalRecord { id: RefusalId::new(), observed: true, ..refusal.clone() };
-    store.refused(vec![refusal.clone(), observed, refusal.clone()]).await.unwrap();
-    store.refused(vec![refusal]).await.unwrap();
+    let rejection = RejectionRecord { at: 1, ..rejection("b", true) };
+    let observed = RejectionRecord { id: RejectionId::new(), observed: true, ..rejection.clone() };
+    store.record_rejections(vec![rejection.clone(), observed, rejection.clone()]).await.unwrap();
+    store.record_rejections(vec![rejection]).await.unwrap();
     let of_nobody = "SELECT count(*) FROM deliveries WHERE call_id IS NULL";
     assert_eq!(fresh.number(of_nobody).await, 1, "its tries are one refusal");
 }
@@ -193,7 +193,7 @@ pub(in crate::store) async fn own_events_do_not_wait_for_webhooks(fresh: &impl F
     store.open(call.clone(), None).await.unwrap();
     to_deliver(&store, 1, Some(&call.id), 1_000).await;
     let taken = store.take_deliveries(1_000, 9, "", false).await.unwrap();
-    assert_eq!(taken.iter().filter(|delivery| delivery.is_own()).count(), 1);
+    assert_eq!(taken.iter().filter(|delivery| delivery.route == DeliveryRoute::OwnEvent).count(), 1);
     assert_eq!(taken.len(), 2);
 }
 

@@ -1,6 +1,6 @@
 //! How long what businesses left behind is kept, and what of it.
 
-use crate::store::EventOutcome;
+use crate::store::{DeliveryResult, EventOutcome};
 use serde_json::json;
 
 use super::*;
@@ -12,7 +12,7 @@ fn of(business: &str) -> NewCall {
     NewCall { facts: Facts { business: BusinessId::parse(business).unwrap(), ..call.facts }, ..call }
 }
 
-/// A call that ended at 2000, with everything that one leaves behind: its webhook is number `n`, and so is a refusal of 2000.
+/// A call that ended at 2000, with everything that one leaves behind: its webhook is number `n`, and so is a rejection of 2000.
 async fn left_behind(store: &Arc<dyn Store>, business: &str, n: usize) -> (NewCall, NewEvent, Delivery) {
     let call = of(business);
     store.open(call.clone(), None).await.unwrap();
@@ -48,14 +48,14 @@ async fn left_behind(store: &Arc<dyn Store>, business: &str, n: usize) -> (NewCa
     let event = NewEvent { body: Some(b"7".to_vec()), received_at: 2_000, ..event };
     store.receive(event.clone()).await.unwrap();
     store.settle(&event.id, Some(&call.id), EventOutcome::Applied, Some(delivery.clone()), 2_000).await.unwrap();
-    store.refused(vec![refusal(business, false)]).await.unwrap();
+    store.record_rejections(vec![rejection(business, false)]).await.unwrap();
     (call, event, delivery)
 }
 
 /// Of 2000; with `tell`, the app is told of it.
-pub(super) fn refusal(business: &str, tell: bool) -> RefusalRecord {
-    RefusalRecord {
-        id: RefusalId::new(),
+pub(super) fn rejection(business: &str, tell: bool) -> RejectionRecord {
+    RejectionRecord {
+        id: RejectionId::new(),
         at: 2_000,
         business: business.to_owned(),
         account: "a".to_owned(),
@@ -77,12 +77,12 @@ pub(in crate::store) async fn each_business_is_forgotten_at_its_own_age(fresh: &
     let store = fresh.open().await;
     for (n, business) in ["short", "usual", "long"].into_iter().enumerate() {
         left_behind(&store, business, n + 1).await;
-        store.refused(vec![refusal(business, true)]).await.unwrap();
+        store.record_rejections(vec![rejection(business, true)]).await.unwrap();
     }
     let taken = store.take_deliveries(2_000, 99, "", false).await.unwrap();
     assert_eq!(taken.len(), 6);
     for delivery in taken {
-        store.delivered(&delivery.id, 2_000, Ok(())).await.unwrap();
+        store.delivered(&delivery.id, 2_000, DeliveryResult::Done).await.unwrap();
     }
     let rows = async |table: &str| fresh.number(&format!("SELECT count(*) FROM {table}")).await;
     let ages = |usual: UnixMs, short: UnixMs, long: UnixMs| RetentionCutoffs {
@@ -119,9 +119,9 @@ pub(in crate::store) async fn what_the_app_still_waits_for_outlives_its_call(fre
     assert_eq!(store.inbox_event(&event.id).await.unwrap(), None);
     assert!(!store.clear_spool(&spooled.id, "mine").await.unwrap(), "the app does not have it");
     assert_eq!(store.take_deliveries(2_000, 9, "mine", false).await.unwrap(), std::slice::from_ref(&delivery));
-    store.delivered(&delivery.id, 2_000, Ok(())).await.unwrap();
+    store.delivered(&delivery.id, 2_000, DeliveryResult::Done).await.unwrap();
     assert_eq!(store.take_deliveries(2_000, 9, "mine", false).await.unwrap(), std::slice::from_ref(&pending));
-    store.delivered(&pending.id, 2_000, Ok(())).await.unwrap();
+    store.delivered(&pending.id, 2_000, DeliveryResult::Done).await.unwrap();
     assert!(store.clear_spool(&spooled.id, "mine").await.unwrap());
     store.purge(&old).await.unwrap();
     for table in ["webhook_events", "deliveries"] {
@@ -142,7 +142,7 @@ pub(in crate::store) async fn less_is_kept_of_what_was_kept_before(fresh: &impl 
     let parts = [&hashed.found.analysis_data, &hashed.found.transcript_json];
     assert!(parts.iter().all(|part| part.as_ref().unwrap()["digest"].as_str().unwrap().starts_with("sha256:")));
     assert_eq!(bodies().await, 1, "what the app still waits for stays");
-    store.delivered(&delivery.id, 2_000, Ok(())).await.unwrap();
+    store.delivered(&delivery.id, 2_000, DeliveryResult::Done).await.unwrap();
     assert_eq!(store.redact(calls, Privacy::Hash).await.unwrap(), 0, "a digest is not hashed again");
     assert_eq!(bodies().await, 0);
     assert_eq!(store.redact(calls, Privacy::None).await.unwrap(), 2);

@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
@@ -15,6 +15,7 @@ use super::gate::{self, PendingAdmission};
 use super::transaction::{Db, Gate, TransactionId};
 use super::utterance_batch;
 use crate::ids::CallId;
+use crate::sync::lock;
 
 /// Queued writes. Beyond that, callers wait to enqueue.
 const WAITING_MAX: usize = 4096;
@@ -33,31 +34,31 @@ impl InDoubt {
         (error, doubt): (StoreError, Option<TransactionId>),
     ) -> StoreError {
         if let Some(transaction) = doubt {
-            let mut doubts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut doubts = lock(&self.0);
             doubts.extend(calls.map(|call| (call.clone(), transaction.clone())));
         }
         error
     }
 
     pub(super) fn of(&self, call: &CallId) -> Option<TransactionId> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(call).cloned()
+        lock(&self.0).get(call).cloned()
     }
 
     pub(super) fn settle(&self, call: &CallId) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(call);
+        lock(&self.0).remove(call);
     }
 }
 
 /// Runs a batch in one transaction; an answer to each.
 type Transact<A, R> = Box<dyn Fn(Arc<[Arc<A>]>) -> BoxFuture<'static, Result<Vec<R>>> + Send + Sync>;
 
-struct Waiting<A, R> {
+struct Queued<A, R> {
     ask: A,
     reply: oneshot::Sender<Result<R>>,
 }
 
 /// The queue.
-pub(super) struct Batches<A, R>(mpsc::Sender<Waiting<A, R>>);
+pub(super) struct Batches<A, R>(mpsc::Sender<Queued<A, R>>);
 
 impl<A: Send + Sync + 'static, R: Send + 'static> Batches<A, R> {
     /// Starts the task, which ends with this.
@@ -71,12 +72,12 @@ impl<A: Send + Sync + 'static, R: Send + 'static> Batches<A, R> {
     pub(super) async fn run(&self, ask: A) -> Result<R> {
         let (reply, told) = oneshot::channel();
         let gone = || StoreError::Failed("the store is closed".to_owned());
-        self.0.send(Waiting { ask, reply }).await.map_err(|_| gone())?;
+        self.0.send(Queued { ask, reply }).await.map_err(|_| gone())?;
         told.await.map_err(|_| StoreError::Unknown("the task that writes ended before it answered".to_owned()))?
     }
 }
 
-async fn run_all<A, R>(db: Arc<Db>, transact: Transact<A, R>, mut waiting: mpsc::Receiver<Waiting<A, R>>) {
+async fn run_all<A, R>(db: Arc<Db>, transact: Transact<A, R>, mut waiting: mpsc::Receiver<Queued<A, R>>) {
     let mut taken = Vec::new();
     while waiting.recv_many(&mut taken, BATCH_MAX).await > 0 {
         let (asks, replies): (Vec<_>, Vec<_>) = taken.drain(..).map(|w| (Arc::new(w.ask), w.reply)).unzip();

@@ -13,7 +13,7 @@ use super::super::driver::damaged;
 use super::super::queries::bindings::{Claim, claim, claimed, is_own};
 use super::super::queries::messages::tell;
 use super::super::rows::call_id;
-use super::super::usage::Counted;
+use super::super::usage::CountedUsage;
 use super::super::{AdmitOutcome, NewCall};
 use super::driver::{Pg, lock_ids};
 use super::{Sql, query, to_json};
@@ -36,7 +36,7 @@ pub(super) struct PendingAdmission {
 /// The decisions of one transaction, in order.
 #[derive(Default)]
 struct Round {
-    counted: Counted,
+    counted: CountedUsage,
     /// Recorded calls: their slots; `None` if ended.
     recorded: HashMap<CallId, Option<u32>>,
     /// Ids that belong to a call, or under which news waits.
@@ -49,7 +49,7 @@ struct Round {
 /// An admitted request.
 struct Granted {
     slots: u32,
-    would: Option<Shortfall>,
+    would_reject: Option<Shortfall>,
     at_ms: UnixMs,
     /// Its ids that are recorded already: each is handled separately.
     intricate: Option<Vec<Alias>>,
@@ -60,7 +60,7 @@ enum Answer {
     Known(CallId),
     /// It is recorded already.
     Again(u32),
-    Refused(Shortfall),
+    Rejected(Shortfall),
     Granted(Granted),
 }
 
@@ -95,14 +95,14 @@ pub(super) async fn admit(
         decided.push(match answer {
             Answer::Outdated(state) => AdmitOutcome::Outdated(state),
             Answer::Known(call) => AdmitOutcome::Known(call),
-            Answer::Again(slots) => AdmitOutcome::New { slots, would: None, news: None },
-            Answer::Refused(short) => AdmitOutcome::Refused(short),
+            Answer::Again(slots) => AdmitOutcome::New { slots, would_reject: None, early: None },
+            Answer::Rejected(short) => AdmitOutcome::Rejected(short),
             Answer::Granted(granted) => {
-                let news: Option<Event> = match granted.intricate {
+                let early: Option<Event> = match granted.intricate {
                     Some(freed) => claimed(&mut Pg(c), &ask.call, &freed).await?,
                     None => None,
                 };
-                AdmitOutcome::New { slots: granted.slots, would: granted.would, news }
+                AdmitOutcome::New { slots: granted.slots, would_reject: granted.would_reject, early }
             }
         });
     }
@@ -181,15 +181,15 @@ impl Round {
         }
         let at_ms = self.counted.now_ms;
         let (decision, taken) = decide(request, &self.counted, at_ms);
-        let (slots, would) = match decision {
-            Decision::Refused(short) => return Ok(Answer::Refused(short)),
-            Decision::Admitted { slots, would } => (slots, would),
+        let (slots, would_reject) = match decision {
+            Decision::Rejected(short) => return Ok(Answer::Rejected(short)),
+            Decision::Admitted { slots, would_reject } => (slots, would_reject),
         };
         self.counted.grant(&keys(&request.bindings), slots, &taken);
         self.rates.extend(taken);
         self.recorded.insert(call.id.clone(), Some(slots));
         self.claimed.extend(call.aliases.iter().map(|alias| (alias.clone(), call.id.clone())));
-        Ok(Answer::Granted(Granted { slots, would, at_ms, intricate }))
+        Ok(Answer::Granted(Granted { slots, would_reject, at_ms, intricate }))
     }
 }
 
@@ -198,8 +198,8 @@ impl Round {
 async fn name_oldest(c: &mut PgConnection, asks: &[Arc<PendingAdmission>], answers: &mut [Answer]) -> Sql<()> {
     fn short<'a>(ask: &'a PendingAdmission, answer: &'a mut Answer) -> Option<(&'a Binding, &'a mut Shortfall)> {
         let short = match answer {
-            Answer::Refused(short) => short,
-            Answer::Granted(Granted { would: Some(short), .. }) => short,
+            Answer::Rejected(short) => short,
+            Answer::Granted(Granted { would_reject: Some(short), .. }) => short,
             _ => return None,
         };
         let binding = ask.request.bindings.get(short.binding)?;

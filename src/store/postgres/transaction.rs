@@ -6,7 +6,7 @@
 //! (group commit).
 
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
@@ -26,6 +26,7 @@ use super::{Settings, Sql, code, explain, is_outside};
 use crate::failpoint;
 use crate::policy::decision::GateState;
 use crate::provider::secret::Secret;
+use crate::sync::lock;
 
 /// How long a write waits for the outcome of its COMMIT.
 const SETTLE_WITHIN: Duration = Duration::from_secs(3);
@@ -165,7 +166,7 @@ impl Db {
                 let seen = seen.clone();
                 Box::pin(async move {
                     let now = server_run(c).await?;
-                    *seen.lock().unwrap_or_else(PoisonError::into_inner) = now;
+                    *lock(&seen) = now;
                     Ok(())
                 })
             })
@@ -368,7 +369,7 @@ impl Db {
         }
         let mut session = Session(Some(self.pool.acquire().await.map_err(TxError::Failed)?));
         // Before BEGIN: of an earlier run than the transaction at worst, never of a later one.
-        let run = self.run.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let run = lock(&self.run).clone();
         let c = session.connection().map_err(TxError::Failed)?;
         let begin = format!(
             "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; {}; \
@@ -432,7 +433,7 @@ impl Db {
             });
             if let Ok((run, status)) = asked.await {
                 let is_same_run = run == transaction.run;
-                *self.run.lock().unwrap_or_else(PoisonError::into_inner) = run;
+                *lock(&self.run) = run;
                 match status.as_deref() {
                     Some("aborted") => return CommitOutcome::Aborted,
                     Some("committed") if is_same_run => return CommitOutcome::Committed,

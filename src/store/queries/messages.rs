@@ -6,7 +6,7 @@ use super::super::app_events::{self, AppEvent};
 use super::super::driver::{Driver, Sql, binds};
 use super::super::row::Row;
 use super::super::rows::delivery;
-use super::super::{Delivery, EventOutcome, NewEvent, ReceiveOutcome, RefusalRecord, TAKEN_MS};
+use super::super::{Delivery, EventOutcome, NewEvent, ReceiveOutcome, RejectionRecord, TAKEN_MS};
 use super::{first, to_json};
 use crate::clock::UnixMs;
 use crate::policy::Business;
@@ -112,7 +112,7 @@ pub(super) async fn take(
                  ORDER BY d.due_at, d.seq LIMIT $2 FOR UPDATE OF d SKIP LOCKED)
              UPDATE deliveries SET taken_until = (extract(epoch FROM clock_timestamp()) * 1000)::bigint + $3
              WHERE seq IN (SELECT seq FROM due)
-             RETURNING seq, id, event_id, url, method, headers, body, attempts, due_at, call_id, spool, route",
+             RETURNING seq, id, event_id, url, method, headers, body, attempts, due_at, call_id, spool, own, route",
             &binds![at_ms, limit, TAKEN_MS, spool, strict],
         )
         .await?;
@@ -139,19 +139,19 @@ async fn give_up(c: &mut dyn Driver, id: &str, why: &str) -> Sql<()> {
 pub(in crate::store) const TAKE_BACK: &str = "UPDATE deliveries SET taken_until = NULL
      WHERE done_at IS NULL AND due_at IS NOT NULL AND taken_until IS NOT NULL";
 
-pub(super) async fn refused(c: &mut dyn Driver, refusals: &[RefusalRecord]) -> Sql<()> {
-    if refusals.iter().any(|refusal| refusal.tell) {
-        let ids: Vec<String> = refusals.iter().map(|refusal| refusal.id.to_string()).collect();
+pub(super) async fn record_rejections(c: &mut dyn Driver, rejections: &[RejectionRecord]) -> Sql<()> {
+    if rejections.iter().any(|rejection| rejection.tell) {
+        let ids: Vec<String> = rejections.iter().map(|rejection| rejection.id.to_string()).collect();
         let rows = c.fetch("SELECT id FROM refusals WHERE id = ANY($1)", &binds![&ids]).await?;
         let mut known = rows.iter().map(|row| row.text("id")).collect::<Sql<BTreeSet<String>>>()?;
-        let new = refusals.iter().filter(|refusal| known.insert(refusal.id.to_string()));
-        let told: Vec<_> = new.filter_map(app_events::refused).collect();
+        let new = rejections.iter().filter(|rejection| known.insert(rejection.id.to_string()));
+        let told: Vec<_> = new.filter_map(app_events::rejected).collect();
         tell(c, &told).await?;
     }
     // One statement changes a row only once.
-    let mut attempts = BTreeMap::<&str, (&RefusalRecord, i64)>::new();
-    for refusal in refusals {
-        attempts.entry(refusal.id.as_str()).or_insert((refusal, 0)).1 += i64::from(refusal.attempts);
+    let mut attempts = BTreeMap::<&str, (&RejectionRecord, i64)>::new();
+    for rejection in rejections {
+        attempts.entry(rejection.id.as_str()).or_insert((rejection, 0)).1 += i64::from(rejection.attempts);
     }
     let sql = "INSERT INTO refusals (id, at, business, account, direction, code, limit_name, current_calls, limit_calls, observed,
              attempts)

@@ -133,7 +133,7 @@ async fn park_unreachable(c: &mut dyn Driver, before_ms: UnixMs, spool: &str, wh
     Ok(deliveries + c.execute(events, &binds![before_ms, spool, why, now_ms]).await?)
 }
 
-async fn purge_refusals(c: &mut dyn Driver, business: &str) -> Sql<u64> {
+async fn purge_rejections(c: &mut dyn Driver, business: &str) -> Sql<u64> {
     let told = "DELETE FROM deliveries WHERE event_id IN
          (SELECT $3 || id FROM refusals WHERE business = $1 ORDER BY id LIMIT $2)";
     c.execute(told, &binds![business, PURGE_BATCH, EVENT]).await?;
@@ -296,8 +296,8 @@ impl<B: Backend> Desk for B {
             all.deliveries += gone.deliveries;
         }
         loop {
-            let rows = self.write(of.clone(), |c, business| purge_refusals(c, business).boxed()).await?;
-            all.refusals += rows;
+            let rows = self.write(of.clone(), |c, business| purge_rejections(c, business).boxed()).await?;
+            all.rejections += rows;
             if rows < PURGE_BATCH.into() {
                 break;
             }

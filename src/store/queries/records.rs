@@ -9,7 +9,7 @@ use super::super::driver::{Backend, Driver, Sql, binds};
 use super::super::records::LATEST;
 use super::super::rows::{call_id, post_call, waiting};
 use super::super::{
-    Put, PutPostCall, Reach, Records, Result, StoredPostCall, Waiting, WebhookHealth, WebhookHealthQuery,
+    Put, PutPostCall, Reach, Records, Result, StoredPostCall, UnsettledEvents, WebhookHealth, WebhookHealthQuery,
 };
 use super::messages::tell;
 use super::{calls, run_jobs, to_json};
@@ -145,7 +145,7 @@ impl<B: Backend> Records for B {
         self.run(sql, binds![event_id.to_owned(), alias.kind.clone(), alias.id.clone()].into()).await.map(drop)
     }
 
-    async fn found_events(&self, since_ms: UnixMs, limit: u32, reach: &Reach) -> Result<Waiting> {
+    async fn found_events(&self, since_ms: UnixMs, limit: u32, reach: &Reach) -> Result<UnsettledEvents> {
         let sql = "SELECT e.* FROM webhook_events e /*+ INDEXED BY webhook_events_waiting */
              JOIN call_aliases a ON a.kind = e.waits_kind AND a.id = e.waits_id
              WHERE e.waits_id IS NOT NULL AND e.outcome IS NOT NULL AND e.received_at >= $1 AND a.call_id IS NOT NULL

@@ -7,17 +7,17 @@ use futures_util::FutureExt as _;
 
 use super::super::driver::{Backend, binds};
 use super::super::listing::from_the_top;
-use super::super::rows::{admitted, business, create_answer, readable, record, refusal, waiting};
+use super::super::rows::{admitted, business, create_answer, readable, record, rejection, waiting};
 use super::super::{
-    AdmitOutcome, ApplyOutcome, CallRecord, Change, Confirmed, CreateAnswer, Cursor, Delivery, EpochBump, EventOutcome,
-    Fleet, InFlightRow, InsertOutcome, ListFilter, NewCall, NewEvent, Reach, ReceiveOutcome, RefusalRecord, Replica,
-    Result, Store, Voucher, Waiting,
+    AdmitOutcome, ApplyOutcome, CallRecord, Change, Confirmed, CreateAnswer, Cursor, Delivery, DeliveryResult,
+    EpochBump, EventOutcome, Fleet, InFlightRow, InsertOutcome, ListFilter, NewCall, NewEvent, Reach, ReceiveOutcome,
+    RejectionRecord, Replica, Result, Store, UnsettledEvents, Voucher,
 };
 use super::calls::calls;
 use super::{bindings, calls, gate, messages, replicas};
 use crate::call::Event;
 use crate::clock::UnixMs;
-use crate::ids::{AccountName, Alias, CallId, RefusalId};
+use crate::ids::{AccountName, Alias, CallId, RejectionId};
 use crate::policy::decision::{AdmissionRequest, GateMode, GateState, LeaseRow};
 use crate::policy::{Business, Facts, Policy};
 use crate::provider::secret::Secret;
@@ -179,7 +179,13 @@ impl<B: Backend> Store for B {
         .await
     }
 
-    async fn unsettled_events(&self, before_ms: UnixMs, reach: &Reach, after: &Cursor, limit: u32) -> Result<Waiting> {
+    async fn unsettled_events(
+        &self,
+        before_ms: UnixMs,
+        reach: &Reach,
+        after: &Cursor,
+        limit: u32,
+    ) -> Result<UnsettledEvents> {
         let sql = "SELECT * FROM webhook_events WHERE outcome IS NULL AND parked_at IS NULL
              AND received_at >= $4 AND (received_at, id) > ($4, $5)
              AND coalesce(due_at, received_at) <= $1 AND (spool = $2 OR (spool IS NULL AND $3))
@@ -195,29 +201,25 @@ impl<B: Backend> Store for B {
         self.write(spool.to_owned(), move |c, spool| messages::take(c, at_ms, limit, spool, strict).boxed()).await
     }
 
-    async fn delivered(
-        &self,
-        id: &str,
-        at_ms: UnixMs,
-        result: std::result::Result<(), (String, Option<UnixMs>)>,
-    ) -> Result<()> {
+    async fn delivered(&self, id: &str, at_ms: UnixMs, result: DeliveryResult) -> Result<()> {
         let (done_at, due_at, error) = match result {
-            Ok(()) => (Some(at_ms), None, None),
-            Err((error, due_at)) => (None, due_at, Some(error)),
+            DeliveryResult::Done => (Some(at_ms), None, None),
+            DeliveryResult::Retry { why, at } => (None, Some(at), Some(why)),
+            DeliveryResult::GivenUp { why } => (None, None, Some(why)),
         };
         let sql = "UPDATE deliveries SET attempts = attempts + 1, done_at = $2, due_at = $3, last_error = $4, taken_until = NULL
              WHERE id = $1 AND done_at IS NULL";
         self.run(sql, binds![id.to_owned(), done_at, due_at, error].into()).await.map(drop)
     }
 
-    async fn refused(&self, refusals: Vec<RefusalRecord>) -> Result<()> {
-        if refusals.is_empty() {
+    async fn record_rejections(&self, rejections: Vec<RejectionRecord>) -> Result<()> {
+        if rejections.is_empty() {
             return Ok(());
         }
-        self.write(refusals, |c, refusals| messages::refused(c, refusals).boxed()).await
+        self.write(rejections, |c, rejections| messages::record_rejections(c, rejections).boxed()).await
     }
 
-    async fn list_refusals(&self, filter: &ListFilter, limit: u32) -> Result<Vec<RefusalRecord>> {
+    async fn list_rejections(&self, filter: &ListFilter, limit: u32) -> Result<Vec<RejectionRecord>> {
         let sql = "SELECT * FROM refusals WHERE ($2 OR business = ANY($3)) AND ($4 = '' OR account = $4)
              AND at >= $5 AND at < $6 AND ($7 = '' OR code = $7) AND (at, id) < ($8, $9) ORDER BY at DESC, id DESC LIMIT $1";
         let f = filter.clone();
@@ -226,12 +228,12 @@ impl<B: Backend> Store for B {
         let (account, code, (at, id)) =
             (f.account.unwrap_or_default(), f.code.unwrap_or_default(), from_the_top(f.after));
         let binds = binds![limit, any, businesses, account, from, before, code, at, id];
-        self.select(sql, binds.into(), refusal).await
+        self.select(sql, binds.into(), rejection).await
     }
 
-    async fn refusal(&self, id: &RefusalId) -> Result<Option<RefusalRecord>> {
+    async fn rejection(&self, id: &RejectionId) -> Result<Option<RejectionRecord>> {
         let sql = "SELECT * FROM refusals WHERE id = $1";
-        Ok(self.select(sql, binds![id.to_string()].into(), refusal).await?.pop())
+        Ok(self.select(sql, binds![id.to_string()].into(), rejection).await?.pop())
     }
 
     async fn businesses(&self) -> Result<Vec<Business>> {

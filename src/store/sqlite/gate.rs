@@ -3,7 +3,7 @@
 use super::super::driver::{Driver, Sql, binds};
 use super::super::queries::bindings::{Claim, claim};
 use super::super::queries::{calls, gate};
-use super::super::usage::Counted;
+use super::super::usage::CountedUsage;
 use super::super::{AdmitOutcome, NewCall};
 use crate::call::Phase;
 use crate::policy::Bound;
@@ -23,7 +23,7 @@ pub(super) async fn admit(
     if let Some(row) = before.first() {
         return Ok(match row.word("phase")? {
             Phase::Ended => AdmitOutcome::Known(call.id.clone()),
-            _ => AdmitOutcome::New { slots: row.count("slots")?, would: None, news: None },
+            _ => AdmitOutcome::New { slots: row.count("slots")?, would_reject: None, early: None },
         });
     }
     let freed = match claim(c, &call.aliases).await? {
@@ -31,23 +31,23 @@ pub(super) async fn admit(
         Claim::Free(freed) => freed,
     };
     let (decision, taken) = decide(request, &count(c, request).await?, request.at_ms);
-    let (slots, would) = match decision {
-        Decision::Refused(short) => return oldest(c, request, short).await.map(AdmitOutcome::Refused),
-        Decision::Admitted { slots, would } => (slots, would),
+    let (slots, would_reject) = match decision {
+        Decision::Rejected(short) => return oldest(c, request, short).await.map(AdmitOutcome::Rejected),
+        Decision::Admitted { slots, would_reject } => (slots, would_reject),
     };
-    let would = match would {
+    let would_reject = match would_reject {
         Some(short) => Some(oldest(c, request, short).await?),
         None => None,
     };
     let call = NewCall { slots, keys: keys(&request.bindings), ..call.clone() };
-    let news = calls::write(c, &call, &freed, request.at_ms).await?;
+    let early = calls::write(c, &call, &freed, request.at_ms).await?;
     gate::write_rates(c, &taken).await?;
-    Ok(AdmitOutcome::New { slots, would, news })
+    Ok(AdmitOutcome::New { slots, would_reject, early })
 }
 
 /// Reads the usage of a request's limits.
-async fn count(c: &mut dyn Driver, request: &AdmissionRequest) -> Sql<Counted> {
-    let mut counted = Counted { now_ms: request.at_ms, ..Counted::default() };
+async fn count(c: &mut dyn Driver, request: &AdmissionRequest) -> Sql<CountedUsage> {
+    let mut counted = CountedUsage { now_ms: request.at_ms, ..CountedUsage::default() };
     let sql = "SELECT k.value AS key, min(sum(c.slots), 4294967295) AS slots FROM calls c INDEXED BY calls_open, json_each(c.keys) k
          WHERE c.phase <> 'ended' AND k.value = ANY($1) GROUP BY k.value";
     for row in c.fetch(sql, &binds![keys(&request.bindings)]).await? {

@@ -25,6 +25,7 @@ use super::{
 use crate::clock::UnixMs;
 use crate::ids::CallId;
 use crate::policy::decision::{AdmissionRequest, GateState};
+use crate::sync::lock;
 use driver::{Sqlite, at_once, explain};
 pub use lock::FileLock;
 use readers::Readers;
@@ -287,7 +288,7 @@ impl Backend for SqliteStore {
         // The writer is closed last: it merges its log into the file.
         self.readers.close().await;
         self.writer.close().await;
-        drop(self.held.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take());
+        drop(lock(&self.held).take());
     }
 }
 

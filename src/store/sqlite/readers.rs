@@ -2,13 +2,14 @@
 
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::{mpsc, oneshot};
 
 use super::super::driver::Sql;
 use super::super::{Result, StoreError};
 use super::driver::{Sqlite, failed, is_outside};
+use crate::sync::lock;
 
 /// The number of readers. With WAL they read while the writer writes.
 const READERS: usize = 4;
@@ -18,7 +19,7 @@ const WAITING_MAX: usize = 4096;
 /// A read, called with its connection.
 type Read = Box<dyn FnOnce(&mut Reader) + Send>;
 /// `None` ends the thread.
-type Waiting = mpsc::Receiver<Option<Read>>;
+type ReadQueue = mpsc::Receiver<Option<Read>>;
 
 pub(super) struct Readers {
     reads: mpsc::Sender<Option<Read>>,
@@ -94,9 +95,9 @@ impl Readers {
     }
 }
 
-fn read_all(mut reader: Reader, waiting: &Mutex<Waiting>) {
+fn read_all(mut reader: Reader, waiting: &Mutex<ReadQueue>) {
     loop {
-        let mut next = waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = lock(&waiting);
         match next.blocking_recv() {
             Some(Some(read)) => {
                 drop(next);

@@ -21,7 +21,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 use crate::ids::mask_number;
 use crate::metrics::Exemplar;
-use crate::net::Outcome;
+use crate::net::SendResult;
 use crate::policy::Facts;
 pub use export::{Exporter, Layers, Settings, TelemetryLayer, start};
 
@@ -115,11 +115,11 @@ pub fn note_status(span: &Span, status: u16) {
 }
 
 /// Writes the outcome of a sent create into its span.
-pub fn note_outcome(span: &Span, outcome: &Outcome) {
+pub fn note_result(span: &Span, outcome: &SendResult) {
     let why = match outcome {
-        Outcome::Answered(answer) => return note_status(span, answer.status().as_u16()),
-        Outcome::NotSent(_) => "not_sent",
-        Outcome::Unknown(_) => "unknown",
+        SendResult::Answered(answer) => return note_status(span, answer.status().as_u16()),
+        SendResult::NotSent(_) => "not_sent",
+        SendResult::Unknown(_) => "unknown",
     };
     failed(span, why);
 }

@@ -11,7 +11,7 @@ use ring::{digest, hmac};
 use ringfence::admin::auth::{Claims, mint};
 use ringfence::call::{Direction, EndProof, Event};
 use ringfence::config;
-use ringfence::ids::{AccountName, Alias, BusinessId, CallId, ID_BYTES_MAX, RefusalId, mask_number};
+use ringfence::ids::{AccountName, Alias, BusinessId, CallId, ID_BYTES_MAX, RejectionId, mask_number};
 use ringfence::policy::{Business, Facts};
 use ringfence::provider::Registry;
 use ringfence::provider::description::{CallFacts, Description, List};
@@ -564,7 +564,7 @@ fn read_answer(provider: &Description, body: &Document) {
     if let Some(front) = &provider.front {
         sound_aliases(&front.ids.read(&message));
     }
-    for means in provider.terminate.values() {
+    for means in provider.hang_up_methods.values() {
         means.over.holds(&message);
     }
 }
@@ -690,7 +690,7 @@ pub fn id(data: &[u8]) {
         HeaderValue::from_str(business.as_str()).expect("fit for a header");
     }
     if let Some(own) = CallId::parse(&text) {
-        assert!(own.as_str() == text && text.starts_with("c_") && RefusalId::parse(&text).is_none());
+        assert!(own.as_str() == text && text.starts_with("c_") && RejectionId::parse(&text).is_none());
     }
     if let Some(alias) = Alias::new("call_sid", &text) {
         sound_aliases(&[alias]);

@@ -1,7 +1,7 @@
 //! Circuit breaker of the server. While it is open, decisions fail at once, and one task reconnects.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -16,6 +16,7 @@ use super::keys::Keys;
 use super::scripts::Script;
 use super::{GateError, Settings};
 use crate::provider::secret::Secret;
+use crate::sync::lock;
 
 /// Late answers in a row after which the server counts as unavailable.
 const LATE_MAX: u32 = 3;
@@ -98,7 +99,7 @@ impl Shared {
 
     fn state(&self) -> MutexGuard<'_, State> {
         // Every change is atomic, so a panic elsewhere leaves no partial change.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// The connection, if the breaker is closed.

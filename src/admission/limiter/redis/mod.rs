@@ -180,13 +180,13 @@ impl RedisGate {
         }
         let words = self.ask(Script::Admit, &keys, &args, self.shared.settings.timeout).await?;
         match words[0].as_str() {
-            "held" => Ok(Decision::Admitted { slots: number(&words, 1)?, would: None }),
+            "held" => Ok(Decision::Admitted { slots: number(&words, 1)?, would_reject: None }),
             "gone" => Err(GateError::Away("this admission was already revoked".to_owned())),
             "admitted" => {
-                let would = if words.len() > 2 { Some(short(&words[2..])?) } else { None };
-                Ok(Decision::Admitted { slots: number(&words, 1)?, would })
+                let would_reject = if words.len() > 2 { Some(short(&words[2..])?) } else { None };
+                Ok(Decision::Admitted { slots: number(&words, 1)?, would_reject })
             }
-            "refused" => Ok(Decision::Refused(short(words.get(1..).unwrap_or_default())?)),
+            "refused" => Ok(Decision::Rejected(short(words.get(1..).unwrap_or_default())?)),
             other => Err(strange(other)),
         }
     }

@@ -64,7 +64,7 @@ fn held(keys: &[&str], slots: u32, since_ms: i64) -> LeaseRow {
 }
 
 fn admitted(slots: u32) -> Result<Decision> {
-    Ok(Decision::Admitted { slots, would: None })
+    Ok(Decision::Admitted { slots, would_reject: None })
 }
 
 fn is_unfilled<T: std::fmt::Debug>(result: Result<T>) -> bool {
@@ -89,7 +89,7 @@ async fn a_call_takes_its_places_once_and_gives_them_back_once() {
     for _ in 0..2 {
         assert_eq!(gate.admit(1, &first).await, admitted(1));
     }
-    let Ok(Decision::Refused(short)) = gate.admit(1, &request(&bindings)).await else { panic!() };
+    let Ok(Decision::Rejected(short)) = gate.admit(1, &request(&bindings)).await else { panic!() };
     let only = leases(&gate, 1).await.pop().unwrap();
     assert_eq!((short.binding, short.current, short.lacking), (1, 1, 1));
     assert_eq!(short.oldest, [only.since_ms]);
@@ -115,7 +115,7 @@ async fn decisions_go_by_the_servers_clock() {
     assert_eq!(gate.admit(1, &request(&[concurrent("g", 9), rate("day", 1, 86_400_000)])).await, admitted(1));
     let since = leases(&gate, 1).await[0].since_ms;
     assert!((before..=servers_ms().await).contains(&since), "{since}");
-    let Ok(Decision::Refused(short)) = gate.admit(1, &request(&[rate("day", 1, 86_400_000)])).await else { panic!() };
+    let Ok(Decision::Rejected(short)) = gate.admit(1, &request(&[rate("day", 1, 86_400_000)])).await else { panic!() };
     let token_at = servers_ms().await + short.token_in_ms.unwrap();
     assert!((since + 86_400_101..=servers_ms().await + 86_400_101).contains(&token_at), "{token_at}");
 }
@@ -170,7 +170,7 @@ async fn epochs_go_upward_and_take_the_one_before_with_them() {
     assert_eq!(gate.release(1, &one.call).await, Err(GateError::Epoch(2)));
     assert_eq!(gate.rebuild(1, &[], &[]).await, Err(GateError::Epoch(2)));
     assert_eq!(gate.counts(2).await, Ok(Counts::of(&open)));
-    let Ok(Decision::Refused(short)) = gate.admit(2, &request(&[rate("c|ps", 1, 1000)])).await else { panic!() };
+    let Ok(Decision::Rejected(short)) = gate.admit(2, &request(&[rate("c|ps", 1, 1000)])).await else { panic!() };
     assert!(short.token_in_ms.is_some(), "{short:?}");
     // Filled once more for the same epoch, as by somebody whose answer was lost: what came since stays.
     assert_eq!(gate.admit(2, &one).await, admitted(1));

@@ -149,7 +149,7 @@ impl Cluster {
         let Some(me) = self.context.replica() else { return };
         let (store, client, request) = (self.context.lifecycle.store.clone(), client.clone(), request.clone());
         tokio::spawn(async move {
-            if !client.hangs_up().await {
+            if !client.disconnects().await {
                 return;
             }
             // Another client may have taken its place, or the request may have made no call.

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -14,6 +14,7 @@ use super::state::{IdempotencyState, state};
 use crate::clock::UnixMs;
 use crate::ids::CallId;
 use crate::store::CallRecord;
+use crate::sync::lock;
 
 /// The response to a call created this shortly before a restart counts as not delivered, in milliseconds.
 pub(super) const UNCONFIRMED_WINDOW_MS: i64 = 60_000;
@@ -49,11 +50,11 @@ impl ClientState {
     }
 
     /// Waits until it disconnects without its response (`true`), or has received it (`false`).
-    pub(super) async fn hangs_up(&self) -> bool {
+    pub(super) async fn disconnects(&self) -> bool {
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
             changed.as_mut().enable();
-            if self.has_hung_up() {
+            if self.has_disconnected() {
                 return true;
             }
             if self.heard.load(Ordering::Relaxed) {
@@ -63,7 +64,7 @@ impl ClientState {
         }
     }
 
-    fn has_hung_up(&self) -> bool {
+    fn has_disconnected(&self) -> bool {
         self.has_left() && !self.told.load(Ordering::Relaxed)
     }
 }
@@ -94,7 +95,9 @@ impl ClientHandle {
         self.client.told.store(true, Ordering::Relaxed);
         let mut all = self.requests.lock();
         for one in all.by_fingerprint.get_mut(&self.fingerprint).into_iter().flatten() {
-            one.delivered = Arc::ptr_eq(&one.client, &self.client) && !one.told_unknown || one.delivered;
+            if Arc::ptr_eq(&one.client, &self.client) && !one.reported_unknown {
+                one.delivered = true;
+            }
         }
         drop(all);
         // No client waits on this connection any more.
@@ -168,7 +171,7 @@ struct InFlight {
     call: Option<CallId>,
     progress: Progress,
     /// The client was told that the outcome is unknown: the real outcome is undelivered.
-    told_unknown: bool,
+    reported_unknown: bool,
     /// Its response was written, and its client has not acknowledged it.
     delivered: bool,
 }
@@ -214,7 +217,7 @@ impl InFlightRef {
 
     /// Marks the outcome as reported unknown to its client.
     pub(in crate::calls) fn mark_reported_unknown(&self) {
-        self.change(|o| o.told_unknown = true);
+        self.change(|o| o.reported_unknown = true);
     }
 
     /// It made no call: a retry is a new request.
@@ -229,7 +232,7 @@ impl InFlightRef {
         if let Some(request) = all.get(&self.fingerprint, self.id)
             && matches!(request.progress, Progress::UnderWay)
         {
-            (request.progress, request.told_unknown) = (Progress::Unknown, true);
+            (request.progress, request.reported_unknown) = (Progress::Unknown, true);
         }
     }
 
@@ -419,7 +422,7 @@ impl InFlightRequests {
 
     fn lock(&self) -> MutexGuard<'_, Table> {
         // Every change is one push, removal or assignment: a panic elsewhere leaves no partial change.
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.table)
     }
 
     /// Creates the client of an incoming request.
@@ -436,14 +439,14 @@ impl InFlightRequests {
         let same = all.by_fingerprint.get_mut(fingerprint).map(Vec::as_mut_slice).unwrap_or_default();
         // Each client takes one abandoned request; one with an unknown outcome answers all duplicates.
         let earlier = if look == Look::Second {
-            same.iter().position(|o| o.client.has_hung_up() && o.may_be_retried())
+            same.iter().position(|o| o.client.has_disconnected() && o.may_be_retried())
         } else {
             let left = same.iter().position(|o| o.client.has_left() && o.may_be_retried());
             left.or_else(|| same.iter().position(|o| matches!(o.progress, Progress::Unknown)))
         };
         if let Some(request) = earlier.and_then(|at| same.get_mut(at)) {
             if request.client.has_left() {
-                (request.client, request.told_unknown) = (client.clone(), false);
+                (request.client, request.reported_unknown) = (client.clone(), false);
             }
             return Lookup::Duplicate(self.refer(fingerprint, request.id));
         }
@@ -452,8 +455,14 @@ impl InFlightRequests {
         }
         let id = self.ids.fetch_add(1, Ordering::Relaxed);
         let client = client.clone();
-        let request =
-            InFlight { id, client, call: None, progress: Progress::UnderWay, told_unknown: false, delivered: false };
+        let request = InFlight {
+            id,
+            client,
+            call: None,
+            progress: Progress::UnderWay,
+            reported_unknown: false,
+            delivered: false,
+        };
         all.add(fingerprint.clone(), request);
         Lookup::New(Claim { request: self.refer(fingerprint, id), is_settled: false })
     }
@@ -469,7 +478,7 @@ impl InFlightRequests {
         let same = all.by_fingerprint.get_mut(fingerprint)?;
         let request = same.iter_mut().find(|o| o.call.as_ref() == Some(call))?;
         if request.client.has_left() {
-            (request.client, request.told_unknown) = (client.clone(), false);
+            (request.client, request.reported_unknown) = (client.clone(), false);
         }
         Some(self.refer(fingerprint, request.id))
     }
@@ -501,7 +510,7 @@ impl InFlightRequests {
                 client: Arc::new(client),
                 call: Some(call.id.clone()),
                 progress,
-                told_unknown: false,
+                reported_unknown: false,
                 delivered: false,
             };
             all.add(Fingerprint(fingerprint.clone()), request);

@@ -28,7 +28,7 @@ use super::not_sent::NotSent;
 use super::request::CreateRequest;
 use crate::call::Outcome;
 use crate::calls::context::Context;
-use crate::calls::rejection::{Rejections, hung_up};
+use crate::calls::rejection::{Rejections, client_disconnected};
 use crate::ids::Alias;
 use crate::reply::{Rejection, RejectionCode};
 use crate::store::StoreError;
@@ -91,7 +91,7 @@ impl Deduplication {
         loop {
             let duplicate = self.by_key(request, client, identity).boxed().await?;
             if client.has_left() {
-                return Err(NotSent::Rejected(hung_up()));
+                return Err(NotSent::Rejected(client_disconnected()));
             }
             let duplicate = match duplicate {
                 Some(duplicate) => duplicate,
@@ -136,7 +136,7 @@ impl Deduplication {
             store_unavailable()
         })?;
         match found {
-            ClusterLookup::New(_) if client.has_left() => Err(NotSent::Rejected(hung_up())),
+            ClusterLookup::New(_) if client.has_left() => Err(NotSent::Rejected(client_disconnected())),
             found => Ok(found),
         }
     }

@@ -16,7 +16,8 @@ use crate::call::{Outcome, Source};
 use crate::calls::context::Context;
 use crate::calls::outbound::request::CreateRequest;
 use crate::calls::provider_client::of_record;
-use crate::calls::rejection::{Rejections, hung_up};
+use crate::calls::rejection::RequestKind;
+use crate::calls::rejection::{Rejections, client_disconnected};
 use crate::ids::CallId;
 use crate::policy::Privacy;
 use crate::provider::render::fill_json;
@@ -104,7 +105,7 @@ impl Replay {
             }
             if client.has_left() {
                 // No client waits, and the request's body would be held meanwhile.
-                return Err(hung_up());
+                return Err(client_disconnected());
             }
             if Instant::now() >= until {
                 if let Some(one) = &duplicate.request {
@@ -148,7 +149,7 @@ impl Replay {
             self.rejections.respond(Rejection::new(RejectionCode::AlreadyPlaced, message), &request.rejected())
         });
         name_duplicate(&mut response, &record.id);
-        self.context.lifecycle.metrics.repost(request.account.name.as_str());
+        self.context.lifecycle.metrics.repost(&request.account.name);
         info!(call = %record.id, business = %request.facts.business, "duplicate request; no second call was placed");
         response
     }
@@ -198,7 +199,7 @@ pub(in crate::calls::outbound) fn to_record(
     answer: &Response<Bytes>,
 ) -> Option<CreateAnswer> {
     let is_kept = context.policy.privacies().of(&request.facts.business) == Privacy::Keep;
-    if request.is_job || !is_kept || size(answer) > ANSWER_BYTES_MAX {
+    if request.kind == RequestKind::Job || !is_kept || size(answer) > ANSWER_BYTES_MAX {
         return None;
     }
     let value = |value: &HeaderValue| value.as_bytes().iter().map(|byte| char::from(*byte)).collect();

@@ -108,7 +108,7 @@ async fn who_comes_while_a_move_is_under_way_is_told_the_new_epoch() {
     }
     moving.commit().await.unwrap();
     assert_eq!(opening.await.unwrap(), InsertOutcome::Outdated(moved.state));
-    assert_eq!(admitting.await.unwrap(), AdmitOutcome::New { slots: 1, would: None, news: None });
+    assert_eq!(admitting.await.unwrap(), AdmitOutcome::New { slots: 1, would_reject: None, early: None });
     assert_eq!(store.call(&opens.id).await.unwrap(), None);
 }
 
@@ -128,8 +128,8 @@ async fn decisions_go_by_the_servers_clock() {
         let request = conformance::request(&call, &policy);
         store.admit(call, request, 2)
     };
-    assert_eq!(ask(1000).await.unwrap(), AdmitOutcome::New { slots: 1, would: None, news: None });
-    let AdmitOutcome::Refused(short) = ask(i64::MAX / 2000).await.unwrap() else { panic!("a second token") };
+    assert_eq!(ask(1000).await.unwrap(), AdmitOutcome::New { slots: 1, would_reject: None, early: None });
+    let AdmitOutcome::Rejected(short) = ask(i64::MAX / 2000).await.unwrap() else { panic!("a second token") };
     assert!(short.token_in_ms.is_some_and(|ms| ms > 0 && ms <= 3_600_101), "{short:?}");
     let held = store.leases().await.unwrap();
     let after = fence.number("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint").await;
@@ -169,7 +169,7 @@ async fn of_decisions_that_meet_one_that_fails_stands_alone_and_none_is_dropped(
     }
     dropped.abort();
     holding.rollback().await.unwrap();
-    let new = AdmitOutcome::New { slots: 1, would: None, news: None };
+    let new = AdmitOutcome::New { slots: 1, would_reject: None, early: None };
     assert_eq!(first.await.unwrap().unwrap(), new);
     for asked in asked.drain(..) {
         assert_eq!(asked.await.unwrap().unwrap(), new);

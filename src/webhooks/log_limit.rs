@@ -1,8 +1,9 @@
 //! Rate limit of log lines about unauthenticated requests. The next line has the number of suppressed ones.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
+use crate::sync::lock;
 use tokio::time::Instant;
 
 /// Lines of one kind per minute.
@@ -14,7 +15,7 @@ pub(super) const LOGGED_PATH_MAX: usize = 256;
 const PATH_CHARS_MAX: usize = 200;
 
 /// The rate limit of one kind of line.
-pub(super) struct Noise(Mutex<Option<Window>>);
+pub(super) struct LogLimit(Mutex<Option<Window>>);
 
 struct Window {
     begun: Instant,
@@ -22,7 +23,7 @@ struct Window {
     left_out: u64,
 }
 
-impl Noise {
+impl LogLimit {
     pub(super) const fn new() -> Self {
         Self(Mutex::new(None))
     }
@@ -30,7 +31,7 @@ impl Noise {
     /// Whether another line may be written; if so, the number of lines suppressed before it.
     pub(super) fn admits(&self) -> Option<u64> {
         let now = Instant::now();
-        let mut window = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut window = lock(&self.0);
         let window = window.get_or_insert(Window { begun: now, lines: 0, left_out: 0 });
         if now.duration_since(window.begun) >= MINUTE {
             (window.begun, window.lines) = (now, 0);
@@ -58,7 +59,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn lines_are_short_and_few_and_say_what_was_left_out() {
-        let noise = Noise::new();
+        let noise = LogLimit::new();
         let admitted = (0..1000).filter(|_| noise.admits().is_some()).count();
         assert_eq!(admitted, 30);
         tokio::time::advance(MINUTE).await;

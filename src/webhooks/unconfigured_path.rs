@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use tracing::{debug, warn};
 
 use super::context::Webhooks;
-use super::noise::LOGGED_PATH_MAX;
+use super::log_limit::LOGGED_PATH_MAX;
 use super::parsed::parse;
 use super::raw::RawWebhook;
 use super::route::Candidate;
 use crate::call::{Direction, Event, Source};
+use crate::metrics::NotApplied;
 use crate::provider::description::OWN_ID_KIND;
 use crate::provider::sign::Keys;
 
@@ -30,10 +31,10 @@ impl Webhooks {
                 continue;
             }
             let (Some(event), Some(news)) = (parsed.event, parsed.news) else { continue };
-            let count = |outcome| self.calls.lifecycle.metrics.webhook(account.name.as_str(), &event.name, outcome);
+            let count = || self.calls.lifecycle.metrics.webhook(&account.name, &event.name, NotApplied::UnlistedPath);
             match news {
                 Event::Reached(_) if event.admits && parsed.direction == Direction::Inbound => {
-                    count("unlisted_path");
+                    count();
                     warn!(
                         account = %account.name, path, key = "inbound.voice_paths",
                         "inbound call forwarded without admission: its path is not configured as a webhook"
@@ -52,7 +53,7 @@ impl Webhooks {
                     match applied {
                         Ok(None) => continue,
                         Ok(Some(applied)) => {
-                            count("unlisted_path");
+                            count();
                             debug!(call = %applied.record.id, "end of the call received at an app path");
                             self.outcome_of(&parsed, applied);
                         }

@@ -7,8 +7,7 @@ use tracing::{info, warn};
 
 use super::context::Webhooks;
 use super::parsed::parse;
-use super::raw::{RawWebhook, headers_of};
-use super::route::candidates;
+use super::raw::RawWebhook;
 use super::spool;
 use crate::calls::post_call::records::{Redacted, Searched};
 use crate::provider::sign::Keys;
@@ -19,7 +18,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How long a deferred webhook can be applied, in milliseconds.
 const WAITS_MS: i64 = 24 * 3_600_000;
 /// How often expired deferred webhooks are closed.
-const STOP_EVERY: Duration = Duration::from_secs(3600);
+const EXPIRE_EVERY: Duration = Duration::from_secs(3600);
 /// Webhooks that are processed in one step.
 const STEP: u32 = 100;
 
@@ -66,13 +65,11 @@ impl Webhooks {
         let Some(body) = self.body_of(&mut event).await? else {
             return store.mark_matched(&event.id, None, EventOutcome::BodyLost).await;
         };
-        let raw = RawWebhook::new(&event.method, &event.path, headers_of(&event.headers), body).decoded();
-        let path = event.path.split('?').next().unwrap_or_default();
-        let found = candidates(&self.calls.accounts, &self.settings.extra_paths, path);
-        let Some(from) = found.iter().find(|c| c.account.name.as_str() == event.account) else {
+        let raw = RawWebhook::of_stored(&event, body);
+        let Some(from) = self.sender_of(&event) else {
             return store.mark_matched(&event.id, None, EventOutcome::Unusable).await;
         };
-        let parsed = parse(&raw, from, Keys::default(), self.voucher_again(from, &raw), event.id.clone());
+        let parsed = parse(&raw, &from, Keys::default(), self.voucher_again(&from, &raw), event.id.clone());
         let outcome = self.apply(&parsed, &event.id).await?;
         let Some(record) = outcome.record else {
             return store.mark_matched(&event.id, None, EventOutcome::Unusable).await;
@@ -90,8 +87,8 @@ impl Webhooks {
 
 /// Applies deferred webhooks whose call is known by now and whose body is in this process's spool; on the leader, all others too,
 /// and missing records. `inbox` is the newest generation's.
-pub async fn records_loop(inbox: impl Fn() -> Webhooks, leads: impl Fn() -> bool, stop: CancellationToken) {
-    let (mut searched, mut redacted, mut stopped) = (Searched::default(), Redacted::default(), None::<Instant>);
+pub async fn deferred_loop(inbox: impl Fn() -> Webhooks, leads: impl Fn() -> bool, stop: CancellationToken) {
+    let (mut searched, mut redacted, mut expired_at) = (Searched::default(), Redacted::default(), None::<Instant>);
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -109,9 +106,9 @@ pub async fn records_loop(inbox: impl Fn() -> Webhooks, leads: impl Fn() -> bool
                 return inbox.apply_found(false).await.err();
             }
             let mut failed = None;
-            if stopped.is_none_or(|at| at.elapsed() >= STOP_EVERY) {
+            if expired_at.is_none_or(|at| at.elapsed() >= EXPIRE_EVERY) {
                 match inbox.expire_deferred().await {
-                    Ok(()) => stopped = Some(Instant::now()),
+                    Ok(()) => expired_at = Some(Instant::now()),
                     Err(error) => failed = Some(error),
                 }
             }

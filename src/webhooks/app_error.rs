@@ -6,13 +6,14 @@ use tracing::warn;
 use super::context::Webhooks;
 use super::parsed::ParsedWebhook;
 use crate::ids::CallId;
+use crate::metrics::NotApplied;
 
 impl Webhooks {
     /// Logs the app's rejection, and checks whether the provider dropped the call: then its slot is free.
     pub(super) fn app_refused(&self, parsed: &ParsedWebhook<'_>, call: Option<&CallId>, status: StatusCode) {
         let (account, path) = (&parsed.from.account.name, parsed.raw.path());
         let event = parsed.event_name();
-        self.calls.lifecycle.metrics.webhook(account.as_str(), event, "app_refused");
+        self.calls.lifecycle.metrics.webhook(account, event, NotApplied::AppRefused);
         let url = self.settings.app_url(&parsed.raw.headers, path);
         let (status, cause) = (status.as_u16(), cause(status));
         warn!(%account, path, status, url, cause, "app refused a voice webhook; the caller hears an error");

@@ -18,7 +18,7 @@ use crate::call::{EndProof, Event, Outcome, Phase, Source};
 use crate::failpoint;
 use crate::ids::CallId;
 use crate::provider::account::Account;
-use crate::provider::description::Terminate;
+use crate::provider::description::HangUpMethod;
 use crate::provider::select::{Document, Message};
 use crate::store::{CallRecord, Change};
 
@@ -34,7 +34,7 @@ const CHECKS: [Duration; 5] = [
 /// The outcome of a hang-up.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 #[serde(tag = "result", rename_all = "snake_case")]
-pub enum HungUp {
+pub enum HangUpResult {
     /// The call has ended, and its provider's record says so.
     Over {
         /// The method that ended it.
@@ -59,25 +59,25 @@ enum Acted {
 
 impl ProviderClient {
     /// Ends a call. `outcome` is recorded as its outcome.
-    pub async fn hang_up(&self, record: &CallRecord, outcome: Outcome) -> HungUp {
+    pub async fn hang_up(&self, record: &CallRecord, outcome: Outcome) -> HangUpResult {
         let mut tried = Vec::new();
         for account in self.context.accounts_of(record) {
-            for name in &account.terminate {
-                let Some(means) = account.provider.terminate.get(name) else { continue };
+            for name in &account.hang_up_methods {
+                let Some(means) = account.provider.hang_up_methods.get(name) else { continue };
                 failpoint::hit("hangup.sending").await;
                 match self.act(account, means, record).await {
                     Ok(acted) => {
                         failpoint::hit("hangup.sent").await;
                         info!(call = %record.id, account = %account.name, means = name, "hang-up sent");
                         if self.check_over(record, outcome, &acted).await {
-                            return HungUp::Over { means: name.clone() };
+                            return HangUpResult::Over { means: name.clone() };
                         }
                         if matches!(acted, Acted::RecordGone) {
                             // The record is gone; only the method's response is left, and the carrier may know more.
                             tried.push(format!("{name}: the provider's record is gone, so the end cannot be checked"));
                             continue;
                         }
-                        return HungUp::Unproven { means: name.clone() };
+                        return HangUpResult::Unproven { means: name.clone() };
                     }
                     Err(error) => tried.push(format!("{name}: {error}")),
                 }
@@ -87,7 +87,7 @@ impl ProviderClient {
             tried.push(format!("account {} has no hang-up method", record.facts.account));
         }
         warn!(call = %record.id, tried = tried.join("; "), "failed to hang up a call");
-        HungUp::Failed { tried }
+        HangUpResult::Failed { tried }
     }
 
     /// Ends an over-limit call in the background, unless that was started a moment ago.
@@ -108,17 +108,17 @@ impl ProviderClient {
     }
 
     fn has_means(&self, record: &CallRecord) -> bool {
-        self.context.accounts_of(record).iter().any(|account| !account.terminate.is_empty())
+        self.context.accounts_of(record).iter().any(|account| !account.hang_up_methods.is_empty())
     }
 
-    async fn act(&self, account: &Account, means: &Terminate, record: &CallRecord) -> Result<Acted, AskError> {
+    async fn act(&self, account: &Account, means: &HangUpMethod, record: &CallRecord) -> Result<Acted, AskError> {
         if record.alias(&means.needs).is_none() {
             return Err(AskError::NoWay(account.name.clone(), "the call has no id of the kind that this method needs"));
         }
         if let Some(of_carrier) = &means.carrier {
             let no_carrier = || AskError::NoWay(account.name.clone(), "it names no carrier account");
             let carrier = account.carrier.as_ref().and_then(|c| self.context.account(c)).ok_or_else(no_carrier)?;
-            let there = carrier.provider.terminate.get(of_carrier).ok_or_else(no_carrier)?;
+            let there = carrier.provider.hang_up_methods.get(of_carrier).ok_or_else(no_carrier)?;
             return self.request(carrier, there, record).await;
         }
         if let Some(template) = &means.socket {
@@ -127,7 +127,7 @@ impl ProviderClient {
         self.request(account, means, record).await
     }
 
-    async fn request(&self, account: &Account, means: &Terminate, record: &CallRecord) -> Result<Acted, AskError> {
+    async fn request(&self, account: &Account, means: &HangUpMethod, record: &CallRecord) -> Result<Acted, AskError> {
         let path = self.path(account, Some(record), &means.path)?;
         let method = means.method.clone().unwrap_or(http::Method::POST);
         let form = (!means.form.is_empty()).then(|| {
@@ -138,7 +138,7 @@ impl ProviderClient {
         let status = response.status().as_u16();
         let content_type = response.headers().get(CONTENT_TYPE).and_then(|v| v.to_str().ok());
         let body = Document::decode(content_type, response.body());
-        let message = Message { body: &body, query: &[], path: &Default::default(), headers: response.headers() };
+        let message = Message::new(&body, response.headers());
         let over = !means.over.is_empty() && means.over.holds(&message);
         if !over && !means.ok.contains(&status) {
             return Err(AskError::Status(status));

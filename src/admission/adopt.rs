@@ -1,0 +1,84 @@
+//! Calls that exist already: they count from now on, over limits if necessary.
+
+use futures_util::FutureExt as _;
+
+use super::{Capacity, pending_ops};
+use crate::call::Phase;
+use crate::failpoint;
+use crate::policy::decision::{LeaseRow, keys};
+use crate::store::{CallRecord, Confirmed, InsertOutcome, NewCall, Result};
+
+/// The lease of a recorded call.
+pub(super) fn lease_of(call: &NewCall) -> LeaseRow {
+    LeaseRow {
+        call: call.id.clone(),
+        keys: call.keys.clone(),
+        slots: call.slots,
+        since_ms: call.at_ms,
+        over_limit: call.over_limit,
+    }
+}
+
+impl Capacity {
+    /// Counts a call that exists already, over limits if necessary, and records it.
+    ///
+    /// The caller holds [`Capacity::deciding`].
+    pub async fn adopt(&self, mut call: NewCall) -> Result<InsertOutcome> {
+        call.keys = keys(&self.0.policy.load().bindings(&call.facts));
+        let held = lease_of(&call);
+        if !self.is_shared() {
+            self.send_op(pending_ops::GateOp::Adopt(self.state().epoch, held)).boxed().await;
+            failpoint::hit("call.adopted").await;
+            let id = call.id.clone();
+            let opened = self.0.store.open(call, None).await;
+            if !matches!(opened, Ok(InsertOutcome::New(_))) {
+                self.give_back(&id).boxed().await;
+            }
+            return opened;
+        }
+        loop {
+            let state = self.state();
+            match self.0.store.open(call.clone(), Some(state.epoch)).await? {
+                InsertOutcome::New(news) => {
+                    failpoint::hit("call.adopted").await;
+                    self.send_op(pending_ops::GateOp::Adopt(state.epoch, held)).boxed().await;
+                    return Ok(InsertOutcome::New(news));
+                }
+                InsertOutcome::Outdated(now) => self.adopt_epoch(now),
+                known => return Ok(known),
+            }
+        }
+    }
+
+    /// Counts an unconfirmed call from now on, over limits if necessary. `false`: it counts already, or has ended.
+    ///
+    /// The caller holds [`Capacity::deciding`].
+    pub async fn confirm(&self, record: &CallRecord) -> Result<bool> {
+        let keys = keys(&self.0.policy.load().bindings(&record.facts));
+        loop {
+            let state = self.state();
+            let epoch = self.is_shared().then_some(state.epoch);
+            match self.0.store.confirm(&record.id, keys.clone(), epoch).await? {
+                Confirmed::Now => {
+                    let held = LeaseRow {
+                        call: record.id.clone(),
+                        keys,
+                        slots: record.slots,
+                        since_ms: record.admitted_at,
+                        over_limit: record.over_limit,
+                    };
+                    self.send_op(pending_ops::GateOp::Adopt(state.epoch, held)).boxed().await;
+                    // It may have ended meanwhile, and its release may have come first.
+                    if let Ok(Some(now)) = self.0.store.call(&record.id).await
+                        && now.phase == Phase::Ended
+                    {
+                        self.give_back(&record.id).boxed().await;
+                    }
+                    return Ok(true);
+                }
+                Confirmed::Before => return Ok(false),
+                Confirmed::Outdated(now) => self.adopt_epoch(now),
+            }
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! The loops beside the listeners. They outlive generations of the config: each uses the newest one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::sync::watch::Receiver;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use super::config_watcher;
+use super::reload::Live;
+use crate::admin;
+use crate::admin::reload::Running as _;
+use crate::admission::{Capacity, Role};
+use crate::calls::post_call::webhook_health::watch_hooks;
+use crate::runs::dialler;
+use crate::runs::recurring::keeper;
+use crate::store::{RetentionCutoffs, Spool};
+use crate::webhooks::{self, Webhooks, deliver};
+
+/// The pause before a failed read of the do-not-call lists is retried.
+const READ_AGAIN: Duration = Duration::from_millis(500);
+/// How often expired data is deleted.
+const PURGE_EVERY: Duration = Duration::from_secs(3600);
+/// How long news of unknown calls is kept, in milliseconds: many times the longest create.
+const EARLY_KEPT_MS: i64 = 24 * 3_600_000;
+/// How long a provider's response to a create is kept for retries, in milliseconds: as long as Stripe keeps responses to
+/// idempotency keys (<https://docs.stripe.com/api/idempotent_requests>).
+const ANSWER_KEPT_MS: i64 = 24 * 3_600_000;
+
+/// Tasks, and what ends them.
+#[derive(Clone, Default)]
+pub(super) struct Tasks {
+    /// All tasks of the program, apart from the listeners'.
+    pub(super) all: TaskTracker,
+    /// Ends them, after the last request is answered.
+    pub(super) stop: CancellationToken,
+    /// Cancelled when a drain begins: nothing new is started.
+    pub(super) draining: CancellationToken,
+}
+
+/// What the loops have in common.
+pub(super) struct Loops {
+    pub(super) live: Arc<Live>,
+    pub(super) capacity: Capacity,
+    pub(super) tasks: Tasks,
+}
+
+impl Loops {
+    /// Starts all of them. `wake` wakes the deliveries.
+    pub(super) fn spawn(&self, spool: Spool, wake: Arc<Notify>) {
+        let (live, tasks) = (&self.live, &self.tasks.all);
+        let (stop, draining) = (|| self.tasks.stop.clone(), || self.tasks.draining.clone());
+        let newest = || live.clone();
+
+        // Limits, and what replicas share.
+        tasks.spawn(self.capacity.clone().keep(stop()));
+        tasks.spawn(follow_businesses(self.capacity.roles(), newest(), stop()));
+        tasks.spawn(follow_do_not_call(self.capacity.roles(), newest(), stop()));
+
+        // Webhooks.
+        tasks.spawn(webhooks::replay_loop(self.inbox(), self.leads(), stop()));
+        tasks.spawn(webhooks::journal_loop(self.inbox(), stop()));
+        tasks.spawn(webhooks::spool_loop(self.inbox(), self.leads(), stop()));
+        tasks.spawn(webhooks::deferred_loop(self.inbox(), self.leads(), stop()));
+        let live = newest();
+        tasks.spawn(deliver::run(move || live.calls(), spool, wake, stop()));
+        let live = newest();
+        tasks.spawn(watch_hooks(move || live.calls().post_call, self.leads(), stop()));
+
+        // Bulk runs: a drain ends them first.
+        let live = newest();
+        tasks.spawn(dialler::run(move || (live.calls(), live.runs()), draining()));
+        let live = newest();
+        tasks.spawn(keeper::run(move || (live.calls(), live.runs()), self.leads(), draining()));
+
+        // The operator.
+        let live = newest();
+        tasks.spawn(admin::follow_use(move || live.console(), draining()));
+        tasks.spawn(purge(newest(), stop()));
+        tasks.spawn(config_watcher::run(newest(), stop()));
+    }
+
+    /// The newest handler of webhooks.
+    fn inbox(&self) -> impl Fn() -> Webhooks + Send + use<> {
+        let live = self.live.clone();
+        move || live.webhooks()
+    }
+
+    /// Whether this replica leads.
+    fn leads(&self) -> impl Fn() -> bool + Send + use<> {
+        let capacity = self.capacity.clone();
+        move || capacity.role().leads
+    }
+}
+
+/// Applies businesses that were changed at another replica.
+async fn follow_businesses(mut roles: Receiver<Role>, live: Arc<Live>, stop: CancellationToken) {
+    let mut taken_up = roles.borrow_and_update().businesses_version.clone();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = roles.changed() => if changed.is_err() { return },
+        }
+        let version = roles.borrow_and_update().businesses_version.clone();
+        if version == taken_up {
+            continue;
+        }
+        match live.clone().refresh_businesses().await {
+            Ok(()) => taken_up = version,
+            Err(error) => warn!(%error, "failed to apply changed businesses; retried with the next change"),
+        }
+    }
+}
+
+/// Refreshes do-not-call lists that were changed at another replica, and retries failed reads.
+async fn follow_do_not_call(mut roles: Receiver<Role>, live: Arc<Live>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = roles.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(READ_AGAIN) => {}
+        }
+        let calls = live.calls();
+        let change = roles.borrow_and_update().do_not_call_change;
+        if !calls.destinations.knows_do_not_call(change)
+            && let Err(error) = calls.destinations.refresh_do_not_call().await
+        {
+            warn!(%error, "failed to read the do-not-call lists; numbers that may be listed are rejected until they load");
+        }
+    }
+}
+
+/// Deletes expired data.
+async fn purge(live: Arc<Live>, stop: CancellationToken) {
+    let calls = live.calls();
+    loop {
+        let now_ms = calls.lifecycle.clock.now_ms();
+        let before = |days: u32| now_ms - i64::from(days) * 24 * 3_600_000;
+        let policy = calls.lifecycle.policy.load_full();
+        let ages = RetentionCutoffs {
+            before_ms: before(live.config().store.retention_days),
+            of_business: policy.own_retention_days().map(|(id, days)| (id.clone(), before(days))).collect(),
+            early_before_ms: now_ms - EARLY_KEPT_MS,
+            answers_before_ms: now_ms - ANSWER_KEPT_MS,
+        };
+        match calls.lifecycle.store.purge(&ages).await {
+            Ok(0) => {}
+            Ok(rows) => info!(rows, "expired data deleted"),
+            Err(error) => warn!(%error, "failed to delete expired data"),
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(PURGE_EVERY) => {}
+        }
+    }
+}
