@@ -117,7 +117,9 @@ async fn an_app_is_told_of_a_lead_that_is_not_called() {
     assert_eq!((&done["counts"]["completed"], &done["counts"]["failed"]), (&1.into(), &1.into()), "{done}");
     let told =
         || -> Vec<Value> { app.at("/told").iter().map(|got| serde_json::from_slice(&got.body).unwrap()).collect() };
-    stage.wait("the app is told", async || told().iter().any(|one| one["type"] == "run.done")).await;
+    // Each is delivered by itself, in any order.
+    let has_told = |what: &str| told().iter().any(|one| one["type"] == what);
+    stage.wait("the app is told", async || has_told("run.done") && has_told("run.job_done")).await;
     let jobs: Vec<Value> = told().into_iter().filter(|one| one["type"] == "run.job_done").collect();
     let data = &jobs[0]["data"];
     assert_eq!((jobs.len(), &data["runId"], &data["lead"]), (1, &json!(id), &2.into()), "{jobs:?}");
