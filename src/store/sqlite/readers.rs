@@ -97,7 +97,7 @@ impl Readers {
 
 fn read_all(mut reader: Reader, waiting: &Mutex<ReadQueue>) {
     loop {
-        let mut next = lock(&waiting);
+        let mut next = lock(waiting);
         match next.blocking_recv() {
             Some(Some(read)) => {
                 drop(next);
