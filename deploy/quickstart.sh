@@ -10,7 +10,7 @@ set -euo pipefail
 
 rust
 build_packages "[1/3] C compiler (about 30 s)"
-say "[2/3] Build, dev profile (the first time about 2 min on two cores; for production: cargo build --release)"
+say "[2/3] Build, dev profile (the first time about 8 min on two cores; for production: cargo build --release)"
 build
 say "[3/3] Demo (about 15 s, no network): $RINGFENCE_BIN demo${*:+ $*}"
 exec "$RINGFENCE_BIN" demo "$@"

@@ -11,14 +11,15 @@ use crate::admin::{RECORD_AWAY, secured};
 use crate::net::{EdgeSettings, Exchange, Handler};
 use crate::reply::{health, problem};
 
-/// Connections at once: many times what health checks use.
+/// Connections at once, of all and of one peer: many times what health checks use.
 const CONNECTIONS_MAX: usize = 100;
+const CONNECTIONS_OF_PEER_MAX: usize = 25;
 
 /// The limits of the listener.
 pub(super) fn settings() -> EdgeSettings {
     EdgeSettings {
         max_connections: CONNECTIONS_MAX,
-        max_connections_of_peer: CONNECTIONS_MAX,
+        max_connections_of_peer: CONNECTIONS_OF_PEER_MAX,
         max_body_bytes: 0,
         max_tunnels: 0,
         ..EdgeSettings::default()

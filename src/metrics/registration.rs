@@ -265,7 +265,7 @@ impl Metrics {
             )?,
             run_dials: m.counters(
                 "ringfence_run_dials_total",
-                "Attempts of this replica to dial jobs of bulk runs: called, known (the attempt was made before), full (a limit is; the job waits), provider_limit, not_sent, rejected, away.",
+                "Attempts of this replica to dial jobs of bulk runs: called, known (the attempt was made before), full (a limit is; the job waits), provider_limit, not_sent, rejected, away, held (no lead of the run can be called at present).",
                 &["result"],
             )?,
             run_breakers: m.counter("ringfence_run_breaker_trips_total", "Bulk runs paused because their calls failed.")?,

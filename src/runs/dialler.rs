@@ -46,6 +46,8 @@ const RECOVERY_INTERVAL: Duration = Duration::from_secs(2);
 const CLAIM_AGE_MIN_MS: i64 = 5_000;
 /// The time, in milliseconds, for which only the replica that placed a call that was never created settles its job, with the reason.
 const UNMADE_CALL_WAIT_MS: i64 = 10_000;
+/// Runs that are remembered as unreadable; then all are read, and logged, once more.
+const UNREADABLE_MAX: usize = 1_000;
 /// Maximum jobs settled at once, and claimed in one round.
 const SETTLED_MAX: u32 = 500;
 const CLAIMED_MAX: u32 = 64;
@@ -66,8 +68,8 @@ struct Dialler {
     turns: u64,
     /// Runs whose wait for a slot has been logged.
     waiting: HashSet<String>,
-    /// Runs that cannot be dialled here, as has been logged.
-    held: HashSet<String>,
+    /// Runs that cannot be dialled here, and why, as has been logged.
+    held: HashMap<String, String>,
     /// Runs whose spec this version cannot read: each is read and told once.
     unreadable: HashSet<String>,
     /// There was no running run in the last round.
@@ -109,7 +111,7 @@ pub async fn run(newest: impl Fn() -> (Calls, Runs) + Send, stop: CancellationTo
         served: HashMap::new(),
         turns: 0,
         waiting: HashSet::new(),
-        held: HashSet::new(),
+        held: HashMap::new(),
         unreadable: HashSet::new(),
         is_idle: true,
         recovered: None,
@@ -191,7 +193,7 @@ impl Dialler {
         self.plans.retain(|run, _| running.contains(run.as_str()));
         self.served.retain(|run, _| running.contains(run.as_str()));
         self.waiting.retain(|run| running.contains(run.as_str()));
-        self.held.retain(|run| running.contains(run.as_str()));
+        self.held.retain(|run, _| running.contains(run.as_str()));
         self.feedback.retain(|run| running.contains(run), now_ms);
     }
 
@@ -250,6 +252,9 @@ impl Dialler {
         }
         let Some(run) = calls.lifecycle.store.run_of(run).await? else { return Ok(None) };
         let spec = serde_json::from_str(&run.spec);
+        if self.unreadable.len() >= UNREADABLE_MAX {
+            self.unreadable.clear();
+        }
         if let Err(error) = &spec
             && self.unreadable.insert(run.id.clone())
         {
@@ -289,6 +294,10 @@ impl Dialler {
     async fn due(&mut self, calls: &Calls, running: Vec<DueRun>, now_ms: UnixMs) -> Result<(Vec<Due>, UnixMs)> {
         let (mut due, mut next_ms) = (vec![], UnixMs::MAX);
         for one in running {
+            let is_queue_held = one.next_due.is_some_and(|at| at <= now_ms);
+            if one.run.reason.is_some() && !is_queue_held && self.plan(calls, &one).is_ok() {
+                self.release(calls, &one.run).await?;
+            }
             let Some(next_due) = one.next_due else { continue };
             let at = next_due.max(one.run.start_at).max(self.feedback.held_until(&one.run.id)).max(one.held_until);
             if at > now_ms {
@@ -300,12 +309,6 @@ impl Dialler {
                     if let Some(why) = no_public_host(&plan, calls) {
                         fail(calls, &one.run.id, why, now_ms).await?;
                         continue;
-                    }
-                    if self.held.remove(&one.run.id) {
-                        info!(run = one.run.id, "run can be dialled again");
-                    }
-                    if one.run.reason.is_some() {
-                        calls.lifecycle.store.explain_run(&one.run.id, None).await?;
                     }
                     due.push(self.with_limits(calls, one, plan));
                 }
@@ -320,12 +323,24 @@ impl Dialler {
 
     /// Dials no job of a run for a while, for a reason that is not a lead's: it is logged once, and shown as the run's.
     async fn hold_back(&mut self, calls: &Calls, run: &Run, why: &str, now_ms: UnixMs) -> Result<()> {
-        if self.held.insert(run.id.clone()) {
+        self.feedback.hold(&run.id, now_ms + HELD_MS);
+        if self.held.insert(run.id.clone(), why.to_owned()).is_none_or(|known| known != why) {
             warn!(run = run.id, business = run.business, why, "failed to dial run; trying again");
         }
-        self.feedback.hold(&run.id, now_ms + HELD_MS);
         if run.reason.as_deref() != Some(why) {
             calls.lifecycle.store.explain_run(&run.id, Some(why)).await?;
+        }
+        Ok(())
+    }
+
+    /// A run is dialled, or waits for a limit alone: no reason is shown any more.
+    async fn release(&mut self, calls: &Calls, run: &Run) -> Result<()> {
+        let was_held = self.held.remove(&run.id).is_some();
+        if was_held || run.reason.is_some() {
+            calls.lifecycle.store.explain_run(&run.id, None).await?;
+        }
+        if was_held {
+            info!(run = run.id, "run can be dialled again");
         }
         Ok(())
     }
@@ -409,8 +424,11 @@ impl Dialler {
                 }
             }
         }
-        for (due, why) in dialled.iter().filter_map(|one| Some((one.due, one.held.as_deref()?))) {
-            self.hold_back(calls, &due.one.run, why, now_ms).await?;
+        for Dialled { due, admitted, held, .. } in &dialled {
+            match held {
+                Some(why) if *admitted == 0 => self.hold_back(calls, &due.one.run, why, now_ms).await?,
+                _ => self.release(calls, &due.one.run).await?,
+            }
         }
         for Dialled { due, .. } in dialled.iter().filter(|one| one.is_postponed) {
             sift(calls, &due.plan.spec, &due.one.run.id, now_ms).await?;

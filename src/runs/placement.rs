@@ -28,6 +28,8 @@ const STORE_RETRY_DELAY: Duration = Duration::from_secs(1);
 /// The pauses, in milliseconds, of a run while no limiter can decide, and of a job whose provider is unreachable.
 const NO_LIMITER_PAUSE_MS: i64 = 1_000;
 const UNREACHABLE_PAUSE_MS: i64 = 5_000;
+/// The longest hold of an account for an answer 503, in milliseconds: it may be about one lead, whatever the answer says.
+const UNAVAILABLE_PAUSE_MS_MAX: i64 = 300_000;
 
 /// Numbers of a pool that one placement asks a slot for, and that it looks at, those included that are known to be full.
 const NUMBERS_TRIED_MAX: usize = 16;
@@ -199,6 +201,7 @@ impl Placement {
     /// Queues a job again because no lead of its run can be called at present.
     async fn hold(&self, job: &Job, admission: oneshot::Sender<Admission>, why: String) {
         self.settle(queued(job)).await;
+        self.calls.lifecycle.metrics.run_dial("held");
         let _ = admission.send(Admission::Held(why));
     }
 
@@ -245,14 +248,13 @@ impl Placement {
         let now_ms = self.calls.lifecycle.clock.now_ms();
         match placed {
             JobPlaced::Called(_) => "called",
-            JobPlaced::Unknown { call, unavailable: None } => {
+            JobPlaced::Unknown { call, unavailable } => {
+                if let Some(Unavailable { wait_secs }) = unavailable {
+                    let wait_ms = wait_secs.map_or(UNREACHABLE_PAUSE_MS, |secs| i64::from(secs) * 1000);
+                    self.hold_account(job, now_ms + wait_ms.min(UNAVAILABLE_PAUSE_MS_MAX)).await;
+                }
                 // Counted before it is looked up: this lead may be the cause, and nobody knows by then.
                 self.settle(Settle { unknown_tries: job.unknown_tries + 1, ..calling(job, call) }).await;
-                "called"
-            }
-            JobPlaced::Unknown { unavailable: Some(Unavailable { wait_secs }), .. } => {
-                let wait_ms = wait_secs.map_or(UNREACHABLE_PAUSE_MS, |secs| i64::from(secs) * 1000);
-                self.hold_account(job, now_ms + wait_ms).await;
                 "called"
             }
             JobPlaced::Known(call) => {
