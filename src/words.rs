@@ -5,7 +5,7 @@
 #[error("unknown word {0:?}")]
 pub struct UnknownWord(pub String);
 
-/// An enum that [`words!`] defines.
+/// An enum that `words!` defines.
 pub trait NamedEnum: Copy + 'static {
     /// All values, in order.
     const ALL: &'static [Self];
