@@ -287,7 +287,7 @@ impl DecidedBy {
         let _ = names(&text, &mut found);
         match found {
             found if found.is_empty() => Self::Request(attribute),
-            found if found.iter().any(|name| name == "number" || name.starts_with("lead.")) => Self::Lead,
+            found if found.iter().any(|name| name.starts_with("lead.")) => Self::Lead,
             found if found.contains("own_number") => Self::Pool,
             _ => Self::Request(None),
         }
@@ -643,7 +643,6 @@ mod tests {
             (Some("agent_a"), DecidedBy::Request(Some("agent_a".to_owned()))),
             (Some("{{own_number}}"), DecidedBy::Pool),
             (Some("{{ lead.agent }}"), DecidedBy::Lead),
-            (Some("line-{{number}}"), DecidedBy::Lead),
             (Some("{{business}}-{{lead.agent}}"), DecidedBy::Lead),
             (Some("agent-of-{{business}}"), DecidedBy::Request(None)),
         ] {
