@@ -165,6 +165,8 @@ async fn webhooks_are_found_and_replayed_one_by_one_or_by_a_filter() {
     park(&stage, "elevenlabs", 120).await;
     browser.view("webhooks").await;
     browser.rows("parked", 100).await;
+    // The page may have been told before the last ones were parked.
+    browser.says("#parked tbody tr", "ev_elevenlabs_119").await;
     // One.
     browser.click("#parked td.act button").await;
     browser.says("#confirm-text", "ev_elevenlabs_119").await;
