@@ -153,6 +153,19 @@ passes_alone() {
     done
 }
 
+# The program, at RINGFENCE_BIN. After `cargo test` the one that it has built: without the features that tests add to dependencies, `cargo build`
+# would build these and the program once more.
+program() {
+    if [ "$part" != all ]; then
+        build
+        return
+    fi
+    RINGFENCE_BIN=$(test_cargo --no-run --lib --test it --message-format json-render-diagnostics |
+        sed -n '/"kind":\["bin"\]/s/.*"executable":"\([^"]*\)".*/\1/p')
+    [ -x "$RINGFENCE_BIN" ] || die "cargo test has built no program" "its message is above"
+    export RINGFENCE_BIN
+}
+
 if [ "$part" = rust ] || [ "$part" = all ]; then
     say "cargo test"
     if [ $# -eq 0 ]; then
@@ -166,13 +179,13 @@ if [ "$part" = rust ] || [ "$part" = all ]; then
 fi
 if [ "$part" = sdk ] || [ "$part" = all ]; then
     sdks
-    build
+    program
     say "SDK tests"
     (cd "$root/tests/sdk" && "$python" -W ignore::DeprecationWarning -m unittest "$@" </dev/null)
 fi
 if [ "$part" = files ] || [ "$part" = all ]; then
     deploy_tools
-    build
+    program
     say "tests of the files in deploy/"
     (cd "$root/tests/deploy" && RINGFENCE_DEPLOY=files python3 -m unittest "$@" </dev/null)
 fi
