@@ -2,8 +2,9 @@
 //! jobs are queued again like those of a dead replica.
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
+use crate::sync::lock;
 use ulid::Ulid;
 
 /// See the module.
@@ -19,8 +20,7 @@ pub(super) struct HeldClaim {
 
 impl Claims {
     fn tokens(&self) -> MutexGuard<'_, HashSet<String>> {
-        // Nothing panics while it is held.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// Begins a claim, with a fresh token.

@@ -294,8 +294,9 @@ impl Dialler {
     async fn due(&mut self, calls: &Calls, running: Vec<DueRun>, now_ms: UnixMs) -> Result<(Vec<Due>, UnixMs)> {
         let (mut due, mut next_ms) = (vec![], UnixMs::MAX);
         for one in running {
-            let is_queue_held = one.next_due.is_some_and(|at| at <= now_ms);
-            if one.run.reason.is_some() && !is_queue_held && self.plan(calls, &one).is_ok() {
+            let is_due = one.next_due.is_some_and(|at| at <= now_ms);
+            // Else its next job shows whether the reason still holds.
+            if one.run.reason.is_some() && !is_due && self.plan(calls, &one).is_ok() {
                 self.release(calls, &one.run).await?;
             }
             let Some(next_due) = one.next_due else { continue };

@@ -1,7 +1,7 @@
 //! The pauses of each running run, as seen by this replica; and its breaker, which counts the calls of all replicas.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use tracing::warn;
 
@@ -9,6 +9,7 @@ use super::spec::Breaker;
 use crate::calls::Calls;
 use crate::clock::UnixMs;
 use crate::store::runs::CallResults;
+use crate::sync::lock;
 
 /// Jobs of a run that are admitted one by one after a refusal by a rate limit.
 const PACED_ADMISSIONS: u32 = 20;
@@ -29,8 +30,7 @@ struct OfRun {
 
 impl Feedback {
     fn runs(&self) -> MutexGuard<'_, HashMap<String, OfRun>> {
-        // Nothing panics while it is held.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// Drops all other runs. A hold survives a pause, so that a resume does not shorten the provider's wait.

@@ -1,7 +1,7 @@
 //! Places the call of one claimed job, and settles the job.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -22,6 +22,7 @@ use crate::policy::decision::LimitExceeded;
 use crate::policy::{Binding, Bound, Facts, Scope};
 use crate::store::Store;
 use crate::store::runs::{Job, JobState, Settle};
+use crate::sync::lock;
 
 /// The pause before a job is settled again, after an error of the store.
 const STORE_RETRY_DELAY: Duration = Duration::from_secs(1);
@@ -47,8 +48,7 @@ struct Found {
 
 impl FullLimits {
     fn found(&self) -> MutexGuard<'_, Found> {
-        // Nothing panics while it is held.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// A limit is full under these keys.
