@@ -7,8 +7,8 @@
 #     bash tests/run.sh rust -- --nocapture
 #     bash tests/run.sh sdk                 # the providers' own SDKs against the built program, and its page by axe-core
 #     bash tests/run.sh sdk -k twilio       # arguments go to python's unittest
-#     bash tests/run.sh files               # what is in deploy/, with the programs that read it, as far as it needs no root and no minutes
-#     bash tests/run.sh deploy              # all of deploy/: incidents, packages and services too; needs root for some
+#     bash tests/run.sh files               # what is in deploy/, with the programs that read it, and the incidents, as far as they need no root
+#     bash tests/run.sh deploy              # all of deploy/: installed packages and services too; needs root for some
 #     bash tests/run.sh deploy -k nginx     # arguments go to python's unittest
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../deploy/common.sh"
@@ -41,13 +41,13 @@ test_packages() {
         command -v shellcheck >/dev/null || missing+=(shellcheck)
         command -v systemd-analyze >/dev/null || missing+=(systemd)
         command -v caddy >/dev/null || missing+=(caddy)
-    fi
-    if [ "$part" = deploy ]; then
         command -v jq >/dev/null || missing+=(jq)
         command -v sqlite3 >/dev/null || missing+=(sqlite3)
+        compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null || missing+=(faketime)
+    fi
+    if [ "$part" = deploy ]; then
         command -v readelf >/dev/null || missing+=(binutils)
         command -v systemd-nspawn >/dev/null || missing+=(systemd-container)
-        compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null || missing+=(faketime)
     fi
     [ ${#missing[@]} -eq 0 ] || packages "tools of the tests" "${missing[@]}"
 }

@@ -10,6 +10,7 @@ unreadable_alarm_secs = 2'
 sidecar a
 happens "three calls of acme are up; then the provider answers 500 to whoever asks about calls"
 place acme 3
+answered '3 × 200'
 fault '{"provider":"elevenlabs","kind":"500","on":"get"}'
 fault '{"provider":"elevenlabs","kind":"500","on":"list"}'
 fault '{"provider":"twilio","kind":"500","on":"get"}'
@@ -17,10 +18,11 @@ fault '{"provider":"twilio","kind":"500","on":"list"}'
 sleep 8
 happens "they have ended: the provider has $(calls_at_provider) live; acme may not call"
 place acme 1
+answered '1 × 503 BUSINESS_CONCURRENT_LIMIT_EXCEEDED'
 
 operator 'ringfence calls list'
 operator 'ringfence status'
-cause 'cannot be asked about calls: .*500' "the provider cannot be asked, so nothing proves that the calls are over"
+cause 'account elevenlabs: cannot query its provider: .*500' "the provider cannot be asked, so nothing proves that the calls are over"
 
 happens "the provider answers again"
 heal

@@ -18,12 +18,14 @@ place acme 1
 happens "Redis is killed"
 crash "$redis_pid"
 place birch 1
+answered '1 × 503 GATE_REBUILDING'
 sleep 4
 place birch 1
+answered '1 × 200'
 
 operator 'ringfence status'
 operator 'ringfence refusals list'
-cause 'gate: database decides in place of redis' "Redis does not answer; the database decides. Limits hold. Creates were refused for about 2 s (GATE_REBUILDING)"
+cause 'limiter: database active instead of redis: .*refused' "Redis does not answer; the database decides. Limits hold. Creates were refused for about 2 s (GATE_REBUILDING)"
 
 happens "Redis is started again, empty"
 start "$folder/redis" redis redis-server --port "$redis_port" --bind 127.0.0.1 --save '' --maxmemory-policy noeviction --dir "$folder/redis"

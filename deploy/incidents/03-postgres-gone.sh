@@ -14,6 +14,7 @@ place acme 1
 happens "Postgres is stopped as by a crash"
 postgres_down
 place acme 1
+answered '1 × 503 CALL_STORE_UNAVAILABLE'
 sleep 6
 
 operator 'ringfence health --ready'
@@ -26,4 +27,5 @@ within 60 curl -sf "http://$admin/ready"
 within 60 bash -c "curl -s --unix-socket $SOCKET http://localhost/status | grep -q '\"journaled\":0'"
 operator 'ringfence status'
 place acme 1
+answered '1 × 200'
 cause 'store +postgres .* ok' "it goes on by itself; what waited was applied"

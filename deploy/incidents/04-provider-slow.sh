@@ -11,6 +11,7 @@ sidecar a
 happens "ElevenLabs takes 6 s to answer a create"
 fault '{"provider":"elevenlabs","kind":"slow","ms":6000,"on":"create"}'
 place acme 2
+answered '2 × 424 CALL_OUTCOME_UNKNOWN'
 
 operator 'ringfence status'
 operator 'ringfence calls list'
@@ -20,4 +21,4 @@ happens "the late answers come"
 sleep 6
 heal
 operator 'ringfence calls list --wide'
-cause 'CA[0-9a-f]{32}' "the late answers named the calls: they are counted, and the app's repetition would get them, not a second call"
+cause '^c_.* live .* CA[0-9a-f]{32} conv_' "the late answers named the calls: they are counted, and the app's repetition would get them, not a second call"

@@ -14,6 +14,7 @@ for n in 1 2; do
 done
 place acme 3
 place birch 3
+answered '3 × 503 ELEVENLABS_429_RATE_LIMIT'
 sleep 3
 
 operator 'ringfence refusals list'

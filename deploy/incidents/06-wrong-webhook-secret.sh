@@ -15,7 +15,7 @@ place acme 2
 sleep 4
 
 operator 'journalctl --unit ringfence | grep "webhook signature invalid" | tail -n 1'
-cause 'webhook signature invalid' "webhooks come, and their signature does not hold for webhook_secrets"
+cause 'webhook signature invalid .* error=no configured secret gives this signature' "webhooks come, and their signature does not hold for webhook_secrets"
 
 happens "the right one is put first, beside the old one; the file of variables is read at the start, so ringfence is restarted"
 kill "$sidecar_pid"
@@ -25,4 +25,4 @@ sidecar a
 place acme 1
 within 30 bash -c 'ringfence events list | grep -q applied'
 operator 'ringfence events list'
-cause 'applied' "webhooks hold again; ends that were missed meanwhile were found by asking"
+cause '^ev_.* post_call_transcription +applied +c_' "webhooks hold again; ends that were missed meanwhile were found by asking"

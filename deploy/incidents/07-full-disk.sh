@@ -14,6 +14,7 @@ place acme 1
 happens "something else fills the disk"
 dd if=/dev/zero of="$folder/disk/filler" bs=4k 2>/dev/null || true
 place birch 2
+answered '2 × 503 CALL_STORE_UNAVAILABLE'
 
 operator 'ringfence status'
 operator "df -h . | tail -n 1"
@@ -23,6 +24,7 @@ happens "room is made"
 rm "$folder/disk/filler"
 within 30 curl -sf "http://$admin/ready"
 place birch 1
+answered '1 × 200'
 operator 'ringfence health --ready'
-cause 'ready' "it goes on by itself"
+cause '^ready$' "it goes on by itself"
 cd "$folder"

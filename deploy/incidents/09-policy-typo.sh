@@ -12,14 +12,16 @@ happens "PRO is to have 5: somebody writes concurent"
 sed -i 's/PRO = { concurrent = 2 }/PRO = { concurent = 5 }/' ringfence.toml
 sleep 3
 place acme 3
+answered '2 × 200, 1 × 503 BUSINESS_CONCURRENT_LIMIT_EXCEEDED'
 
 operator 'ringfence status'
 operator 'ringfence check'
-cause 'E014|concurent' "the file has an unknown key; the limits of before are in force"
+cause 'error.E014.: unknown key .concurent. in .plans.PRO.' "the file has an unknown key; the limits of before are in force"
 
 happens "the typo is mended"
 sed -i 's/concurent/concurrent/' ringfence.toml
 operator 'ringfence reload'
 place acme 3
+answered '3 × 200'
 operator 'ringfence calls list'
 cause 'limit +plan.PRO .*5 calls at once' "the new limit is in force"

@@ -13,9 +13,10 @@ printf '   acme asks for one call, 20 times: '
 for _ in $(seq 20); do order acme +15550009999 "Idempotency-Key: order-1"; done | sort | uniq -c | sed 's/^ *//; s/ / × /; s/ $//' | paste -sd ,
 happens "another app ignores Retry-After: 40 orders where 3 fit"
 place birch 40
+answered '3 × 200, 37 × 503 BUSINESS_CONCURRENT_LIMIT_EXCEEDED'
 
 operator 'journalctl --unit ringfence | grep -c "duplicate request"'
 operator 'ringfence status'
 operator 'ringfence refusals list --limit 5'
 cause '^19$' "19 repetitions of one order, none of them dialled; and birch, whose app does not wait for Retry-After"
-[ "$(curl -s "$sim/_sim/state" | jq '[.calls[] | select(.live)] | length')" -le 4 ] || fail "the provider dialled more than 4"
+[ "$(calls_at_provider)" -le 4 ] || fail "the provider dialled more than 4"

@@ -10,7 +10,9 @@ sidecar a
 place birch 1
 happens "acme asks for 60 calls"
 place acme 60
+answered '3 × 200, 57 × 503 BUSINESS_CONCURRENT_LIMIT_EXCEEDED'
 place birch 1
+answered '1 × 200'
 
 operator 'ringfence status'
 operator 'ringfence refusals list --since 5m --limit 3'

@@ -20,6 +20,7 @@ sidecar a
 happens "a replica has PRO at 5, the other still has 2"
 sleep 5
 place acme 3
+answered '2 × 200, 1 × 503 BUSINESS_CONCURRENT_LIMIT_EXCEEDED'
 
 operator 'ringfence status'
 cause 'replicas run different policies' "two policies are in force (one hash a replica); of plan.PRO the lower number holds on both"
@@ -28,5 +29,6 @@ happens "the other one is reloaded"
 sed -i 's/PRO = { concurrent = 2 }/PRO = { concurrent = 5 }/' "$folder/b/ringfence.toml"
 within 30 bash -c "curl -s --unix-socket $SOCKET http://localhost/status | grep -q '\"policiesDiffer\":false'"
 place acme 2
+answered '2 × 200'
 operator 'ringfence status'
 cause 'Nothing needs attention' "one policy"

@@ -182,20 +182,20 @@ place() {
     for ((i = 0; i < n; i++)); do
         last=$((last + 1))
         order "$business" "$(printf '+1555%07d' "$last")" "$header"
-    done | sort | uniq -c | awk '{ n = $1; sub(/^ *[0-9]+ /, ""); sub(/ $/, ""); printf "%s%s × %s", sep, n, $0; sep = ", " } END { print "" }'
+    done | sort | uniq -c | awk '{ n = $1; sub(/^ *[0-9]+ /, ""); sub(/ $/, ""); printf "%s%s × %s", sep, n, $0; sep = ", " } END { print "" }' |
+        tee "$folder/answers"
     last=$((last + n))
 }
+
+# answered TEXT: what the app was answered to what it last asked for.
+answered() { [ "$(cat "$folder/answers")" = "$1" ] || fail "the app was not answered $1"; }
 
 # order BUSINESS NUMBER [HEADER]: one create request; prints status and reason.
 order() {
     curl -s -m 30 -w '\n%{http_code}' -H 'xi-api-key: sk_simulated' -H "X-Business-Id: $1" -H "${3:-X-App: incident}" \
         -H 'Content-Type: application/json' "http://$api/elevenlabs/v1/convai/twilio/outbound-call" \
         -d "{\"agent_id\":\"agent_$1\",\"agent_phone_number_id\":\"phnum_1\",\"to_number\":\"$2\"}" |
-        python3 -c 'import json, sys
-*body, code = sys.stdin.read().split("\n")
-try: error = json.loads("\n".join(body)).get("error", "")
-except ValueError: error = "no JSON"
-print(code, error)'
+        jq -Rrs 'split("\n") | (.[:-1] | join("\n") | try (fromjson | .error? // "") catch "no JSON") as $error | "\(.[-1]) \($error)"'
 }
 
 # calls_at_provider: how many the provider says are live.

@@ -30,5 +30,6 @@ sidecar a
 operator 'ringfence calls list'
 cause 'elevenlabs +3 of 10 in use: 2 ours, 1 foreign' "the calls of the backup are known by business; what was placed since is counted as the provider shows it"
 place acme 3
+answered '1 × 200, 2 × 503 BUSINESS_CONCURRENT_LIMIT_EXCEEDED'
 operator 'ringfence status'
 cause 'redis, ok, .* 4 slots held' "Redis was filled from the database: three calls, and the one of acme that still fitted"

@@ -27,6 +27,7 @@ sidecar a
 operator 'ringfence calls list'
 cause 'elevenlabs +3 of 10 in use: 2 ours, 1 foreign' "the calls of the backup are known by business; what was placed since is counted as the provider shows it"
 place acme 3
+answered '1 × 200, 2 × 503 BUSINESS_CONCURRENT_LIMIT_EXCEEDED'
 happens "the app is back"
 app "$app_port"
 within 60 grep -Eq '^2097[0-9]{3}$' "$folder/app/app.out"
