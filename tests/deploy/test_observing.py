@@ -80,6 +80,10 @@ class Observing(Case):
                 known = set().union(*metrics().values()) | {"instance", "job"}
                 self.assertIn(label, known)
 
+    def test_rules_keep_installations_apart(self):
+        for aggregation, after in re.findall(r"\b(sum|min|max|count|avg)\b *(\S+ \(\w+|\S)", "".join(re.findall(r"expr: (?:>\n(?: {10}.*\n)+|.*\n)", rules_text()))):
+            self.assertEqual(after, "by (job", aggregation)
+
     def test_every_metric_that_is_written_about_exists(self):
         texts = [ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "config").rglob("*.toml")]
         texts += [file for file in DEPLOY.rglob("*") if file.is_file()]
