@@ -57,8 +57,8 @@ class Incidents(Case):
 
     @of_the_whole
     @unittest.skipUnless(os.environ.get("RINGFENCE_OLD_BIN"), "RINGFENCE_OLD_BIN names no program of the version before")
-    def test_the_version_before_takes_over(self):
-        done = run("bash", DEPLOY / "incidents/rollback.sh", env={**os.environ, "RINGFENCE_BIN": BINARY})
+    def test_the_version_before_and_this_one_take_over_from_one_another(self):
+        done = run("bash", DEPLOY / "incidents/rollout.sh", env={**os.environ, "RINGFENCE_BIN": BINARY})
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
 
     def test_each_runs_the_commands_of_its_heading(self):
