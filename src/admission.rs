@@ -83,7 +83,7 @@ impl Default for Settings {
     }
 }
 
-/// See the module. Cloning is cheap.
+/// Admits calls: the limiter that decides at present, under its epoch. Cloning is cheap.
 #[derive(Clone)]
 pub struct Capacity(Arc<Inner>);
 

@@ -38,7 +38,7 @@ const FULLEST_MAX: usize = 20;
 /// The businesses that a viewer may see; `None`: all, and shared data.
 pub(super) type Rights = Option<BTreeSet<String>>;
 
-/// See the module. Cloning is cheap.
+/// The data of the page, shared by its viewers. Cloning is cheap.
 #[derive(Clone, Default)]
 pub struct Board {
     watched: Arc<Mutex<Watched>>,

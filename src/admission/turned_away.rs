@@ -14,7 +14,7 @@ const KEPT_FOR: Duration = Duration::from_secs(30);
 const KEYS_MANY: usize = 1_000;
 const KEYS_MAX: usize = 10_000;
 
-/// See the module.
+/// Limits that have just turned a direct or inbound call away.
 #[derive(Debug, Default)]
 pub(super) struct TurnedAway(Mutex<HashMap<String, Instant>>);
 

@@ -16,7 +16,7 @@ struct Member {
     also: Vec<Alias>,
 }
 
-/// See the module. Cloning is cheap.
+/// Live calls that open batches made, by batch. Cloning is cheap.
 #[derive(Clone, Default)]
 pub struct BatchMembers(Arc<Mutex<Members>>);
 

@@ -64,8 +64,8 @@ pub struct OwnEvents {
     pub secret: Secret,
 }
 
-/// See the module. A holder sees the same accounts and settings until it is done; a reload makes another context, with the same
-/// `tasks` and `sweep_requests`.
+/// The shared context: one generation of the configuration, and handles to what outlives it. A holder sees the same accounts and
+/// settings until it is done; a reload makes another context, with the same `tasks` and `sweep_requests`.
 #[derive(Clone)]
 pub struct Context {
     /// The only writer of a call's state.

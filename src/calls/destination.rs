@@ -36,7 +36,7 @@ struct BlockedNumber {
     at: Option<(usize, usize)>,
 }
 
-/// See the module.
+/// Decides whether a number may be called now: the rules, and the do-not-call lists with their cache.
 pub struct Destinations {
     context: Arc<Context>,
     lists: Arc<Lists>,

@@ -26,7 +26,7 @@ use crate::provider::description::OWN_ID_KIND;
 use crate::store::{ApplyOutcome, CallRecord, Change, InsertOutcome, NewCall, Result, Store, StoreError, Voucher};
 pub use finish::{Finish, Panicked, finish};
 
-/// See the module. Cloning is cheap.
+/// Writes what happens to a call, frees its lease after its end, and notifies. Cloning is cheap.
 #[derive(Clone)]
 pub struct Lifecycle {
     /// The durable state.

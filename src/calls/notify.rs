@@ -61,7 +61,7 @@ pub struct Partial {
 /// The newest interim utterance of a call, with its number since the start.
 type Newest = (u64, Partial);
 
-/// See the module. Cloning is cheap.
+/// Notifies subscribers of this process, and of other replicas, that a call has changed. Cloning is cheap.
 #[derive(Debug, Clone)]
 pub struct Hub {
     notifications: broadcast::Sender<Notification>,

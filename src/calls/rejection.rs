@@ -62,7 +62,7 @@ pub(super) struct RejectionState {
     retries: SdkRetries,
 }
 
-/// See the module.
+/// Turns rejections into responses, and logs, counts and records them.
 pub struct Rejections {
     context: Arc<Context>,
     state: RejectionState,

@@ -12,7 +12,7 @@ use crate::sync::lock;
 /// Rejections that may be queued. Further ones are not recorded.
 const WAITING_MAX: usize = 1024;
 
-/// See the module. Cloning is cheap.
+/// A bounded queue of rejections that wait to be stored. Cloning is cheap.
 #[derive(Debug, Clone, Default)]
 pub(super) struct RejectionLog(Arc<Mutex<Queue>>);
 

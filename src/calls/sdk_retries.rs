@@ -25,7 +25,7 @@ struct Rejected {
     tries: u32,
 }
 
-/// See the module. Cloning is cheap.
+/// Rejected requests that an SDK may retry. Cloning is cheap.
 #[derive(Debug, Clone, Default)]
 pub(super) struct SdkRetries(Arc<Mutex<HashMap<String, Rejected>>>);
 

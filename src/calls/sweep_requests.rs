@@ -9,7 +9,7 @@ use tokio::sync::futures::Notified;
 use crate::ids::AccountName;
 use crate::sync::lock;
 
-/// See the module. Cloning is cheap.
+/// Requests for an early sweep of an account. Cloning is cheap.
 #[derive(Debug, Clone, Default)]
 pub struct SweepRequests {
     accounts: Arc<Mutex<BTreeSet<AccountName>>>,

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use crate::sync::lock;
 use ulid::Ulid;
 
-/// See the module.
+/// The claims of jobs that this replica works on.
 #[derive(Debug, Default)]
 pub(super) struct Claims(Mutex<HashSet<String>>);
 

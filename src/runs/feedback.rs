@@ -14,7 +14,7 @@ use crate::sync::lock;
 /// Jobs of a run that are admitted one by one after a refusal by a rate limit.
 const PACED_ADMISSIONS: u32 = 20;
 
-/// See the module.
+/// The pauses and the breaker of each running run.
 #[derive(Default)]
 pub(super) struct Feedback(Mutex<HashMap<String, OfRun>>);
 

@@ -45,7 +45,7 @@ pub(super) enum OnEnd {
     HandOver,
 }
 
-/// See the module.
+/// Wakes the dialler of this replica.
 pub(super) struct Wakeups {
     ends: Receiver<Notification>,
     wake: Arc<Notify>,

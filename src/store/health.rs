@@ -6,7 +6,7 @@ use tracing::{error, info};
 
 use super::StoreError;
 
-/// See the module.
+/// The health of the store's writes.
 #[derive(Debug, Default)]
 pub(super) struct Health {
     failing: AtomicBool,

@@ -104,7 +104,7 @@ pub const TAKEN_MS: i64 = 30_000;
 /// A result of the store.
 pub type Result<T> = std::result::Result<T, StoreError>;
 
-/// See the module's contract.
+/// The durable state of ringfence; the contract is the module's.
 #[async_trait]
 pub trait Store:
     Records + Desk + DoNotCallLists + Transcripts + Retention + Runs + Schedules + Send + Sync + 'static

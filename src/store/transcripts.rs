@@ -139,7 +139,7 @@ pub enum Bell<'b> {
 /// Called with each notification.
 pub type Ring = Box<dyn Fn(Bell<'_>) + Send + Sync>;
 
-/// See the module. A part of [`super::Store`].
+/// Stores and reads the utterances of calls. A part of [`super::Store`].
 #[async_trait]
 pub trait Transcripts {
     /// Stores an utterance under the next number of its call. If its webhook is repeated, returns the stored one. `None`: no such

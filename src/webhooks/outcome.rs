@@ -4,7 +4,7 @@ use crate::ids::CallId;
 use crate::policy::WhenFull;
 use crate::store::{ApplyOutcome, CallRecord, EventOutcome, UtteranceRef};
 
-/// See the module.
+/// The outcome of applying a webhook.
 pub(super) struct WebhookOutcome {
     pub(super) call: Option<CallId>,
     pub(super) outcome: EventOutcome,

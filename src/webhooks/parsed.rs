@@ -10,7 +10,7 @@ use crate::provider::select::Message;
 use crate::provider::sign::Keys;
 use crate::store::Voucher;
 
-/// See the module.
+/// An authenticated webhook, parsed by its description.
 pub(super) struct ParsedWebhook<'a> {
     pub(super) raw: &'a RawWebhook,
     pub(super) from: &'a Candidate,

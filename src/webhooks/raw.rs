@@ -11,7 +11,7 @@ use crate::provider::select::{Decoded, Document, Flaw, Message, is_form};
 use crate::provider::sign::Signature;
 use crate::store::NewEvent;
 
-/// See the module.
+/// A webhook as received: from the listener, or from the inbox.
 pub(super) struct RawWebhook {
     pub(super) method: String,
     pub(super) path_and_query: String,

@@ -16,7 +16,7 @@ use crate::sync::lock;
 /// Expired rates are dropped when there are more than this.
 const RATES_MAX: usize = 10_000;
 
-/// See the module. One mutex around plain maps: no decision awaits, so it is held for microseconds.
+/// The limiter in memory. One mutex around plain maps: no decision awaits, so it is held for microseconds.
 #[derive(Debug, Default)]
 pub struct MemoryGate {
     state: Mutex<State>,

@@ -57,7 +57,7 @@ pub trait Channel: Send + Sync + 'static {
     async fn listen(&self, hear: Hear) -> GateError;
 }
 
-/// See the module's contract.
+/// A limiter; the contract is the module's.
 #[async_trait]
 pub trait Gate: Send + Sync + 'static {
     /// Admits or rejects a call.

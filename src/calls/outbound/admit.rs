@@ -125,7 +125,7 @@ pub(super) enum AdmitStep {
     Overtaken,
 }
 
-/// See the module.
+/// Admits creates: the only maker of an [`Admitted`].
 pub(super) struct Admitter {
     context: Arc<Context>,
     provider: Arc<ProviderClient>,

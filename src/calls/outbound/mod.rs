@@ -62,7 +62,7 @@ pub(super) struct OutboundState {
     pub(super) joins: Joins,
 }
 
-/// Places calls. See the module.
+/// Places calls: the pipeline of a create.
 pub struct Outbound {
     context: Arc<Context>,
     rejections: Arc<Rejections>,

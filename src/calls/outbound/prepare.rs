@@ -17,7 +17,7 @@ use crate::provider::select::Document;
 use crate::reply::{Rejection, RejectionCode};
 use crate::store::AppCallback;
 
-/// See the module.
+/// A create as it is sent to the provider.
 pub(super) struct Prepared {
     pub(super) request: Request<Bytes>,
     /// The app's own status callback, where ours replaces it.

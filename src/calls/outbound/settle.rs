@@ -50,7 +50,7 @@ impl Settled {
     }
 }
 
-/// See the module.
+/// Settles a sent create by the response.
 pub(super) struct Settlement {
     context: Arc<Context>,
     rejections: Arc<Rejections>,

@@ -28,7 +28,7 @@ pub(in crate::calls) enum FetchResult {
     Store(StoreError),
 }
 
-/// See the module. Cloning is cheap.
+/// Fetches of post-call records, in progress and recent. Cloning is cheap.
 #[derive(Debug, Clone, Default)]
 pub(in crate::calls) struct Fetches(Arc<Mutex<HashMap<CallId, Fetch>>>);
 

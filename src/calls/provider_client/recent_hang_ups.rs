@@ -10,7 +10,7 @@ use crate::sync::lock;
 /// A failed hang-up is retried after this: longer than its checks take.
 const HANG_UP_AGAIN: Duration = Duration::from_secs(10);
 
-/// See the module. Cloning is cheap.
+/// Hang-ups in progress, by call. Cloning is cheap.
 #[derive(Debug, Clone, Default)]
 pub(in crate::calls) struct RecentHangUps(Arc<Mutex<HashMap<CallId, Instant>>>);
 

@@ -13,7 +13,7 @@ const LENGTHS_MAX: usize = 64;
 /// Limit keys whose rejections are counted; beyond that, all counts are dropped.
 const REJECTED_MAX: usize = 10_000;
 
-/// See the module. Local to the process, and only an estimate: no decision depends on it.
+/// Estimates of when a full limit will have room. Local to the process: no decision depends on them.
 #[derive(Debug, Default)]
 pub struct RetryAfterEstimator(Mutex<Learnt>);
 

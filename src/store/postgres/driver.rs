@@ -14,7 +14,7 @@ use crate::ids::Alias;
 /// The most rows of parameters whose statement is cached: its text depends on their number.
 const KEPT_ROWS: usize = 4;
 
-/// See the module.
+/// A Postgres connection, as the queries see it.
 pub(super) struct Pg<'p>(pub(super) &'p mut PgConnection);
 
 impl From<Fault> for sqlx::Error {

@@ -88,7 +88,7 @@ enum NotYet {
     Never(OpenError),
 }
 
-/// See the module.
+/// The store in Postgres.
 pub struct PostgresStore {
     db: Arc<Db>,
     me: ProcessId,

@@ -41,7 +41,7 @@ struct Known {
     names: Option<Arc<[String]>>,
 }
 
-/// See the module.
+/// A SQLite connection, as the queries see it.
 pub(super) struct Sqlite {
     pub(super) connection: Connection,
     /// By the address of the text, and the number of columns.

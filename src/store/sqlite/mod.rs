@@ -67,7 +67,7 @@ pub enum OpenError {
     },
 }
 
-/// See the module.
+/// The store in one SQLite file.
 pub struct SqliteStore {
     writer: Writer,
     readers: Readers,

@@ -84,7 +84,7 @@ pub(super) enum ClusterLookup {
     Duplicate(InFlightRef),
 }
 
-/// See the module.
+/// Finds the earlier request of a retry among the requests of other replicas, in the store.
 pub(super) struct Cluster {
     context: Arc<Context>,
 }

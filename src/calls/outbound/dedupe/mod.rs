@@ -58,7 +58,7 @@ pub(super) enum Claimed {
     Duplicate(Response<Bytes>),
 }
 
-/// See the module.
+/// Recognises duplicate requests, in this process and, by [`Cluster`], in others.
 pub(super) struct Deduplication {
     context: Arc<Context>,
     in_flight: InFlightRequests,

@@ -43,7 +43,7 @@ pub(super) enum Replayed {
     NoCall,
 }
 
-/// See the module.
+/// Answers a duplicate request with the first one's response.
 pub(super) struct Replay {
     context: Arc<Context>,
     rejections: Arc<Rejections>,
