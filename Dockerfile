@@ -23,8 +23,14 @@ COPY --from=build /out/ /
 USER 65532:65532
 # The database, the spool, the journal and the operators' socket go here; all else may be read-only.
 WORKDIR /var/lib/ringfence
-# apps, webhooks, operators, live transcripts
-EXPOSE 8080 8081 9900 8082
+# Reached from outside the container, and from nowhere else but through published ports. A variable wins over the file; an empty one leaves it to
+# the file. listen.admin stays on loopback, since it needs admin.token_secret elsewhere; `exec` reaches it through the operators' socket.
+ENV RINGFENCE_LISTEN_API=0.0.0.0:8080 \
+    RINGFENCE_LISTEN_WEBHOOKS=0.0.0.0:8081 \
+    RINGFENCE_LISTEN_CLIENT=0.0.0.0:8082 \
+    RINGFENCE_LISTEN_PROBES=0.0.0.0:9901
+# apps, webhooks, operators, live transcripts, probes
+EXPOSE 8080 8081 9900 8082 9901
 STOPSIGNAL SIGTERM
 # Over the operators' socket, so that neither a token nor TLS is in its way. Kubernetes has probes of its own, and does not look at it.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s CMD ["/usr/bin/ringfence", "health"]

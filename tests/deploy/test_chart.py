@@ -3,8 +3,13 @@
 import os
 import re
 import shutil
+from pathlib import Path
 
 from support import BINARY, Case, DEPLOY, DOCS_URL, environment, ROOT, rules_text, run, SECRETS, tool
+
+SCHEMAS = Path(__file__).parent / "schemas"
+OF_THE_OPERATOR = ("PodMonitor", "PrometheusRule", "ServiceMonitor")
+WITH_PODS = ("DaemonSet", "Deployment", "Job", "StatefulSet")
 
 
 class Chart(Case):
@@ -35,6 +40,64 @@ class Chart(Case):
                 file = self.folder / f"{n}.yaml"
                 file.write_text(self.rendered(*settings))
                 self.succeeds(validate, "--strict", "--no-warn", "-k", version, file)
+
+    def documents(self, text, *kinds):
+        """A file for each object of these kinds."""
+        found = {}
+        for document in re.split(r"(?m)^---$", text):
+            kind = re.search(r"(?m)^kind: (\w+)$", document)
+            if kind and kind[1] in kinds:
+                file = self.folder / f"{kind[1]}-{len(found)}.yaml"
+                file.write_text(document)
+                found[file] = kind[1]
+        return found
+
+    def test_objects_are_what_the_prometheus_operator_takes(self):
+        check, seen = tool("check-jsonschema"), set()
+        for settings in self.VARIANTS:
+            for file, kind in self.documents(self.rendered(*settings), *OF_THE_OPERATOR).items():
+                seen.add(kind)
+                self.succeeds(check, "--schemafile", SCHEMAS / f"{kind}.json", file)
+                file.write_text(re.sub(r"path: /metrics|expr: ", "oops: ", file.read_text()))
+                self.assertNotEqual(run(check, "--schemafile", SCHEMAS / f"{kind}.json", file).returncode, 0, file.read_text())
+        self.assertEqual(seen, set(OF_THE_OPERATOR))
+
+    def test_pods_keep_to_the_restricted_standard(self):
+        check, seen = tool("check-jsonschema"), set()
+        for settings in self.VARIANTS:
+            found = self.documents(self.rendered(*settings), *WITH_PODS)
+            seen.update(found.values())
+            if found:
+                self.succeeds(check, "--schemafile", SCHEMAS / "restricted.json", *found)
+        self.assertEqual(seen, {"Deployment", "Job", "StatefulSet"})
+        [file] = self.documents(self.rendered("migrate.enabled=false"), "StatefulSet")
+        text = file.read_text()
+        for held, broken in (("allowPrivilegeEscalation: false", "allowPrivilegeEscalation: true"), ("drop: [ALL]", "drop: [KILL]"), ("drop:\n", "add:\n"),
+                             ("runAsNonRoot: true\n", "\n"), ("type: RuntimeDefault", "type: Unconfined"), ("emptyDir: {}", "hostPath: { path: / }"),
+                             ("runAsUser: 65532", "runAsUser: 0"), ("      containers:\n", "      hostNetwork: true\n      containers:\n")):
+            if held in text:
+                file.write_text(re.sub(re.escape(held), broken, text, count=1))
+                self.assertNotEqual(run(check, "--schemafile", SCHEMAS / "restricted.json", file).returncode, 0, broken)
+
+    def test_the_config_of_init_needs_what_the_docs_add(self):
+        keys = ("ELEVENLABS_API_KEY", "ELEVENLABS_WEBHOOK_SECRET")
+        self.succeeds(BINARY, "init", cwd=self.folder, env={**environment(), **{name: "" for name in SECRETS if name not in keys}})
+        config = self.folder / "ringfence.toml"
+        helm, flag = tool("helm"), f"--set-file=config={config}"
+        more = re.search(r"cat >>ringfence\.toml <<END\n(.*?)^END\n", (ROOT / "docs/deploy.md").read_text(), re.S | re.M)[1]
+        tables = re.split(r"\n(?=\[)", more)[1:]
+        self.assertEqual(len(tables), 3)
+        first = config.read_text()
+        for n in range(3):
+            config.write_text(first + "\n" + "\n".join(table for table in tables if table != tables[n]))
+            refused = run(helm, "template", "prod", DEPLOY / "helm/ringfence", flag)
+            self.assertIn(tables[n].split("\n")[0], refused.stderr)
+        config.write_text(first + more)
+        done = run(helm, "template", "prod", DEPLOY / "helm/ringfence", flag)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        env = self.config_of(done.stdout)
+        done = run(BINARY, "check", "--json", env=environment(**env))
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
 
     def test_values_that_mean_nothing_are_refused(self):
         helm = tool("helm")

@@ -8,7 +8,7 @@ import tomllib
 import unittest
 from pathlib import Path
 
-from support import BINARY, Case, DEPLOY, environment, of_the_whole, ROOT, run, tool
+from support import BINARY, Case, DEPLOY, environment, of_the_whole, ROOT, run, SECRETS, tool
 
 
 class Packages(Case):
@@ -214,6 +214,26 @@ UNIT
             for path in re.findall(r'include_str!\("((?:\.\./)+[\w./-]+)"\)', source.read_text()):
                 inside = os.path.relpath((source.parent / path).resolve(), ROOT)
                 self.assertTrue(any(inside == one or inside.startswith(one + "/") for one in sent), f"{source}: {path}")
+
+    def test_the_image_answers_from_outside(self):
+        def variables(file):
+            return dict(re.findall(r'\b(RINGFENCE_LISTEN_\w+)=(?:"")?([\w.:]*)', (ROOT / file).read_text()))
+
+        listen = variables("Dockerfile")
+        self.assertEqual(set(listen), {f"RINGFENCE_LISTEN_{name}" for name in ("API", "WEBHOOKS", "CLIENT", "PROBES")})
+        exposed = re.search(r"(?m)^EXPOSE (.*)$", (ROOT / "Dockerfile").read_text())[1].split()
+        for where in listen.values():
+            self.assertRegex(where, r"^0\.0\.0\.0:\d+$")
+            self.assertIn(where.split(":")[1], exposed)
+        # With a key alone, as the docs run it.
+        free = {name: re.sub(r":\d+$", ":0", where) for name, where in listen.items()}
+        alone = {**environment(**free, RINGFENCE_LISTEN_ADMIN="127.0.0.1:0"), **dict.fromkeys(SECRETS, ""), "ELEVENLABS_API_KEY": "k"}
+        ready = self.start("serve", BINARY, "serve", "--concurrent", "4", "--ready-json", env=alone)
+        self.assertTrue(ready["api"].startswith("0.0.0.0:"), ready)
+        # A config that says more: an image made of this one leaves it to that.
+        self.assertEqual(variables("deploy/platforms/Dockerfile"), dict.fromkeys(listen, ""))
+        env = environment(RINGFENCE_PUBLIC_URL="https://hooks.example.com", PORT="8081", **dict.fromkeys(listen, ""))
+        self.succeeds(BINARY, "check", "--config", DEPLOY / "platforms/ringfence.toml", env=env)
 
     def test_health_checks_of_containers_say_how_it_is(self):
         """The commands of the image and of compose, beside a ringfence that asks for tokens."""

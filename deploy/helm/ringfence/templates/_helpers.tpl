@@ -30,6 +30,22 @@ seccompProfile:
   type: RuntimeDefault
 {{- end }}
 
+{{/* What a config lacks in a cluster, so that it is said before anything is installed. */}}
+{{- define "ringfence.checked" -}}
+{{- if .Values.checkConfig }}
+{{- $said := print .Values.config (toYaml .Values.env) }}
+{{- if not (regexMatch `(?m)^[^#\n]*\btoken_secret\s*=|RINGFENCE_ADMIN_TOKEN_SECRET` $said) }}
+{{- fail "config: listen.admin is reached from the cluster, so it needs [admin] token_secret = { env = \"RINGFENCE_TOKEN_SECRET\" } (docs/deploy.md; checkConfig=false where the Secret has it as RINGFENCE_ADMIN_TOKEN_SECRET)" }}
+{{- end }}
+{{- if not (regexMatch `(?m)^[^#\n]*\burl\s*=|RINGFENCE_STORE_URL` $said) }}
+{{- fail "config: replicas share a Postgres, or each would admit as many calls as were bought: [store] url = { env = \"DATABASE_URL\" } (docs/deploy.md; checkConfig=false where the Secret has it as RINGFENCE_STORE_URL)" }}
+{{- end }}
+{{- if not (regexMatch `(?m)^[^#\n]*\bbackend\s*=\s*["'](database|redis)["']|RINGFENCE_GATE_BACKEND` $said) }}
+{{- fail "config: replicas decide together: [gate] backend = \"database\", or \"redis\" (docs/deploy.md; checkConfig=false where the Secret has it as RINGFENCE_GATE_BACKEND)" }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{/* What both the pods and the migration need to read the config. */}}
 {{- define "ringfence.env" -}}
 - name: RINGFENCE_CONFIG
