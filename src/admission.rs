@@ -230,7 +230,7 @@ impl Capacity {
         self.0.role.borrow().clone()
     }
 
-    /// The same, with its changes.
+    /// The role, with its changes.
     pub fn roles(&self) -> watch::Receiver<Role> {
         self.0.role.subscribe()
     }
@@ -346,7 +346,7 @@ impl Capacity {
         self.fresh_counts().await
     }
 
-    /// The same, counted now wherever the count is: uncached, for callers that reserve slots.
+    /// The counts, made now wherever they are: uncached, for callers that reserve slots.
     pub async fn fresh_counts(&self) -> std::result::Result<Counts, AdmissionError> {
         let state = self.state();
         if let Some(gate) = self.gate_of(state.mode) {

@@ -94,7 +94,7 @@ impl App {
         Self::start_from(config, clock, None).await
     }
 
-    /// The same; `written` is the source of the config, which is read again when it changes or [`App::reload`] is called.
+    /// Starts from a config with its source `written`, which is read again when it changes or [`App::reload`] is called.
     pub async fn start_from(config: Config, clock: Clock, written: Option<ConfigSource>) -> Result<Self, StartError> {
         // Boxed: it is large, and awaited in tests and commands that are large themselves.
         Box::pin(Self::start_now(config, clock, written)).await

@@ -126,7 +126,7 @@ mod armed {
         }
     }
 
-    /// The same on a separate thread, which may block.
+    /// Passes a point on a thread that may block.
     #[expect(clippy::disallowed_methods, reason = "no runtime's thread")]
     pub fn hit_in_thread(point: &'static str) {
         act(point).for_each(std::thread::sleep);

@@ -45,7 +45,7 @@ pub enum Needs {
     Scrape,
     /// A token of this scope or higher.
     Scope(Scope),
-    /// The same, for all businesses.
+    /// A token with that scope that is not restricted to some businesses.
     AllBusinesses(Scope),
 }
 

@@ -141,7 +141,7 @@ impl Access {
         Ok(())
     }
 
-    /// The same for `/api/concurrent-metrics/prometheus`, whose older clients send `X-Cron-Secret`. If no secret
+    /// The token check of `/api/concurrent-metrics/prometheus`, whose older clients send `X-Cron-Secret`. If no secret
     /// is configured the header is ignored.
     ///
     /// # Errors

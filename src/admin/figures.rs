@@ -69,7 +69,7 @@ impl Admin {
         self.rendered(follows, accept).await
     }
 
-    /// The same at the path of earlier systems, whose clients ask any one replica: each shows all gauges.
+    /// Metrics in text form at the path of earlier systems, whose clients ask any one replica: each shows all gauges.
     pub(super) async fn legacy_prometheus(&self, accept: &str) -> Answer {
         self.rendered(false, accept).await
     }

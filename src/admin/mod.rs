@@ -549,7 +549,7 @@ fn shown(call: &CallRecord) -> Value {
     call_json_with(call, mask_number)
 }
 
-/// The same, with whole numbers for callers with that right.
+/// A call as JSON, with whole numbers for callers with that right.
 fn shown_to(call: &CallRecord, who: &Caller) -> Value {
     if who.whole_numbers { call_json_with(call, str::to_owned) } else { shown(call) }
 }

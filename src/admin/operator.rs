@@ -58,7 +58,7 @@ impl Admin {
         Ok(self.calls.lifecycle.store.audit(record).await?)
     }
 
-    /// The same for an action that must not depend on the store; if the store takes no writes, the log has it.
+    /// Audits an action that must not depend on the store; if the store takes no writes, the log has it.
     pub(super) async fn audit_with_retry(&self, who: &Caller, act: Act<'_>) {
         let (what, target) = (act.what, act.target);
         if let Err(Problem::Store(error)) = self.note(who, act).await {

@@ -75,7 +75,7 @@ pub struct Reloaded {
     pub outcome: ReloadOutcome,
     /// Mistakes and warnings of the config that was read.
     pub diagnostics: Vec<Diagnostic>,
-    /// The same, drawn as `ringfence check` draws them.
+    /// The mistakes, drawn as `ringfence check` draws them.
     pub drawn: String,
     /// Why the old one stays, in one line.
     pub reason: Option<String>,

@@ -376,7 +376,7 @@ pub(super) fn shown(run: &Run, counts: Option<RunCounts>) -> Value {
     shown
 }
 
-/// The same with when it dials next: null where somebody is due, since it waits for a slot alone.
+/// A run as JSON, with when it dials next: null where somebody is due, since it waits for a slot alone.
 pub(super) fn shown_at(run: &Run, counts: Option<RunCounts>, now_ms: UnixMs) -> Value {
     let next_dial = counts.and_then(|counts| counts.next_due).map(|at| at.max(run.start_at));
     let mut shown = shown(run, counts);

@@ -19,7 +19,7 @@ const FEW_CONNECTIONS: usize = 500;
 /// Bytes of all bodies in memory, each 64 KiB at most: `listen.client`.
 const SMALL_BODIES_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// The same for `listen.admin`: a peer may use three quarters of it, which the largest list of businesses fits.
+/// Memory for bodies on `listen.admin`: a peer may use three quarters of it, which the largest list of businesses fits.
 const OPERATORS_BODIES_BYTES_MAX: usize = admin::BUSINESSES_BYTES_MAX * 3 / 2;
 
 /// Bound listeners that do not serve yet.

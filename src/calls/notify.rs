@@ -89,7 +89,7 @@ impl Hub {
         self.send(call, News::Ended);
     }
 
-    /// The same, with the stored utterance.
+    /// Notifies of a stored utterance, and sends it along.
     pub fn publish(&self, call: &CallId, said: Utterance) {
         self.clear_partial(call);
         let is_short = said.text.len() <= TOLD_BYTES_MAX;
@@ -139,7 +139,7 @@ impl Hub {
         self.take_partial(call, partial, true);
     }
 
-    /// The same, from another replica.
+    /// Takes a partial utterance from another replica.
     pub fn set_partial_from_replica(&self, call: &CallId, partial: Partial) {
         self.take_partial(call, partial, false);
     }

@@ -254,7 +254,7 @@ impl Rejections {
         self.record(of.business, &of.account.name, of.direction, rejection, code, Recorded::Observed);
     }
 
-    /// The same, for a full limit and a call that is admitted.
+    /// Counts and records a full limit that was only observed: the call is admitted.
     pub(super) async fn observed_full_limit(&self, account: &Account, facts: &Facts, full: &LimitExceeded) {
         self.count_observed(&full.limit);
         let rejection = self.of_full_limit(facts, full).await;

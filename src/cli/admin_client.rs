@@ -183,7 +183,7 @@ impl Console {
         Ok(request)
     }
 
-    /// The same with any body; returns the raw answer with its headers.
+    /// Sends a request with any body; returns the raw answer with its headers.
     pub(super) async fn exchange(
         &self,
         method: Method,

@@ -98,7 +98,7 @@ impl CallbackRules {
         Ok(Self { allowed: allowed.collect::<Result<_, _>>()?, own: vec![] })
     }
 
-    /// The same rules with our listeners' addresses.
+    /// These rules with our listeners' addresses.
     pub fn with_own(&self, own: &[SocketAddr]) -> Self {
         Self { own: own.to_vec(), ..self.clone() }
     }

@@ -49,7 +49,7 @@ pub struct EdgeSettings {
     pub max_headers: usize,
     /// Maximum connections. A further one evicts the one idle for longest, or is closed if none is idle. Default 10 000.
     pub max_connections: usize,
-    /// The same per peer (an IPv4 address, or 64 bits of an IPv6 one), except `trusted_peers`. Default 5 000.
+    /// Maximum connections per peer (an IPv4 address, or 64 bits of an IPv6 one), except `trusted_peers`. Default 5 000.
     pub max_connections_of_peer: usize,
     /// Maximum requests in progress, except tunnels; further ones get a 503. Default 10 000.
     pub max_in_flight: usize,
@@ -170,7 +170,7 @@ pub(super) struct Shared {
     pub(super) tunnels: TaskTracker,
     /// True while draining: nothing is accepted, and idle connections close.
     pub(super) stop: watch::Sender<bool>,
-    /// The same, for checks on every request.
+    /// Whether the listener drains; for checks on every request.
     draining: AtomicBool,
     /// Cancelled at the end of the grace period.
     pub(super) cut: CancellationToken,

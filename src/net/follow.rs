@@ -46,7 +46,7 @@ impl Upstream {
     }
 }
 
-/// The same over a Unix socket.
+/// Follows a stream of events over a Unix socket.
 ///
 /// # Errors
 /// [`UpstreamError`]; any status is an answer.

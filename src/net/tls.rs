@@ -83,7 +83,7 @@ impl ReloadingTls {
         Self::load_for(cert.into(), key.into(), None)
     }
 
-    /// The same with mutual TLS: clients must have a certificate of one of the authorities in `client_ca` (PEM).
+    /// Mutual TLS: clients must have a certificate of one of the authorities in `client_ca` (PEM).
     ///
     /// # Errors
     /// [`TlsError`], naming the file.

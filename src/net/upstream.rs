@@ -40,7 +40,7 @@ pub struct UpstreamSettings {
     pub connect_timeout: Duration,
     /// How long an idle connection is kept. Default 30 s, below the 60 s and more at which load balancers close.
     pub pool_idle_timeout: Duration,
-    /// The same for connections that carry creates. Default 3 s: bursts share connections, and the window in which a
+    /// How long an idle connection that carries creates is kept. Default 3 s: bursts share connections, and the window in which a
     /// provider's close can meet our create stays small.
     pub create_pool_idle_timeout: Duration,
     /// Maximum idle connections per core. Default 256.

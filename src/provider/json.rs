@@ -33,7 +33,7 @@ pub fn read(bytes: &[u8]) -> Option<Read> {
     read_without(bytes, &[])
 }
 
-/// The same without the values of these names at any depth; they become null.
+/// Reads JSON without the values of these names at any depth; they become null.
 pub fn read_without(bytes: &[u8], skip: &[&str]) -> Option<Read> {
     let (text, mut lenient) = plain(bytes);
     let mut scan = Scanner { bytes: &text, at: 0 };

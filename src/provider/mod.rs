@@ -56,7 +56,7 @@ impl Registry {
         if bad.is_empty() { Ok(registry) } else { Err(bad) }
     }
 
-    /// The same, but returns the usable descriptions together with the mistakes of the others.
+    /// Reads descriptions, and returns the usable ones together with the mistakes of the others.
     pub fn lenient(files: &[(String, String)]) -> (Self, Vec<BadDescription>) {
         let built_in = BUILT_IN.iter().map(|(file, text)| (*file, *text));
         let outside = files.iter().map(|(file, text)| (file.as_str(), text.as_str()));

@@ -141,7 +141,7 @@ impl PathPattern {
         self.captures_where(path.into(), |wanted, got| wanted == got)
     }
 
-    /// The same, ignoring the case of the path's letters; captures keep theirs.
+    /// The captures of a path that matches in any case of its letters; captures keep theirs.
     pub fn captures_any_case<'p>(&self, path: impl Into<Reading<'p>>) -> Option<BTreeMap<String, String>> {
         self.captures_where(path.into(), str::eq_ignore_ascii_case)
     }

@@ -61,7 +61,7 @@ impl Document {
         Self::read(content_type, body, &[]).document
     }
 
-    /// The same, with the flaw. JSON values of the names in `skip` are dropped.
+    /// A body as a document, with its flaw if it has one. JSON values of the names in `skip` are dropped.
     pub fn read(content_type: Option<&str>, body: &[u8], skip: &[&str]) -> Decoded {
         let whole = |document| Decoded { document, flaw: None };
         if body.is_empty() {

@@ -36,7 +36,7 @@ pub(super) use transcripts::*;
 pub(super) trait Fresh {
     /// The store. After [`Store::close`] it is opened again.
     async fn open(&self) -> Arc<dyn Store>;
-    /// The same for one of several processes.
+    /// Opens the store as one of several processes.
     async fn open_shared(&self) -> Arc<dyn Store>;
     /// Runs SQL past the store, in its schema.
     async fn execute(&self, sql: &str);

@@ -143,7 +143,7 @@ pub(super) trait Backend: Send + Sync + 'static {
         T: Send + 'static,
         F: for<'c> Fn(Db<'c>, &'c A) -> Work<'c, T> + Send + Sync + 'static;
 
-    /// The same for a call, while the pool has the given epoch, if any: otherwise nothing is written, and the inner error is the
+    /// Runs a write for a call while the pool has the given epoch, if any: otherwise nothing is written, and the inner error is the
     /// pool's current state.
     async fn write_under<A, T, F>(
         &self,

@@ -17,7 +17,7 @@ use crate::provider::sign::sha256_hex;
 pub struct RetentionCutoffs {
     /// For ended calls and received webhooks, in milliseconds since 1970.
     pub before_ms: UnixMs,
-    /// The same for businesses with their own retention.
+    /// The cutoffs of businesses with their own retention.
     pub of_business: BTreeMap<BusinessId, UnixMs>,
     /// For news of calls that never became known.
     pub early_before_ms: UnixMs,

@@ -297,7 +297,7 @@ pub(super) fn held(row: &Row) -> Sql<LeaseRow> {
     })
 }
 
-/// The same with the call's attributes.
+/// An open call of a row, with the call's attributes.
 pub(super) fn open_row(row: &Row) -> Sql<OpenRow> {
     Ok(OpenRow {
         call: call_id(row.str("id")?)?,

@@ -383,7 +383,7 @@ impl Feed {
         Ok(Some(News { record, told, last, messages }))
     }
 
-    /// The same, but always read from the database: a client knows more than was read.
+    /// The news after a number, always read from the database: a client knows more than was read.
     pub(super) async fn newest(&self, channel: &Channel, after: i64) -> Result<Option<News>> {
         channel.notifications.fetch_add(1, Ordering::Release);
         self.news(channel, after).await

@@ -54,7 +54,7 @@ impl Webhooks {
         }
     }
 
-    /// The same handler over the next generation of calls and settings.
+    /// This handler over the next generation of calls and settings.
     pub fn next(&self, calls: Calls, settings: Settings) -> Self {
         Self { calls, settings: Arc::new(settings), ..self.clone() }
     }

@@ -39,7 +39,7 @@ const SHORT: usize = 3;
 const ASKED_URL: HeaderName = HeaderName::from_static("x-ringfence-callback-url");
 /// The time-out of the app's response.
 const TIMEOUT: Duration = Duration::from_secs(15);
-/// The same for large bodies: less than a delivery is reserved for this process ([`crate::store::TAKEN_MS`]).
+/// The timeout of a delivery with a large body: less than a delivery is reserved for this process ([`crate::store::TAKEN_MS`]).
 const LARGE_TIMEOUT: Duration = Duration::from_secs(25);
 /// The part of the app's response that is read, in bytes.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;

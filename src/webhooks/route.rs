@@ -129,7 +129,7 @@ pub fn verify(candidate: &Candidate, signed: &Signed<'_>) -> Result<Checked, Bad
     verify_with(candidate, &candidate.account.keys(&candidate.webhook().signature), signed)
 }
 
-/// The same, with other keys.
+/// Verifies a webhook with other keys than its account's.
 pub fn verify_with(candidate: &Candidate, keys: &Keys, signed: &Signed<'_>) -> Result<Checked, BadSignature> {
     let url = signed.url();
     match candidate.webhook().signature.verify(keys, &signed.request(&url), signed.now_secs) {

@@ -17,7 +17,7 @@ pub const BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// All bodies in memory together, in bytes, up to 1 MiB of each. Counted as they arrive: if room were reserved by
 /// `Content-Length`, a few clients that send nothing could block every call.
 pub const BODIES_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// The same for the parts of large bodies beyond 1 MiB: one of the largest, and some room.
+/// Memory for the parts of large bodies beyond 1 MiB, in bytes: one of the largest, and some room.
 pub const LARGE_BODIES_BYTES_MAX: usize = 72 * 1024 * 1024;
 
 /// Webhook paths that the operator added, by `provider.webhook`.

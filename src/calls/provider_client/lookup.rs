@@ -196,7 +196,7 @@ impl ProviderClient {
         self.look_up_alias_of(account, alias, None).await
     }
 
-    /// The same, for a subaccount's call.
+    /// Looks a subaccount's call up by an alias.
     pub(in crate::calls) async fn look_up_alias_of(
         &self,
         account: &Account,

@@ -277,7 +277,7 @@ impl Db {
         self.write_or_doubt(work).await.map_err(|(error, _)| error)
     }
 
-    /// The same; an unknown outcome comes with the number of its transaction.
+    /// Runs a write; an unknown outcome comes with the number of its transaction.
     pub(super) async fn write_or_doubt<T, F>(
         self: &Arc<Self>,
         work: F,
@@ -289,7 +289,7 @@ impl Db {
         self.write_at(Gate::Open, move |c, _| work(c)).await
     }
 
-    /// The same while transitions are blocked; the work gets the pool's state, unless they are not.
+    /// Runs a write while transitions are blocked; the work gets the pool's state, unless they are not.
     pub(super) async fn write_at<T, F>(
         self: &Arc<Self>,
         gate: Gate,

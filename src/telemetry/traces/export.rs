@@ -40,7 +40,7 @@ const SERVICE: &str = "ringfence";
 pub struct Settings {
     /// The collector's address for traces, path included.
     pub traces: Option<Uri>,
-    /// The same for log lines.
+    /// Where log lines go; `None`: nowhere.
     pub logs: Option<Uri>,
 }
 

@@ -55,7 +55,7 @@ pub struct Health {
 /// State shared by the limiter and its task.
 pub(super) struct Shared {
     pub settings: Settings,
-    /// The same with the newest credential: for new connections.
+    /// The settings with the newest credential: for new connections.
     newest: ArcSwap<Settings>,
     pub keys: Keys,
     state: Mutex<State>,

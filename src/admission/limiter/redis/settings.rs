@@ -78,7 +78,7 @@ impl Settings {
         Ok(())
     }
 
-    /// The same, and the file of authorities.
+    /// Checks the URL, the pool's name and the file of authorities.
     ///
     /// # Errors
     /// Why not. Never contains the URL.

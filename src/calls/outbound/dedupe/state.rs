@@ -24,7 +24,7 @@ pub(super) fn state(call: &CallRecord, now_ms: UnixMs) -> IdempotencyState {
     state_of(call.phase, call.outcome, call.ended_at, call.unsettled, now_ms)
 }
 
-/// The same, from the fields that decide it.
+/// The state, from the fields that decide it.
 pub(super) fn state_of(
     phase: Phase,
     outcome: Option<Outcome>,
