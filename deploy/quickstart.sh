@@ -8,6 +8,9 @@
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
+# Built once, to be seen: neither what makes the next build faster nor what a debugger reads.
+export CARGO_INCREMENTAL=0 CARGO_PROFILE_DEV_DEBUG=0
+
 rust
 build_packages "[1/3] C compiler (about 30 s)"
 say "[2/3] Build, dev profile (the first time about 8 min on two cores; for production: cargo build --release)"

@@ -116,6 +116,15 @@ rust
 build_packages "C compiler"
 test_packages
 
+# While cargo builds and tests, the rest is downloaded. What that leaves undone is done, and said, where it is needed.
+if [ "$part" = all ]; then
+    (
+        sdks
+        deploy_tools
+    ) </dev/null >/dev/null 2>&1 &
+    downloads=$!
+fi
+
 # Tests wait for servers and deadlines half of the time, so three run for two cores.
 export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$((($(nproc) * 3 + 1) / 2))}
 
@@ -176,6 +185,9 @@ if [ "$part" = rust ] || [ "$part" = all ]; then
     else
         test_cargo "$@"
     fi
+fi
+if [ "$part" = all ]; then
+    wait "$downloads" || true
 fi
 if [ "$part" = sdk ] || [ "$part" = all ]; then
     sdks
