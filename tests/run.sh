@@ -8,7 +8,7 @@
 #     bash tests/run.sh sdk                 # the providers' own SDKs against the built program, and its page by axe-core
 #     bash tests/run.sh sdk -k twilio       # arguments go to python's unittest
 #     bash tests/run.sh files               # what is in deploy/, with the programs that read it, and the incidents, as far as they need no root
-#     bash tests/run.sh deploy              # all of deploy/: installed packages and services too; needs root for some
+#     bash tests/run.sh deploy              # all of deploy/: the Debian package and the service too; needs root for some
 #     bash tests/run.sh deploy -k nginx     # arguments go to python's unittest
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../deploy/common.sh"
@@ -42,11 +42,11 @@ test_packages() {
         command -v systemd-analyze >/dev/null || missing+=(systemd)
         command -v caddy >/dev/null || missing+=(caddy)
         command -v jq >/dev/null || missing+=(jq)
+        command -v readelf >/dev/null || missing+=(binutils)
         command -v sqlite3 >/dev/null || missing+=(sqlite3)
         compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null || missing+=(faketime)
     fi
     if [ "$part" = deploy ]; then
-        command -v readelf >/dev/null || missing+=(binutils)
         command -v systemd-nspawn >/dev/null || missing+=(systemd-container)
     fi
     [ ${#missing[@]} -eq 0 ] || packages "tools of the tests" "${missing[@]}"
@@ -175,6 +175,26 @@ program() {
     export RINGFENCE_BIN
 }
 
+# The incidents wait for most of their time, so they run beside the others.
+test_files() {
+    local log incidents file others=() failed=
+    if [ $# -gt 0 ]; then
+        python3 -m unittest "$@" </dev/null
+        return
+    fi
+    log=$(mktemp)
+    python3 -m unittest test_incidents </dev/null >"$log" 2>&1 &
+    incidents=$!
+    for file in test_*.py; do
+        [ "$file" = test_incidents.py ] || others+=("${file%.py}")
+    done
+    python3 -m unittest "${others[@]}" </dev/null || failed=yes
+    wait "$incidents" || failed=yes
+    cat "$log" >&2
+    rm "$log"
+    [ -z "$failed" ]
+}
+
 if [ "$part" = rust ] || [ "$part" = all ]; then
     say "cargo test"
     if [ $# -eq 0 ]; then
@@ -199,7 +219,7 @@ if [ "$part" = files ] || [ "$part" = all ]; then
     deploy_tools
     program
     say "tests of the files in deploy/"
-    (cd "$root/tests/deploy" && RINGFENCE_DEPLOY=files python3 -m unittest "$@" </dev/null)
+    (cd "$root/tests/deploy" && RINGFENCE_DEPLOY=files test_files "$@")
 fi
 if [ "$part" = deploy ]; then
     deploy_tools

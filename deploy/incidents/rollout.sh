@@ -39,6 +39,7 @@ service() {
 import http.client, http.server, json, sys, threading
 port, app_port, *replicas = map(int, sys.argv[1:])
 turn = [0]
+def say(*words): sys.stdout.write(" ".join(words) + "\n")  # whole lines, whichever thread
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     def log_message(self, *args): pass
@@ -50,7 +51,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 class App(Handler):
     def do_POST(self):
         _, conversation = self.take()
-        print("delivered", conversation, self.headers["X-Ringfence-Delivery"])
+        say("delivered", conversation, self.headers["X-Ringfence-Delivery"])
         self.reply(200)
 class Service(Handler):
     def do_POST(self):
@@ -69,7 +70,7 @@ class Service(Handler):
                 break
             finally:
                 one.close()
-        print("acknowledged" if status == 200 else f"answered-{status}", conversation)
+        say("acknowledged" if status == 200 else f"answered-{status}", conversation)
         self.reply(status)
 threading.Thread(target=http.server.ThreadingHTTPServer(("127.0.0.1", app_port), App).serve_forever, daemon=True).start()
 http.server.ThreadingHTTPServer(("127.0.0.1", port), Service).serve_forever()' "$@"
