@@ -12,13 +12,15 @@ WORKDIR /src
 COPY . .
 RUN cargo build --release --locked --bin ringfence && install -D -m 0755 target/release/ringfence /out/usr/bin/ringfence && \
     install -D -m 0644 config/reference.toml /out/usr/share/doc/ringfence/reference.toml && \
-    install -d -o 65532 -g 65532 -m 0700 /out/var/lib/ringfence
+    install -d -m 0700 /out/var/lib/ringfence
 
 FROM ${RUN_IMAGE}
 LABEL org.opencontainers.image.title="ringfence" \
       org.opencontainers.image.description="A sidecar that fences the calls of voice products inside the capacity they bought" \
       org.opencontainers.image.licenses="Apache-2.0"
-COPY --from=build /out/ /
+COPY --from=build /out/usr/ /usr/
+# Whether a copy keeps the owner differs from builder to builder.
+COPY --from=build --chown=65532:65532 /out/var/lib/ringfence/ /var/lib/ringfence/
 # 65532 is `nonroot` of the image; a number, so that Kubernetes can tell that it is not root.
 USER 65532:65532
 # The database, the spool, the journal and the operators' socket go here; all else may be read-only.

@@ -48,6 +48,7 @@ test_packages() {
     fi
     if [ "$part" = deploy ]; then
         command -v systemd-nspawn >/dev/null || missing+=(systemd-container)
+        command -v buildah >/dev/null || missing+=(buildah)
     fi
     [ ${#missing[@]} -eq 0 ] || packages "tools of the tests" "${missing[@]}"
 }

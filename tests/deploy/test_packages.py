@@ -4,11 +4,13 @@ import json
 import os
 import re
 import shutil
+import signal
+import subprocess
 import tomllib
 import unittest
 from pathlib import Path
 
-from support import BINARY, Case, DEPLOY, environment, of_the_whole, ROOT, run, SECRETS, tool
+from support import BINARY, Case, DEPLOY, environment, of_the_whole, PATIENCE_SECS, ROOT, run, SECRETS, spare_port, tool
 
 
 class Packages(Case):
@@ -234,6 +236,44 @@ UNIT
         self.assertEqual(variables("deploy/platforms/Dockerfile"), dict.fromkeys(listen, ""))
         env = environment(RINGFENCE_PUBLIC_URL="https://hooks.example.com", PORT="8081", **dict.fromkeys(listen, ""))
         self.succeeds(BINARY, "check", "--config", DEPLOY / "platforms/ringfence.toml", env=env)
+
+    @of_the_whole
+    def test_the_image_is_built_without_a_daemon_and_answers(self):
+        """The last stage of the Dockerfile, over the C library of this machine instead of the base image, which comes from a registry."""
+        if os.geteuid() != 0:
+            raise unittest.SkipTest("buildah is tried as root alone")
+        folders = [flag for name in ("root", "runroot") for flag in (f"--{name}", str(self.folder / name))]
+        buildah = [tool("buildah"), *folders, "--storage-driver", "vfs"]
+        out = self.folder / "context/out"
+        for source, target in ((BINARY, "usr/bin/ringfence"), (ROOT / "config/reference.toml", "usr/share/doc/ringfence/reference.toml")):
+            (out / target).parent.mkdir(parents=True)
+            shutil.copy(source, out / target)
+        self.succeeds(tool("strip"), out / "usr/bin/ringfence")
+        (out / "var/lib/ringfence").mkdir(parents=True)
+        base = ["FROM scratch AS build", "COPY out/ /out/", "FROM scratch"]
+        for library in re.findall(r"(/\S+) \(0x", run("ldd", BINARY).stdout):
+            (out / "base" / library[1:]).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(library, out / "base" / library[1:])
+        if (out / "base").exists():
+            base.append("COPY --from=build /out/base/ /")
+        last = (ROOT / "Dockerfile").read_text().split("FROM ${RUN_IMAGE}\n")[1]
+        (self.folder / "context/Dockerfile").write_text("\n".join([*base, last]))
+        self.succeeds(*buildah, "bud", "--isolation", "chroot", "--format", "docker", "--tag", "ringfence", self.folder / "context")
+        container = self.succeeds(*buildah, "from", "ringfence").strip()
+        within = [*buildah, "run", "--isolation", "chroot"]
+        listen = {f"RINGFENCE_LISTEN_{name}": f"0.0.0.0:{spare_port()}" for name in ("API", "WEBHOOKS", "CLIENT", "PROBES", "ADMIN")}
+        listen["RINGFENCE_LISTEN_ADMIN"] = listen["RINGFENCE_LISTEN_ADMIN"].replace("0.0.0.0", "127.0.0.1")
+        settings = [f"--env={name}={value}" for name, value in {**listen, "ELEVENLABS_API_KEY": "k"}.items()]
+        log = (self.folder / "image.log").open("wb")
+        self.addCleanup(log.close)
+        serve = [*within, *settings, container, "--", "/usr/bin/ringfence", "serve", "--concurrent", "4"]
+        process = subprocess.Popen(serve, stdout=log, stderr=log, start_new_session=True)
+        self.addCleanup(process.wait, PATIENCE_SECS)
+        self.addCleanup(os.killpg, process.pid, signal.SIGTERM)
+        check = json.loads(re.search(r"HEALTHCHECK .* CMD (\[.*\])", last)[1])
+        self.wait_for(lambda: run(*within, container, "--", *check).stdout == "ok\n", "the image's own health check")
+        database = Path(self.succeeds(*buildah, "mount", container).strip()) / "var/lib/ringfence/ringfence.db"
+        self.assertEqual(database.stat().st_uid, 65532)
 
     def test_health_checks_of_containers_say_how_it_is(self):
         """The commands of the image and of compose, beside a ringfence that asks for tokens."""
