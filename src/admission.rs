@@ -52,6 +52,7 @@ pub use lease::Lease;
 pub use members::{Member, Sighting};
 use pending_ops::PendingOps;
 pub use supervisor::Role;
+pub use turned_away::KeptSlot;
 
 /// The newest policy. A reload swaps it as a whole.
 pub type LivePolicy = Arc<ArcSwap<Policy>>;
@@ -298,6 +299,11 @@ impl Capacity {
     /// Whether a limit, by its key, has just turned a direct or inbound call away, which may come again.
     pub fn has_turned_away(&self, key: &str) -> bool {
         self.0.turned_away.waits_for(key, Instant::now())
+    }
+
+    /// The slots that bulk runs leave now for a direct or inbound call that was turned away, as far as this replica knows.
+    pub fn kept_slots(&self) -> Vec<KeptSlot> {
+        self.0.turned_away.kept(Instant::now())
     }
 
     /// Releases the slots of a call whose end is recorded, and learns from its length. While the limiter is unavailable the

@@ -55,7 +55,7 @@ fn route(world: &mut World, ask: &Ask<'_>, now: Instant) -> Reply {
         ("GET", ["convai", "phone-numbers", id]) => phone_number(id),
         (_, ["convai", "batch-calling", rest @ ..]) => batch::respond(world, ask, rest, now),
         (_, ["convai", "outbound-campaigns", "campaigns", rest @ ..]) => batch::campaigns(world, ask, rest, now),
-        (_, ["convai", "conversations" | "conversation" | "analytics" | "agents", ..])
+        (_, ["convai", "conversations" | "conversation" | "analytics" | "agents" | "settings" | "v2", ..])
         | ("GET", ["user" | "workspace", ..]) => records::respond(world, ask, rest, now),
         _ => not_found(),
     }

@@ -21,11 +21,21 @@ pub(crate) fn respond(world: &mut World, ask: &Ask<'_>, rest: &[&str], now: Inst
             Some(_) => Reply::json(200, &json!({"token": world.ids.id("token")})),
             None => missing_query("agent_id"),
         },
-        ("GET", ["convai", "agents"]) => Reply::json(
+        ("GET", ["convai", "agents"]) => agents(world, ask),
+        ("GET", ["convai", "agents", id]) if agent_ids(world).any(|one| one == *id) => {
+            Reply::json(200, &agent(world, id))
+        }
+        ("GET", ["convai", "settings"]) => Reply::json(
             200,
-            &json!({"agents": [{"agent_id": AGENT, "name": "Simulated agent"}], "has_more": false, "next_cursor": null}),
+            &json!({
+                "webhooks": {
+                    "post_call_webhook_id": world.settings.el_webhook_in_use, "events": world.settings.el_webhook_events,
+                    "transcript_format": "json",
+                },
+                "conversation_initiation_client_data_webhook": null,
+            }),
         ),
-        ("GET", ["convai", "agents", AGENT]) => Reply::json(200, &agent()),
+        ("GET", ["convai", "v2", "phone-numbers"]) => phone_numbers(),
         ("GET", ["workspace", "webhooks"]) => Reply::json(200, &json!({"webhooks": webhooks(world)})),
         ("GET", ["user"]) => Reply::json(
             200,
@@ -39,14 +49,50 @@ pub(crate) fn respond(world: &mut World, ask: &Ask<'_>, rest: &[&str], now: Inst
 /// The agent that lists name.
 const AGENT: &str = "agent_simulated";
 
+fn agent_ids(world: &World) -> impl Iterator<Item = String> + use<> {
+    (0..world.settings.el_agents).map(|n| if n == 0 { AGENT.to_owned() } else { format!("{AGENT}_{n}") })
+}
+
+/// A page of agents; the cursor is the number of those before it.
+fn agents(world: &World, ask: &Ask<'_>) -> Reply {
+    let number = |name: &str| ask.param(name).and_then(|text| text.parse::<usize>().ok());
+    let (from, size) = (number("cursor").unwrap_or(0), number("page_size").unwrap_or(30).clamp(1, 100));
+    let page: Vec<Value> =
+        agent_ids(world).skip(from).take(size).map(|id| json!({"agent_id": id, "name": agent_name(&id)})).collect();
+    let next = from + page.len();
+    let has_more = next < world.settings.el_agents;
+    let cursor = has_more.then(|| next.to_string());
+    Reply::json(200, &json!({"agents": page, "has_more": has_more, "next_cursor": cursor}))
+}
+
+fn agent_name(id: &str) -> String {
+    format!("Simulated agent{}", id.trim_start_matches(AGENT).replace('_', " "))
+}
+
+/// The numbers that ElevenLabs knows: one that an agent answers, and one that none does.
+fn phone_numbers() -> Reply {
+    let number = |id: &str, number: &str, agent: Value| {
+        json!({
+            "phone_number_id": id, "phone_number": number, "label": id, "provider": "twilio", "supports_inbound": true,
+            "supports_outbound": true, "assigned_agent": agent,
+        })
+    };
+    let assigned = json!({"agent_id": AGENT, "agent_name": agent_name(AGENT)});
+    let all = [number("phnum_1", "+15550001111", assigned), number("phnum_2", "+15550001112", Value::Null)];
+    Reply::json(200, &json!({"phone_numbers": all, "next_cursor": null, "has_more": false}))
+}
+
 /// An agent as it is unless somebody changes it: it may burst.
-fn agent() -> Value {
+fn agent(world: &World, id: &str) -> Value {
+    let overrides =
+        world.settings.el_agent_webhook.as_ref().map(|id| json!({"webhooks": {"post_call_webhook_id": id}}));
     json!({
-        "agent_id": AGENT, "name": "Simulated agent",
+        "agent_id": id, "name": agent_name(id),
         "conversation_config": {"conversation": {"max_duration_seconds": 600}},
         "platform_settings": {
             "call_limits": {"agent_concurrency_limit": -1, "daily_limit": 100_000, "bursting_enabled": true},
             "queueing_config": {"enabled": false},
+            "workspace_overrides": overrides,
         },
     })
 }

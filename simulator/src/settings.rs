@@ -108,6 +108,14 @@ pub struct SimSettings {
     pub el_hook_disabled: bool,
     /// The status that the latest failed delivery of ElevenLabs' webhook was answered with.
     pub el_hook_failure: Option<u16>,
+    /// The webhook that ElevenLabs' agents use, as the workspace's settings say; the simulated one is `webhook_simulated`.
+    pub el_webhook_in_use: Option<String>,
+    /// The events that the workspace's settings say that webhook is sent.
+    pub el_webhook_events: Vec<String>,
+    /// The webhook that every agent uses instead of the workspace's.
+    pub el_agent_webhook: Option<String>,
+    /// How many agents ElevenLabs lists.
+    pub el_agents: usize,
     /// The Twilio account's state: `active`, `suspended`, `closed`.
     pub tw_state: String,
     /// Subaccounts of the Twilio account, by sid.
@@ -153,6 +161,10 @@ impl Default for SimSettings {
             number: "+15550001101".to_owned(),
             el_hook_disabled: false,
             el_hook_failure: None,
+            el_webhook_in_use: Some("webhook_simulated".to_owned()),
+            el_webhook_events: vec!["transcript".to_owned(), "call_initiation_failure".to_owned()],
+            el_agent_webhook: None,
+            el_agents: 1,
             tw_state: "active".to_owned(),
             subaccounts: BTreeMap::new(),
             studio_calls: true,

@@ -15,10 +15,22 @@ pub struct Subaccount {
     pub auth_token: String,
     /// Below whom it is; the simulated account unless given.
     pub owner: Option<String>,
+    /// Its numbers, each with its voice webhook; its status callback is unset.
+    pub numbers: BTreeMap<String, String>,
     /// Its calls: sid and Twilio's word for where each stands. They ring and talk for nobody.
     pub calls: BTreeMap<String, String>,
     /// What the records of some of them say otherwise: fields by sid.
     pub details: BTreeMap<String, serde_json::Map<String, serde_json::Value>>,
+}
+
+/// The account and those below it, on a single page.
+pub(crate) fn list(world: &World) -> Reply {
+    let settings = &world.settings;
+    let shown = |sid: &str, owner: &str| json!({"sid": sid, "friendly_name": sid, "status": "active", "owner_account_sid": owner});
+    let own = std::iter::once(shown(&settings.account_sid, &settings.account_sid));
+    let below = settings.subaccounts.iter().filter(|(_, one)| one.owner.is_none());
+    let all: Vec<_> = own.chain(below.map(|(sid, _)| shown(sid, &settings.account_sid))).collect();
+    Reply::json(200, &json!({"accounts": all, "page": 0, "next_page_uri": null}))
 }
 
 /// Answers a request below a subaccount's sid.
@@ -36,6 +48,16 @@ pub(crate) fn respond(world: &mut World, ask: &Ask<'_>, sid: &str, rest: &[&str]
                 "auth_token": subaccount.auth_token, "owner_account_sid": owner,
             });
             Reply::json(200, &body)
+        }
+        ("GET", ["IncomingPhoneNumbers.json"]) => {
+            let shown = subaccount.numbers.iter().enumerate().map(|(n, (number, voice_url))| {
+                json!({
+                    "sid": format!("PN{:032x}", n + 0xb0), "account_sid": sid, "phone_number": number, "voice_url": voice_url,
+                    "status_callback": "", "voice_fallback_url": "", "voice_application_sid": "", "trunk_sid": null,
+                })
+            });
+            let numbers: Vec<_> = shown.collect();
+            Reply::json(200, &json!({"incoming_phone_numbers": numbers, "page": 0, "next_page_uri": null}))
         }
         ("GET" | "POST", ["Calls", call]) if subaccount.calls.contains_key(call.trim_end_matches(".json")) => {
             let call = call.trim_end_matches(".json");

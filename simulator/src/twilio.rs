@@ -21,10 +21,13 @@ pub(crate) fn respond(world: &mut World, ask: &Ask<'_>, now: Instant) -> Reply {
     let segments = ask.segments();
     let parts: Vec<&str> = segments.iter().map(String::as_str).collect();
     let (below, rest) = match parts.as_slice() {
+        ["2010-04-01", "Accounts.json"] => (None, &[][..]),
         ["2010-04-01", "Accounts", whose, rest @ ..] => (Some(whose.trim_end_matches(".json")), rest),
         ["v1" | "v2", rest @ ..] => (None, rest),
         _ => return unknown(ask.path),
     };
+    // Without an id: the accounts themselves.
+    let is_list = parts == ["2010-04-01", "Accounts.json"];
     let subaccount = below.filter(|whose| *whose != account);
     if !authentic(world, ask) {
         return error(401, 20003, "Authenticate");
@@ -38,6 +41,7 @@ pub(crate) fn respond(world: &mut World, ask: &Ask<'_>, now: Instant) -> Reply {
     }
     let mut reply = match subaccount {
         Some(sid) => subaccounts::respond(world, ask, sid, rest),
+        None if is_list => subaccounts::list(world),
         None => route(world, ask, rest, now),
     };
     reply.wait_ms = world.chance.ms(world.settings.api_ms);

@@ -462,7 +462,8 @@ pub const ROUTES: &[ApiRoute] = &[
         AllBusinesses(Operate),
         "Applies a webhook again, and delivers it again.",
         &[(200, Json("Replayed"))],
-    ),
+    )
+    .with(Some(REASON)),
     get("/api/audit", AllBusinesses(Read), "The audit log.", &[(200, Json("Audit"))]).asked(&[LIMIT]),
     post(
         "/api/reload",

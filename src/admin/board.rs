@@ -30,8 +30,10 @@ const VIEWERS_MAX: usize = 200;
 const CALLS_MAX: usize = 10_000;
 /// Refusals, webhooks and deliveries that are shown.
 const LATEST_MAX: u32 = 100;
-/// Businesses that are shown with what they hold.
-const BUSINESSES_MAX: usize = 500;
+/// Businesses that are shown with what they hold; those with the most slots come first.
+const BUSINESSES_MAX: usize = 2_000;
+/// Businesses of the policy that are shown, whether or not they have calls; of further ones, their number.
+const KNOWN_MAX: usize = 5_000;
 /// Maximum businesses in the status.
 const FULLEST_MAX: usize = 20;
 
@@ -269,6 +271,7 @@ impl Reading {
         held.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(b.0)));
         let businesses = held.iter().take(BUSINESSES_MAX).map(|(id, n)| business_in_use(&self.policy, id, *n));
         let businesses = self.open.as_ref().map(|_| businesses.collect::<Vec<Value>>());
+        let known = known(&self.policy, &sees);
         let refusals = self.refusals.get(rights).and_then(Option::as_ref);
         let refusals: Option<Vec<Value>> =
             refusals.map(|all| all.iter().map(|one| lean(super::listing::refusal(one))).collect());
@@ -280,6 +283,7 @@ impl Reading {
         let mut parts = BTreeMap::from([
             ("calls", open.to_string()),
             ("businesses", json!(businesses).to_string()),
+            ("known", known.to_string()),
             ("refusals", json!(refusals).to_string()),
             ("runs", runs.to_string()),
             ("schedules", schedules.to_string()),
@@ -306,13 +310,32 @@ pub(super) fn fullest(policy: &Policy, by_key: &BTreeMap<String, u32>) -> Vec<Va
     held.iter().take(FULLEST_MAX).map(|(id, n)| business_in_use(policy, id, *n)).collect()
 }
 
-/// A business with its slots in use, its plan, and the limit that binds it.
+/// A business with its slots in use, its plan, its own limit, and the limit that binds it.
 fn business_in_use(policy: &Policy, id: &str, held: u32) -> Value {
-    let known = BusinessId::parse(id).ok();
-    let plan = known.as_ref().map(|id| policy.plan_of(id));
-    let own = known.as_ref().and_then(|id| policy.business(id)?.max_calls);
-    let of_plan = plan.as_ref().and_then(|plan| policy.settings().plans.get(plan)?.concurrent);
-    lean(json!({"id": id, "plan": plan, "inUse": held, "limit": own.or(of_plan)}))
+    let id = BusinessId::parse(id).map_err(|_| id);
+    let mut shown = match &id {
+        Ok(known) => business_of(policy, known),
+        Err(id) => json!({"id": id}),
+    };
+    shown["inUse"] = held.into();
+    shown
+}
+
+/// A business with its plan, its own limit (`own`), and the limit that binds it: its own, or its plan's.
+fn business_of(policy: &Policy, id: &BusinessId) -> Value {
+    let plan = policy.plan_of(id);
+    let own = policy.business(id).and_then(|one| one.max_calls);
+    let of_plan = policy.settings().plans.get(&plan).and_then(|plan| plan.concurrent);
+    lean(json!({"id": id, "plan": plan, "own": own, "limit": own.or(of_plan)}))
+}
+
+/// The businesses of the policy, by id, with their number. They change with the policy alone, so they are sent apart from what each
+/// holds.
+fn known(policy: &Policy, sees: impl Fn(&str) -> bool) -> Value {
+    let mut ids: Vec<&BusinessId> = policy.businesses().map(|one| &one.id).filter(|id| sees(id.as_str())).collect();
+    ids.sort();
+    let shown: Vec<Value> = ids.iter().take(KNOWN_MAX).map(|id| business_of(policy, id)).collect();
+    json!({"all": ids.len(), "businesses": shown})
 }
 
 /// An object without its empty fields.

@@ -22,8 +22,8 @@ const STEP_MS: i64 = 30_000;
 const POINTS: usize = 31;
 /// Businesses per point, and limits: those with the most slots.
 const KEPT_MAX: usize = 1_000;
-/// Lines that are shown of each kind.
-const LINES_MAX: usize = 50;
+/// Lines that are shown of each kind: a line is about 100 bytes, and is sent every half minute.
+const LINES_MAX: usize = 500;
 
 type Slots = BTreeMap<Arc<str>, u32>;
 

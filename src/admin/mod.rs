@@ -61,6 +61,8 @@ use reload::{ReloadTrigger, Running};
 const BODY_BYTES_MAX: usize = 64 * 1024;
 /// Calls and rejections per list.
 const LIST_MAX: u32 = 1000;
+/// Maximum kept slots in the status.
+const KEPT_MAX: usize = 50;
 
 /// The handler of `listen.admin`.
 #[derive(Clone)]
@@ -294,7 +296,9 @@ impl Admin {
             }
             (&Method::POST, ["api", "events", id, "replay"]) => {
                 let who = may(Scope::Operate)?.sees_all()?;
-                self.inbox_replay(&percent_decode(id), &who).await
+                let body = exchange.read_body(BODY_BYTES_MAX).await.map_err(|e| bad(e.to_string()))?;
+                let body = body_of(&body)?;
+                self.inbox_replay(&percent_decode(id), body["reason"].as_str(), &who).await
             }
             (&Method::GET, ["api", "audit"]) => {
                 may(Scope::Read)?.sees_all()?;
@@ -428,10 +432,24 @@ impl Admin {
             "policiesDiffer": self.calls.lifecycle.capacity.policies_differ(),
             "replicas": self.calls.lifecycle.capacity.members().iter().map(|one| self.replica_shown(one)).collect::<Vec<_>>(),
             "draining": self.draining.is_cancelled(),
-            "gate": {"standing": self.calls.lifecycle.capacity.standing(), "backend": self.calls.lifecycle.capacity.standing().backend, "counted": is_counted, "calls": counts.calls, "over_limit": counts.over_limit, "byLimit": by_limit(&policy.settings().limits, &counts.by_key), "businesses": board::fullest(&policy, &counts.by_key)},
+            "gate": {"standing": self.calls.lifecycle.capacity.standing(), "backend": self.calls.lifecycle.capacity.standing().backend, "counted": is_counted, "calls": counts.calls, "over_limit": counts.over_limit, "byLimit": by_limit(&policy.settings().limits, &counts.by_key), "businesses": board::fullest(&policy, &counts.by_key), "kept": self.kept_slots()},
             "store": {"backend": self.store_backend, "path": self.store_path, "ok": written.is_ok(), "error": written.err().map(|e| e.to_string()), "journaled": self.journal.waiting()},
             "accounts": accounts,
         }))
+    }
+
+    /// The slots that calls of bulk runs leave for a call that was refused.
+    fn kept_slots(&self) -> Vec<Value> {
+        let now_ms = self.calls.lifecycle.clock.now_ms();
+        let ms = |span: std::time::Duration| i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
+        let kept = self.calls.lifecycle.capacity.kept_slots();
+        let shown = kept.into_iter().take(KEPT_MAX).map(|one| {
+            // Whole seconds: the same until it changes.
+            let refused_at = (now_ms - ms(one.ago)) / 1000 * 1000;
+            let until = refused_at + ms(one.ago + one.left);
+            json!({"limit": one.limit, "business": one.business, "refusedAt": rfc3339(refused_at), "keptUntil": rfc3339(until)})
+        });
+        shown.collect()
     }
 
     fn replica_shown(&self, one: &Member) -> Value {

@@ -74,8 +74,8 @@ impl Admin {
         ok(&shown)
     }
 
-    pub(super) async fn inbox_replay(&self, id: &str, who: &Caller) -> Answer {
-        ok(&self.replayed(id, None, who).await?)
+    pub(super) async fn inbox_replay(&self, id: &str, reason: Option<&str>, who: &Caller) -> Answer {
+        ok(&self.replayed(id, reason, who).await?)
     }
 
     async fn replayed(&self, id: &str, reason: Option<&str>, who: &Caller) -> Result<Value, Problem> {

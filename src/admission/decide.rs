@@ -40,6 +40,7 @@ impl Capacity {
         mut call: NewCall,
     ) -> std::result::Result<Admission, AdmissionError> {
         call.keys = keys(&request.bindings);
+        let business = call.facts.business.clone();
         let is_bulk = call.aliases.iter().any(|alias| alias.kind == JOB_KIND);
         self.lower(&mut request.bindings);
         let until = Instant::now() + PATIENCE;
@@ -58,7 +59,7 @@ impl Capacity {
                 Attempt::Done(admission) => {
                     match &admission {
                         Admission::Rejected(full) if !is_bulk => {
-                            self.0.turned_away.rejected(&request.bindings, &full.limit, Instant::now());
+                            self.0.turned_away.rejected(&request.bindings, &full.limit, &business, Instant::now());
                         }
                         Admission::Admitted { .. } if !is_bulk => self.0.turned_away.admitted(&request.bindings),
                         _ => {}

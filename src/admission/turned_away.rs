@@ -2,9 +2,10 @@
 //! comes again. As far as this replica knows: it is a preference, and no limit.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::ids::BusinessId;
 use crate::policy::{Binding, Bound};
 use crate::sync::lock;
 
@@ -14,21 +15,43 @@ const KEPT_FOR: Duration = Duration::from_secs(30);
 const KEYS_MANY: usize = 1_000;
 const KEYS_MAX: usize = 10_000;
 
+/// A slot that is left for a call that was turned away.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeptSlot {
+    /// The name of the limit that was full.
+    pub limit: String,
+    /// The business of the call.
+    pub business: BusinessId,
+    /// How long ago the call was turned away.
+    pub ago: Duration,
+    /// How much longer the slot is left for it.
+    pub left: Duration,
+}
+
+/// The latest call that was turned away under a key.
+#[derive(Debug)]
+struct Turned {
+    at: Instant,
+    limit: Arc<str>,
+    business: BusinessId,
+}
+
 /// Limits that have just turned a direct or inbound call away.
 #[derive(Debug, Default)]
-pub(super) struct TurnedAway(Mutex<HashMap<String, Instant>>);
+pub(super) struct TurnedAway(Mutex<HashMap<String, Turned>>);
 
 impl TurnedAway {
-    /// Notes that a limit, by its name, was full for a call with these bindings.
-    pub(super) fn rejected(&self, bindings: &[Binding], limit: &str, now: Instant) {
+    /// Notes that a limit, by its name, was full for a call of this business with these bindings.
+    pub(super) fn rejected(&self, bindings: &[Binding], limit: &str, business: &BusinessId, now: Instant) {
         let full = |binding: &&Binding| &*binding.limit == limit && matches!(binding.bound, Bound::Concurrent(_));
         let Some(binding) = bindings.iter().find(full) else { return };
         let mut keys = lock(&self.0);
         if keys.len() >= KEYS_MANY {
-            keys.retain(|_, at| now.duration_since(*at) < KEPT_FOR);
+            keys.retain(|_, turned| now.duration_since(turned.at) < KEPT_FOR);
         }
         if keys.len() < KEYS_MAX {
-            keys.insert(binding.key.clone(), now);
+            let turned = Turned { at: now, limit: binding.limit.clone(), business: business.clone() };
+            keys.insert(binding.key.clone(), turned);
         }
     }
 
@@ -43,7 +66,21 @@ impl TurnedAway {
     /// Whether a call was turned away under this key lately, and has not come again.
     pub(super) fn waits_for(&self, key: &str, now: Instant) -> bool {
         let keys = lock(&self.0);
-        keys.get(key).is_some_and(|at| now.duration_since(*at) < KEPT_FOR)
+        keys.get(key).is_some_and(|turned| now.duration_since(turned.at) < KEPT_FOR)
+    }
+
+    /// The slots that are left for somebody now, those that are left longest first.
+    pub(super) fn kept(&self, now: Instant) -> Vec<KeptSlot> {
+        let keys = lock(&self.0);
+        let kept = keys.values().filter_map(|Turned { at, limit, business }| {
+            let ago = now.duration_since(*at);
+            let left = KEPT_FOR.checked_sub(ago).filter(|left| !left.is_zero())?;
+            Some(KeptSlot { limit: limit.to_string(), business: business.clone(), ago, left })
+        });
+        let mut kept: Vec<KeptSlot> = kept.collect();
+        drop(keys);
+        kept.sort_by(|a, b| (b.left, &a.limit, &a.business).cmp(&(a.left, &b.limit, &b.business)));
+        kept
     }
 }
 
@@ -58,11 +95,17 @@ mod tests {
             |limit: &str, bound| Binding { limit: limit.into(), scope: Scope::Named, key: format!("{limit}|x"), bound };
         let bindings = [binding("a", Bound::Concurrent(1)), binding("b", Bound::Concurrent(2))];
         let (turned_away, now) = (TurnedAway::default(), Instant::now());
-        turned_away.rejected(&bindings, "b", now);
-        turned_away.rejected(&bindings, "none", now);
+        let acme = BusinessId::parse("acme").unwrap();
+        turned_away.rejected(&bindings, "b", &acme, now);
+        turned_away.rejected(&bindings, "none", &acme, now);
         let waits = |key, after| turned_away.waits_for(key, now + Duration::from_secs(after));
         assert_eq!([waits("b|x", 0), waits("b|x", 29), waits("b|x", 30), waits("a|x", 0)], [true, true, false, false]);
+        let after = Duration::from_secs(12);
+        let kept =
+            KeptSlot { limit: "b".to_owned(), business: acme, ago: after, left: KEPT_FOR.checked_sub(after).unwrap() };
+        assert_eq!(turned_away.kept(now + after), [kept]);
+        assert_eq!(turned_away.kept(now + KEPT_FOR), []);
         turned_away.admitted(&bindings);
-        assert!(!turned_away.waits_for("b|x", now));
+        assert!(!turned_away.waits_for("b|x", now) && turned_away.kept(now).is_empty());
     }
 }

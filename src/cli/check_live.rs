@@ -21,7 +21,7 @@ use crate::config::{Config, extra_paths_key};
 use crate::net::{Upstream, UpstreamSettings, install_crypto_provider, port_owner};
 use crate::policy::Policy;
 use crate::provider::account::Account;
-use crate::provider::check::{Check, Finding, Here, Hooks, Listed, Setting, plain};
+use crate::provider::check::{Below, Check, Finding, Here, Hooks, InUse, Listed, Setting, plain};
 use crate::provider::description::NextPage;
 use crate::provider::render::{Target, render};
 use crate::provider::select::{Document, Message, Selector};
@@ -31,7 +31,7 @@ const ANSWER_BYTES_MAX: usize = 16 << 20;
 /// Maximum pages read of a list.
 const PAGES_MAX: usize = 50;
 /// Maximum items that are read one by one, and concurrently.
-const EACH_MAX: usize = 200;
+const EACH_MAX: usize = 2_000;
 const AT_ONCE: usize = 8;
 /// Maximum names in a diagnostic; further ones are counted.
 const NAMES_MAX: usize = 10;
@@ -198,35 +198,124 @@ impl Live<'_> {
             return vec![];
         }
         let mut lines = vec![format!("account {name}: {} accepts the credentials", account.provider.name)];
+        let mut ours = None;
         if let Some(here) = self.here(account) {
             for hooks in &check.hooks {
-                lines.extend(self.hooks(account, hooks, here).await);
+                let (told, posting) = self.hooks(account, hooks, here).await;
+                lines.extend(told);
+                ours = ours.or(posting);
             }
         }
         if self.depth == Depth::Doctor {
             for listed in &check.lists {
-                lines.extend(self.listed(account, listed).await);
+                lines.extend(self.listed(account, listed, ours.as_deref()).await);
             }
         }
         lines
     }
 
-    async fn hooks(&self, account: &Account, hooks: &Hooks, here: Here<'_>) -> Vec<String> {
-        let (name, what) = (&account.name, &hooks.what);
-        let items = match self.list(account, &hooks.path, &hooks.items, hooks.next.as_ref()).await {
+    /// Lines about what is in order, and the ids of the webhooks that lead here, where the provider says which it uses.
+    async fn hooks(&self, account: &Account, hooks: &Hooks, here: Here<'_>) -> (Vec<String>, Option<Vec<String>>) {
+        let what = &hooks.what;
+        let mut items = match self.list(account, &hooks.path, &hooks.items, hooks.next.as_ref()).await {
             Ok(items) => items,
             Err(why) => {
                 self.unlisted(account, what, &why);
-                return vec![];
+                return (vec![], None);
             }
         };
+        if let Some(below) = hooks.below.as_ref().filter(|_| self.depth == Depth::Doctor) {
+            items.extend(self.below(account, hooks, below).await);
+        }
         let found = hooks.judge(&items, here);
-        let good = found.is_empty();
+        let mut good = found.is_empty();
         for (finding, names) in found {
             self.hook(account, hooks, finding, &names);
         }
+        let ours = hooks.in_use.is_some().then(|| hooks.here(&items, here));
+        // Without one that leads here, none can be in use.
+        if let (Some(in_use), Some(ours)) = (&hooks.in_use, ours.as_ref().filter(|ours| !ours.is_empty())) {
+            good &= self.in_use(account, what, in_use, ours).await;
+        }
+        (self.hooks_in_order(account, hooks, &items, here, good), ours)
+    }
+
+    /// Whether the webhook that the provider uses leads here, and is sent what it needs.
+    async fn in_use(&self, account: &Account, what: &str, in_use: &InUse, ours: &[String]) -> bool {
+        let Some(path) = &in_use.path else { return true };
+        let answer = match self.get(account, path).await {
+            Ok(answer) if answer.status().is_success() => Ok(answer),
+            Ok(answer) => Err(format!("the provider answers {}", answer.status())),
+            Err(why) => Err(why),
+        };
+        let setting = answer.and_then(|answer| {
+            serde_json::from_slice(answer.body()).map_err(|_| "the provider's answer is not JSON".to_owned())
+        });
+        let setting: Value = match setting {
+            Ok(setting) => setting,
+            Err(why) => {
+                let title = format!("account {}: which {what} is in use cannot be looked at: {why}", account.name);
+                let help = "the key may lack the right to read it: check it by hand";
+                self.report.warning("W013", None, title, help);
+                return false;
+            }
+        };
+        let Some(Setting { says, why, fix }) = in_use.judge(&setting, ours) else { return true };
+        let title = format!("account {}: {says}", account.name);
+        if let Some(why) = &why {
+            self.why(&title, why);
+        }
+        self.report.warning("W011", None, title, &fix.unwrap_or_default());
+        false
+    }
+
+    /// The items of accounts below this one.
+    async fn below(&self, account: &Account, hooks: &Hooks, below: &Below) -> Vec<Value> {
+        let listed = self.list(account, &below.path, &below.accounts, below.next.as_ref()).await;
+        let own = fill(account, &below.own).unwrap_or_default();
+        let ids: Vec<String> = match listed {
+            Ok(accounts) => accounts.iter().filter_map(|one| below.id_of(one)).filter(|id| *id != own).collect(),
+            Err(why) => {
+                self.unlisted(account, &format!("{} of an account below it", hooks.what), &why);
+                vec![]
+            }
+        };
+        let asked = ids.iter().take(EACH_MAX).map(|id| self.of_account(account, hooks, below, id));
+        let answers: Vec<Result<Vec<Value>, String>> = stream::iter(asked).buffered(AT_ONCE).collect().await;
+        let mut items = Vec::new();
+        for (id, answer) in ids.iter().zip(answers) {
+            match answer {
+                Ok(more) => items.extend(more),
+                Err(why) => self.unlisted(account, &format!("{} of {}", hooks.what, plain(id)), &why),
+            }
+        }
+        items
+    }
+
+    /// The items of one account below this one.
+    async fn of_account(
+        &self,
+        account: &Account,
+        hooks: &Hooks,
+        below: &Below,
+        id: &str,
+    ) -> Result<Vec<Value>, String> {
+        let path = self.path_of_item(account, &below.each, id)?;
+        self.pages(account, path, &hooks.items, hooks.next.as_ref()).await
+    }
+
+    /// Lines about a list of webhooks, or numbers.
+    fn hooks_in_order(
+        &self,
+        account: &Account,
+        hooks: &Hooks,
+        items: &[Value],
+        here: Here<'_>,
+        good: bool,
+    ) -> Vec<String> {
+        let (name, what) = (&account.name, &hooks.what);
         if self.depth == Depth::Doctor && hooks.every {
-            return super::doctor::numbers(self.config, account, &hooks.places(&items, here));
+            return super::doctor::numbers(self.config, account, &hooks.places(items, here));
         }
         let line = match (hooks.every, items.len()) {
             (_, 1) => format!("account {name}: its {what} comes here"),
@@ -243,7 +332,7 @@ impl Live<'_> {
     }
 
     /// Checks the settings of items at the provider one by one.
-    async fn listed(&self, account: &Account, listed: &Listed) -> Vec<String> {
+    async fn listed(&self, account: &Account, listed: &Listed, ours: Option<&[String]>) -> Vec<String> {
         let (name, what) = (&account.name, &listed.what);
         let items = match self.list(account, &listed.path, &listed.items, listed.next.as_ref()).await {
             Ok(items) => items,
@@ -255,14 +344,17 @@ impl Live<'_> {
         let looked = items.iter().take(EACH_MAX).map(|item| self.each(account, listed, item));
         let looked: Vec<Result<Value, String>> = stream::iter(looked).buffered(AT_ONCE).collect().await;
         let policy = Policy::new(self.config.policy.clone(), &[]);
-        let (mut found, mut longest_secs) = (BTreeMap::<_, Vec<String>>::new(), 0);
+        let (mut found, mut longest_secs, mut lines) = (BTreeMap::<_, Vec<String>>::new(), 0, vec![]);
         for item in &looked {
             match item {
                 Ok(item) => {
-                    let judged = listed.judge(item);
+                    let judged = listed.judge(item, ours);
+                    if let Some(mode) = &judged.mode {
+                        lines.push(format!("account {name}: {what} {}: {mode}", judged.name));
+                    }
                     let admitted = |agent: &str, within: Option<u32>| policy.agent_bound(name, agent, within);
                     for setting in judged.found.into_iter().chain(listed.below(item, admitted)) {
-                        found.entry(setting).or_default().push(format!("{:?}", judged.name));
+                        found.entry(setting).or_default().push(judged.name.clone());
                     }
                     longest_secs = longest_secs.max(judged.longest_secs.unwrap_or(0));
                 }
@@ -284,7 +376,8 @@ impl Live<'_> {
         let more = items.len().saturating_sub(EACH_MAX);
         let more = if more > 0 { format!("; {more} more were not looked at") } else { String::new() };
         let most = if longest_secs > 0 { format!("; a call lasts {longest_secs} s at most") } else { String::new() };
-        vec![format!("account {name}: {} {what}s looked at{most}{more}", items.len().min(EACH_MAX))]
+        lines.push(format!("account {name}: {} {what}s looked at{most}{more}", items.len().min(EACH_MAX)));
+        lines
     }
 
     /// Reads one item.
@@ -370,9 +463,20 @@ impl Live<'_> {
         items_at: &Selector,
         next_page: Option<&NextPage>,
     ) -> Result<Vec<Value>, String> {
-        let (mut all, mut path) = (Vec::new(), fill(account, first)?);
+        self.pages(account, fill(account, first)?, items_at, next_page).await
+    }
+
+    /// The items of all pages, from the first page's path and query.
+    async fn pages(
+        &self,
+        account: &Account,
+        first: String,
+        items_at: &Selector,
+        next_page: Option<&NextPage>,
+    ) -> Result<Vec<Value>, String> {
+        let (mut all, mut path) = (Vec::new(), first.clone());
         for _ in 0..PAGES_MAX {
-            let answer = self.get(account, &path).await?;
+            let answer = self.get_path(account, &path).await?;
             let body = decode(&answer);
             let items = items_at.list(&body).filter(|_| answer.status().is_success());
             all.extend(items.ok_or_else(|| format!("the provider answers {}", answer.status()))?.iter().cloned());

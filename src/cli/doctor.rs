@@ -33,7 +33,7 @@ const CLOCK_SECS: i64 = 5;
 const ROOM_BYTES_MIN: u64 = 1 << 30;
 const ROOM_PERCENT_MIN: u64 = 5;
 /// Maximum numbers listed one by one.
-const NUMBERS_MAX: usize = 50;
+const NUMBERS_MAX: usize = 500;
 /// The maximum answer of `public_url`, in bytes, and its timeout.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Subcommand, ValueEnum};
 use http::Method;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::Outcome;
 use super::admin_client::{AdminCommand, path_of, query};
@@ -75,6 +75,9 @@ pub(super) enum Act {
         /// Only list them
         #[arg(long, requires = "status")]
         dry_run: bool,
+        /// Why, for the audit log
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
     },
 }
 
@@ -94,14 +97,17 @@ impl Events {
                 let event = self.console.ask(Method::GET, &of(id), None).await?;
                 println!("{}", if self.json { event.to_string() } else { serde_json::to_string_pretty(&event)? });
             }
-            Act::Replay { id: Some(id), .. } => {
-                let done = self.replay(id).await?;
+            Act::Replay { id: Some(id), reason, .. } => {
+                let done = self.replay(id, reason.as_deref()).await?;
                 println!("{}", if self.json { done.to_string() } else { replayed(id, &done) });
             }
-            Act::Replay { id: None, status, since, account, dry_run } => {
+            Act::Replay { id: None, status, since, account, dry_run, reason } => {
                 let wanted =
                     Wanted { status: status.unwrap_or(Failed::Any), since: *since, account: account.as_deref() };
-                return self.replay_all(&wanted, *dry_run).await;
+                return match dry_run {
+                    true => self.list_all(&wanted).await,
+                    false => self.replay_all(&wanted, reason.as_deref()).await,
+                };
             }
         }
         Ok(ExitCode::SUCCESS)
@@ -137,21 +143,33 @@ impl Events {
         self.console.ask(Method::GET, &query("/api/events", &pairs), None).await
     }
 
-    async fn replay(&self, id: &str) -> anyhow::Result<Value> {
-        self.console.ask(Method::POST, &format!("{}/replay", path_of("/api/events", id)), None).await
+    async fn replay(&self, id: &str, reason: Option<&str>) -> anyhow::Result<Value> {
+        let body = reason.map(|reason| json!({"reason": reason}));
+        self.console.ask(Method::POST, &format!("{}/replay", path_of("/api/events", id)), body).await
+    }
+
+    /// Prints the ids of all matching webhooks, the oldest first.
+    async fn list_all(&self, wanted: &Wanted<'_>) -> Outcome {
+        let mut after = None::<String>;
+        loop {
+            let found = self.console.ask(Method::GET, &wanted.path(after.as_deref()), None).await?;
+            for id in list(&found, "ids").iter().filter_map(Value::as_str) {
+                println!("{id}");
+            }
+            after = found["next"].as_str().map(str::to_owned);
+            if after.is_none() {
+                return Ok(ExitCode::SUCCESS);
+            }
+        }
     }
 
     /// Replays all matching webhooks, the oldest first; those that fail again are not retried.
-    async fn replay_all(&self, wanted: &Wanted<'_>, dry_run: bool) -> Outcome {
+    async fn replay_all(&self, wanted: &Wanted<'_>, reason: Option<&str>) -> Outcome {
         let (mut done, mut failed, mut after) = (0_u32, 0_u32, None::<String>);
         loop {
             let found = self.console.ask(Method::GET, &wanted.path(after.as_deref()), None).await?;
             for id in list(&found, "ids").iter().filter_map(Value::as_str) {
-                if dry_run {
-                    println!("{id}");
-                    continue;
-                }
-                match self.replay(id).await {
+                match self.replay(id, reason).await {
                     Ok(answer) => {
                         match is_applied(&answer) {
                             true => done += 1,
@@ -170,7 +188,7 @@ impl Events {
                 break;
             }
         }
-        if !self.json && !dry_run {
+        if !self.json {
             println!("{done} replayed, {failed} failed.");
         }
         Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -247,7 +265,6 @@ fn table(listed: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn a_person_reads_what_is_parked_and_what_was_given_up() {

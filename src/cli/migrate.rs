@@ -52,7 +52,12 @@ impl Migrate {
             println!("{}", serde_json::to_string(&all)?);
         } else {
             for one in all {
-                println!("{:04}  {:<24} {}", one.version, one.name, if one.applied { "applied" } else { "missing" });
+                let state = match (one.applied, one.differs) {
+                    (_, true) => "applied by another build: not the script of this version",
+                    (true, false) => "applied",
+                    (false, false) => "missing",
+                };
+                println!("{:04}  {:<24} {state}", one.version, one.name);
             }
         }
         Ok(ExitCode::SUCCESS)

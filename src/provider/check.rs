@@ -61,6 +61,13 @@ pub struct Listed {
     pub each: Option<String>,
     /// The longest duration of its calls, in seconds: compared with `longest_call_secs`.
     pub longest: Option<Selector>,
+    /// Its telephone number, shown masked.
+    pub number: Option<Selector>,
+    /// The webhook that an item uses instead of the account's.
+    pub in_use: Option<InUse>,
+    /// What happens to calls of an item, told of each: the first that holds.
+    #[serde(default, rename = "mode")]
+    pub modes: Vec<ItemMode>,
     /// Settings that affect calls.
     #[serde(default, rename = "fault")]
     pub faults: Vec<Fault>,
@@ -81,8 +88,14 @@ pub struct Hooks {
     pub items: Selector,
     /// How the next page is asked for.
     pub next: Option<NextPage>,
+    /// The same list of accounts below this one. Only read by `ringfence doctor`.
+    pub below: Option<Below>,
     /// The name that distinguishes an item.
     pub name: Selector,
+    /// An item's id, for `in_use`.
+    pub id: Option<Selector>,
+    /// Which of the items the provider uses, where a setting of the account says so.
+    pub in_use: Option<InUse>,
     /// Its telephone number, shown masked.
     pub number: Option<Selector>,
     /// Whether every item should post to ringfence. By default one is enough.
@@ -101,6 +114,86 @@ pub struct Hooks {
     /// States in which an item does not post.
     #[serde(default, rename = "fault")]
     pub faults: Vec<Fault>,
+}
+
+/// Accounts below an account, whose items are looked at as if they were its own.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Below {
+    /// The request that lists the accounts: a template over `account.*`.
+    pub path: String,
+    /// The list of accounts in the answer.
+    pub accounts: Selector,
+    /// How the next page is asked for.
+    pub next: Option<NextPage>,
+    /// An account's id. The account itself may be in the list.
+    pub id: Selector,
+    /// The account's own id: a template over `account.*`.
+    pub own: String,
+    /// The request for the items of one account: a template over `account.*` and `item`, the account's id.
+    pub each: String,
+}
+
+impl Below {
+    /// An account's id.
+    pub fn id_of(&self, account: &Value) -> Option<String> {
+        read(account, |message| self.id.text(message).map(|id| id.into_owned()))
+    }
+}
+
+/// The webhook that the provider uses, of those that exist: one that is not chosen receives nothing.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InUse {
+    /// The request for the setting: a template over `account.*`. Without it the item itself has the setting.
+    pub path: Option<String>,
+    /// The id of the chosen webhook.
+    pub at: Selector,
+    /// The message where none is chosen. Without it that is in order.
+    pub unset: Option<String>,
+    /// The message where the chosen one does not lead here, with its id after it.
+    pub other: String,
+    /// The events that it is sent.
+    pub events: Option<Selector>,
+    /// The events that it needs.
+    #[serde(default)]
+    pub needs: Vec<String>,
+    /// The message where events are missing, with their names after it.
+    #[serde(default)]
+    pub lacks: String,
+    /// Why it matters.
+    pub why: String,
+    /// What to do about it.
+    pub fix: String,
+}
+
+impl InUse {
+    /// What is wrong in an answer with the setting; `ours`: the ids of the webhooks that lead here.
+    pub fn judge(&self, answer: &Value, ours: &[String]) -> Option<Setting> {
+        let says = read(answer, |message| match self.at.text(message).filter(|id| !id.is_empty()) {
+            None => self.unset.clone(),
+            Some(id) if !ours.iter().any(|one| *one == id) => Some(format!("{} {}", self.other, plain(&id))),
+            Some(_) => {
+                // Where the list is absent, the provider's default is not known here.
+                let told = self.events.as_ref()?.list(message.body)?;
+                let lacks = |event: &&String| !told.iter().any(|one| one.as_str() == Some(event));
+                let missing: Vec<&str> = self.needs.iter().filter(lacks).map(String::as_str).collect();
+                (!missing.is_empty()).then(|| format!("{} {}", self.lacks, missing.join(", ")))
+            }
+        })?;
+        Some(Setting { says, why: Some(self.why.clone()), fix: Some(self.fix.clone()) })
+    }
+}
+
+/// What happens to calls of an item.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ItemMode {
+    /// When it applies.
+    #[serde(default)]
+    pub when: Predicate,
+    /// The message for the operator.
+    pub says: String,
 }
 
 /// A URL that the provider uses when an item's URLs are unreachable.
@@ -332,9 +425,19 @@ pub struct Judged {
     pub found: Vec<Setting>,
     /// The longest duration of its calls, in seconds.
     pub longest_secs: Option<u64>,
+    /// What happens to its calls.
+    pub mode: Option<String>,
 }
 
 impl Hooks {
+    /// The ids of the items that post here.
+    pub fn here(&self, items: &[Value], here: Here<'_>) -> Vec<String> {
+        let id = |item: &Value| read(item, |message| self.id.as_ref()?.text(message).map(|id| id.into_owned()));
+        let places = self.places(items, here);
+        let posts = |(_, place): &(&Value, Place)| place.urls.iter().any(|url| url.here);
+        items.iter().zip(places).filter(posts).filter_map(|(item, _)| id(item)).collect()
+    }
+
     /// The problems of a list, each with the names of the items that have it.
     pub fn judge(&self, items: &[Value], here: Here<'_>) -> BTreeMap<Finding, Vec<String>> {
         let (mut found, mut any_here, mut unread) = (BTreeMap::<Finding, Vec<String>>::new(), false, None);
@@ -411,11 +514,16 @@ impl Hooks {
     }
 
     fn name_of(&self, message: &Message<'_>) -> String {
-        let name = self.name.text(message).map(|n| plain(&n)).unwrap_or_default();
-        match self.number.as_ref().and_then(|n| n.text(message)) {
-            Some(number) => format!("{} ({name})", mask_number(&number)),
-            None => format!("\"{name}\""),
-        }
+        shown_name(&self.name, self.number.as_ref(), message)
+    }
+}
+
+/// What a person tells an item from others by: its name, or its number and its name.
+fn shown_name(name: &Selector, number: Option<&Selector>, message: &Message<'_>) -> String {
+    let name = name.text(message).map(|n| plain(&n)).unwrap_or_default();
+    match number.and_then(|n| n.text(message)) {
+        Some(number) => format!("{} ({name})", mask_number(&number)),
+        None => format!("\"{name}\""),
     }
 }
 
@@ -425,14 +533,17 @@ impl Listed {
         read(item, |message| self.id.as_ref()?.text(message).map(|id| id.into_owned()))
     }
 
-    /// The findings about one item.
-    pub fn judge(&self, item: &Value) -> Judged {
+    /// The findings about one item. `ours`: the ids of the account's webhooks that lead here, where they are known.
+    pub fn judge(&self, item: &Value, ours: Option<&[String]>) -> Judged {
         let judged = read(item, |message| {
             let faults = self.faults.iter().filter(|fault| fault.when.holds(message));
+            let in_use = self.in_use.as_ref().zip(ours).and_then(|(in_use, ours)| in_use.judge(item, ours));
+            let mode = self.modes.iter().find(|mode| mode.when.holds(message));
             Some(Judged {
-                name: self.name.text(message).map(|name| plain(&name)).unwrap_or_default(),
-                found: faults.map(|fault| fault.setting(message)).collect(),
+                name: shown_name(&self.name, self.number.as_ref(), message),
+                found: faults.map(|fault| fault.setting(message)).chain(in_use).collect(),
                 longest_secs: self.longest.as_ref().and_then(|longest| longest.text(message)?.parse().ok()),
+                mode: mode.map(|mode| mode.says.clone()),
             })
         });
         judged.unwrap_or_default()
@@ -523,10 +634,71 @@ mod tests {
                 "platform_settings": {"call_limits": {"bursting_enabled": bursting}, "queueing_config": {"enabled": queueing}}})
         };
         assert_eq!(agents.id_of(&agent(json!(true), json!(false))).as_deref(), Some("agent_1"));
-        let Judged { name, found, longest_secs } = agents.judge(&agent(json!(true), json!(true)));
-        assert_eq!((name.as_str(), found.len(), longest_secs), ("Front desk", 2, Some(600)), "{found:?}");
+        let Judged { name, found, longest_secs, .. } = agents.judge(&agent(json!(true), json!(true)), None);
+        assert_eq!((name.as_str(), found.len(), longest_secs), ("\"Front desk\"", 2, Some(600)), "{found:?}");
         assert!(found[0].says.contains("burst") && found[1].says.contains("queue"), "{found:?}");
-        assert_eq!(agents.judge(&agent(json!(false), json!(false))).found, []);
+        assert_eq!(agents.judge(&agent(json!(false), json!(false)), None).found, []);
+    }
+
+    /// A webhook with our URL that nobody uses is no webhook.
+    #[test]
+    fn the_webhook_that_agents_use_has_to_be_ours_and_to_have_transcripts() {
+        let registry = Registry::new(&[]).unwrap();
+        let check = registry.get("elevenlabs").unwrap().check.as_ref().unwrap();
+        let (hooks, agents) = (&check.hooks[0], &check.lists[0]);
+        let base: Uri = "https://h.example.com".parse().unwrap();
+        let description = registry.get("elevenlabs").unwrap();
+        let extra = BTreeMap::new();
+        let here = Here {
+            base: &base,
+            webhooks: &description.webhooks,
+            provider: "elevenlabs",
+            extra_paths: &extra,
+            doctor: true,
+        };
+        let hook = |id: &str, url: &str| json!({"webhook_id": id, "webhook_url": url, "is_disabled": false});
+        let items =
+            [hook("wh_crm", "https://crm.example.com/x"), hook("wh_1", "https://h.example.com/webhooks/elevenlabs")];
+        let ours = hooks.here(&items, here);
+        assert_eq!(ours, ["wh_1"]);
+        let in_use = hooks.in_use.as_ref().unwrap();
+        let workspace = |id: Value, events: Value| json!({"webhooks": {"post_call_webhook_id": id, "events": events}});
+        let both = json!(["transcript", "call_initiation_failure"]);
+        let table = [
+            (workspace(json!("wh_1"), both.clone()), None),
+            (workspace(json!("wh_1"), Value::Null), None),
+            (workspace(json!("wh_crm"), both.clone()), Some("wh_crm")),
+            (workspace(Value::Null, both.clone()), Some("no post-call webhook")),
+            (json!({}), Some("no post-call webhook")),
+            (workspace(json!("wh_1"), json!(["audio", "call_initiation_failure"])), Some("lack transcript")),
+            (workspace(json!("wh_1"), json!([])), Some("lack transcript, call_initiation_failure")),
+        ];
+        for (settings, expected) in table {
+            let found = in_use.judge(&settings, &ours);
+            assert_eq!(found.is_some(), expected.is_some(), "{settings}: {found:?}");
+            assert!(found.is_none_or(|one| one.says.contains(expected.unwrap()) && one.fix.is_some()), "{settings}");
+        }
+        // An agent may have another one.
+        let agent =
+            |overrides: Value| json!({"name": "Front desk", "platform_settings": {"workspace_overrides": overrides}});
+        let found = |overrides: Value| agents.judge(&agent(overrides), Some(&ours)).found;
+        assert_eq!(found(Value::Null), []);
+        assert_eq!(found(workspace(Value::Null, Value::Null)), []);
+        assert_eq!(found(workspace(json!("wh_1"), both)), []);
+        assert!(found(workspace(json!("wh_crm"), Value::Null))[0].says.contains("wh_crm"));
+        assert!(found(workspace(json!("wh_1"), json!(["audio"])))[0].says.contains("transcript"));
+        assert_eq!(agents.judge(&agent(workspace(json!("wh_crm"), Value::Null)), None).found, [], "nothing is known");
+    }
+
+    #[test]
+    fn each_number_of_elevenlabs_has_its_mode() {
+        let registry = Registry::new(&[]).unwrap();
+        let numbers = &registry.get("elevenlabs").unwrap().check.as_ref().unwrap().lists[1];
+        let number = |agent: Value| json!({"phone_number": "+15550001111", "phone_number_id": "phnum_1", "assigned_agent": agent});
+        let native = numbers.judge(&number(json!({"agent_id": "agent_1", "agent_name": "Front desk"})), None);
+        assert_eq!(native.name, "+155••••••11 (phnum_1)");
+        assert!(native.mode.unwrap().starts_with("native: "));
+        assert!(numbers.judge(&number(Value::Null), None).mode.unwrap().contains("no agent"));
     }
 
     #[test]

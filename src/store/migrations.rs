@@ -9,9 +9,19 @@ use std::collections::BTreeMap;
 use sqlx::migrate::Migrator;
 
 use super::driver::{Driver, Fault, Sql, binds};
+use super::row::Row;
 
-/// Applied migrations: their names by number.
-pub(super) type AppliedMigrations = BTreeMap<i64, String>;
+/// Applied migrations by number.
+pub(super) type AppliedMigrations = BTreeMap<i64, Applied>;
+
+/// An applied migration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Applied {
+    /// Its name.
+    pub(super) name: String,
+    /// The checksum of the script that was run.
+    pub(super) checksum: Vec<u8>,
+}
 
 /// The prefix of migrations that only add.
 const EXPAND: &str = "expand";
@@ -44,8 +54,17 @@ pub(super) async fn applied(c: &mut dyn Driver) -> Sql<AppliedMigrations> {
     if c.fetch(noted, &binds!["_sqlx_migrations"]).await?.is_empty() {
         return Ok(AppliedMigrations::new());
     }
-    let rows = c.fetch("SELECT version, description FROM _sqlx_migrations", &[]).await?;
-    rows.iter().map(|row| Ok((row.number("version")?, row.text("description")?))).collect()
+    let rows = c.fetch("SELECT version, description, checksum FROM _sqlx_migrations", &[]).await?;
+    let one = |row: &Row| {
+        Ok((
+            row.number("version")?,
+            Applied {
+                name: row.text("description")?,
+                checksum: row.optional_bytes("checksum").ok().flatten().unwrap_or_default(),
+            },
+        ))
+    };
+    rows.iter().map(one).collect()
 }
 
 /// Applies missing migrations, in the given transaction. The bookkeeping is that of sqlx's own migrator.
@@ -55,7 +74,7 @@ pub(super) async fn up(c: &mut dyn Driver, known: &Migrator) -> Result<(), Unfit
              execution_time BIGINT NOT NULL)";
     c.script(table).await?;
     let applied = applied(c).await?;
-    refuse_newer(known, &applied).map_err(Unfit::Refused)?;
+    refuse_foreign(known, &applied).map_err(Unfit::Refused)?;
     for one in known.iter().filter(|m| m.migration_type.is_up_migration() && !applied.contains_key(&m.version)) {
         c.script(one.sql.as_str()).await?;
         let note = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
@@ -69,6 +88,7 @@ pub(super) async fn up(c: &mut dyn Driver, known: &Migrator) -> Result<(), Unfit
 pub(super) async fn down(c: &mut dyn Driver, known: &Migrator, to: Option<i64>) -> Result<(), Unfit> {
     let applied = applied(c).await?;
     refuse_unknown(known, &applied).map_err(Unfit::Refused)?;
+    refuse_other(known, &applied).map_err(Unfit::Refused)?;
     let target = to.unwrap_or_else(|| applied.keys().rev().nth(1).copied().unwrap_or(0));
     let is_back = |version: i64| version > target && applied.contains_key(&version);
     let back = known.iter().filter(|m| m.migration_type.is_down_migration() && is_back(m.version));
@@ -90,6 +110,8 @@ pub struct Status {
     pub name: String,
     /// Whether the database has it.
     pub applied: bool,
+    /// Whether the one that the database has was another script by the same number: the schema is not the one of this version.
+    pub differs: bool,
 }
 
 /// Every migration that this version knows.
@@ -99,6 +121,7 @@ pub(super) fn status(known: &Migrator, applied: &AppliedMigrations) -> Vec<Statu
         version: m.version,
         name: m.description.to_string(),
         applied: applied.contains_key(&m.version),
+        differs: applied.get(&m.version).is_some_and(|one| one.checksum != *m.checksum),
     })
     .collect()
 }
@@ -110,7 +133,7 @@ pub(super) fn missing(known: &Migrator, applied: &AppliedMigrations) -> Vec<i64>
 
 /// Rejects a schema that this version does not know.
 pub(super) fn check(known: &Migrator, applied: &AppliedMigrations) -> Result<(), String> {
-    refuse_newer(known, applied)?;
+    refuse_foreign(known, applied)?;
     let missing: Vec<String> = missing(known, applied).iter().map(i64::to_string).collect();
     if missing.is_empty() {
         return Ok(());
@@ -121,9 +144,26 @@ pub(super) fn check(known: &Migrator, applied: &AppliedMigrations) -> Result<(),
     ))
 }
 
+/// Rejects a schema that this version cannot use: of a newer version, or made by other scripts.
+pub(super) fn refuse_foreign(known: &Migrator, applied: &AppliedMigrations) -> Result<(), String> {
+    refuse_newer(known, applied)?;
+    refuse_other(known, applied)
+}
+
+/// Rejects a schema that was made by another script than the one of the same number that this version has.
+fn refuse_other(known: &Migrator, applied: &AppliedMigrations) -> Result<(), String> {
+    match status(known, applied).into_iter().find(|one| one.differs) {
+        Some(one) => Err(format!(
+            "was made by another build of ringfence: its migration {} is not the one of this version, so its tables may differ. Run the build that made it, restore a backup of this one, or use a new, empty store",
+            one.version
+        )),
+        None => Ok(()),
+    }
+}
+
 /// Rejects a schema of a newer version, unless its new migrations only add.
-pub(super) fn refuse_newer(known: &Migrator, applied: &AppliedMigrations) -> Result<(), String> {
-    match newer(known, applied).find(|(_, name)| !name.starts_with(EXPAND)) {
+fn refuse_newer(known: &Migrator, applied: &AppliedMigrations) -> Result<(), String> {
+    match newer(known, applied).find(|(_, one)| !one.name.starts_with(EXPAND)) {
         Some((version, _)) => Err(is_newer(known, version)),
         None => Ok(()),
     }
@@ -138,8 +178,8 @@ fn newest(known: &Migrator) -> i64 {
     known.iter().map(|m| m.version).max().unwrap_or(0)
 }
 
-fn newer<'a>(known: &Migrator, applied: &'a AppliedMigrations) -> impl Iterator<Item = (i64, &'a String)> {
-    applied.range(newest(known) + 1..).map(|(version, name)| (*version, name))
+fn newer<'a>(known: &Migrator, applied: &'a AppliedMigrations) -> impl Iterator<Item = (i64, &'a Applied)> {
+    applied.range(newest(known) + 1..).map(|(version, one)| (*version, one))
 }
 
 fn is_newer(known: &Migrator, version: i64) -> String {
@@ -152,6 +192,24 @@ fn is_newer(known: &Migrator, version: i64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Scripts of the same number that are not the same make another schema.
+    #[test]
+    fn a_schema_of_other_scripts_is_told_from_ours() {
+        let known = sqlx::migrate!("migrations/sqlite");
+        let ups = known.iter().filter(|m| m.migration_type.is_up_migration());
+        let ours: AppliedMigrations = ups
+            .map(|m| (m.version, Applied { name: m.description.to_string(), checksum: m.checksum.to_vec() }))
+            .collect();
+        assert_eq!(check(&known, &ours), Ok(()));
+        let mut other = ours.clone();
+        other.get_mut(&1).unwrap().checksum[0] ^= 1;
+        for refused in [check(&known, &other), refuse_foreign(&known, &other), refuse_other(&known, &other)] {
+            assert!(refused.unwrap_err().contains("migration 1 is not the one of this version"));
+        }
+        assert!(status(&known, &other)[0].differs && !status(&known, &ours)[0].differs);
+        assert_eq!(check(&known, &AppliedMigrations::new()).unwrap_err().split(':').next(), Some("lacks migration 1"));
+    }
 
     #[test]
     fn what_is_called_an_expansion_only_adds() {

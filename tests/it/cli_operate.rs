@@ -22,10 +22,12 @@ struct Sidecar {
 }
 
 impl Sidecar {
+    /// `{upstream}` in what is added to the config is the simulator's URL.
     fn start(more: &str) -> Self {
         let folder = Folder::new();
         let (sim, ready) = start(&["simulate", "--listen", "127.0.0.1:0", "--ready-json"]);
         let (url, secret) = (ready["url"].as_str().unwrap(), ready["el_webhook_secret"].as_str().unwrap());
+        let more = more.replace("{upstream}", url);
         let text = format!(
             "{LISTEN}[accounts.elevenlabs]\nupstream = \"{url}\"\napi_key = \"sk_simulated\"\nconcurrent = 3\nwebhook_secrets = [\"{secret}\"]\n\
              [businesses.acme]\nmax_calls = 1\n[timeouts]\ndrain_secs = 1\n{more}"
@@ -311,6 +313,77 @@ fn a_test_webhook_is_signed_and_failed_events_are_replayed() {
     assert!(text.contains("0 replayed, 0 failed."), "{text}");
     let (code, ..) = sidecar.run(&["events", "replay"]);
     assert_eq!(code, Some(2));
+}
+
+#[test]
+fn failed_webhooks_of_a_time_are_replayed_with_a_reason_and_audited() {
+    let sidecar = Sidecar::start("");
+    let now_ms = i64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_millis()).unwrap();
+    let record = rusqlite::Connection::open(sidecar.folder.0.join("ringfence.db")).unwrap();
+    record.busy_timeout(Duration::from_secs(30)).unwrap();
+    // Three that failed within the hour, one of long ago, and one that was applied.
+    for (id, ago_secs, outcome, parked) in [
+        ("ev_old", 3 * 86_400, None, true),
+        ("ev_2", 1200, None, true),
+        ("ev_1", 1800, None, true),
+        ("ev_3", 600, None, true),
+        ("ev_applied", 300, Some("applied"), false),
+    ] {
+        let received_at = now_ms - ago_secs * 1000;
+        let row = "INSERT INTO webhook_events (id, account, webhook, event, received_at, method, path, headers, body, tries, \
+                   outcome, parked_at, due_at, error) \
+                   VALUES (?1, 'elevenlabs', 'status', 'call_status', ?2, 'POST', '/status', '[]', x'783d31', 3, ?3, ?4, NULL, 'nobody knows how')";
+        record.execute(row, (id, received_at, outcome, parked.then_some(received_at))).unwrap();
+    }
+    let all = ["events", "replay", "--status", "failed", "--since", "2h"];
+    let text = sidecar.ok(&[&all[..], &["--dry-run"]].concat());
+    assert_eq!(text.lines().collect::<Vec<_>>(), ["ev_1", "ev_2", "ev_3"], "the oldest first");
+    let audited = || -> Vec<Value> {
+        let answer = Command::new("curl")
+            .args(["-sf", &format!("http://{}/api/audit?limit=100", sidecar.ready["admin"].as_str().unwrap())])
+            .output()
+            .unwrap();
+        let audit: Value = serde_json::from_slice(&answer.stdout).unwrap();
+        audit["audit"].as_array().unwrap().iter().filter(|one| one["what"] == "replay").cloned().collect()
+    };
+    assert_eq!(audited(), [] as [Value; 0], "a dry run does nothing");
+    let text = sidecar.ok(&[&all[..], &["--reason", "the bug is mended"]].concat());
+    assert!(text.contains("3 replayed, 0 failed."), "{text}");
+    let done = audited();
+    let mut targets: Vec<&str> = done.iter().map(|one| one["target"].as_str().unwrap()).collect();
+    targets.sort_unstable();
+    assert_eq!(targets, ["ev_1", "ev_2", "ev_3"]);
+    assert!(done.iter().all(|one| one["reason"] == "the bug is mended"), "{done:?}");
+    // What was applied is not replayed again; the old one is, by its id.
+    assert!(sidecar.ok(&all).contains("0 replayed, 0 failed."));
+    sidecar.ok(&["events", "replay", "ev_old", "--reason", "by hand"]);
+    assert!(audited().iter().any(|one| one["target"] == "ev_old" && one["reason"] == "by hand"), "{:?}", audited());
+}
+
+#[test]
+fn a_test_webhook_of_twilio_ends_a_call_that_is_up() {
+    let twilio = "[accounts.twilio]\nupstream = \"{upstream}\"\naccount_sid = \"AC00000000000000000000000000000001\"\n\
+                  auth_token = \"0123456789abcdef0123456789abcdef\"\n";
+    let sidecar = Sidecar::start(twilio);
+    let (sid, token) = ("AC00000000000000000000000000000001", "0123456789abcdef0123456789abcdef");
+    let dialled = Command::new("curl")
+        .args(["-s", "-u", &format!("{sid}:{token}"), "-H", "x-business-id: birch"])
+        .args(["-d", "To=%2B15550002222&From=%2B15550001101&Twiml=<Response/>"])
+        .arg(format!("http://{}/twilio/2010-04-01/Accounts/{sid}/Calls.json", sidecar.ready["api"].as_str().unwrap()))
+        .output()
+        .unwrap();
+    let made: Value = serde_json::from_slice(&dialled.stdout).unwrap();
+    let call = made["sid"].as_str().unwrap_or_else(|| panic!("{made}"));
+    let to = format!("http://{}", sidecar.ready["webhooks"].as_str().unwrap());
+    let trigger = ["webhooks", "trigger", "twilio.call_status", "--to", &to];
+    let text = sidecar.ok(&[&trigger[..], &["--call", call, "--status", "completed"]].concat());
+    assert!(text.contains("It was accepted") && text.contains("/webhooks/twilio/status"), "{text}");
+    until("its word counts", || (sidecar.json(&["calls", "show", call, "--json"])["phase"] == "ended").then_some(()));
+    let listed = sidecar.json(&["events", "list", "--account", "twilio", "--json"]);
+    assert_eq!(listed["events"][0]["event"], "call_status", "{listed}");
+    // Of a call that nobody knows: genuine all the same.
+    let text = sidecar.ok(&trigger);
+    assert!(text.contains("It was accepted") || text.contains("It is genuine"), "{text}");
 }
 
 /// A server that answers each connection with these bytes, and holds it open; its URL.

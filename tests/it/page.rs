@@ -14,7 +14,7 @@ use crate::outbound_limits::{BUSINESSES, stage};
 use crate::support::browser::{Browser, enter};
 use crate::support::stage::{Answer, PATIENCE, Stage};
 
-const SECRET: &str = "a secret of some length, for tests alone";
+pub const SECRET: &str = "a secret of some length, for tests alone";
 
 pub fn token(stage: &Stage, scope: &str, businesses: Value, secs: i64) -> String {
     let exp = stage.clock.now_ms() / 1000 + secs;
@@ -331,6 +331,7 @@ async fn hostile_data_is_text_in_a_real_browser_and_a_release_is_asked_about_and
     let own = "document.querySelectorAll('iframe, script:not([src=\"/page/app.js\"]), img:not(.brand img), svg[onload]').length";
     assert_eq!(browser.is(own).await, 0);
     // Not wider than a telephone.
+    browser.width(375).await;
     assert_eq!(browser.is("document.documentElement.scrollWidth <= innerWidth").await, true);
     // A release needs its reason, and stands in the audit.
     browser.is("(() => { document.querySelector('#call-release').click(); return true })()").await;

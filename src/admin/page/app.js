@@ -1,8 +1,14 @@
 // The operator's page: what it knows, how it learns of news, and what it does. What it looks like is in views.js.
-import { byId, say, show } from "/page/dom.js";
+import { byId, nameInAddress, say, show } from "/page/dom.js";
+import { openRefusal } from "/page/records.js";
 import { draw, drawCall, initial } from "/page/views.js";
 
 const TOKEN = "ringfence-token";
+/**
+ * A stream that says nothing for so long is dead, in milliseconds: the server sends something every 15 s. A connection may be gone without
+ * anybody telling: the laptop slept, the network forgot it. `data-silence-ms` of the document sets another limit.
+ */
+const silenceMs = () => Number(document.documentElement.dataset.silenceMs) || 40_000;
 const state = { parts: {}, calls: new Map(), you: null, offset: 0 };
 
 // === the server ===
@@ -22,14 +28,37 @@ async function reason(answer) {
   }
 }
 
-/** Reads server-sent events; `EventSource` cannot show a token. Returns when the stream is over. */
+/** Aborts a request once nothing was heard for too long. */
+function watchdog(abort) {
+  let [date, up] = [Date.now(), performance.now()];
+  // The one clock stands still while the machine sleeps, the other may be set back.
+  const silence = () => Math.max(Date.now() - date, performance.now() - up);
+  const timer = setInterval(() => {
+    if (silence() > silenceMs()) abort.abort(new Error(`nothing came for ${Math.round(silence() / 1000)} s`));
+  }, 500);
+  return { heard: () => { [date, up] = [Date.now(), performance.now()]; }, end: () => clearInterval(timer) };
+}
+
+/** Reads server-sent events; `EventSource` cannot show a token. Returns when the stream is over; throws when it fails, or falls silent. */
 async function events(path, take, stop) {
-  const answer = await fetch(path, { headers: { ...headers(), accept: "text/event-stream" }, cache: "no-store", signal: stop });
+  const abort = new AbortController();
+  stop?.addEventListener("abort", () => abort.abort(stop.reason));
+  const silence = watchdog(abort);
+  try {
+    await read(path, take, abort.signal, silence.heard);
+  } finally {
+    silence.end();
+  }
+}
+
+async function read(path, take, signal, heard) {
+  const answer = await fetch(path, { headers: { ...headers(), accept: "text/event-stream" }, cache: "no-store", signal });
   if (!answer.ok) throw Object.assign(new Error(await reason(answer)), { status: answer.status });
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let [text, from] = ["", 0];
   for (;;) {
     const { value, done } = await reader.read();
+    heard();
     if (done) return;
     text += value;
     for (let end; (end = text.indexOf("\n\n", from)) >= 0; text = text.slice(end + 2), from = 0) {
@@ -82,6 +111,7 @@ function take(name, data) {
   }
   link("Live", "live");
   redraw();
+  openLinked();
 }
 
 function link(text, tone) {
@@ -143,6 +173,7 @@ export function openCall(id) {
   call.stop = new AbortController();
   Object.assign(call, { id, shown: { said: [], partial: null, call: state.calls.get(id) ?? { callId: id } } });
   drawCall(call.shown, state);
+  nameInAddress(byId("call-dialog"), `calls/${encodeURIComponent(id)}`);
   byId("call-dialog").showModal();
   byId("call-title").focus();
   follow(id, call.shown, call.stop.signal);
@@ -153,6 +184,7 @@ async function follow(id, shown, stop) {
     try {
       shown.said = [];
       await events(`/api/calls/${encodeURIComponent(id)}/stream`, (name, data) => {
+        shown.error = null;
         if (name === "call") shown.call = data;
         if (name === "said") {
           shown.said.push(...data);
@@ -176,7 +208,10 @@ function closeCall() {
   call.stop = null;
   if (byId("call-dialog").open) byId("call-dialog").close();
 }
-byId("call-dialog").addEventListener("close", () => call.stop?.abort());
+byId("call-dialog").addEventListener("close", () => {
+  // It may show another call already.
+  if (!byId("call-dialog").open) call.stop?.abort();
+});
 
 // === acts, each after a question ===
 
@@ -225,7 +260,7 @@ byId("call-hangup").addEventListener("click", () => {
   const { id, shown } = call;
   confirmAct({
     title: "Hang up this call?", yes: "Hang up", reason: true,
-    text: `The provider is told to end ${id} of ${shown.call.businessId ?? "?"}. Both sides hear it end. Its place is freed once the provider says that it is over.`,
+    text: `The provider is told to end ${id} of ${shown.call.businessId ?? "?"}. Both sides hear it end. Its slot is released once the provider says that it is over.`,
     run: async (reason) => {
       const done = await act(`/api/calls/${encodeURIComponent(id)}/hangup`, reason ? { reason } : {});
       return `Hang up ${id}: ${typeof done === "string" ? done : done.result ?? "asked"}`;
@@ -236,11 +271,11 @@ byId("call-hangup").addEventListener("click", () => {
 byId("call-release").addEventListener("click", () => {
   const { id } = call;
   confirmAct({
-    title: "Release the place of this call?", yes: "Release", needsReason: true,
-    text: `The place of ${id} is freed without the provider. If the call goes on, more calls are up than were bought. Use it for calls that are surely over.`,
+    title: "Release the slot of this call?", yes: "Release", needsReason: true,
+    text: `The slot of ${id} is released without asking the provider. If the call goes on, more calls are up than were bought. Use it for calls that are surely over.`,
     run: async (reason) => {
       await act(`/api/calls/${encodeURIComponent(id)}/release`, { force: true, reason });
-      return `The place of ${id} was released`;
+      return `The slot of ${id} was released`;
     },
   });
 });
@@ -251,10 +286,30 @@ for (const button of document.querySelectorAll("[data-close]")) {
 
 // === views ===
 
+function decoded(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
+}
+
+/** What the address names within its view: a call, a refusal. It is opened once it is known who asks. */
+let linked = null;
+function openLinked() {
+  if (!state.you || !linked) return;
+  const [view, id] = linked;
+  linked = null;
+  if (view === "calls") openCall(id);
+  if (view === "refusals") openRefusal(id);
+}
+
 function route() {
   const known = [...document.querySelectorAll("main > section")].map((section) => section.id.slice(5));
-  const wanted = location.hash.slice(1);
+  const [wanted, id] = location.hash.slice(1).split("/");
   if (wanted === "main") return byId("main").focus();
+  for (const dialog of ["call-dialog", "explain-dialog"]) if (byId(dialog).open) byId(dialog).close();
+  linked = id ? [wanted, decoded(id)] : null;
   const view = known.includes(wanted) ? wanted : "overview";
   for (const name of known) show(byId(`view-${name}`), name === view);
   for (const item of document.querySelectorAll("nav a")) {
@@ -265,6 +320,7 @@ function route() {
   state.view = view;
   document.title = `${byId(`h-${view}`).textContent} · ringfence`;
   draw(state);
+  openLinked();
 }
 addEventListener("hashchange", route);
 initial(state, redraw, { act, ask, confirmAct, openCall, told });

@@ -81,7 +81,7 @@ export function table(place, label, columns, key, empty) {
   };
 }
 
-/** A line of values over time; `null` is not known. For eyes alone: its figures stand beside it. */
+/** A line of values over time; `null` is not known. For eyes alone: what it says stands beside it as text. */
 export function line(values, limit) {
   const space = "http://www.w3.org/2000/svg";
   const svg = document.createElementNS(space, "svg");
@@ -107,6 +107,15 @@ export function line(values, limit) {
     add("polyline", { points, class: "stroke" });
   }
   return svg;
+}
+
+/** Names what a dialog shows in the address, so that a link to it can be sent to somebody. Closing it takes the name away. */
+export function nameInAddress(dialog, address) {
+  const [before] = location.hash.split("/");
+  history.replaceState(null, "", `#${address}`);
+  dialog.onclose = () => {
+    if (!dialog.open && location.hash === `#${address}`) history.replaceState(null, "", before || "#overview");
+  };
 }
 
 /** How much of a limit is in use, as a bar. */

@@ -1,5 +1,5 @@
 // Refusals with their explanation, webhooks and deliveries with their replay.
-import { byId, facts, h, keep, say, show, span, table } from "/page/dom.js";
+import { byId, facts, h, keep, nameInAddress, say, show, span, table } from "/page/dom.js";
 import { search } from "/page/search.js";
 import { ago, clock, mayChange, number, offer, when, words } from "/page/words.js";
 
@@ -21,7 +21,7 @@ function initialRefusals({ ask }, redraw) {
     { name: "Account", of: (one) => one.account },
     { name: "Times sent", of: (one) => String(one.attempts ?? 1) },
     { name: "Refusal", class: "id", of: (one) => one.id },
-    { name: "Explain", hidden: true, class: "act", cell: (item) => h("button", { type: "button", click: () => explain(item().id, ask) }, "Why?"),
+    { name: "Explain", hidden: true, class: "act", cell: (item) => h("button", { type: "button", click: () => openRefusal(item().id) }, "Why?"),
       update: (button, one) => button.setAttribute("aria-label", `Why was ${one.id} of ${one.business} refused?`) },
   ], (one) => one.id, "Nothing was refused, or nothing that you look for.");
   found.refusals = search({
@@ -63,17 +63,20 @@ const lines = (list, items) => keep(byId(list), items, (one) => one, () => h("li
 const more = (holders, n) => [...(holders ?? []).map(holder), ...(n ? [`and ${number.format(n)} more`] : [])];
 
 let explained = 0;
+let asking = null;
 
-async function explain(id, ask) {
+/** Opens a refusal with its explanation. */
+export async function openRefusal(id) {
   const mine = ++explained;
+  nameInAddress(byId("explain-dialog"), `refusals/${encodeURIComponent(id)}`);
   say(byId("explain-title"), `Refusal ${id}`);
   facts(byId("explain-facts"), [["Problem", "Asking…"]]);
   for (const list of ["explain-do", "explain-limits", "explain-then"]) lines(list, []);
   for (const part of ["explain-now", "explain-then-part"]) show(byId(part), false);
-  byId("explain-dialog").showModal();
+  if (!byId("explain-dialog").open) byId("explain-dialog").showModal();
   byId("explain-title").focus();
   try {
-    const answer = await ask(`/api/explain?id=${encodeURIComponent(id)}`);
+    const answer = await asking(`/api/explain?id=${encodeURIComponent(id)}`);
     // Meanwhile another one may have been asked for.
     if (mine === explained) drawExplained(answer);
   } catch (error) {
@@ -104,7 +107,13 @@ function drawExplained({ refusal, decision, limits, heldThen, moreHeldThen }) {
 
 const became = (one) => one.outcome ?? (one.parkedAt ? "failed and parked" : "waits");
 
-function initialWebhooks(state, redraw, { act, ask, confirmAct, told }) {
+function initialWebhooks(state, redraw, { act, ask, confirmAct, openCall, told }) {
+  const ofCall = { name: "Call", class: "id", cell: (item) => h("button", { type: "button", class: "plain", click: () => openCall(item().callId) }),
+    update: (button, one) => {
+      say(button, one.callId ?? "");
+      button.setAttribute("aria-label", `Open call ${one.callId}`);
+      show(button, Boolean(one.callId));
+    } };
   const replay = (id, what) => confirmAct({
     title: `${what} again?`, yes: "Replay",
     text: `Webhook ${id} is applied once more, and its deliveries to your app are sent again. Your app may see it twice.`,
@@ -122,7 +131,7 @@ function initialWebhooks(state, redraw, { act, ask, confirmAct, told }) {
     { name: "Event", of: (one) => `${one.webhook}: ${one.event}` },
     { name: "Account", of: (one) => one.account },
     { name: "Came", of: (one) => ago(one.receivedAt) },
-    { name: "Call", class: "id", of: (one) => one.callId },
+    ofCall,
     { name: "Tries", of: (one) => String(one.tries) },
     last,
     { name: "Error", class: "long", of: (one) => one.error },
@@ -132,7 +141,7 @@ function initialWebhooks(state, redraw, { act, ask, confirmAct, told }) {
     { name: "Delivery", class: "id", of: (one) => one.id },
     { name: "To", class: "long", of: (one) => one.url || "your app's events" },
     { name: "Route", of: (one) => one.route },
-    { name: "Call", class: "id", of: (one) => one.callId },
+    ofCall,
     { name: "Tries", of: (one) => String(one.attempts) },
     { name: "Next try", of: (one) => clock(one.nextTryAt) },
     { name: "Error", class: "long", of: (one) => one.lastError },
@@ -210,6 +219,7 @@ export function drawWebhooks(state) {
 }
 
 export function initialRecords(state, redraw, acts) {
+  asking = acts.ask;
   initialRefusals(acts, redraw);
   initialWebhooks(state, redraw, acts);
 }

@@ -4,13 +4,13 @@ import { drawRefusals, drawWebhooks, failed, initialRecords } from "/page/record
 import { drawRuns, initialRuns, openRuns } from "/page/runs.js";
 import { age, ago, clock, filter, mayChange, number, offer, short, time } from "/page/words.js";
 
-/** Calls that are drawn at once. */
+/** Calls, and businesses, that are drawn at once. */
 const ROWS = 100;
 /** A look-up that is nearer than this is "near", in milliseconds. */
 const NEAR_MS = 60_000;
 
 const tables = {};
-let rows = ROWS;
+const rows = { calls: ROWS, businesses: ROWS };
 
 /** Whether every word that is sought stands in one of the texts. */
 function fits(words, texts) {
@@ -33,10 +33,15 @@ export function initial(state, redraw, acts) {
   initialRecords(state, redraw, acts);
   const relabel = (label) => (element, item) => element.setAttribute("aria-label", label(item));
   const used = { name: "In use", cell: () => h("div", { class: "use" }, h("span"), meter("In use")), update: (cell, item) => {
-    say(cell.firstElementChild, item.limit ? `${item.inUse} of ${item.limit}` : `${item.inUse}`);
+    say(cell.firstElementChild, item.limit ? `${item.inUse ?? "?"} of ${item.limit}` : `${item.inUse ?? "?"}`);
     setMeter(cell.lastElementChild, item.inUse, item.limit);
     cell.lastElementChild.setAttribute("aria-label", `In use of ${item.id ?? item.name}`);
   } };
+  const lastMinutes = { name: "Last 15 minutes", class: "spark", cell: () => h("div", { class: "over-time" }, h("div"), h("span")),
+    update: (cell, item) => {
+      drawLine(cell.firstElementChild, item);
+      say(cell.lastElementChild, item.values ? `most ${number.format(mostOf(item.values))}` : "–");
+    } };
   tables.businesses = table(byId("businesses"), "h-businesses", [
     { name: "Business", class: "name", cell: (item) => h("button", { type: "button", class: "plain", click: () => {
       byId("call-filters").elements.text.value = item().id;
@@ -45,16 +50,23 @@ export function initial(state, redraw, acts) {
     } }), update: (cell, item) => say(cell, item.id) },
     { name: "Plan", of: (item) => item.plan },
     used,
-    { name: "Last 15 minutes", class: "spark", cell: () => h("div"), update: drawLine },
-  ], (item) => item.id, "No business has a call up.");
+    lastMinutes,
+  ], (item) => item.id, "No business is known, or none that you look for.");
   tables.limits = table(byId("limits"), "h-limits", [
     { name: "Limit", of: (item) => item.name },
     { name: "Counted per", of: (item) => item.per },
     { name: "Allows", of: (item) => item.allows },
     { name: "In use", of: (item) => item.held },
-    { name: "Last 15 minutes", class: "spark", cell: () => h("div"), update: drawLine },
+    lastMinutes,
     { name: "Comes from", class: "long", of: (item) => item.from },
   ], (item) => `${item.name} ${item.allows}`, "No limit is in force.");
+
+  tables.kept = table(byId("kept"), "h-kept", [
+    { name: "Limit", of: (one) => one.limit },
+    { name: "Business", class: "name", of: (one) => one.business },
+    { name: "Refused", of: (one) => ago(one.refusedAt) },
+    { name: "Kept until", of: (one) => clock(one.keptUntil) },
+  ], (one) => one.key, "No slot is kept.");
 
   const openLabel = (call) => `Open call ${call.callId} of ${call.businessId}`;
   tables.calls = table(byId("calls-list"), "h-calls", [
@@ -69,7 +81,7 @@ export function initial(state, redraw, acts) {
     { name: "Origin", of: (call) => call.origin },
     { name: "To or from", of: (call) => call.otherNumber },
     { name: "Account", of: (call) => [call.account, call.carrier].filter(Boolean).join(" + ") },
-  ], (call) => call.callId, "No call holds a place, or none that you look for.");
+  ], (call) => call.callId, "No call holds a slot, or none that you look for.");
 
   tables.replicas = table(byId("replicas-list"), "h-replicas", [
     { name: "Replica", class: "id", of: (one) => one.id },
@@ -82,9 +94,17 @@ export function initial(state, redraw, acts) {
     { name: "Heard", of: (one) => ago(one.heardAt) },
   ], (one) => one.id, "This process has not told of itself yet.");
 
-  byId("calls-more").addEventListener("click", () => { rows += ROWS; redraw(); });
-  byId("call-filters").addEventListener("submit", (event) => event.preventDefault());
-  byId("call-filters").addEventListener("input", () => { rows = ROWS; redraw(); });
+  for (const [name, form, list] of [["calls", "call-filters", "calls-list"], ["businesses", "business-filters", "businesses"]]) {
+    byId(`${name}-more`).addEventListener("click", () => {
+      const before = rows[name];
+      rows[name] += ROWS;
+      draw(state);
+      // The button may be gone, and its focus with it: reading goes on with the first new row.
+      byId(list).querySelectorAll("tbody tr")[before]?.querySelector("button")?.focus();
+    });
+    byId(form).addEventListener("submit", (event) => event.preventDefault());
+    byId(form).addEventListener("input", () => { rows[name] = ROWS; redraw(); });
+  }
 }
 
 // === words ===
@@ -138,7 +158,7 @@ function troubles({ parts, calls }) {
   const found = [];
   const add = (tone, text, view) => found.push({ tone, text, view });
   const { status, webhooks } = parts;
-  if (parts.calls && !parts.calls.known) add("bad", "The record does not answer. The calls shown are those of before.", "replicas");
+  if (parts.calls && !parts.calls.known) add("bad", "The database does not answer. The calls shown are those of before.", "replicas");
   if (status) {
     if (status.bypass) add("bad", `Limits are bypassed until ${clock(status.bypass.until)} by ${status.bypass.by}: ${status.bypass.reason}`);
     if (!status.store.ok) add("bad", `The store takes no writes: ${status.store.error ?? "no reason given"}`, "replicas");
@@ -154,14 +174,14 @@ function troubles({ parts, calls }) {
       if (one.limit && one.inUse >= one.limit) add("bad", `${one.name} is full: ${number.format(one.inUse)} of ${number.format(one.limit)}.`, "calls");
       else if (one.limit && one.inUse >= 0.8 * one.limit) add("warn", `${one.name} is nearly full: ${number.format(one.inUse)} of ${number.format(one.limit)}.`, "calls");
       if (one.overLimit) add("warn", `${one.overLimit} calls of ${one.name} are up over the limit.`, "calls");
-      // Without a record nothing is known here.
+      // Without the database nothing is known here.
       if (one.inUse !== null && one.providerLive > one.inUse) {
         add("warn", `${one.name} says ${one.providerLive} calls are up, ${one.inUse} are known here.`, "calls");
       }
     }
   }
   if (parts.calls?.known && (parts.refusals === null || parts.runs === null || webhooks?.parked === null || webhooks?.givenUp === null)) {
-    add("bad", "The record answers in part: some lists are not known just now.", "replicas");
+    add("bad", "The database answers in part: some lists are not known just now.", "replicas");
   }
   if (webhooks?.parked?.length) add("warn", `${webhooks.parked.length} webhooks could not be applied.`, "webhooks");
   if (webhooks?.givenUp?.length) add("warn", `${webhooks.givenUp.length} deliveries to your app were given up.`, "webhooks");
@@ -215,12 +235,40 @@ function overview(state) {
     bar.setAttribute("aria-label", `In use: ${one.name}`);
     setMeter(bar, one.inUse, one.limit);
     drawLine(spark, one);
-    const most = Math.max(0, ...(one.values ?? []).map((value) => value ?? 0));
-    say(more, [one.more, one.values ? `at most ${number.format(most)} in 15 minutes` : null].filter(Boolean).join(" · "));
+    say(more, [one.more, one.values ? `at most ${number.format(mostOf(one.values))} in 15 minutes` : null].filter(Boolean).join(" · "));
   });
-  tables.businesses(parts.businesses?.slice(0, ROWS).map((one) => ({ ...one, values: history?.businesses?.[one.id] })));
-  if (parts.status) tables.limits(limits(parts));
+  drawBusinesses(parts);
+  if (parts.status) {
+    tables.limits(limits(parts));
+    tables.kept((parts.status.gate.kept ?? []).map((one, key) => ({ ...one, key })));
+  }
 }
+
+/** Those with calls first, the others after them by their ids. */
+function drawBusinesses({ businesses, calls, history, known }) {
+  const inUse = businesses ?? [];
+  const listed = new Set(inUse.map((one) => one.id));
+  // Of further ones with calls it is not said what they hold.
+  const isAll = (calls?.holding ?? 0) <= inUse.filter((one) => one.inUse).length;
+  const idle = (known?.businesses ?? []).filter((one) => !listed.has(one.id)).map((one) => ({ ...one, inUse: isAll ? 0 : null }));
+  const all = [...inUse, ...idle];
+  const use = filter("business-filters", "use");
+  const sought = wordsOf("business-filters");
+  const found = all.filter((one) => (use !== "up" || one.inUse) && (use !== "full" || (one.limit && one.inUse >= one.limit))
+    && fits(sought, [one.id, one.plan]));
+  const shown = found.slice(0, rows.businesses);
+  const isNarrowed = sought.length > 0 || Boolean(use);
+  const unsent = (known?.all ?? 0) - (known?.businesses?.length ?? 0);
+  say(byId("businesses-said"), !businesses ? "" : [
+    `${number.format(shown.length)} of ${number.format(isNarrowed ? found.length : all.length)} ${isNarrowed ? "found " : ""}businesses shown`,
+    isNarrowed ? `, ${number.format(all.length)} in all` : "",
+    unsent > 0 ? `; ${number.format(unsent)} more are known: ringfence businesses list --search finds them` : "", ".",
+  ].join(""));
+  tables.businesses(businesses && shown.map((one) => ({ ...one, values: history?.businesses?.[one.id] })));
+  show(byId("businesses-more"), Boolean(businesses) && found.length > shown.length);
+}
+
+const mostOf = (values) => Math.max(0, ...(values ?? []).map((value) => value ?? 0));
 
 function drawLine(place, { values, limit }) {
   const drawn = JSON.stringify([values, limit]);
@@ -237,10 +285,9 @@ function globalLimit(status) {
 /** Each limit with how much of it is held: for one that is counted per something, by whoever holds most. */
 function limits({ status, businesses, history }) {
   const counted = Object.entries(status.gate.byLimit ?? {}).map(([key, count]) => [...key.split(/\|(.*)/s), count]);
-  const own = new Set(status.limits.map((limit) => limit.name));
   return status.limits.map((limit) => {
     const of = limit.name.startsWith("plan.")
-      ? (businesses ?? []).filter((one) => `plan.${one.plan}` === limit.name && !own.has(`business.${one.id}`)).map((one) => [one.id, one.inUse])
+      ? (businesses ?? []).filter((one) => `plan.${one.plan}` === limit.name && !one.own).map((one) => [one.id, one.inUse])
       : counted.filter(([name, whose]) => name === limit.name || `${name}.${whose}` === limit.name)
         .map(([name, whose, , count]) => [name === limit.name ? whose : "", count]);
     const [whose, count] = of.reduce((most, one) => (one[1] > most[1] ? one : most), ["", 0]);
@@ -270,10 +317,10 @@ function drawCalls({ calls, parts }) {
   found.sort(orders[filter(form, "sort")]);
   const hidden = (parts.calls?.open ?? 0) - (parts.calls?.shown ?? 0);
   const isOld = parts.calls && !parts.calls.known;
-  say(byId("calls-said"), isOld && !all.length ? "" : `${isOld ? "The record does not answer; these are the calls of before. " : ""}${number.format(Math.min(rows, found.length))} of ${number.format(found.length)} shown${
+  say(byId("calls-said"), isOld && !all.length ? "" : `${isOld ? "The database does not answer; these are the calls of before. " : ""}${number.format(Math.min(rows.calls, found.length))} of ${number.format(found.length)} shown${
     found.length < all.length ? `, ${number.format(all.length)} open` : ""}${hidden > 0 ? `; ${number.format(hidden)} more are open: use the API` : ""}.`);
-  tables.calls(isOld && !all.length ? null : found.slice(0, rows));
-  show(byId("calls-more"), found.length > rows);
+  tables.calls(isOld && !all.length ? null : found.slice(0, rows.calls));
+  show(byId("calls-more"), found.length > rows.calls);
 }
 
 export function drawCall(shown, state) {

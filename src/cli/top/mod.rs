@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 use super::Outcome;
 use super::admin_client::Console;
 use draw::View;
-use feed::{Feed, State};
+use feed::{Feed, SILENCE_MAX, State};
 
 /// The interval at which ages are redrawn.
 const REDRAW: Duration = Duration::from_secs(1);
@@ -49,7 +49,7 @@ impl Top {
     pub(super) async fn run(self) -> Outcome {
         let view = View { business: self.business.clone(), ..View::default() };
         if self.once {
-            let mut feed = Feed::new(self.console.follow("/api/stream").await?);
+            let mut feed = Feed::new(self.console.follow("/api/stream").await?, SILENCE_MAX);
             let mut state = State::default();
             let first = async {
                 while !state.is_whole() {
@@ -83,7 +83,7 @@ impl Top {
         first: crate::net::Following,
         mut view: View,
     ) -> anyhow::Result<()> {
-        let (mut state, mut link) = (State::default(), Link::Up(Feed::new(first)));
+        let (mut state, mut link) = (State::default(), Link::Up(Feed::new(first, SILENCE_MAX)));
         let (pressed, mut keys) = mpsc::channel(16);
         // Ends with the receiver, or with the process.
         std::thread::spawn(move || {
@@ -148,7 +148,7 @@ impl<'c> Link<'c> {
             if !is_first {
                 tokio::time::sleep(AGAIN).await;
             }
-            console.follow("/api/stream").await.ok().map(Feed::new)
+            console.follow("/api/stream").await.ok().map(|pieces| Feed::new(pieces, SILENCE_MAX))
         };
         Self::Down { attempt: attempt.boxed_local(), is_first }
     }

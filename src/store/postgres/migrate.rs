@@ -53,10 +53,10 @@ pub async fn status(settings: &Settings) -> Result<Vec<Status>, String> {
     Ok(migrations::status(&known(), &applied))
 }
 
-/// Missing migrations, without a write. Rejects a schema of a newer version.
+/// Missing migrations, without a write. Rejects a schema that this version cannot use.
 pub(super) async fn missing(db: &Db) -> Result<Vec<i64>, String> {
     let applied = read_applied(db).await?;
-    migrations::refuse_newer(&known(), &applied)?;
+    migrations::refuse_foreign(&known(), &applied)?;
     Ok(migrations::missing(&known(), &applied))
 }
 

@@ -192,6 +192,19 @@ async fn a_newer_schema_that_only_adds_is_used_beside_those_who_know_it() {
     assert!(fence.refused().await.contains("has migration 9999, of a newer ringfence"));
 }
 
+/// The tables may differ, so nothing is read from them or written to them.
+#[tokio::test]
+async fn a_schema_that_other_scripts_made_is_refused_and_left_alone() {
+    let Some(fence) = fresh().await else { return };
+    migrate::up(&fence.settings).await.unwrap();
+    fence.execute("UPDATE _sqlx_migrations SET checksum = '\\x00'").await;
+    assert!(fence.refused().await.contains("another build of ringfence"));
+    for refused in [migrate::up(&fence.settings).await, migrate::down(&fence.settings, None).await] {
+        assert!(refused.unwrap_err().contains("another build of ringfence"));
+    }
+    assert!(migrate::status(&fence.settings).await.unwrap()[0].differs);
+}
+
 #[tokio::test]
 async fn a_server_that_forgets_is_refused_and_a_database_that_is_not_there_is_named() {
     let Some(fence) = fresh().await else { return };

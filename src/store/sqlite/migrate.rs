@@ -15,7 +15,7 @@ pub(super) static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 /// Applies missing migrations.
 ///
 /// # Errors
-/// A sentence for an operator: the file cannot be used, its schema is of a newer version.
+/// A sentence for an operator: the file cannot be used, its schema is of a newer version, or was made by other scripts.
 pub async fn up(path: &Path) -> Result<(), String> {
     with(path, |c| up_in(c, &MIGRATIONS)).await
 }
@@ -61,10 +61,10 @@ pub(super) fn check(c: &mut Sqlite) -> Result<(), String> {
     migrations::check(&MIGRATIONS, &applied(c)?)
 }
 
-/// Missing migrations, without a write. Rejects a schema of a newer version.
+/// Missing migrations, without a write. Rejects a schema that this version cannot use.
 pub(super) fn missing(c: &mut Sqlite) -> Result<Vec<i64>, String> {
     let applied = applied(c)?;
-    migrations::refuse_newer(&MIGRATIONS, &applied)?;
+    migrations::refuse_foreign(&MIGRATIONS, &applied)?;
     Ok(migrations::missing(&MIGRATIONS, &applied))
 }
 

@@ -193,6 +193,24 @@ async fn a_newer_schema_that_only_adds_is_used() {
     assert!(migrate::check(&mut c).unwrap_err().contains("has migration 9999, of a newer ringfence"));
 }
 
+/// The tables may differ, so nothing is read from them or written to them.
+#[tokio::test]
+async fn a_schema_that_other_scripts_made_is_refused_and_left_alone() {
+    let folder = Folder::new();
+    migrate::up_in(&mut folder.past(), &migrate::MIGRATIONS).unwrap();
+    folder.execute("UPDATE _sqlx_migrations SET checksum = x'00'").await;
+    let refused = SqliteStore::open(&folder.file(), true, OwnershipMode::Exclusive).await;
+    let said = refused.err().map(|error| error.to_string()).unwrap();
+    assert!(said.contains("another build of ringfence") && said.contains("new, empty store"), "{said}");
+    let told = inspect::inspect(&folder.file()).await.unwrap_err().to_string();
+    assert!(told.contains("another build of ringfence"), "{told}");
+    for refused in [migrate::up(&folder.file()).await, migrate::down(&folder.file(), None).await] {
+        assert!(refused.unwrap_err().contains("another build of ringfence"));
+    }
+    assert!(migrate::status(&folder.file()).await.unwrap()[0].differs);
+    assert_eq!(folder.number("SELECT count(*) FROM sqlite_master WHERE name = 'calls'").await, 1);
+}
+
 #[tokio::test]
 async fn a_file_that_is_no_database_is_named_and_left_alone() {
     let folder = Folder::new();

@@ -112,6 +112,15 @@ impl Browser {
         }
     }
 
+    /// Makes the page as wide as a device: the window itself has a least width.
+    pub async fn width(&mut self, px: u32) {
+        self.asked += 1;
+        let params = json!({"width": px, "height": 812, "deviceScaleFactor": 1, "mobile": false});
+        let order = json!({"id": self.asked, "method": "Emulation.setDeviceMetricsOverride", "params": params});
+        self.page.send(Message::text(order.to_string())).await.unwrap();
+        self.until(&format!("innerWidth === {px}")).await;
+    }
+
     pub async fn close(mut self) {
         self.process.kill().await.unwrap();
         let _ = std::fs::remove_dir_all(&self.profile);
