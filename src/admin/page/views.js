@@ -4,13 +4,15 @@ import { drawRefusals, drawWebhooks, failed, initialRecords } from "/page/record
 import { drawRuns, initialRuns, openRuns } from "/page/runs.js";
 import { age, ago, clock, filter, mayChange, number, offer, short, time } from "/page/words.js";
 
-/** Calls, and businesses, that are drawn at once. */
+/** Calls that are drawn at once, and rows that "Show more" adds. */
 const ROWS = 100;
+/** Rows that are drawn at first. Limits come below businesses, and are not to be far. */
+const FIRST = { calls: ROWS, businesses: 25 };
 /** A look-up that is nearer than this is "near", in milliseconds. */
 const NEAR_MS = 60_000;
 
 const tables = {};
-const rows = { calls: ROWS, businesses: ROWS };
+const rows = { ...FIRST };
 
 /** Whether every word that is sought stands in one of the texts. */
 function fits(words, texts) {
@@ -40,7 +42,7 @@ export function initial(state, redraw, acts) {
   const lastMinutes = { name: "Last 15 minutes", class: "spark", cell: () => h("div", { class: "over-time" }, h("div"), h("span")),
     update: (cell, item) => {
       drawLine(cell.firstElementChild, item);
-      say(cell.lastElementChild, item.values ? `most ${number.format(mostOf(item.values))}` : "–");
+      say(cell.lastElementChild, item.values ? `most ${number.format(mostOf(item.values, item.inUse))}` : "–");
     } };
   tables.businesses = table(byId("businesses"), "h-businesses", [
     { name: "Business", class: "name", cell: (item) => h("button", { type: "button", class: "plain", click: () => {
@@ -103,7 +105,7 @@ export function initial(state, redraw, acts) {
       byId(list).querySelectorAll("tbody tr")[before]?.querySelector("button")?.focus();
     });
     byId(form).addEventListener("submit", (event) => event.preventDefault());
-    byId(form).addEventListener("input", () => { rows[name] = ROWS; redraw(); });
+    byId(form).addEventListener("input", () => { rows[name] = FIRST[name]; redraw(); });
   }
 }
 
@@ -235,7 +237,7 @@ function overview(state) {
     bar.setAttribute("aria-label", `In use: ${one.name}`);
     setMeter(bar, one.inUse, one.limit);
     drawLine(spark, one);
-    say(more, [one.more, one.values ? `at most ${number.format(mostOf(one.values))} in 15 minutes` : null].filter(Boolean).join(" · "));
+    say(more, [one.more, one.values ? `at most ${number.format(mostOf(one.values, one.inUse))} in 15 minutes` : null].filter(Boolean).join(" · "));
   });
   drawBusinesses(parts);
   if (parts.status) {
@@ -268,7 +270,8 @@ function drawBusinesses({ businesses, calls, history, known }) {
   show(byId("businesses-more"), Boolean(businesses) && found.length > shown.length);
 }
 
-const mostOf = (values) => Math.max(0, ...(values ?? []).map((value) => value ?? 0));
+/** The highest of what was counted every half minute, and of what is in use now. */
+const mostOf = (values, now) => Math.max(now ?? 0, ...(values ?? []).map((value) => value ?? 0));
 
 function drawLine(place, { values, limit }) {
   const drawn = JSON.stringify([values, limit]);
@@ -294,7 +297,7 @@ function limits({ status, businesses, history }) {
     const isRate = !/at once$/.test(limit.allows);
     const isKnown = limit.name.startsWith("plan.") ? Boolean(businesses) : status.gate.counted;
     const held = !isKnown ? "not known just now" : whose ? `${count} at most, by ${whose}` : String(count);
-    return { ...limit, held: isRate ? null : held, values: isRate ? null : history?.limits?.[limit.name], limit: isRate ? null : Number.parseInt(limit.allows, 10) || null };
+    return { ...limit, held: isRate ? null : held, inUse: isKnown ? count : null, values: isRate ? null : history?.limits?.[limit.name], limit: isRate ? null : Number.parseInt(limit.allows, 10) || null };
   });
 }
 
