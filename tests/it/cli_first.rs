@@ -333,6 +333,34 @@ async fn a_store_of_a_newer_version_is_refused() {
     assert!(said.contains("of a newer ringfence") && said.contains("migrate down --to"), "{said}");
 }
 
+/// Its tables may be others, so nothing is read from them.
+#[test]
+fn a_store_that_another_build_made_is_refused() {
+    let folder = Folder::new();
+    let file = folder.0.join("other.db");
+    let config = sound(&folder);
+    let migrate = |way: &str| {
+        let done = command(&["migrate", "--config", &config, way]).env("RINGFENCE_STORE_PATH", &file).output().unwrap();
+        (done.status.code(), String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned())
+    };
+    assert_eq!(migrate("up").0, Some(0));
+    rusqlite::Connection::open(&file).unwrap().execute("UPDATE _sqlx_migrations SET checksum = x'00'", []).unwrap();
+    let said = refused_store(&folder, &file);
+    assert!(said.contains("was made by another build of ringfence") && said.contains("new, empty store"), "{said}");
+    for way in ["up", "down"] {
+        let (code, said) = migrate(way);
+        assert!(code == Some(1) && said.contains("was made by another build of ringfence"), "{way}: {said}");
+    }
+    let (code, said) = migrate("status");
+    assert!(code == Some(0) && said.contains("0001") && said.contains("applied by another build"), "{said}");
+    let variables = [("RINGFENCE_STORE_PATH", file.to_str().unwrap())];
+    let (code, found, _) = live(&folder, &config, &variables);
+    assert!(
+        code == Some(2) && found.iter().any(|(code, title)| code == "E053" && title.contains("another build")),
+        "{found:?}"
+    );
+}
+
 /// A store as a later version would leave it.
 async fn newer(folder: &Folder) -> std::path::PathBuf {
     let file = folder.0.join("newer.db");
