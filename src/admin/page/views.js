@@ -261,7 +261,7 @@ function drawBusinesses({ businesses, calls, history, known }) {
   const shown = found.slice(0, rows.businesses);
   const isNarrowed = sought.length > 0 || Boolean(use);
   const unsent = (known?.all ?? 0) - (known?.businesses?.length ?? 0);
-  say(byId("businesses-said"), !businesses ? "" : [
+  say(byId("businesses-said"), !businesses || !all.length ? "" : [
     `${number.format(shown.length)} of ${number.format(isNarrowed ? found.length : all.length)} ${isNarrowed ? "found " : ""}businesses shown`,
     isNarrowed ? `, ${number.format(all.length)} in all` : "",
     unsent > 0 ? `; ${number.format(unsent)} more are known: ringfence businesses list --search finds them` : "", ".",
