@@ -183,6 +183,11 @@ async fn an_address_opens_a_call_or_a_refusal_and_a_refused_call_is_told_of() {
     browser.says("#explain-limits", "plan.STARTER: 1 of 1, full").await;
     browser.is("(() => { document.querySelector('#explain-dialog').close(); return true })()").await;
     browser.until("location.hash === '#refusals'").await;
+    // A row has its refusal's address.
+    browser.click(&format!("#refusals-list a[href='#refusals/{refusal}']")).await;
+    browser.until("document.querySelector('#explain-dialog').open").await;
+    browser.is("(() => { document.querySelector('#explain-dialog').close(); return true })()").await;
+    browser.until("location.hash === '#refusals'").await;
     // For whom the next slot is kept; nobody waits in a queue.
     browser.view("overview").await;
     let started = std::time::Instant::now();

@@ -20,7 +20,10 @@ function initialRefusals({ ask }, redraw) {
     { name: "Direction", of: (one) => one.direction },
     { name: "Account", of: (one) => one.account },
     { name: "Times sent", of: (one) => String(one.attempts ?? 1) },
-    { name: "Refusal", class: "id", of: (one) => one.id },
+    { name: "Refusal", class: "id", cell: () => h("a"), update: (link, one) => {
+      say(link, one.id);
+      link.setAttribute("href", `#refusals/${encodeURIComponent(one.id)}`);
+    } },
     { name: "Explain", hidden: true, class: "act", cell: (item) => h("button", { type: "button", click: () => openRefusal(item().id) }, "Why?"),
       update: (button, one) => button.setAttribute("aria-label", `Why was ${one.id} of ${one.business} refused?`) },
   ], (one) => one.id, "Nothing was refused, or nothing that you look for.");
