@@ -170,6 +170,17 @@ class Observing(Case):
         in_use = ask("/api/v1/query", query='max by (limit) (ringfence_limit_in_use{limit="account.elevenlabs"})')
         self.assertEqual([one["value"][1] for one in in_use["result"]], ["2"])
 
+    def test_the_dashboard_shows_one_installation_and_leads_from_latencies_to_traces(self):
+        board, shown = panels()
+        [job] = (one for one in board["templating"]["list"] if one["name"] == "job")
+        self.assertEqual((job["includeAll"], job["multi"]), (False, False))
+        for panel in shown:
+            for target in panel["targets"]:
+                self.assertEqual(target["expr"].count('{job=~"$job"'), len(re.findall(r"\w+\{", target["expr"])), target["expr"])
+        latencies = [panel for panel in shown if "histogram_quantile" in panel["targets"][0]["expr"]]
+        self.assertEqual([panel["title"] for panel in latencies if panel["targets"][0].get("exemplar")], [panel["title"] for panel in latencies])
+        self.assertEqual(len(latencies), 2)
+
     def test_panels_do_not_cover_one_another(self):
         board, shown = panels()
         ids = [panel["id"] for panel in board["panels"]]
