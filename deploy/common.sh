@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # What deploy/quickstart.sh, tests/run.sh and .ci/run share. Sourced by bash, not run.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

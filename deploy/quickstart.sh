@@ -6,6 +6,7 @@
 #
 # Safe to run again: what is there already is neither installed nor built twice.
 set -euo pipefail
+# shellcheck source=deploy/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 # Built once, to be seen: neither what makes the next build faster nor what a debugger reads.

@@ -4,6 +4,7 @@
 #     bash deploy/static.sh                    # prints where the program is; as root, or as a user with sudo
 #     bash deploy/static.sh --profile dev      # arguments go to `cargo build`, instead of --release
 set -euo pipefail
+# shellcheck source=deploy/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 rust

@@ -11,6 +11,7 @@
 #     bash tests/run.sh deploy              # all of deploy/: the Debian package and the service too; needs root for some
 #     bash tests/run.sh deploy -k nginx     # arguments go to python's unittest
 set -euo pipefail
+# shellcheck source=deploy/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../deploy/common.sh"
 
 part=${1:-all}
@@ -178,7 +179,7 @@ program() {
 
 # The incidents wait for most of their time, so they run beside the others.
 test_files() {
-    local log incidents file others=() failed=
+    local log incidents file others=() wrong=
     if [ $# -gt 0 ]; then
         python3 -m unittest "$@" </dev/null
         return
@@ -189,11 +190,11 @@ test_files() {
     for file in test_*.py; do
         [ "$file" = test_incidents.py ] || others+=("${file%.py}")
     done
-    python3 -m unittest "${others[@]}" </dev/null || failed=yes
-    wait "$incidents" || failed=yes
+    python3 -m unittest "${others[@]}" </dev/null || wrong=yes
+    wait "$incidents" || wrong=yes
     cat "$log" >&2
     rm "$log"
-    [ -z "$failed" ]
+    [ -z "$wrong" ]
 }
 
 if [ "$part" = rust ] || [ "$part" = all ]; then

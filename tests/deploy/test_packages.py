@@ -307,5 +307,7 @@ UNIT
 
     def test_shell_scripts_are_clean(self):
         shellcheck = tool("shellcheck")
-        scripts = [*sorted((DEPLOY / "incidents").glob("*.sh")), DEPLOY / "backup.sh", DEPLOY / "debian/package.sh"]
-        self.succeeds(shellcheck, "-x", *scripts, cwd=ROOT)
+        scripts = [*sorted(DEPLOY.rglob("*.sh")), ROOT / "tests/run.sh", ROOT / ".ci/run", ROOT / ".ci/deny"]
+        self.assertGreater(len(scripts), 20)
+        # SC2119: a function that takes arguments may be called without.
+        self.succeeds(shellcheck, "-x", "-e", "SC2119", *scripts, cwd=ROOT)
