@@ -48,6 +48,7 @@ started=()
 end() {
     local code=$? one
     set +e
+    cd /
     [ -z "${postgres_data:-}" ] || postgres_down 2>/dev/null
     for one in "${started[@]}"; do kill -CONT "$one" && kill "$one"; done 2>/dev/null
     for one in "${started[@]}"; do wait "$one"; done 2>/dev/null
