@@ -15,7 +15,8 @@ fault '{"provider":"elevenlabs","kind":"500","on":"get"}'
 fault '{"provider":"elevenlabs","kind":"500","on":"list"}'
 fault '{"provider":"twilio","kind":"500","on":"get"}'
 fault '{"provider":"twilio","kind":"500","on":"list"}'
-sleep 8
+within 60 none_live
+within 60 status_has '"sweepError":"'
 happens "they have ended: the provider has $(calls_at_provider) live; acme may not call"
 place acme 1
 answered '1 × 503 BUSINESS_CONCURRENT_LIMIT_EXCEEDED'

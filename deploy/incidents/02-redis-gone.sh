@@ -19,7 +19,7 @@ happens "Redis is killed"
 crash "$redis_pid"
 place birch 1
 answered '1 × 503 GATE_REBUILDING'
-sleep 4
+within 60 status_has '"mode":"database"'
 place birch 1
 answered '1 × 200'
 
@@ -29,6 +29,6 @@ cause 'limiter: database active instead of redis: .*refused' "Redis does not ans
 
 happens "Redis is started again, empty"
 start "$folder/redis" redis redis-server --port "$redis_port" --bind 127.0.0.1 --save '' --maxmemory-policy noeviction --dir "$folder/redis"
-within 60 bash -c "curl -s --unix-socket $SOCKET http://localhost/status | grep -q '\"mode\":\"redis\"'"
+within 60 status_has '"mode":"redis"'
 operator 'ringfence status'
 cause 'gate +redis, ok, .* [23] slots held' "Redis decides again; it was filled from the database first, so no open call is forgotten"

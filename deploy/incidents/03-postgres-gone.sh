@@ -15,7 +15,7 @@ happens "Postgres is stopped as by a crash"
 postgres_down
 place acme 1
 answered '1 × 503 CALL_STORE_UNAVAILABLE'
-sleep 6
+within 60 status_has '"journaled":1'
 
 operator 'ringfence health --ready'
 operator 'ringfence status'
@@ -24,7 +24,7 @@ cause 'bad +store .*no connection' "the database does not answer; creates are re
 happens "Postgres is started again"
 postgres_up
 within 60 curl -sf "http://$admin/ready"
-within 60 bash -c "curl -s --unix-socket $SOCKET http://localhost/status | grep -q '\"journaled\":0'"
+within 60 status_has '"journaled":0'
 operator 'ringfence status'
 place acme 1
 answered '1 × 200'

@@ -15,7 +15,7 @@ done
 place acme 3
 place birch 3
 answered '3 × 503 ELEVENLABS_429_RATE_LIMIT'
-sleep 3
+within 60 bash -c 'ringfence calls list | grep -q ", 2 foreign .*provider says 3"'
 
 operator 'ringfence refusals list'
 operator 'ringfence calls list'

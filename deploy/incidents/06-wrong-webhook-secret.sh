@@ -12,7 +12,7 @@ sidecar a
 settings "{\"el_events_url\":\"http://127.0.0.1:$webhooks/webhooks/elevenlabs\"}"
 happens "ElevenLabs signs with another secret than the config has"
 place acme 2
-sleep 4
+within 60 grep -q 'webhook signature invalid' serve.log
 
 operator 'journalctl --unit ringfence | grep "webhook signature invalid" | tail -n 1'
 cause 'webhook signature invalid .* error=no configured secret gives this signature' "webhooks come, and their signature does not hold for webhook_secrets"

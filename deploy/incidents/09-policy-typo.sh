@@ -10,7 +10,7 @@ PRO = { concurrent = 2 }'
 sidecar a
 happens "PRO is to have 5: somebody writes concurent"
 sed -i 's/PRO = { concurrent = 2 }/PRO = { concurent = 5 }/' ringfence.toml
-sleep 3
+within 60 status_has E014
 place acme 3
 answered '2 × 200, 1 × 503 BUSINESS_CONCURRENT_LIMIT_EXCEEDED'
 

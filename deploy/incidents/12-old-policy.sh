@@ -18,7 +18,7 @@ PRO = { concurrent = 2 }"
 sidecar b
 sidecar a
 happens "a replica has PRO at 5, the other still has 2"
-sleep 5
+within 60 status_has '"policiesDiffer":true'
 place acme 3
 answered '2 × 200, 1 × 503 BUSINESS_CONCURRENT_LIMIT_EXCEEDED'
 
@@ -27,7 +27,7 @@ cause 'replicas run different policies' "two policies are in force (one hash a r
 
 happens "the other one is reloaded"
 sed -i 's/PRO = { concurrent = 2 }/PRO = { concurrent = 5 }/' "$folder/b/ringfence.toml"
-within 30 bash -c "curl -s --unix-socket $SOCKET http://localhost/status | grep -q '\"policiesDiffer\":false'"
+within 60 status_has '"policiesDiffer":false'
 place acme 2
 answered '2 × 200'
 operator 'ringfence status'

@@ -201,6 +201,9 @@ order() {
 
 # calls_at_provider: how many the provider says are live.
 calls_at_provider() { curl -s "$sim/_sim/state" | jq '[.calls[] | select(.live)] | length'; }
+none_live() { [ "$(calls_at_provider)" -eq 0 ]; }
+# status_has TEXT: in the JSON of /status, which the commands read too.
+status_has() { curl -s --unix-socket "$SOCKET" http://localhost/status | grep -qF -- "$1"; }
 # hang_up: everybody at the other end hangs up.
 hang_up() {
     local id
