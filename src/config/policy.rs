@@ -3,20 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::matches;
+use super::matches::{self, Accounts};
 use super::table::{Table, Word};
 use crate::call::Direction;
 use crate::destinations::Rules;
-use crate::ids::{AccountName, BusinessId, number_key, prefix_key};
+use crate::ids::{BusinessId, number_key, prefix_key};
 use crate::policy::{
     AccountLimits, Bound, Business, Contradictions, DEFAULT_PLAN, DEMO_BUSINESS, Limit, Mode, OnOutage, Per, Plan,
     Privacy, RESERVE_MAX, RETENTION_DAYS, Rule, Scope, Selector, Settings, Unknown, WhenFull, default_plans,
 };
-use crate::provider::account::Account;
 use crate::provider::sign::sha256_hex;
-
-/// All accounts by name.
-pub(super) type Accounts = BTreeMap<AccountName, Arc<Account>>;
 
 const CALLS_MAX: u32 = 1_000_000;
 
@@ -102,72 +98,22 @@ fn businesses(root: &Table<'_>, plans: &BTreeMap<String, Plan>, mistaken: &BTree
     let table = root.table("businesses");
     let contradictions = table.word("contradictions", &Contradictions::WORDS).unwrap_or_default();
     let demo = table.flag("demo").unwrap_or(false);
-    let rules = table.texts("identify_by").map(|words| {
-        let known: Vec<&str> = Rule::WORDS.iter().map(|(word, _)| *word).collect();
-        words
-            .iter()
-            .filter_map(|word| {
-                let rule = Rule::WORDS.iter().find(|(w, _)| w == word).map(|(_, rule)| *rule);
-                if rule.is_none() {
-                    let title = format!("`businesses.identify_by` names {word:?}");
-                    root.report().error(
-                        "E005",
-                        table.span("identify_by"),
-                        title,
-                        &format!("known: {}", known.join(", ")),
-                    );
-                }
-                rule
-            })
-            .collect()
-    });
-    let known_plan = |key: &str, at: &Table<'_>, plan: &str| {
-        if !plans.contains_key(plan) && plan != DEFAULT_PLAN {
-            let known: Vec<&str> = plans.keys().map(String::as_str).collect();
-            let title = format!("`{}` is {plan:?}, which is not a plan", at.path_of(key));
-            root.report().error("E021", at.span(key), title, &format!("known: {}", known.join(", ")));
-        }
-    };
+    let rules = table.texts("identify_by").map(|words| identify_by(&table, &words));
     let unknown = match table.text("unknown") {
         None => Unknown::default(),
         Some(word) if word == "reject" => Unknown::Reject,
         Some(plan) => {
-            known_plan("unknown", &table, &plan);
+            check_plan(&table, "unknown", &plan, plans);
             Unknown::Plan(plan)
         }
     };
     let (mut list, mut owners) = (Vec::new(), BTreeMap::<String, String>::new());
     for (name, one) in table.named_tables(&["identify_by", "unknown", "contradictions", "demo"]) {
         let before = root.report().errors();
-        let business = Business {
-            plan: one.text("plan"),
-            max_calls: one.count("max_calls", 0..=CALLS_MAX),
-            agent_ids: one.texts("agent_ids").unwrap_or_default(),
-            phone_numbers: one.texts("phone_numbers").unwrap_or_default(),
-            api_key_sha256: one.secrets("api_keys").iter().map(|s| sha256_hex(s.expose().as_bytes())).collect(),
-            when_full: instead(&one, "when_full"),
-            retention_days: one.count("retention_days", RETENTION_DAYS),
-            transcripts: one.word("transcripts", &Privacy::WORDS),
-            reserve_for_direct: one.count("reserve_for_direct", 0..=RESERVE_MAX),
-            destinations: Some(destinations(&one)).filter(|rules| !rules.is_empty()),
-            id: match BusinessId::parse(&name) {
-                Ok(id) => id,
-                Err(error) => {
-                    root.report().error("E003", one.span(""), format!("`businesses.{name}`: {error}"), "");
-                    continue;
-                }
-            },
-        };
+        let Some(business) = business(&one, &name) else { continue };
         if let Some(plan) = &business.plan {
-            known_plan("plan", &one, plan);
+            check_plan(&one, "plan", plan, plans);
         }
-        let unlimited = business.max_calls.is_none()
-            && business
-                .plan
-                .as_ref()
-                .filter(|plan| *plan != DEFAULT_PLAN && !mistaken.contains(*plan))
-                .and_then(|p| plans.get(p))
-                .is_some_and(|p| p.concurrent.is_none());
         for key in business.agent_ids.iter().chain(&business.phone_numbers) {
             if let Some(other) =
                 owners.insert(number_key(key).into_owned(), name.clone()).filter(|other| *other != name)
@@ -178,7 +124,7 @@ fn businesses(root: &Table<'_>, plans: &BTreeMap<String, Plan>, mistaken: &BTree
         }
         one.finish();
         // A misspelt key has been reported; do not report the missing one too.
-        if unlimited && root.report().errors() == before {
+        if lacks_max_calls(&business, plans, mistaken) && root.report().errors() == before {
             let title = format!("business {name} needs max_calls: its plan leaves the number to each business");
             root.report().error("E004", one.span("plan"), title, "");
         }
@@ -186,6 +132,60 @@ fn businesses(root: &Table<'_>, plans: &BTreeMap<String, Plan>, mistaken: &BTree
     }
     table.finish();
     Named { list, rules, unknown, contradictions, demo }
+}
+
+/// The rules of `identify_by`. Unknown words are reported and left out.
+fn identify_by(table: &Table<'_>, words: &[String]) -> Vec<Rule> {
+    let rule = |word: &String| {
+        let rule = Rule::WORDS.iter().find(|(known, _)| known == word).map(|(_, rule)| *rule);
+        if rule.is_none() {
+            let known: Vec<&str> = Rule::WORDS.iter().map(|(word, _)| *word).collect();
+            let (title, help) =
+                (format!("`businesses.identify_by` names {word:?}"), format!("known: {}", known.join(", ")));
+            table.report().error("E005", table.span("identify_by"), title, &help);
+        }
+        rule
+    };
+    words.iter().filter_map(rule).collect()
+}
+
+/// Reports a key that names a plan that does not exist.
+fn check_plan(table: &Table<'_>, key: &str, plan: &str, plans: &BTreeMap<String, Plan>) {
+    if !plans.contains_key(plan) && plan != DEFAULT_PLAN {
+        let known: Vec<&str> = plans.keys().map(String::as_str).collect();
+        let title = format!("`{}` is {plan:?}, which is not a plan", table.path_of(key));
+        table.report().error("E021", table.span(key), title, &format!("known: {}", known.join(", ")));
+    }
+}
+
+/// Reads `[businesses.NAME]`. `None`: its name cannot be an id, which is reported.
+fn business(table: &Table<'_>, name: &str) -> Option<Business> {
+    Some(Business {
+        plan: table.text("plan"),
+        max_calls: table.count("max_calls", 0..=CALLS_MAX),
+        agent_ids: table.texts("agent_ids").unwrap_or_default(),
+        phone_numbers: table.texts("phone_numbers").unwrap_or_default(),
+        api_key_sha256: table.secrets("api_keys").iter().map(|s| sha256_hex(s.expose().as_bytes())).collect(),
+        when_full: instead(table, "when_full"),
+        retention_days: table.count("retention_days", RETENTION_DAYS),
+        transcripts: table.word("transcripts", &Privacy::WORDS),
+        reserve_for_direct: table.count("reserve_for_direct", 0..=RESERVE_MAX),
+        destinations: Some(destinations(table)).filter(|rules| !rules.is_empty()),
+        id: match BusinessId::parse(name) {
+            Ok(id) => id,
+            Err(error) => {
+                table.report().error("E003", table.span(""), format!("`businesses.{name}`: {error}"), "");
+                return None;
+            }
+        },
+    })
+}
+
+/// Whether neither a business nor its plan says how many calls it may have.
+fn lacks_max_calls(business: &Business, plans: &BTreeMap<String, Plan>, mistaken: &BTreeSet<String>) -> bool {
+    let named = business.plan.as_ref().filter(|plan| *plan != DEFAULT_PLAN && !mistaken.contains(*plan));
+    let plan = named.and_then(|plan| plans.get(plan));
+    business.max_calls.is_none() && plan.is_some_and(|plan| plan.concurrent.is_none())
 }
 
 /// Warns of ignored settings, and of their consequences.

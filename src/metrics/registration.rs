@@ -8,7 +8,10 @@ use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaug
 use super::busiest::Busiest;
 use super::by_business::BusinessMetrics;
 use super::exemplars::TracedHistogram;
-use super::{BUSINESS_LABELS, Inner, Metrics};
+use super::{
+    BUSINESS_LABELS, CallMetrics, CheckMetrics, ClientMetrics, ConfigMetrics, GateMetrics, Inner, Metrics, RunMetrics,
+    WebhookMetrics,
+};
 
 /// Histogram buckets of provider latency, in seconds.
 const PROVIDER_SECONDS: [f64; 18] =
@@ -88,6 +91,24 @@ impl Metrics {
         let m = Registrar { registry: &registry, descriptions: RefCell::default() };
         let inner = Inner {
             rendering: Mutex::default(),
+            calls: CallMetrics::register(&m)?,
+            of_business: BusinessMetrics::register(&m)?,
+            hooks: WebhookMetrics::register(&m)?,
+            checks: CheckMetrics::register(&m)?,
+            runs: RunMetrics::register(&m)?,
+            config: ConfigMetrics::register(&m)?,
+            gate: GateMetrics::register(&m)?,
+            clients: ClientMetrics::register(&m)?,
+            descriptions: m.descriptions.take(),
+            registry: registry.clone(),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+}
+
+impl CallMetrics {
+    fn register(m: &Registrar<'_>) -> Result<Self, BadMetric> {
+        Ok(Self {
             active_calls: m.gauge("platform_global_active_calls", "Calls that hold a slot.")?,
             rejected: m.counters(
                 "concurrent_rejected_total",
@@ -154,7 +175,13 @@ impl Metrics {
                 "outcome",
                 &OWN_SECONDS,
             )?,
-            of_business: BusinessMetrics {
+        })
+    }
+}
+
+impl BusinessMetrics {
+    fn register(m: &Registrar<'_>) -> Result<Self, BadMetric> {
+        Ok(Self {
                 busiest: Mutex::new(Busiest::new(BUSINESS_LABELS as usize)),
                 admitted: m.counters(
                     "ringfence_business_admitted_total",
@@ -171,7 +198,13 @@ impl Metrics {
                     "Slots in use, of the businesses with most of them; all others together are `other`.",
                     &["business"],
                 )?,
-            },
+            })
+    }
+}
+
+impl WebhookMetrics {
+    fn register(m: &Registrar<'_>) -> Result<Self, BadMetric> {
+        Ok(Self {
             webhooks: m.counters(
                 "ringfence_webhooks_total",
                 "Webhooks, by outcome.",
@@ -228,6 +261,13 @@ impl Metrics {
             )?,
             alias_conflicts: m
                 .counter("ringfence_alias_conflicts_total", "Ids that two calls claimed. Should stay 0.")?,
+        })
+    }
+}
+
+impl CheckMetrics {
+    fn register(m: &Registrar<'_>) -> Result<Self, BadMetric> {
+        Ok(Self {
             callbacks_rejected: m.counters(
                 "ringfence_callbacks_refused_total",
                 "Callback URLs of apps that were not called: rejected at the create, or given up at the delivery; private, own or unusable.",
@@ -257,6 +297,13 @@ impl Metrics {
                 "When the certificate in use expires: of the listeners (server), and of the authority of their clients (client_ca).",
                 &["certificate"],
             )?,
+        })
+    }
+}
+
+impl RunMetrics {
+    fn register(m: &Registrar<'_>) -> Result<Self, BadMetric> {
+        Ok(Self {
             runs_running: m.gauge("ringfence_runs_running", "Bulk runs that are running.")?,
             run_calls: m.counters(
                 "ringfence_run_calls_total",
@@ -278,6 +325,13 @@ impl Metrics {
                 "ringfence_schedules_failing",
                 "Active schedules whose firing is being retried because their leads are unavailable; 0 on replicas that do not lead.",
             )?,
+        })
+    }
+}
+
+impl ConfigMetrics {
+    fn register(m: &Registrar<'_>) -> Result<Self, BadMetric> {
+        Ok(Self {
             store_failures: m.counter(
                 "ringfence_store_failed_writes_total",
                 "Failed writes to the database: full disk, missing file.",
@@ -305,6 +359,13 @@ impl Metrics {
                 "ringfence_policies_differ",
                 "1: replicas run different policies; the lower number of each limit applies.",
             )?,
+        })
+    }
+}
+
+impl GateMetrics {
+    fn register(m: &Registrar<'_>) -> Result<Self, BadMetric> {
+        Ok(Self {
             bypass_active: m.gauge(
                 "ringfence_bypass_active",
                 "1: limits reject nothing, because of an operator's temporary bypass. Alert on 1.",
@@ -314,12 +375,15 @@ impl Metrics {
                 "Creates and inbound calls that were let through only because of the bypass, by limit or code.",
                 &["limit"],
             )?,
-            gate_epoch: m.gauge("ringfence_gate_epoch", "Fencing number of the limiter's state; each transition adds one.")?,
-            gate_mode: m.gauges("ringfence_gate_mode", "1 for the back end that decides: memory, redis or database.", &["mode"])?,
-            gate_fallback: m.gauge(
-                "ringfence_gate_fallback_active",
-                "1 while another back end than gate.backend decides.",
+            gate_epoch: m
+                .gauge("ringfence_gate_epoch", "Fencing number of the limiter's state; each transition adds one.")?,
+            gate_mode: m.gauges(
+                "ringfence_gate_mode",
+                "1 for the back end that decides: memory, redis or database.",
+                &["mode"],
             )?,
+            gate_fallback: m
+                .gauge("ringfence_gate_fallback_active", "1 while another back end than gate.backend decides.")?,
             gate_moves: m.counters(
                 "ringfence_gate_transitions_total",
                 "Transitions of the limiter that this replica made, by target.",
@@ -335,6 +399,13 @@ impl Metrics {
                 "Leases that differed from the call records and were repaired: ended, orphan, uncounted.",
                 &["what"],
             )?,
+        })
+    }
+}
+
+impl ClientMetrics {
+    fn register(m: &Registrar<'_>) -> Result<Self, BadMetric> {
+        Ok(Self {
             client_sockets: m.gauge("ringfence_client_sockets", "Open WebSockets of listen.client.")?,
             client_messages: m.counters(
                 "ringfence_client_messages_total",
@@ -345,9 +416,6 @@ impl Metrics {
                 "ringfence_slow_client_disconnects_total",
                 "WebSockets that were closed because their client read nothing for too long.",
             )?,
-            descriptions: m.descriptions.take(),
-            registry: registry.clone(),
-        };
-        Ok(Self { inner: Arc::new(inner) })
+        })
     }
 }

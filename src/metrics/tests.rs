@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::call::Direction;
 use crate::ids::BusinessId;
 use crate::provider::Registry;
 

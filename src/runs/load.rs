@@ -12,7 +12,8 @@ use tracing::{debug, error, info};
 use ulid::Ulid;
 
 use super::leads::Row;
-use super::spec::{Duplicates, Plan, Spec};
+use super::plan::Plan;
+use super::spec::{Duplicates, Spec};
 use super::{Runs, not_a_number, zone_of};
 use crate::calls::Calls;
 use crate::clock::UnixMs;

@@ -21,9 +21,11 @@ mod feedback;
 pub mod leads;
 pub mod load;
 mod placement;
+pub mod plan;
 pub mod recurring;
 mod sift;
 pub mod spec;
+mod template;
 mod wakeups;
 
 use std::sync::Arc;

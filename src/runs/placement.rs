@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use tracing::{debug, info, warn};
 
 use super::feedback::Feedback;
-use super::spec::{OrderError, Plan};
+use super::plan::{OrderError, Plan};
 use super::{MayDial, Runs, may_dial};
 use crate::call::Outcome;
 use crate::calls::Calls;
