@@ -25,6 +25,7 @@ mod model;
 mod pending_ops;
 #[cfg(test)]
 mod races;
+mod state;
 pub mod supervisor;
 mod turned_away;
 
@@ -49,8 +50,8 @@ use crate::store::{CallRecord, Replica, Result, Store, StoreError};
 use crate::sync::lock;
 pub use failover::Compared;
 pub use lease::Lease;
-pub use members::{Member, Sighting};
-use pending_ops::PendingOps;
+use state::{BypassState, GateOp, Peers, PendingOps};
+pub use state::{Member, Sighting};
 pub use supervisor::Role;
 pub use turned_away::KeptSlot;
 
@@ -115,8 +116,8 @@ struct Inner {
     wake: Notify,
     moved_at: Mutex<Instant>,
     role: watch::Sender<Role>,
-    known: Mutex<members::Known>,
-    bypass: bypass::BypassState,
+    peers: Mutex<Peers>,
+    bypass: BypassState,
     turned_away: turned_away::TurnedAway,
 }
 
@@ -205,8 +206,8 @@ impl Capacity {
             wake: Notify::new(),
             moved_at: Mutex::new(Instant::now()),
             role: watch::Sender::new(Role::default()),
-            known: Mutex::default(),
-            bypass: bypass::BypassState::default(),
+            peers: Mutex::default(),
+            bypass: BypassState::default(),
             turned_away: turned_away::TurnedAway::default(),
         }))
     }
@@ -320,7 +321,7 @@ impl Capacity {
 
     /// Releases what a call may hold that is not recorded, or has ended.
     pub async fn give_back(&self, call: &CallId) {
-        self.send_op(pending_ops::GateOp::Release(call.clone())).boxed().await;
+        self.send_op(GateOp::Release(call.clone())).boxed().await;
     }
 
     /// The lease of an open call.

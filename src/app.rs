@@ -1,6 +1,7 @@
 //! Builds all parts from a [`Config`], owns all tasks; starts, reloads and drains. The only module that knows all others.
 
 mod config_watcher;
+mod error;
 mod listener_tls;
 mod listeners;
 mod loops;
@@ -8,6 +9,7 @@ mod probes;
 mod reload;
 pub mod service_manager;
 mod startup_gate;
+mod tasks;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -41,15 +43,17 @@ use crate::runs::Runs;
 use crate::store::postgres::PostgresStore;
 use crate::store::sqlite::SqliteStore;
 use crate::store::{self, Journal, OwnershipMode, Replica, Spool, Store, StoreError};
-use crate::token::Keys;
 use crate::transcripts::{Client, Feed, RemoteChanges, Sockets};
 use crate::webhooks::Webhooks;
+pub use error::StartError;
+use error::start_error;
 use listener_tls::ListenerTls;
 use listeners::Listeners;
-use loops::{Loops, Tasks};
+use loops::Loops;
 pub use reload::{ConfigSource, SetLogFilter};
-use reload::{Listener, Live};
+use reload::{Listener, Live, access};
 use startup_gate::Doors;
+use tasks::Tasks;
 
 /// The pause between two attempts to reach the database during the start.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
@@ -57,14 +61,6 @@ const ASK_AGAIN: Duration = Duration::from_millis(500);
 const REDIS_WITHIN: Duration = Duration::from_secs(3);
 /// How long WebSockets may take to close.
 const SOCKETS_WITHIN: Duration = Duration::from_secs(2);
-/// Why the program cannot start. A sentence for an operator.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct StartError(String);
-
-fn start_error(error: impl std::fmt::Display) -> StartError {
-    StartError(error.to_string())
-}
 
 /// The running program.
 pub struct App {
@@ -80,12 +76,6 @@ pub struct App {
     live: Arc<Live>,
     /// Open calls that were found in the store.
     pub rebuilt: usize,
-}
-
-/// Access rules of `listen.admin`.
-fn access(config: &Config, socket: Option<PathBuf>) -> Access {
-    let keys = Keys::of_secrets(config.token_secrets.clone());
-    Access { keys, metrics_token: config.metrics_token, cron_secret: config.cron_secret.clone(), socket }
 }
 
 impl App {

@@ -7,6 +7,7 @@ mod business;
 mod contradiction;
 pub mod decision;
 mod declared;
+mod hash;
 mod in_force;
 mod rate;
 
@@ -322,7 +323,7 @@ impl Policy {
             rules,
             global,
             privacies,
-            hash: declared::hash(&settings),
+            hash: hash::hash(&settings),
             settings,
         }
     }

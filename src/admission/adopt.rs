@@ -2,7 +2,8 @@
 
 use futures_util::FutureExt as _;
 
-use super::{Capacity, pending_ops};
+use super::Capacity;
+use super::state::GateOp;
 use crate::call::Phase;
 use crate::failpoint;
 use crate::policy::decision::{LeaseRow, keys};
@@ -27,7 +28,7 @@ impl Capacity {
         call.keys = keys(&self.0.policy.load().bindings(&call.facts));
         let held = lease_of(&call);
         if !self.is_shared() {
-            self.send_op(pending_ops::GateOp::Adopt(self.state().epoch, held)).boxed().await;
+            self.send_op(GateOp::Adopt(self.state().epoch, held)).boxed().await;
             failpoint::hit("call.adopted").await;
             let id = call.id.clone();
             let opened = self.0.store.open(call, None).await;
@@ -41,7 +42,7 @@ impl Capacity {
             match self.0.store.open(call.clone(), Some(state.epoch)).await? {
                 InsertOutcome::New(news) => {
                     failpoint::hit("call.adopted").await;
-                    self.send_op(pending_ops::GateOp::Adopt(state.epoch, held)).boxed().await;
+                    self.send_op(GateOp::Adopt(state.epoch, held)).boxed().await;
                     return Ok(InsertOutcome::New(news));
                 }
                 InsertOutcome::Outdated(now) => self.adopt_epoch(now),
@@ -67,7 +68,7 @@ impl Capacity {
                         since_ms: record.admitted_at,
                         over_limit: record.over_limit,
                     };
-                    self.send_op(pending_ops::GateOp::Adopt(state.epoch, held)).boxed().await;
+                    self.send_op(GateOp::Adopt(state.epoch, held)).boxed().await;
                     // It may have ended meanwhile, and its release may have come first.
                     if let Ok(Some(now)) = self.0.store.call(&record.id).await
                         && now.phase == Phase::Ended

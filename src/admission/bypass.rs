@@ -1,44 +1,15 @@
 //! The bypass: while it lasts limits refuse nothing, at every replica that shares the record. Everything is counted and recorded as
 //! in observe mode. It ends at its time, whoever is up then.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use arc_swap::ArcSwapOption;
 use tracing::{debug, info, warn};
 
 use super::Capacity;
 use crate::policy::Mode;
 use crate::store::{Bypass, Result};
 use crate::sync::lock;
-
-/// What this process knows of it.
-#[derive(Debug, Default)]
-pub(super) struct BypassState {
-    latest: ArcSwapOption<Bypass>,
-    /// Held while `latest` changes.
-    versions: Mutex<Versions>,
-    /// Held while the store is told.
-    telling: tokio::sync::Mutex<()>,
-    /// It was in force when the supervisor last looked.
-    was_on: AtomicBool,
-}
-
-/// How often it was switched here.
-#[derive(Debug, Default)]
-struct Versions {
-    latest: u64,
-    /// The version that the store was told last. Until that is the latest, the other replicas do not know it.
-    told: u64,
-}
-
-impl BypassState {
-    /// The latest version, if the store has it. What is read from the store after that is as new, or newer.
-    pub(super) fn told(&self) -> Option<u64> {
-        let versions = lock(&self.versions);
-        (versions.told == versions.latest).then_some(versions.latest)
-    }
-}
 
 impl Capacity {
     /// The bypass, while it is in force.

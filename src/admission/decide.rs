@@ -8,7 +8,8 @@ use futures_util::FutureExt as _;
 
 use super::adopt::lease_of;
 use super::limiter::{Gate, GateError};
-use super::{Admission, AdmissionError, Capacity, Lease, pending_ops};
+use super::state::GateOp;
+use super::{Admission, AdmissionError, Capacity, Lease};
 use crate::failpoint;
 use crate::metrics::Degraded;
 use crate::policy::OnOutage;
@@ -93,7 +94,7 @@ impl Capacity {
             }
             Ok(Decision::Admitted { slots, would_reject }) => (slots, would_reject),
             Err(GateError::Away(why)) => {
-                self.defer_op(pending_ops::GateOp::Forbid(state.epoch, request.call.clone()));
+                self.defer_op(GateOp::Forbid(state.epoch, request.call.clone()));
                 return self.in_outage(request, call, state, why).boxed().await;
             }
             Err(error) => return self.on_unfilled(state, &error).boxed().await,
@@ -170,7 +171,7 @@ impl Capacity {
         match self.0.store.open(call, Some(state.epoch)).await? {
             InsertOutcome::New(early) => {
                 // Queued after the operation that revokes its admission.
-                self.defer_op(pending_ops::GateOp::Adopt(state.epoch, held));
+                self.defer_op(GateOp::Adopt(state.epoch, held));
                 let lease = Lease::new(request.call.clone(), slots);
                 Ok(Attempt::Done(Admission::Admitted { lease, would_reject: None, early }))
             }

@@ -9,7 +9,8 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use tracing::{info, warn};
 
-use super::{Capacity, pending_ops};
+use super::Capacity;
+use super::state::GateOp;
 use crate::admission::limiter::GateError;
 use crate::call::Phase;
 use crate::failpoint;
@@ -138,7 +139,7 @@ impl Capacity {
     async fn release_ended(&self, held: &[LeaseRow]) -> Result<()> {
         let open: HashSet<CallId> = self.0.store.leases().await?.into_iter().map(|one| one.call).collect();
         for one in held.iter().filter(|one| !open.contains(&one.call)) {
-            self.send_op(pending_ops::GateOp::Release(one.call.clone())).boxed().await;
+            self.send_op(GateOp::Release(one.call.clone())).boxed().await;
         }
         Ok(())
     }
@@ -175,7 +176,7 @@ impl Capacity {
             match self.0.store.call(&one.call).await? {
                 Some(record) if record.phase == Phase::Ended => {
                     found.ended += 1;
-                    self.send_op(pending_ops::GateOp::Release(one.call.clone())).boxed().await;
+                    self.send_op(GateOp::Release(one.call.clone())).boxed().await;
                 }
                 Some(_) => found.agree += 1,
                 None if old(one) => found.orphans += 1,
@@ -184,10 +185,10 @@ impl Capacity {
         }
         for one in open.into_values().filter(old) {
             found.uncounted += 1;
-            self.send_op(pending_ops::GateOp::Adopt(state.epoch, one.clone())).boxed().await;
+            self.send_op(GateOp::Adopt(state.epoch, one.clone())).boxed().await;
             // It may have ended since its record was read.
             if self.lease(&one.call).boxed().await?.is_none() {
-                self.send_op(pending_ops::GateOp::Release(one.call)).boxed().await;
+                self.send_op(GateOp::Release(one.call)).boxed().await;
             }
         }
         if found.orphans > 0 {

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
 use super::Capacity;
+use super::state::{Member, Sighting};
 use crate::clock::UnixMs;
 use crate::policy::{Binding, Declared};
 use crate::store::{Living, Replica};
@@ -13,19 +14,6 @@ use crate::sync::lock;
 
 /// The longest error that is shared, in characters.
 const ERROR_CHARS_MAX: usize = 300;
-
-/// The result of an account's sweep.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Sighting {
-    /// The provider's number of live calls. `None`: never known.
-    pub provider_live: Option<u32>,
-    /// When the provider said so, in milliseconds since 1970.
-    pub as_of_ms: Option<UnixMs>,
-    /// When it was last queried, in milliseconds since 1970.
-    pub tried_at_ms: UnixMs,
-    /// Why that query failed.
-    pub error: Option<String>,
-}
 
 /// The state in a heartbeat.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -36,44 +24,16 @@ struct Says {
     seen: BTreeMap<String, Sighting>,
 }
 
-/// A replica, as all replicas see it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Member {
-    /// Its identity.
-    pub replica: Replica,
-    /// Its first heartbeat, in milliseconds since 1970. `None`: this one, without others.
-    pub started_at: Option<UnixMs>,
-    /// Its last heartbeat.
-    pub heard_at: Option<UnixMs>,
-    /// The hash of its policy, and since when that is in force. `None`: a version that does not share it.
-    pub policy: Option<(String, UnixMs)>,
-    /// It is the leader.
-    pub leads: bool,
-}
-
-/// Known replicas.
-#[derive(Debug, Default)]
-pub(super) struct Known {
-    /// This replica's latest sightings, by account.
-    seen: BTreeMap<String, Sighting>,
-    /// The hash of this one's policy, and since when.
-    policy: (String, UnixMs),
-    members: Vec<Member>,
-    /// Other replicas' policies that differ from this one's.
-    others: Vec<Declared>,
-    seen_elsewhere: BTreeMap<String, Sighting>,
-}
-
 impl Capacity {
     /// This process, with its shared state.
     pub(super) fn myself(&self) -> Replica {
         let policy = Declared::from_policy(&self.0.policy.load());
         let (seen, (_, policy_since_ms)) = {
-            let mut known = lock(&self.0.known);
-            if known.policy.0 != policy.hash {
-                known.policy = (policy.hash.clone(), self.0.clock.now_ms());
+            let mut peers = lock(&self.0.peers);
+            if peers.policy.0 != policy.hash {
+                peers.policy = (policy.hash.clone(), self.0.clock.now_ms());
             }
-            (known.seen.clone(), known.policy.clone())
+            (peers.seen.clone(), peers.policy.clone())
         };
         let state = serde_json::to_string(&Says { policy, policy_since_ms, seen }).ok();
         Replica { state, ..self.0.replica.clone() }
@@ -105,10 +65,10 @@ impl Capacity {
             }
         }
         let (differed, differs) = {
-            let mut known = lock(&self.0.known);
-            let differed = !known.others.is_empty();
+            let mut peers = lock(&self.0.peers);
+            let differed = !peers.others.is_empty();
             let differs = !others.is_empty();
-            (known.members, known.others, known.seen_elsewhere) = (members, others, elsewhere);
+            (peers.members, peers.others, peers.seen_elsewhere) = (members, others, elsewhere);
             (differed, differs)
         };
         self.0.metrics.policies_differ(differs);
@@ -126,8 +86,8 @@ impl Capacity {
 
     /// While replicas have different policies, applies the lower value of each limit.
     pub(super) fn lower(&self, bindings: &mut [Binding]) {
-        let known = lock(&self.0.known);
-        known.others.iter().for_each(|other| other.lower(bindings));
+        let peers = lock(&self.0.peers);
+        peers.others.iter().for_each(|other| other.lower(bindings));
     }
 
     /// Records the result of a sweep of this process.
@@ -135,29 +95,29 @@ impl Capacity {
         if let Some((at, _)) = sighting.error.as_ref().and_then(|error| error.char_indices().nth(ERROR_CHARS_MAX)) {
             sighting.error.iter_mut().for_each(|error| error.truncate(at));
         }
-        lock(&self.0.known).seen.insert(account.to_owned(), sighting);
+        lock(&self.0.peers).seen.insert(account.to_owned(), sighting);
     }
 
     /// The latest sighting of an account by any replica. `None`: there is none.
     pub fn sighting(&self, account: &str) -> Option<Sighting> {
-        let known = lock(&self.0.known);
-        let both = [known.seen.get(account), known.seen_elsewhere.get(account)];
+        let peers = lock(&self.0.peers);
+        let both = [peers.seen.get(account), peers.seen_elsewhere.get(account)];
         both.into_iter().flatten().max_by_key(|sighting| sighting.tried_at_ms).cloned()
     }
 
     /// The live replicas, including this one; the leader first.
     pub fn members(&self) -> Vec<Member> {
         let me = self.myself();
-        let known = lock(&self.0.known);
-        if !known.members.is_empty() {
-            return known.members.clone();
+        let peers = lock(&self.0.peers);
+        if !peers.members.is_empty() {
+            return peers.members.clone();
         }
-        let policy = Some(known.policy.clone());
+        let policy = Some(peers.policy.clone());
         vec![Member { replica: Replica { state: None, ..me }, started_at: None, heard_at: None, policy, leads: true }]
     }
 
     /// Whether replicas have different policies.
     pub fn policies_differ(&self) -> bool {
-        !lock(&self.0.known).others.is_empty()
+        !lock(&self.0.peers).others.is_empty()
     }
 }

@@ -1,83 +1,12 @@
 //! Operations that wait for the limiter: it was unavailable, or is being rebuilt.
 
-use std::collections::VecDeque;
-use std::time::{Duration, Instant};
-
 use super::Capacity;
+use super::state::GateOp;
 use crate::admission::limiter::GateError;
 use crate::call::Phase;
-use crate::ids::CallId;
-use crate::policy::decision::{GateMode, LeaseRow};
+use crate::policy::decision::GateMode;
 use crate::sync::lock;
 use futures_util::FutureExt as _;
-
-/// Operations that are queued. The comparison with the call records finds those that were dropped.
-const UNDONE_MAX: usize = 10_000;
-/// How long a replica may not have noticed a new epoch. While the database decides releases need not be sent, unless Redis was
-/// filled a moment ago with calls that were open before.
-const EPOCH_PROPAGATION: Duration = Duration::from_secs(10);
-
-/// An operation on the limiter. Idempotent.
-#[derive(Debug, Clone)]
-pub(super) enum GateOp {
-    /// The call has ended, or was never recorded.
-    Release(CallId),
-    /// Its admission under this epoch got no answer.
-    Forbid(i64, CallId),
-    /// It was recorded under this epoch and has to be counted.
-    Adopt(i64, LeaseRow),
-}
-
-impl GateOp {
-    /// Whether a transition has made it unnecessary: an admission under an epoch that is over has no effect, and recorded calls
-    /// were recounted, perhaps under other limits.
-    fn is_over(&self, epoch: i64) -> bool {
-        match self {
-            GateOp::Release(_) => false,
-            GateOp::Forbid(under, _) | GateOp::Adopt(under, _) => *under < epoch,
-        }
-    }
-}
-
-#[derive(Debug, Default)]
-pub(super) struct PendingOps {
-    waiting: VecDeque<GateOp>,
-    /// Calls that ended while the database decided.
-    lately: VecDeque<(Instant, CallId)>,
-}
-
-impl PendingOps {
-    pub(super) fn len(&self) -> usize {
-        self.waiting.len()
-    }
-
-    fn push(&mut self, what: GateOp) {
-        if self.waiting.len() >= UNDONE_MAX {
-            self.waiting.pop_front();
-        }
-        self.waiting.push_back(what);
-    }
-
-    fn ended(&mut self, call: CallId) {
-        while self.lately.len() >= UNDONE_MAX
-            || self.lately.front().is_some_and(|(at, _)| at.elapsed() > EPOCH_PROPAGATION)
-        {
-            self.lately.pop_front();
-        }
-        self.lately.push_back((Instant::now(), call));
-    }
-
-    /// Handles a transition. The database needs no operations: it reads the call records.
-    pub(super) fn moved(&mut self, to: GateMode) {
-        if to == GateMode::Database {
-            self.waiting.clear();
-            return;
-        }
-        for (_, call) in std::mem::take(&mut self.lately) {
-            self.push(GateOp::Release(call));
-        }
-    }
-}
 
 impl Capacity {
     pub(super) fn defer_op(&self, what: GateOp) {

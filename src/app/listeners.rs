@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use tracing::warn;
 
-use super::StartError;
+use super::error::StartError;
 use super::listener_tls::ListenerTls;
 use super::probes::{self, Probes};
 use crate::config::{AdminSocket, Config, ListenerName};

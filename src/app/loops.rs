@@ -6,11 +6,11 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::sync::watch::Receiver;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use super::config_watcher;
 use super::reload::Live;
+use super::tasks::Tasks;
 use crate::admin;
 use crate::admin::reload::Running as _;
 use crate::admission::{Capacity, Role};
@@ -29,17 +29,6 @@ const EARLY_KEPT_MS: i64 = 24 * 3_600_000;
 /// How long a provider's response to a create is kept for retries, in milliseconds: as long as Stripe keeps responses to
 /// idempotency keys (<https://docs.stripe.com/api/idempotent_requests>).
 const ANSWER_KEPT_MS: i64 = 24 * 3_600_000;
-
-/// Tasks, and what ends them.
-#[derive(Clone, Default)]
-pub(super) struct Tasks {
-    /// All tasks of the program, apart from the listeners'.
-    pub(super) all: TaskTracker,
-    /// Ends them, after the last request is answered.
-    pub(super) stop: CancellationToken,
-    /// Cancelled when a drain begins: nothing new is started.
-    pub(super) draining: CancellationToken,
-}
 
 /// What the loops have in common.
 pub(super) struct Loops {

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::loops::Tasks;
+use super::tasks::Tasks;
 use crate::admin::Admin;
 use crate::admin::reload::{InForce, Reconciled, ReloadTrigger, Reloaded, Running};
 use crate::calls::Calls;
@@ -331,7 +331,7 @@ impl Live {
             admin: Admin {
                 calls: calls.clone(),
                 runs,
-                access: super::access(&config, old.admin.access.socket.clone()),
+                access: access(&config, old.admin.access.socket.clone()),
                 ..old.admin.clone()
             },
             hash,
@@ -584,4 +584,10 @@ fn not_fitting(settings: &Settings, put: &[Business]) -> Vec<Diagnostic> {
         }
     }
     report.finish()
+}
+
+/// Access rules of `listen.admin`.
+pub(super) fn access(config: &Config, socket: Option<PathBuf>) -> Access {
+    let keys = Keys::of_secrets(config.token_secrets.clone());
+    Access { keys, metrics_token: config.metrics_token, cron_secret: config.cron_secret.clone(), socket }
 }

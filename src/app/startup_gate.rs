@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use http::{HeaderValue, StatusCode, header::RETRY_AFTER};
 use serde_json::json;
 
-use super::StartError;
+use super::error::StartError;
 use super::reload::Listener;
 use crate::admin::auth::{Access, Scope};
 use crate::admin::{RECORD_AWAY, secured};

@@ -10,7 +10,7 @@ use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use http::{HeaderMap, Method, Request, StatusCode};
 use serde_json::Value;
 
-use super::ConfigFile;
+use super::outcome::{CONFIG, ConfigFile};
 use crate::config::{self, AdminAddress, Config, ListenerName};
 use crate::net::{Following, OwnListener, Upstream, UpstreamError, UpstreamSettings, fetch_local, follow_local};
 
@@ -148,9 +148,7 @@ impl Console {
         let text = match std::fs::read_to_string(path) {
             Ok(text) => text,
             // The sidecar may run without a config file.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound && path == Path::new(super::CONFIG) => {
-                String::new()
-            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && path == Path::new(CONFIG) => String::new(),
             Err(error) => anyhow::bail!("failed to read the config {}: {error}", path.display()),
         };
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));

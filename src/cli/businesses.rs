@@ -8,8 +8,8 @@ use clap::{Subcommand, ValueEnum};
 use http::Method;
 use serde_json::{Map, Value, json};
 
-use super::Outcome;
 use super::admin_client::{AdminCommand, path_of, refused};
+use super::outcome::Outcome;
 use super::text::{field, list, table};
 
 /// CSV columns with lists, separated by semicolons.

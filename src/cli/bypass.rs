@@ -6,8 +6,8 @@ use clap::Subcommand;
 use http::Method;
 use serde_json::{Value, json};
 
-use super::Outcome;
 use super::admin_client::AdminCommand;
+use super::outcome::Outcome;
 use super::text::{field, read_span, span};
 
 pub(super) type Bypass = AdminCommand<Act>;

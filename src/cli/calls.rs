@@ -6,8 +6,8 @@ use clap::{Args, Subcommand};
 use http::Method;
 use serde_json::{Value, json};
 
-use super::Outcome;
 use super::admin_client::{AdminCommand, path_of};
+use super::outcome::Outcome;
 use super::text::{WIDTH, cut, field, list, read_span, span, table, time};
 use super::watch::watch;
 

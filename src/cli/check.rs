@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{ConfigFile, Failure, Outcome, built, check_live, file, modes};
+use super::outcome::{ConfigFile, Failure, Outcome};
+use super::{built, check_live, file, modes};
 use crate::config::Config;
 use crate::config::diagnostics::{self, Diagnostic, without_password};
 use crate::policy::Policy;

@@ -1,6 +1,7 @@
 //! `ringfence check --live`: checks a config against providers, database, Redis and ports. Reads only; in Redis the limiter's commands
 //! are tried on keys of their own, which are deleted.
 
+mod numbers;
 mod servers;
 
 use std::borrow::Cow;
@@ -315,7 +316,7 @@ impl Live<'_> {
     ) -> Vec<String> {
         let (name, what) = (&account.name, &hooks.what);
         if self.depth == Depth::Doctor && hooks.every {
-            return super::doctor::numbers(self.config, account, &hooks.places(items, here));
+            return numbers::numbers(self.config, account, &hooks.places(items, here));
         }
         let line = match (hooks.every, items.len()) {
             (_, 1) => format!("account {name}: its {what} comes here"),

@@ -15,7 +15,8 @@ use ringfence_simulator::{Control, Fault, FaultKind, Inbound, Millis, Provider, 
 use serde_json::{Value, json};
 use tokio::io::AsyncBufReadExt as _;
 
-use super::{Outcome, logs, stop_signal};
+use super::logs;
+use super::outcome::{Outcome, stop_signal};
 use crate::app::App;
 use crate::clock::Clock;
 use crate::config;

@@ -9,8 +9,8 @@ use clap::{Args, Subcommand};
 use http::Method;
 use serde_json::{Value, json};
 
-use super::Outcome;
 use super::admin_client::{Console, path_of, refused};
+use super::outcome::Outcome;
 use crate::destinations::{NumberSet, key_of};
 
 /// Numbers per request.

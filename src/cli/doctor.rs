@@ -16,24 +16,21 @@ use super::admin_client::Console;
 use super::alarms::{Level, alarms};
 use super::check_live::{self, Depth};
 use super::mend::Mend;
+use super::outcome::{Failure, Outcome};
 use super::text::{WIDTH, field, list, wrap};
-use super::{Failure, Outcome, built, file, modes};
+use super::{built, file, modes};
 use crate::config::Config;
 use crate::config::codes::CODES;
 use crate::config::diagnostics::{Diagnostic, Severity};
 use crate::net::{Upstream, UpstreamSettings, install_crypto_provider, served_until};
 use crate::provider::account::Account;
-use crate::provider::check::Place;
 use crate::reply::is_health;
-use crate::webhooks::InboundMode;
 
 /// The tolerated clock skew, in seconds.
 const CLOCK_SECS: i64 = 5;
 /// A disk with less free bytes, or a smaller free part, is nearly full.
 const ROOM_BYTES_MIN: u64 = 1 << 30;
 const ROOM_PERCENT_MIN: u64 = 5;
-/// Maximum numbers listed one by one.
-const NUMBERS_MAX: usize = 500;
 /// The maximum answer of `public_url`, in bytes, and its timeout.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
@@ -296,27 +293,6 @@ fn disks(config: &Config, findings: &mut Vec<Finding>, good: &mut Vec<String>) {
 
 fn is_nearly_full(room_bytes: u64, percent: u64) -> bool {
     room_bytes < ROOM_BYTES_MIN && percent < 2 * ROOM_PERCENT_MIN || percent < ROOM_PERCENT_MIN
-}
-
-/// What happens to inbound calls of each number, depending on its URLs.
-pub(super) fn numbers(config: &Config, account: &Account, places: &[Place]) -> Vec<String> {
-    let mode = match config.webhooks.inbound_mode {
-        InboundMode::Front => {
-            "front: ringfence answers with the agent's TwiML, and refuses before the call is answered"
-        }
-        InboundMode::App => "app: your app answers through ringfence, which refuses before the call is answered",
-    };
-    let native = "native: whoever has it answers; ringfence counts its calls by asking, and cannot refuse them";
-    let line = |place: &Place| {
-        let means = if place.urls.first().is_some_and(|url| url.here) { mode } else { native };
-        let urls: Vec<String> = place.urls.iter().map(|url| format!("{} {}", url.called, url.is)).collect();
-        format!("account {}: number {}: {} ({means})", account.name, place.name, urls.join(", "))
-    };
-    let mut lines: Vec<String> = places.iter().take(NUMBERS_MAX).map(line).collect();
-    if places.len() > NUMBERS_MAX {
-        lines.push(format!("account {}: and {} more numbers", account.name, places.len() - NUMBERS_MAX));
-    }
-    lines
 }
 
 /// The steps for a person in a provider's console.

@@ -6,8 +6,8 @@ use clap::{Subcommand, ValueEnum};
 use http::Method;
 use serde_json::{Value, json};
 
-use super::Outcome;
 use super::admin_client::{AdminCommand, path_of, query};
+use super::outcome::Outcome;
 use super::text::{list, read_span};
 
 pub(super) type Events = AdminCommand<Act>;

@@ -6,8 +6,8 @@ use clap::{Args, ValueEnum};
 use http::Method;
 use serde_json::Value;
 
-use super::Outcome;
 use super::admin_client::{Console, query};
+use super::outcome::Outcome;
 use super::text::{WIDTH, cut, field, list, span, table, wrap};
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

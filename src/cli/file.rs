@@ -3,7 +3,8 @@
 use std::io::IsTerminal as _;
 use std::path::Path;
 
-use super::{Failure, environment};
+use super::environment;
+use super::outcome::Failure;
 use crate::config::{self, Loaded, diagnostics};
 
 /// A config file and its diagnostics.

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use clap::Args;
 use http::Method;
 
-use super::Outcome;
 use super::admin_client::{Console, refused};
+use super::outcome::Outcome;
 
 /// Check whether a running sidecar is up: exit code 0, else 1
 #[derive(Debug, Args)]

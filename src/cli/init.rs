@@ -9,7 +9,8 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::Args;
 
-use super::{ConfigFile, Outcome, environment, file};
+use super::outcome::{CONFIG, ConfigFile, Outcome};
+use super::{environment, file};
 
 #[derive(Debug, Args)]
 pub(super) struct Init {
@@ -57,7 +58,7 @@ impl Init {
         }
         let program = std::env::args().next().unwrap_or_else(|| "ringfence".to_owned());
         let config = match self.file.config.as_path() {
-            path if path == Path::new(super::CONFIG) => String::new(),
+            path if path == Path::new(CONFIG) => String::new(),
             path => format!(" --config {}", path.display()),
         };
         println!("\nNext:");

@@ -12,9 +12,9 @@ use clap::Args;
 use http::Uri;
 use serde::{Deserialize, Serialize};
 
-use super::Outcome;
 use super::ask::agreed;
 use super::check_live::Provider;
+use super::outcome::Outcome;
 use crate::config::Config;
 use crate::provider::account::Account;
 use crate::provider::change::ItemChange;

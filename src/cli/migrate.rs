@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use super::{ConfigFile, Failure, Outcome, file};
+use super::file;
+use super::outcome::{ConfigFile, Failure, Outcome};
 use crate::store::migrations::Status;
 use crate::store::{postgres, sqlite};
 

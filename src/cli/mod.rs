@@ -24,6 +24,7 @@ mod logs;
 mod mend;
 mod migrate;
 mod modes;
+mod outcome;
 mod purge;
 mod reconcile;
 mod refusals;
@@ -42,11 +43,11 @@ mod top;
 mod watch;
 mod webhooks;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use nix::sys::stat::{Mode, umask};
+use outcome::Failure;
 
 /// A sidecar that fences the calls of voice products inside the capacity they bought.
 #[derive(Debug, Parser)]
@@ -121,33 +122,6 @@ pub fn command() -> clap::Command {
     Cli::command()
 }
 
-/// The default path of the config.
-const CONFIG: &str = "ringfence.toml";
-
-/// The option for the config file.
-#[derive(Debug, Clone, Args)]
-struct ConfigFile {
-    /// The config file
-    #[arg(short, long, env = "RINGFENCE_CONFIG", default_value = CONFIG, value_name = "FILE", global = true)]
-    config: PathBuf,
-}
-
-/// The failure of a command.
-enum Failure {
-    /// Exit code 1.
-    Failed(anyhow::Error),
-    /// Exit code 2; the diagnostics have been printed.
-    Config,
-}
-
-impl<E: Into<anyhow::Error>> From<E> for Failure {
-    fn from(error: E) -> Self {
-        Self::Failed(error.into())
-    }
-}
-
-type Outcome = Result<ExitCode, Failure>;
-
 /// Runs the given command.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -177,8 +151,8 @@ pub fn main() -> ExitCode {
             Command::Businesses(command) => command.run().await,
             Command::Bypass(command) => command.run().await,
             Command::Webhooks(command) => command.run().await,
-            Command::Completions(command) => command.run(),
-            Command::Man(command) => command.run(),
+            Command::Completions(completions) => completions.run(command()),
+            Command::Man(man) => man.run(command()),
             Command::Reload(command) => command.run().await,
             Command::Reconcile(command) => command.run().await,
             Command::Migrate(command) => command.run().await,
@@ -204,15 +178,4 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// Waits for SIGTERM or SIGINT.
-async fn stop_signal() -> std::io::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
-    }
-    Ok(())
 }

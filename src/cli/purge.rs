@@ -6,8 +6,8 @@ use clap::Args;
 use http::Method;
 use serde_json::json;
 
-use super::Outcome;
 use super::admin_client::{Console, path_of};
+use super::outcome::Outcome;
 
 #[derive(Debug, Args)]
 pub(super) struct Purge {

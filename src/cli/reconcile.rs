@@ -6,8 +6,8 @@ use clap::Args;
 use http::Method;
 use serde_json::Value;
 
-use super::Outcome;
 use super::admin_client::Console;
+use super::outcome::Outcome;
 
 #[derive(Debug, Args)]
 pub(super) struct Reconcile {

@@ -6,9 +6,9 @@ use clap::Subcommand;
 use http::Method;
 use serde_json::Value;
 
-use super::Outcome;
 use super::admin_client::{AdminCommand, path_of, query};
 use super::explain;
+use super::outcome::Outcome;
 use super::text::{field, list, read_span, span, table, time};
 use super::watch::watch;
 

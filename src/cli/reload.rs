@@ -6,7 +6,7 @@ use clap::Args;
 use http::{Method, StatusCode};
 
 use super::admin_client::{Console, refused};
-use super::{Failure, Outcome};
+use super::outcome::{Failure, Outcome};
 
 #[derive(Debug, Args)]
 pub(super) struct Reload {

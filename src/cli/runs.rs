@@ -10,8 +10,8 @@ use clap::{Subcommand, ValueEnum};
 use http::Method;
 use serde_json::{Value, json};
 
-use super::Outcome;
 use super::admin_client::{AdminCommand, path_of, query, refused};
+use super::outcome::Outcome;
 
 /// The interval of progress updates.
 const ASK_EVERY: Duration = Duration::from_secs(1);

@@ -8,8 +8,8 @@ use clap::Subcommand;
 use http::Method;
 use serde_json::Value;
 
-use super::Outcome;
 use super::admin_client::{AdminCommand, path_of, query};
+use super::outcome::Outcome;
 
 pub(super) type Schedules = AdminCommand<Act>;
 

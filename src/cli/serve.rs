@@ -7,7 +7,8 @@ use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::file::ConfigText;
-use super::{CONFIG, ConfigFile, Failure, Outcome, environment, file, logs, stop_signal};
+use super::outcome::{CONFIG, ConfigFile, Failure, Outcome, stop_signal};
+use super::{environment, file, logs};
 use crate::admin::reload::ReloadTrigger;
 use crate::app::service_manager::ServiceManager;
 use crate::app::{App, ConfigSource, SetLogFilter};

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::Args;
 use clap_complete::Shell;
 
-use super::{Outcome, command};
+use super::outcome::Outcome;
 
 #[derive(Debug, Args)]
 pub(super) struct Completions {
@@ -17,9 +17,10 @@ pub(super) struct Completions {
 }
 
 impl Completions {
-    pub(super) fn run(&self) -> Outcome {
+    /// Prints the completions of `command`, the whole command line.
+    pub(super) fn run(&self, mut command: clap::Command) -> Outcome {
         let mut text = Vec::new();
-        clap_complete::generate(self.shell, &mut command(), "ringfence", &mut text);
+        clap_complete::generate(self.shell, &mut command, "ringfence", &mut text);
         std::io::stdout().write_all(&text)?;
         Ok(ExitCode::SUCCESS)
     }
@@ -33,8 +34,8 @@ pub(super) struct Man {
 }
 
 impl Man {
-    pub(super) fn run(&self) -> Outcome {
-        let mut command = command();
+    /// Prints or writes the pages of `command`, the whole command line.
+    pub(super) fn run(&self, mut command: clap::Command) -> Outcome {
         command.build();
         match &self.folder {
             Some(folder) => {

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Args;
 use ringfence_simulator::{Millis, SimSettings, Simulator};
 
-use super::{Outcome, stop_signal};
+use super::outcome::{Outcome, stop_signal};
 
 /// Simulate both providers on one port: ElevenLabs' paths under /v1, Twilio's under /2010-04-01, the control endpoint under /_sim
 #[derive(Debug, Args)]

@@ -19,8 +19,9 @@ use serde_json::{Value, json};
 
 use super::admin_client::{Console, OnListener, on_listener, path_of, query};
 use super::ask::agreed;
+use super::outcome::{Failure, Outcome};
 use super::text::{WIDTH, list, wrap};
-use super::{Failure, Outcome, explain, file};
+use super::{explain, file};
 use crate::config::{Config, ListenerName};
 use crate::ids::Alias;
 use answer::{Answer, fix_of_rejection};

@@ -6,10 +6,10 @@ use clap::Args;
 use http::Method;
 use serde_json::{Value, json};
 
-use super::Outcome;
 use super::admin_client::Console;
 use super::alarms::alarms;
 use super::calls::{account_line, policy_line};
+use super::outcome::Outcome;
 use super::text::{WIDTH, cut, field, list, span, table, time, wrap};
 use super::watch::watch;
 

@@ -14,7 +14,8 @@ use http::{HeaderMap, Method};
 use serde_json::{Map, Value, json};
 
 use super::admin_client::Console;
-use super::{Outcome, file};
+use super::file;
+use super::outcome::Outcome;
 use crate::clock::{Clock, rfc3339};
 use crate::ids::{mask_number, mask_numbers_in};
 

@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 
-use super::{ConfigFile, Failure, Outcome, file};
+use super::file;
+use super::outcome::{ConfigFile, Failure, Outcome};
 use crate::admin::auth::{Claims, Scope, mint};
 use crate::clock::Clock;
 use crate::token::WHOLE_NUMBERS;

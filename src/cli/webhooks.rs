@@ -13,7 +13,8 @@ use ringfence_simulator::sign;
 use serde_json::{Value, json};
 
 use super::admin_client::{Console, OnListener, on_listener, path_of};
-use super::{Failure, Outcome, file};
+use super::file;
+use super::outcome::{Failure, Outcome};
 use crate::config::{Config, ListenerName};
 use crate::provider::account::Account;
 

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::Strict;
 use super::diagnostics::Report;
 use super::table::{Table, closest};
+use super::values::{Strict, url};
 use crate::ids::{AccountName, BusinessId};
 use crate::policy::AccountLimits;
 use crate::provider::Registry;
@@ -79,7 +79,7 @@ fn account(name: &str, table: &Table<'_>, registry: Option<&Registry>) -> Option
     }
     let secrets = provider.iter().flat_map(|p| &p.secrets);
     let secrets = secrets.filter_map(|key| Some((key.clone(), table.secret(key)?))).collect();
-    let upstream = table.parsed("upstream", super::url);
+    let upstream = table.parsed("upstream", url);
     let webhook_secrets = table.secrets("webhook_secrets");
     let webhook_tokens = table.secrets("webhook_tokens");
     let shared_keys = table.table("shared_keys").named_secrets();

@@ -4,7 +4,7 @@ use std::io::BufReader;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::file::{held_by, unreadable};
+use super::inputs::{held_by, unreadable};
 use super::table::Table;
 use crate::destinations::{Country, Kind, NumberSet, Prefix, Rules, Settings, Test, Validate};
 use crate::destinations::{Hours, Zone};

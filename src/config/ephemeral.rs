@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::StoreSettings;
+use super::store::StoreSettings;
 use super::table::Table;
 
 /// Variables that identify platforms whose machines have no persistent disk unless a volume is mounted.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::table::Table;
-use super::url;
+use super::values::url;
 use crate::ids::BusinessId;
 use crate::provider::sign::standard_key;
 use crate::runs::recurring::source::{LeadSource, Place, Query, Shows, SourceKind, Sources};

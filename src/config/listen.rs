@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use super::StoreSettings;
+use super::store::StoreSettings;
 use super::table::{Table, closest};
 use crate::net::TrustedPeers;
 use crate::net::local::PATH_BYTES_MAX as SOCKET_PATH_BYTES_MAX;

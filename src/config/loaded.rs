@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use super::diagnostics::{Diagnostic, Severity};
-use super::{Config, Inputs, table};
+use super::inputs::Inputs;
+use super::{Config, table};
 
 /// A config and its diagnostics. `config` is present unless one of them is an error.
 #[derive(Debug)]

@@ -1,12 +1,16 @@
 //! Finds limits that can never match, so that a typo does not silently disable a limit.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use super::policy::Accounts;
 use super::table::{Table, closest};
 use crate::call::Direction;
-use crate::ids::{BusinessId, number_key};
+use crate::ids::{AccountName, BusinessId, number_key};
 use crate::policy::{DEFAULT_PLAN, Limit, Plan};
+use crate::provider::account::Account;
+
+/// All accounts by name.
+pub(super) type Accounts = BTreeMap<AccountName, Arc<Account>>;
 
 /// The operation of calls found by polling a provider.
 const SWEEP: &str = "sweep";

@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::Uri;
 
 use super::table::Table;
-use super::url;
+use super::values::url;
 use crate::calls::ForwardPaths;
 use crate::calls::OwnEvents;
 use crate::net::CallbackRules;

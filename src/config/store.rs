@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::POSTGRES_SOCKET;
 use super::policy::ON_OUTAGE;
 use super::table::Table;
+use super::values::POSTGRES_SOCKET;
 use crate::admission;
 use crate::admission::limiter::redis;
 use crate::policy::decision::GateMode;

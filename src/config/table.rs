@@ -10,7 +10,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::diagnostics::{Diagnostic, INLINE_SECRET, Report, Severity, UNKNOWN_KEY};
-use super::file::{Inputs, digest, unreadable};
+use super::inputs::{Inputs, digest, unreadable};
 use crate::policy::Rate;
 pub use crate::provider::nearest::closest;
 use crate::provider::secret::Secret;

@@ -3,7 +3,7 @@
 use http::Uri;
 
 use super::table::Table;
-use super::url;
+use super::values::url;
 use crate::telemetry::{reports, traces};
 
 /// What is sent to a collector apart from other things: its path there

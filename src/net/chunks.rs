@@ -3,7 +3,7 @@
 //! Implementations differ in what they accept: bare LF, arbitrary bytes in extensions, a size without digits. What is a body for one
 //! is the next request for the other. So nothing is passed on that two parsers could read differently.
 
-use super::head::{is_text, is_token};
+use super::grammar::{is_text, is_token};
 
 /// Maximum bytes of a chunk's first line, or of a trailer field; longer ones are rejected (RFC 9112 §7.1.1 asks for a bound).
 const LINE_BYTES_MAX: usize = 4096;

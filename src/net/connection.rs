@@ -23,12 +23,13 @@ use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::crowd::{Busy, Seat};
-use super::edge::{EdgeSettings, Shared};
+use super::edge::Shared;
 use super::exchange::{ConnectionFacts, Exchange, Link};
 use super::local::Peer;
 use super::progress::Progress;
 use super::refusal::{Refusal, judge};
 use super::reply::{DeliverySignal, Reply};
+use super::settings::EdgeSettings;
 use super::transport::Transport;
 use super::turns::Turns;
 use super::wire::{Phase, Wire, WireIo};
@@ -89,7 +90,7 @@ async fn run(transport: Transport, facts: ConnectionFacts, shared: Arc<Shared>, 
         Transport::Tls(tls) => tls.get_ref().1.alpn_protocol() == Some(b"h2"),
         Transport::Tcp(_) | Transport::Unix(_) => false,
     };
-    let wire = Wire::new(transport, is_http2, shared.clone());
+    let wire = Wire::new(transport, is_http2, shared.settings.clone());
     let connection = Arc::new(Connection { shared, facts, seat });
     if is_http2 {
         let served = Box::pin(connection.serve_http2(wire));

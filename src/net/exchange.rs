@@ -16,12 +16,13 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use super::body::Gathered;
 use super::connection::Connection;
 use super::crowd::PeerKey;
-use super::edge::{EdgeSettings, Shared};
+use super::edge::Shared;
 use super::headers::{Hop, client_address, drop_fields, forwarded, has};
 use super::local::Peer;
 use super::progress::Progress;
 use super::reply::{DeliverySignal, Reply, response_head};
 use super::room::Taken;
+use super::settings::EdgeSettings;
 use super::wire::Wire;
 
 /// One HTTP request being answered by the server (HTTP/1.1 or HTTP/2).
@@ -350,7 +351,7 @@ impl Exchange {
         tokio::select! {
             biased;
             delivered = delivered => delivered.is_ok(),
-            () = self.progress.stalled(None, stall, || self.progress.is_clients_turn().then_some(stall)) => {
+            () = self.progress.stalled(None::<fn(u64)>, stall, || self.progress.is_clients_turn().then_some(stall)) => {
                 stream.cancel();
                 false
             }

@@ -3,11 +3,11 @@
 //! Parsers are lenient in different ways: bare LF, repeated equal lengths, a length beside chunks, a fragment. A proxy before or a
 //! server behind may read the same bytes differently. So what two parsers could read differently is rejected here.
 
-use http::uri::Authority;
 use memchr::{memchr, memchr_iter, memchr2};
 
-use super::edge::EdgeSettings;
+use super::grammar::{LINE, TARGET, TEXT, TOKEN, all, is_host};
 use super::refusal::Refusal;
+use super::settings::EdgeSettings;
 
 /// How a request's body is framed (RFC 9112 §6.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -203,85 +203,12 @@ fn elements(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii).filter(|element| !element.is_empty())
 }
 
-/// Whether it is a host with or without port, and without user (RFC 9110 §4.2.4). Commas, which RFC 3986 allows, are ambiguous.
-pub(super) fn is_host(text: &[u8]) -> bool {
-    let name = text.iter().take_while(|byte| is(**byte, PLAIN_HOST)).count();
-    let is_port = |port: &str| port.is_empty() || port.parse::<u16>().is_ok() && !port.starts_with('+');
-    match text.get(name..) {
-        Some([]) if name > 0 => return true,
-        Some([b':', port @ ..]) if name > 0 => return str::from_utf8(port).is_ok_and(is_port),
-        _ if text.contains(&b',') => return false,
-        _ => {}
-    }
-    let Ok(authority) = Authority::try_from(text) else { return false };
-    let port = authority.as_str().strip_prefix(authority.host()).unwrap_or("@");
-    !authority.host().is_empty() && (port.is_empty() || port.strip_prefix(':').is_some_and(is_port))
-}
-
 fn number(text: &[u8]) -> Option<u64> {
     if text.is_empty() || !text.iter().all(u8::is_ascii_digit) {
         return None;
     }
     // hyper uses the two highest values as markers.
     std::str::from_utf8(text).ok()?.parse().ok().filter(|length| *length < u64::MAX - 1)
-}
-
-/// `tchar` of RFC 9110 §5.6.2.
-pub(super) fn is_token(byte: u8) -> bool {
-    is(byte, TOKEN)
-}
-
-/// Whether a field value or quoted text may contain the byte (RFC 9110 §5.5, §5.6.4): no control characters but the tab.
-pub(super) fn is_text(byte: u8) -> bool {
-    is(byte, TEXT)
-}
-
-const TOKEN: u8 = 1;
-const TEXT: u8 = 2;
-/// A byte allowed in a request's first line.
-const LINE: u8 = 4;
-/// A byte allowed in a target.
-const TARGET: u8 = 8;
-/// A byte of the common hosts: names and IPv4 addresses.
-const PLAIN_HOST: u8 = 16;
-
-/// The contexts in which each byte is allowed: one table look-up per byte of a head.
-static KINDS: [u8; 256] = kinds();
-
-fn is(byte: u8, kind: u8) -> bool {
-    KINDS.get(usize::from(byte)).is_some_and(|kinds| kinds & kind != 0)
-}
-
-/// Whether all bytes are allowed in a context. Branch-free within the loop.
-fn all(bytes: &[u8], kind: u8) -> bool {
-    bytes.iter().fold(kind, |kind, byte| kind & KINDS.get(usize::from(*byte)).copied().unwrap_or_default()) != 0
-}
-
-const fn kinds() -> [u8; 256] {
-    let mut kinds = [0; 256];
-    let mut at = 0;
-    while at < 256 {
-        let byte = at as u8;
-        let alphanumeric = byte.is_ascii_alphanumeric();
-        if alphanumeric || matches!(byte, b'!' | b'#'..=b'\'' | b'*' | b'+' | b'-' | b'.' | b'^'..=b'`' | b'|' | b'~') {
-            kinds[at] |= TOKEN;
-        }
-        if byte == b'\t' || (byte >= b' ' && byte != 0x7f) {
-            kinds[at] |= TEXT;
-        }
-        if matches!(byte, b' '..=b'~') {
-            kinds[at] |= LINE;
-        }
-        // `{`, `}`, `|`, `^` and `` ` `` are allowed because browsers send them in queries (WHATWG URL, query percent-encode set).
-        if !matches!(byte, b'"' | b'<' | b'>' | b'\\' | b'#') {
-            kinds[at] |= TARGET;
-        }
-        if alphanumeric || matches!(byte, b'-' | b'.' | b'_') {
-            kinds[at] |= PLAIN_HOST;
-        }
-        at += 1;
-    }
-    kinds
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! A listener on a Unix socket, for programs of the same user, and its client.
+//! A listener on a Unix socket, for programs of the same user.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -7,16 +7,9 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
-use bytes::Bytes;
-use http::{HeaderValue, Request, Response, header};
-use hyper_util::rt::TokioIo;
 use nix::unistd::Uid;
 use tokio::net::{UnixListener, UnixStream};
-
-use super::body::{Outgoing, Unread, collect};
-use super::upstream::UpstreamError;
 
 /// The maximum path of a socket, in bytes: `sun_path` of `unix(7)` without its NUL.
 pub const PATH_BYTES_MAX: usize = 107;
@@ -134,36 +127,6 @@ impl LocalSocket {
             tracing::warn!(uid, socket = %self.path().display(), "connection of another user denied");
         }
     }
-}
-
-/// Sends a request over a Unix socket, and reads the answer within `timeout`, at most `answer_limit` bytes of body.
-///
-/// # Errors
-/// [`UpstreamError`]; any status is an answer.
-pub async fn fetch_local(
-    socket: &Path,
-    mut request: Request<Bytes>,
-    answer_limit: usize,
-    timeout: Duration,
-) -> Result<Response<Bytes>, UpstreamError> {
-    let broken = |error: hyper::Error| UpstreamError::Broken(error.to_string());
-    if let Some(target) = request.uri().path_and_query().cloned() {
-        *request.uri_mut() = target.into();
-    }
-    request.headers_mut().entry(header::HOST).or_insert(HeaderValue::from_static("localhost"));
-    let exchange = async {
-        let stream = UnixStream::connect(socket).await.map_err(|error| UpstreamError::Connect(error.to_string()))?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-        tokio::spawn(connection);
-        let (head, body) = sender.send_request(request.map(Outgoing::complete)).await.map_err(broken)?.into_parts();
-        match collect(body, answer_limit).await {
-            Ok(body) => Ok(Response::from_parts(head, body)),
-            Err(Unread::TooLarge) => Err(UpstreamError::TooLarge { limit: answer_limit }),
-            Err(Unread::Broken(why)) => Err(UpstreamError::Broken(why)),
-        }
-    };
-    tokio::time::timeout(timeout, exchange).await.unwrap_or(Err(UpstreamError::Timeout(timeout)))
 }
 
 #[cfg(test)]

@@ -12,9 +12,9 @@
 //! pool below [`Upstream`]. No public signature mentions them, so replacing one affects this module only.
 //!
 //! Reading order: [`edge`] (the listener), [`cores`] (its threads), `crowd` (connection limits), `room` (memory of
-//! bodies), `connection` (one connection; `turns`: its futures), `wire` (its bytes; `head` and `chunks`: their checks), `refusal` (early
+//! bodies), `connection` (one connection; `turns`: its futures), `wire` (its bytes; `head`, `chunks` and `grammar`: their checks), `refusal` (early
 //! rejections), [`exchange`] (one request), `reply` (its answer), `progress` (how far it is), [`headers`] (what crosses a hop), [`relay`](mod@relay), `stream` and
-//! `tunnel` (forwarding), [`upstream`] and `pool` (the client), [`callback`] (tenants' URLs), [`local`] (Unix sockets), `follow` (streamed answers),
+//! `tunnel` (forwarding), [`upstream`] and `pool` (the client), [`callback`] (tenants' URLs), [`local`] and `fetch_local` (Unix sockets), `follow` (streamed answers),
 //! [`mod@retry_after`] (`Retry-After`).
 
 mod body;
@@ -27,7 +27,9 @@ mod crowd;
 pub mod descriptors;
 pub mod edge;
 pub mod exchange;
+mod fetch_local;
 mod follow;
+mod grammar;
 mod head;
 pub mod headers;
 pub mod local;
@@ -38,10 +40,12 @@ mod progress;
 mod redirect;
 mod refusal;
 pub mod relay;
+mod relayed;
 mod reply;
 pub mod retry_after;
 mod room;
 mod served;
+mod settings;
 pub mod socket;
 mod stall;
 mod stream;
@@ -55,17 +59,20 @@ mod wire;
 
 pub use callback::{BadCallback, BadCallbackReason, CALLBACK_MARK, CallbackRules};
 pub use crowd::PeerKey;
-pub use edge::{Drained, Edge, EdgeSettings, Handler, RunningEdge};
+pub use edge::{Drained, Edge, Handler, RunningEdge};
 pub use exchange::{BodyError, Exchange};
+pub use fetch_local::fetch_local;
 pub use follow::{Following, follow_local};
 pub use headers::TrustedPeers;
-pub use local::{LocalSocket, Peer, fetch_local};
+pub use local::{LocalSocket, Peer};
 pub use own::OwnListener;
 pub use port::{PortOwner, port_owner, spare_port};
 pub use redirect::Mount;
-pub use relay::{HostRule, RelayError, RelayTarget, Relayed, ask_with_body, relay, relay_tapped, relay_with_body};
+pub use relay::{HostRule, RelayTarget, ask_with_body, relay, relay_tapped, relay_with_body};
+pub use relayed::{RelayError, Relayed};
 pub use retry_after::retry_after_secs;
 pub use served::served_until;
+pub use settings::EdgeSettings;
 pub use socket::{NoSocket, WebSocket};
 pub use tap::{TAP_BYTES_MAX, Tap, Tapped};
 pub use tls::{ReloadingTls, TlsError, install_crypto_provider};

@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
-use super::wire::Wire;
 use crate::clock::ticks_ms;
 
 /// The progress of an exchange. Flags are set before a step, not after it, so that they stay true when a future is dropped half-way;
@@ -37,9 +36,14 @@ impl Progress {
         self.moved_ms.store(ticks_ms(), Ordering::Relaxed);
     }
 
-    /// Returns when there was no progress for as long as `limit` then says; checks at least every `tick`. On HTTP/1 it uses the
-    /// connection's timer.
-    pub(super) async fn stalled(&self, wire: Option<&Wire>, tick: Duration, limit: impl Fn() -> Option<Duration>) {
+    /// Returns when there was no progress for as long as `limit` then says; checks at least every `tick`. `look_at` has the
+    /// connection's timer poll the caller again at a time, by [`ticks_ms`]; without it, it uses a timer of its own.
+    pub(super) async fn stalled(
+        &self,
+        look_at: Option<impl Fn(u64)>,
+        tick: Duration,
+        limit: impl Fn() -> Option<Duration>,
+    ) {
         let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         // The next check.
         let next = || {
@@ -50,7 +54,7 @@ impl Progress {
             };
             (left > 0).then(|| (now, left.min(ms(tick)) + 1))
         };
-        let Some(wire) = wire else {
+        let Some(look_at) = look_at else {
             while let Some((_, left_ms)) = next() {
                 tokio::time::sleep(Duration::from_millis(left_ms)).await;
             }
@@ -58,7 +62,7 @@ impl Progress {
         };
         poll_fn(|_| match next() {
             Some((now, left_ms)) => {
-                wire.look_at(now + left_ms);
+                look_at(now + left_ms);
                 Poll::Pending
             }
             None => Poll::Ready(()),

@@ -6,9 +6,9 @@ use http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER};
 use http::request::Parts;
 use http::{HeaderValue, Method, Response, StatusCode, header};
 
-use super::edge::EdgeSettings;
-use super::head::is_host;
+use super::grammar::is_host;
 use super::headers::list;
+use super::settings::EdgeSettings;
 
 /// An answer given before a handler sees the request; the connection closes after it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

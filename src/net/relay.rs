@@ -4,16 +4,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::uri::PathAndQuery;
-use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Uri, Version, header};
+use http::{HeaderName, HeaderValue, Request, Response, Uri, Version, header};
 
 use super::body::Outgoing;
 use super::exchange::Exchange;
 use super::headers::{HopByHop, forwarded, has, join_cookies, strip_hop_by_hop, without};
 use super::redirect::Mount;
+use super::relayed::{RelayError, Relayed};
 use super::stream::{Rest, passing, stream};
 use super::tap::Tap;
 use super::tunnel;
-use super::upstream::{Upstream, UpstreamError};
+use super::upstream::Upstream;
 
 /// Maximum bytes of a body that is sent at once instead of streamed, if it has arrived with its head.
 const AT_ONCE_BYTES_MAX: usize = 64 * 1024;
@@ -43,65 +44,6 @@ pub enum HostRule {
     Upstream,
     /// The client's, for an application that builds links or checks signatures with it.
     Preserve,
-}
-
-/// An answered relay.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Relayed {
-    /// The upstream's status; 101 after a tunnel.
-    pub status: StatusCode,
-    /// Bytes of body sent to the client.
-    pub response_bytes: u64,
-    /// Whether the answer (or the tunnel) ended regularly.
-    pub complete: bool,
-}
-
-/// Why a relay has no answer. Nothing was written to the client; the caller answers.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum RelayError {
-    /// The upstream has certainly not received the request: 502.
-    #[error(transparent)]
-    NotSent(UpstreamError),
-    /// The upstream broke the connection or did not answer in time: 502, or 504 for [`UpstreamError::Timeout`].
-    #[error(transparent)]
-    Broken(UpstreamError),
-    /// The client paused too long within its body: 400, because clients retry after 408, and the upstream has a part already.
-    #[error("the request body took too long")]
-    BodyTooSlow,
-    /// The client's body is truncated or malformed: 400.
-    #[error("the request body is broken")]
-    BodyBroken,
-    /// The client went away.
-    #[error("the client went away")]
-    ClientGone,
-    /// The answer redirects to this host, which belongs to the upstream and is not behind this proxy. It was not passed on.
-    #[error("the redirect to {0} would bypass ringfence")]
-    LeadsPast(String),
-    /// The maximum number of WebSocket tunnels is open: 503.
-    #[error("too many open tunnels")]
-    TooManyTunnels,
-    /// Address and path are not a valid request target: 400 or 500, depending on whose they are.
-    #[error("cannot be relayed: {0}")]
-    BadTarget(String),
-    /// The exchange was answered before.
-    #[error("already answered")]
-    AlreadyAnswered,
-}
-
-impl RelayError {
-    /// Whether the client caused it: 400.
-    pub fn is_clients(&self) -> bool {
-        matches!(
-            self,
-            RelayError::BodyTooSlow | RelayError::BodyBroken | RelayError::ClientGone | RelayError::BadTarget(_)
-        )
-    }
-}
-
-impl From<UpstreamError> for RelayError {
-    fn from(error: UpstreamError) -> Self {
-        if error.not_sent() { RelayError::NotSent(error) } else { RelayError::Broken(error) }
-    }
 }
 
 /// Streams a request, changed only in its hop-by-hop fields and by `target`: any size both
@@ -172,7 +114,7 @@ pub async fn relay_with_body(
 /// As [`relay_with_body`], but reads the answer within `within` instead of passing it on. Any status is an answer.
 ///
 /// # Errors
-/// As [`relay`]; [`UpstreamError::Timeout`] if it was not complete in time.
+/// As [`relay`]; [`UpstreamError::Timeout`](super::upstream::UpstreamError::Timeout) if it was not complete in time.
 pub async fn ask_with_body(
     exchange: &Exchange,
     upstream: &Upstream,

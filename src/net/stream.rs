@@ -13,10 +13,11 @@ use super::body::{Left, Never, Outgoing};
 use super::exchange::Exchange;
 use super::progress::Progress;
 use super::redirect::{Mount, RedirectPast};
-use super::relay::{RelayError, Relayed};
+use super::relayed::{RelayError, Relayed};
 use super::reply::{Reply, interim, response_head};
 use super::tap::Tap;
 use super::upstream::{Answer, Upstream, UpstreamError};
+use super::wire::Wire;
 
 /// A client's body while it is forwarded, and afterwards.
 pub(super) enum Rest {
@@ -37,6 +38,11 @@ pub(super) fn passing(exchange: &mut Exchange) -> Result<(Outgoing, Rest), Relay
     let incoming = exchange.take_incoming().ok_or(RelayError::BodyBroken)?;
     let (outgoing, left, go_on) = Outgoing::from_client(incoming, progress);
     Ok((outgoing, Rest::Sending { left, _go_on: go_on }))
+}
+
+/// The timer of an HTTP/1 connection.
+fn timer(wire: Option<&Wire>) -> Option<impl Fn(u64)> {
+    wire.map(|wire| move |at_ms| wire.look_at(at_ms))
 }
 
 /// Sends a request, and streams in both directions until the answer is written.
@@ -71,7 +77,7 @@ pub(super) async fn stream(
                 response => response?,
             },
             error = client => return Err(error),
-            () = progress.stalled(wire.as_deref(), pause.min(patience), || Some(limit())) => {
+            () = progress.stalled(timer(wire.as_deref()), pause.min(patience), || Some(limit())) => {
                 return Err(if progress.waits_for_client.is_set() {
                     RelayError::BodyTooSlow
                 } else {
@@ -178,7 +184,7 @@ async fn answer(exchange: &mut Exchange, response: Response<Answer>, mut rest: R
         tokio::select! {
             biased;
             _ = drained(&mut rest, &progress) => {}
-            () = progress.stalled(wire.as_deref(), pause, limit) => rest = Rest::Over,
+            () = progress.stalled(timer(wire.as_deref()), pause, limit) => rest = Rest::Over,
         }
         match &wire {
             Some(wire) => wire.gone().await,

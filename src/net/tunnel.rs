@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use super::body::Outgoing;
 use super::exchange::Exchange;
 use super::redirect::Mount;
-use super::relay::{RelayError, Relayed};
+use super::relayed::{RelayError, Relayed};
 use super::reply::response_head;
 use super::stall::Stall;
 use super::stream::stream_answer;

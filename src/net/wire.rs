@@ -19,9 +19,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
 
 use super::chunks::Chunks;
-use super::edge::{EdgeSettings, Shared};
 use super::head::{self, Framing};
 use super::refusal::Refusal;
+use super::settings::EdgeSettings;
 use super::stall::Stall;
 use super::transport::Transport;
 use crate::clock::ticks_ms;
@@ -66,7 +66,7 @@ type Then = Box<dyn FnOnce() + Send>;
 /// A connection, shared by its two sides.
 pub(super) struct Wire {
     state: Mutex<State>,
-    shared: Arc<Shared>,
+    settings: Arc<EdgeSettings>,
     /// The time at which the handler is polled in any case, by [`ticks_ms`].
     look_at_ms: AtomicU64,
 }
@@ -110,7 +110,7 @@ impl std::fmt::Debug for Wire {
 }
 
 impl Wire {
-    pub(super) fn new(transport: Transport, is_http2: bool, shared: Arc<Shared>) -> Arc<Self> {
+    pub(super) fn new(transport: Transport, is_http2: bool, settings: Arc<EdgeSettings>) -> Arc<Self> {
         let state = State {
             transport: Some(transport),
             stage: if is_http2 { Stage::Opaque } else { Stage::Head },
@@ -127,14 +127,14 @@ impl Wire {
             is_watched: false,
             writer: None,
             is_write_blocked: false,
-            stall: Stall::new(shared.settings.write_timeout),
+            stall: Stall::new(settings.write_timeout),
             interim: BytesMut::new(),
             interims: 0,
             flushed: None,
             if_reset: None,
             is_reset: false,
         };
-        Arc::new(Wire { state: Mutex::new(state), shared, look_at_ms: AtomicU64::new(u64::MAX) })
+        Arc::new(Wire { state: Mutex::new(state), settings, look_at_ms: AtomicU64::new(u64::MAX) })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -2,15 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 
-use super::{Binding, Bound, Limit, Policy, Scope, Settings};
+use super::{Binding, Bound, Limit, Policy, Scope};
 
 /// Businesses of the config whose own limits are published; further ones are not compared.
 const BUSINESSES_MAX: usize = 1_000;
-/// Hexadecimal digits of the policy hash.
-const HASH_DIGITS: usize = 12;
 
 /// The limits of a policy, by name.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,14 +18,6 @@ pub struct Declared {
     concurrent: BTreeMap<String, u32>,
     /// Creates and window, in milliseconds.
     rates: BTreeMap<String, (u32, i64)>,
-}
-
-/// The first digits of the SHA-256 of the settings. Businesses created over HTTP are excluded, because all replicas of one
-/// database share them.
-pub(super) fn hash(settings: &Settings) -> String {
-    let mut text = hex::encode(digest(&SHA256, format!("{settings:?}").as_bytes()));
-    text.truncate(HASH_DIGITS);
-    text
 }
 
 impl Declared {

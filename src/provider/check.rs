@@ -10,6 +10,8 @@ use serde_json::Value;
 use super::description::{NextPage, Webhook};
 use super::item_bound::ItemBound;
 use super::select::{Document, Message, Predicate, Selector};
+pub use super::setting::Setting;
+use super::setting::read;
 use crate::ids::mask_number;
 
 /// The questions about an account.
@@ -405,17 +407,6 @@ pub struct Leads {
     pub is: String,
 }
 
-/// A setting that affects calls.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Setting {
-    /// The message.
-    pub says: String,
-    /// Why it matters.
-    pub why: Option<String>,
-    /// What to do about it.
-    pub fix: Option<String>,
-}
-
 /// The findings about one item.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Judged {
@@ -548,11 +539,12 @@ impl Listed {
         });
         judged.unwrap_or_default()
     }
-}
 
-pub(super) fn read<T>(item: &Value, read: impl FnOnce(&Message<'_>) -> Option<T>) -> Option<T> {
-    let (body, path, headers) = (Document::Json(item.clone()), BTreeMap::new(), HeaderMap::new());
-    read(&Message { body: &body, query: &[], path: &path, headers: &headers })
+    /// The bounds of an item that are below what the config admits of it: at once, or within so many seconds.
+    pub fn below(&self, item: &Value, admitted: impl Fn(&str, Option<u32>) -> Option<u64>) -> Vec<Setting> {
+        let Some(id) = self.id_of(item) else { return vec![] };
+        self.bounds.iter().filter_map(|bound| bound.judge(item, &id, |per_secs| admitted(&id, per_secs))).collect()
+    }
 }
 
 /// A provider's text made safe for a terminal: one line, of bounded length.

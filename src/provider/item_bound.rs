@@ -3,8 +3,8 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::check::{Listed, Setting, read};
 use super::select::Selector;
+use super::setting::{Setting, read};
 
 /// A bound of an item on its calls, compared with what the config admits.
 #[derive(Debug, Clone, Deserialize)]
@@ -28,7 +28,12 @@ pub struct ItemBound {
 impl ItemBound {
     /// The finding if the config admits more. `admitted`: how many calls it admits at once, or within so many seconds; `None`: any
     /// number.
-    fn judge(&self, item: &Value, id: &str, admitted: impl Fn(Option<u32>) -> Option<u64>) -> Option<Setting> {
+    pub(super) fn judge(
+        &self,
+        item: &Value,
+        id: &str,
+        admitted: impl Fn(Option<u32>) -> Option<u64>,
+    ) -> Option<Setting> {
         let text = read(item, |message| self.at.text(message).map(|text| text.into_owned()))?;
         let bound: u64 = text.parse().ok().filter(|_| !self.ignored.contains(&text))?;
         let admitted = admitted(self.per_secs);
@@ -40,14 +45,6 @@ impl ItemBound {
             text.replace("{bound}", &bound.to_string()).replace("{admitted}", &admitted).replace("{item}", id)
         };
         Some(Setting { says: filled(&self.says), why: Some(self.why.clone()), fix: Some(filled(&self.fix)) })
-    }
-}
-
-impl Listed {
-    /// The bounds of an item that are below what the config admits of it: at once, or within so many seconds.
-    pub fn below(&self, item: &Value, admitted: impl Fn(&str, Option<u32>) -> Option<u64>) -> Vec<Setting> {
-        let Some(id) = self.id_of(item) else { return vec![] };
-        self.bounds.iter().filter_map(|bound| bound.judge(item, &id, |per_secs| admitted(&id, per_secs))).collect()
     }
 }
 

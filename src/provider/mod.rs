@@ -16,6 +16,7 @@ pub mod path;
 pub mod render;
 pub mod secret;
 pub mod select;
+mod setting;
 pub mod sign;
 
 use std::collections::BTreeMap;

@@ -10,7 +10,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
-use tokio::sync::Notify;
 use tokio::sync::broadcast::error::RecvError;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 use tokio_util::sync::CancellationToken;
@@ -18,6 +17,7 @@ use tracing::debug;
 
 use super::message;
 use super::runs::RunFeed;
+use super::wake::Wake;
 use crate::call::Phase;
 use crate::calls::notify::{self, Hub};
 use crate::clock::Clock;
@@ -69,15 +69,6 @@ struct Inner {
 struct Businesses {
     followed: HashSet<String>,
     wake: Arc<Wake>,
-}
-
-/// Wakes a connection and holds the calls with news for it, at most as many as it follows.
-#[derive(Default)]
-pub(super) struct Wake {
-    due: Mutex<HashSet<CallId>>,
-    /// New calls of the businesses that it follows.
-    found: Mutex<HashSet<CallId>>,
-    notified: Notify,
 }
 
 /// A followed call.
@@ -133,33 +124,6 @@ impl Drop for Following {
         if followers.is_empty() {
             channels.remove(&self.channel.call);
         }
-    }
-}
-
-impl Wake {
-    fn wake(&self, call: &CallId) {
-        lock(&self.due).insert(call.clone());
-        self.notified.notify_one();
-    }
-
-    fn find(&self, call: &CallId) {
-        lock(&self.found).insert(call.clone());
-        self.notified.notify_one();
-    }
-
-    /// Wakes the connection: something that it follows has news.
-    pub(super) fn notify(&self) {
-        self.notified.notify_one();
-    }
-
-    /// Waits until something has news. Cancel-safe.
-    pub(super) async fn notified(&self) {
-        self.notified.notified().await;
-    }
-
-    /// Takes the calls with news, and the new calls of followed businesses.
-    pub(super) fn take(&self) -> (HashSet<CallId>, HashSet<CallId>) {
-        (std::mem::take(&mut *lock(&self.due)), std::mem::take(&mut *lock(&self.found)))
     }
 }
 

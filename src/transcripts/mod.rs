@@ -2,15 +2,14 @@
 //! `/conversations/{id}/fetch`; and calls in the format of the replaced systems (docs/compatibility.md).
 
 mod calls;
+mod client;
 mod feed;
 mod message;
 mod runs;
 mod socket;
+mod wake;
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::atomic::Ordering;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -18,29 +17,21 @@ use futures_util::FutureExt as _;
 use http::header::{HeaderValue, VARY};
 use http::{Method, Response, StatusCode};
 use serde_json::{Value, json};
-use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::calls::Calls;
-use crate::calls::lifecycle::Lifecycle;
 use crate::calls::post_call::shown::Numbers;
 use crate::ids::{Alias, CallId};
 use crate::metrics::{ClientRequest, Served};
 use crate::net::{Exchange, Handler, NoSocket};
 use crate::provider::description::APP_ID_KIND;
 use crate::provider::path::percent_decode;
-use crate::provider::sign::sha256_hex;
 use crate::reply::{for_browsers, health, json_answer, problem, respond};
 use crate::store::{self, CallRecord, StoreError};
-use crate::sync::lock;
-use crate::token::{BadToken, Keys, Principal, bearer};
+use crate::token::{BadToken, Principal, bearer};
+pub use client::{Client, Settings, Sockets};
 pub use feed::{Feed, RemoteChanges};
-
 use socket::Connection;
 
-/// Maximum calls that a connection follows.
-const FOLLOWED_MAX: usize = 1000;
 /// Maximum utterances per page of a transcript.
 const PAGE_MAX: u32 = 1000;
 /// The subprotocol for tokens: `Sec-WebSocket-Protocol: ringfence, bearer.<jwt>`.
@@ -49,87 +40,6 @@ const PROTOCOL: &str = "ringfence";
 const CONTENT_POLICY: &str = "default-src 'none'; frame-ancestors 'none'";
 /// Maximum open sockets.
 pub const SOCKETS_MAX: usize = 20_000;
-
-/// The settings of the listener.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// The keys that verify tokens.
-    pub keys: Keys,
-    /// The businesses visible to a token without a `businesses` claim.
-    pub default_businesses: Vec<String>,
-    /// Allowed origins, as in `https://app.example.com`; `*` is all. Empty: no CORS headers, and sockets from any origin.
-    pub allowed_origins: Vec<String>,
-    /// Maximum open sockets per token.
-    pub sockets_per_token: u32,
-    /// The time without a message after which a client counts as gone.
-    pub idle: Duration,
-    /// The time for which a client may read nothing.
-    pub slow: Duration,
-    /// The name of human speakers in messages.
-    pub user_label: String,
-    /// Whether `/calls/{id}/transcript` is a bare list, as in the replaced systems, unless `after` is given.
-    pub transcript_list: bool,
-    /// How long `call_completed` waits for the post-call record.
-    pub record_wait: Duration,
-}
-
-/// The handler of `listen.client`. Cheap to clone.
-#[derive(Clone)]
-pub struct Client {
-    /// Fetches conversations from providers.
-    pub calls: Calls,
-    /// Reads calls.
-    pub lifecycle: Lifecycle,
-    /// The settings in force.
-    pub settings: Arc<Settings>,
-    /// The feed; shared by all generations of the config.
-    pub feed: Feed,
-    /// The open sockets; shared by all generations of the config.
-    pub sockets: Sockets,
-    /// Cancelled when the process drains.
-    pub draining: CancellationToken,
-}
-
-/// Open sockets by the hash of their token. Cheap to clone.
-#[derive(Clone, Default)]
-pub struct Sockets {
-    by_token: Arc<Mutex<HashMap<String, u32>>>,
-    number: Arc<AtomicU64>,
-    /// The newest settings, so that sockets close when their key is removed from the config.
-    newest: Newest,
-}
-
-/// Settings in force after a reload; `None` at first.
-type Newest = Arc<watch::Sender<Option<Arc<Settings>>>>;
-
-/// One counted socket of a token.
-struct CountedSocket {
-    sockets: Sockets,
-    token: String,
-}
-
-impl Sockets {
-    fn count(&self, token: &str, max: u32) -> Option<CountedSocket> {
-        let token = sha256_hex(token.as_bytes());
-        let mut by_token = lock(&self.by_token);
-        let count = by_token.entry(token.clone()).or_default();
-        if *count >= max {
-            return None;
-        }
-        *count += 1;
-        Some(CountedSocket { sockets: self.clone(), token })
-    }
-}
-
-impl Drop for CountedSocket {
-    fn drop(&mut self) {
-        let mut by_token = lock(&self.sockets.by_token);
-        match by_token.get_mut(&self.token) {
-            Some(count) if *count > 1 => *count -= 1,
-            _ => drop(by_token.remove(&self.token)),
-        }
-    }
-}
 
 /// Why a transcript is not returned.
 enum ConnectError {

@@ -14,7 +14,7 @@ use tokio::time::MissedTickBehavior;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 use tracing::debug;
 
-use super::feed::Wake;
+use super::wake::Wake;
 use crate::call::Outcome;
 use crate::ids::CallId;
 use crate::store::runs::{ChangedJob, JobState, Run, RunCounts};

@@ -18,10 +18,10 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message};
 use tokio_tungstenite::tungstenite::{Bytes, Error, Utf8Bytes};
 use tracing::{info, warn};
 
-use super::feed::{Following, LATEST_MAX, News, Wake};
+use super::client::{Client, CountedSocket, FOLLOWED_MAX, Settings};
+use super::feed::{Following, LATEST_MAX, News};
 use super::message::{self, Command, ErrorCode};
 use super::runs::FollowedRun;
-use super::{Client, CountedSocket, FOLLOWED_MAX, Settings};
 use crate::call::Phase;
 use crate::clock::UnixMs;
 use crate::ids::CallId;

@@ -17,8 +17,8 @@ use ratatui::buffer::Buffer;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
 use tokio::sync::mpsc;
 
-use super::Outcome;
 use super::admin_client::Console;
+use super::outcome::Outcome;
 use draw::View;
 use feed::{Feed, SILENCE_MAX, State};
 

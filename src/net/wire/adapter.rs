@@ -27,7 +27,7 @@ impl AsyncRead for WireIo {
             keep(&mut state.reader, cx);
             return Poll::Pending;
         }
-        let read = state.poll_read(cx, buf, &wire.shared.settings);
+        let read = state.poll_read(cx, buf, &wire.settings);
         if read.is_pending() {
             keep(&mut state.reader, cx);
             state.is_watched = false;

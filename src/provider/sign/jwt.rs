@@ -11,7 +11,7 @@ use super::super::secret::Secret;
 use super::renew::{is_old, original};
 use crate::jws::{Algorithm, Token, Unreadable};
 
-use super::{BadSignature, Encoding, Keys, Request, equal, sha256, without_prefix};
+use super::common::{BadSignature, Encoding, Keys, Request, equal, sha256, without_prefix};
 
 /// A token in a header.
 #[derive(Debug, Clone, PartialEq, Deserialize)]

@@ -1,14 +1,15 @@
 //! Signatures over a message built from parts of the request: HMAC and Ed25519.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use ring::{hmac, signature};
 use serde::Deserialize;
 
 use super::super::secret::Secret;
+use super::common::{BadSignature, Encoding, Keys, Request, equal, standard_key, without_prefix};
 use super::template::{Base, Part, Template, Values};
 use super::url::{body_hash_fits, node_spellings, plivo_v3_bases, twilio_params, variants, without_fragment};
-use super::{BASE64, BadSignature, Encoding, Keys, Request, equal, standard_key, without_prefix};
-use base64::Engine as _;
 
 /// Timestamps of either unit from here on are in milliseconds: as seconds it would be after the year 5000.
 const MS_FROM: i64 = 100_000_000_000;

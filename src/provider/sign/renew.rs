@@ -4,8 +4,8 @@
 use http::{HeaderMap, HeaderName, HeaderValue};
 use ring::hmac;
 
+use super::common::{Keys, Request, equal};
 use super::message::{MessageSignature, Shown};
-use super::{Keys, Request, equal};
 
 /// The age up to which a signature is passed on unchanged, in seconds, so that immediate deliveries are what the provider sent.
 const FRESH_SECS: i64 = 30;

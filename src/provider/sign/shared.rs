@@ -4,7 +4,7 @@ use http::HeaderMap;
 use serde::Deserialize;
 
 use super::super::secret::Secret;
-use super::{BadSignature, Encoding, Place, equal};
+use super::common::{BadSignature, Encoding, Place, equal};
 
 /// The place of a static secret.
 #[derive(Debug, Clone, PartialEq, Deserialize)]

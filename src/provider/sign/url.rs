@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::super::select::FORM_PAIRS_MAX;
-use super::{Request, equal, sha256_hex};
+use super::common::{Request, equal, sha256_hex};
 
 /// Removes the fragment of a URL: it is neither sent nor signed.
 pub fn without_fragment(url: &str) -> &str {

@@ -7,8 +7,9 @@ use sqlx::{AssertSqlSafe, PgConnection, Postgres};
 
 use super::super::driver::{Driver, Fault, Value, Work};
 use super::super::row::Row;
-use super::transaction::{ADVISORY_LOCK_KEY, prepared};
-use super::{Sql, query};
+use super::sql::prepared;
+use super::sql::{Sql, query};
+use super::transaction::ADVISORY_LOCK_KEY;
 use crate::ids::Alias;
 
 /// The most rows of parameters whose statement is cached: its text depends on their number.

@@ -16,7 +16,7 @@ use super::super::rows::call_id;
 use super::super::usage::CountedUsage;
 use super::super::{AdmitOutcome, NewCall};
 use super::driver::{Pg, lock_ids};
-use super::{Sql, query, to_json};
+use super::sql::{Sql, query, to_json};
 use crate::call::{Event, Phase};
 use crate::clock::UnixMs;
 use crate::ids::{AccountName, Alias, CallId};

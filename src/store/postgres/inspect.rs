@@ -1,11 +1,13 @@
 //! Inspects a server and its store without changing them: at the start, and for `ringfence check --live`.
 
-use sqlx::{ConnectOptions as _, Connection as _, Row as _};
+use sqlx::{ConnectOptions as _, Connection as _, PgConnection, Row as _};
 
 use super::super::OwnershipMode;
-use super::ownership::{OwnerRow, ProcessId};
+use super::migrate;
+use super::ownership::{ProcessId, living_holder};
+use super::settings::{Pooler, Settings};
+use super::sql::{Sql, code, explain, is_outside};
 use super::transaction::Db;
-use super::{Pooler, Settings, StoreError, code, explain, is_outside, is_pooled, migrate, ownership};
 use crate::clock::Clock;
 
 /// A server's properties.
@@ -128,18 +130,23 @@ pub async fn inspect(settings: &Settings) -> Result<Inspected, String> {
     Ok(Inspected { server, missing, holder: holder.map(|seen| seen.who()) })
 }
 
-/// The owner, if it is alive.
-pub(super) async fn living_holder(db: &Db, me: &ProcessId) -> Result<Option<OwnerRow>, StoreError> {
-    let seen: Option<OwnerRow> = db
-        .read(|c| {
-            Box::pin(async move {
-                let there = sqlx::query("SELECT to_regclass('holders')::text AS name").persistent(false);
-                match there.fetch_one(&mut *c).await?.try_get::<Option<String>, _>("name")? {
-                    Some(_) => ownership::look(c).await,
-                    None => Ok(None),
-                }
-            })
-        })
-        .await?;
-    Ok(seen.filter(|seen| !seen.is_over(me)))
+async fn session(c: &mut PgConnection) -> Sql<i32> {
+    sqlx::raw_sql("SELECT pg_backend_pid() AS pid").fetch_one(c).await?.try_get("pid")
+}
+
+/// Whether two connections shared a session, or one connection used two: only a pooler does that.
+async fn is_pooled(settings: &Settings) -> Sql<bool> {
+    let options = settings.options()?.statement_cache_capacity(0);
+    let (mut one, mut other) = (options.connect().await?, options.connect().await?);
+    let mut pooled = false;
+    for _ in 0..3 {
+        let first = session(&mut one).await?;
+        sqlx::raw_sql("BEGIN").execute(&mut other).await?;
+        let second = session(&mut other).await?;
+        let third = session(&mut one).await?;
+        sqlx::raw_sql("ROLLBACK").execute(&mut other).await?;
+        pooled |= first == second || first != third;
+    }
+    let _ = tokio::join!(one.close(), other.close());
+    Ok(pooled)
 }

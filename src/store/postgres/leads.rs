@@ -6,7 +6,8 @@ use futures_util::TryStreamExt as _;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
 use tokio::sync::mpsc::Sender;
 
-use super::{Settings, code};
+use super::Settings;
+use super::sql::code;
 
 /// Rows that are handed over at once.
 const ROWS: usize = 500;

@@ -8,8 +8,10 @@ use sqlx::{AssertSqlSafe, PgConnection, Postgres, Transaction};
 
 use super::super::migrations::{self, AppliedMigrations, Status, Unfit};
 use super::driver::Pg;
-use super::transaction::SCHEMA;
-use super::{Db, Settings, explain};
+use super::ownership::refuse_while_held;
+use super::settings::Settings;
+use super::sql::explain;
+use super::transaction::{Db, SCHEMA};
 
 /// A migration may rewrite a table.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(3600);
@@ -35,7 +37,7 @@ pub async fn up(settings: &Settings) -> Result<(), String> {
 /// As [`up`].
 pub async fn down(settings: &Settings, to: Option<i64>) -> Result<(), String> {
     let db = connect(settings)?;
-    super::refuse_while_held(&db).await?;
+    refuse_while_held(&db).await?;
     let mut transaction = begin(&db).await?;
     let done = migrations::down(&mut Pg(&mut transaction), &known(), to).await;
     done.map_err(|unfit| unfit.said(|fault| format!("cannot be migrated down: {fault}")))?;

@@ -12,6 +12,7 @@ pub mod leads;
 pub mod migrate;
 mod ownership;
 mod settings;
+mod sql;
 mod transaction;
 mod utterance_batch;
 
@@ -20,7 +21,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use sqlx::{Connection as _, PgConnection, Row as _};
 use tracing::{info, warn};
 
 use super::driver::{Backend, Db as Connection, Work};
@@ -36,27 +36,15 @@ use crate::provider::secret::Secret;
 use batch::{Batches, InDoubt};
 use driver::Pg;
 use gate::PendingAdmission;
-use ownership::{BEAT_EVERY, OWNER_TIMEOUT, ProcessId};
+use ownership::{BEAT_EVERY, OWNER_TIMEOUT, ProcessId, WATCH_EVERY};
 pub use settings::{Pooler, Settings};
-use transaction::{CommitOutcome, Db, Gate, prepared};
-
-type Sql<T> = std::result::Result<T, sqlx::Error>;
-
-/// A statement, which is prepared once per session unless a pooler changes sessions.
-fn query<'q>(sql: &'static str) -> sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments> {
-    sqlx::query(sql).persistent(prepared())
-}
-
-fn to_json(value: &impl serde::Serialize) -> Sql<String> {
-    serde_json::to_string(value).map_err(|e| sqlx::Error::Encode(e.into()))
-}
+use sql::{explain, query};
+use transaction::{CommitOutcome, Db, Gate};
 
 /// The shortest and longest pause between two connection attempts at the start.
 const RETRY_DELAYS: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 /// The migration that creates the table of owners.
 const FIRST_MIGRATION: i64 = 1;
-/// How often an owner is checked while this process waits for the database.
-const WATCH_EVERY: Duration = Duration::from_millis(500);
 
 /// The store cannot be used. Sentences for an operator.
 #[derive(Debug, thiserror::Error)]
@@ -102,48 +90,6 @@ pub struct PostgresStore {
     /// Names this store among the senders of notifications.
     bell: String,
     callers_clock: bool,
-}
-
-/// The SQLSTATE of an error; empty if it is not the server's.
-fn code(error: &sqlx::Error) -> String {
-    error.as_database_error().and_then(|e| e.code()).unwrap_or_default().into_owned()
-}
-
-/// What an operator can do about an error. The server's messages contain no values, only its details do.
-fn explain(error: &sqlx::Error, shown: &str) -> String {
-    match error {
-        sqlx::Error::PoolTimedOut => {
-            format!("no connection to {shown}: it does not answer, or store.pool_max connections are all in use")
-        }
-        sqlx::Error::Io(cause) => format!("{shown} cannot be reached: {cause}"),
-        sqlx::Error::PoolClosed => "the store is closed".to_owned(),
-        sqlx::Error::Database(cause) => match &*code(error) {
-            "53100" => format!("the disk of {shown} is full"),
-            "25006" => format!("{shown} takes no writes: it is a standby, or set to read only"),
-            "57014" => format!("{shown} did not finish a statement within store.statement_timeout_ms"),
-            _ => format!("{shown} reports: {}", cause.message()),
-        },
-        other => format!("{shown}: {other}"),
-    }
-}
-
-/// Whether an error concerns the server or the connection, not the write: other writes would fail too.
-fn is_outside(error: &sqlx::Error) -> bool {
-    let code = code(error);
-    match error {
-        // Connections, resources, intervention, system, authorization, internal; and a server that takes no writes.
-        sqlx::Error::Database(_) => {
-            ["08", "28", "3D", "53", "57", "58", "XX"].iter().any(|class| code.starts_with(class))
-                || ["25006", "42501", "42P01", "3F000"].contains(&code.as_str())
-        }
-        sqlx::Error::Io(_)
-        | sqlx::Error::Tls(_)
-        | sqlx::Error::Protocol(_)
-        | sqlx::Error::PoolTimedOut
-        | sqlx::Error::PoolClosed
-        | sqlx::Error::WorkerCrashed => true,
-        _ => false,
-    }
 }
 
 impl PostgresStore {
@@ -294,22 +240,6 @@ async fn heartbeat(db: Arc<Db>, me: ProcessId) {
         let me = me.clone();
         let _ = db.write(move |c| Box::pin(ownership::heartbeat(c, me.clone()))).await;
     }
-}
-
-/// Fails while a live process owns the database.
-async fn refuse_while_held(db: &Db) -> std::result::Result<(), String> {
-    let me = ProcessId::new(OwnershipMode::Exclusive);
-    let Some(first) = inspect::living_holder(db, &me).await.map_err(|e| e.to_string())? else { return Ok(()) };
-    let watching = Instant::now();
-    while watching.elapsed() < OWNER_TIMEOUT {
-        tokio::time::sleep(WATCH_EVERY).await;
-        match inspect::living_holder(db, &me).await.map_err(|e| e.to_string())? {
-            None => return Ok(()),
-            Some(now) if now != first => return Err(format!("is in use by {}: stop it first", now.who())),
-            Some(_) => {}
-        }
-    }
-    Ok(())
 }
 
 #[async_trait]
@@ -465,28 +395,6 @@ impl Backend for PostgresStore {
             let _ = beating.await;
         }
     }
-}
-
-async fn session(c: &mut PgConnection) -> Sql<i32> {
-    sqlx::raw_sql("SELECT pg_backend_pid() AS pid").fetch_one(c).await?.try_get("pid")
-}
-
-/// Whether two connections shared a session, or one connection used two: only a pooler does that.
-async fn is_pooled(settings: &Settings) -> Sql<bool> {
-    use sqlx::ConnectOptions as _;
-    let options = settings.options()?.statement_cache_capacity(0);
-    let (mut one, mut other) = (options.connect().await?, options.connect().await?);
-    let mut pooled = false;
-    for _ in 0..3 {
-        let first = session(&mut one).await?;
-        sqlx::raw_sql("BEGIN").execute(&mut other).await?;
-        let second = session(&mut other).await?;
-        let third = session(&mut one).await?;
-        sqlx::raw_sql("ROLLBACK").execute(&mut other).await?;
-        pooled |= first == second || first != third;
-    }
-    let _ = tokio::join!(one.close(), other.close());
-    Ok(pooled)
 }
 
 #[cfg(test)]

@@ -5,19 +5,22 @@
 //! (`transaction.rs`).
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row as _};
 
 use super::super::membership::{LIVE_MS, host};
-use super::Sql;
-use crate::store::OwnershipMode;
+use super::sql::Sql;
+use super::transaction::Db;
+use crate::store::{OwnershipMode, StoreError};
 
 /// The interval of heartbeats.
 pub(super) const BEAT_EVERY: Duration = Duration::from_secs(2);
 /// How long an owner must be silent before another process takes over.
 pub(super) const OWNER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often an owner is checked while this process waits for the database.
+pub(super) const WATCH_EVERY: Duration = Duration::from_millis(500);
 /// The place of shared owners: none, as no process can see one of them dead.
 const SHARED: &str = "shared by replicas";
 /// The database's time in milliseconds.
@@ -194,4 +197,36 @@ pub(super) async fn give_up(c: &mut PgConnection, me: ProcessId) -> Sql<()> {
         OwnershipMode::Shared => query.bind(me.shown_host()).execute(c).await,
     }
     .map(drop)
+}
+
+/// The owner, if it is alive.
+pub(super) async fn living_holder(db: &Db, me: &ProcessId) -> Result<Option<OwnerRow>, StoreError> {
+    let seen: Option<OwnerRow> = db
+        .read(|c| {
+            Box::pin(async move {
+                let there = sqlx::query("SELECT to_regclass('holders')::text AS name").persistent(false);
+                match there.fetch_one(&mut *c).await?.try_get::<Option<String>, _>("name")? {
+                    Some(_) => look(c).await,
+                    None => Ok(None),
+                }
+            })
+        })
+        .await?;
+    Ok(seen.filter(|seen| !seen.is_over(me)))
+}
+
+/// Fails while a live process owns the database.
+pub(super) async fn refuse_while_held(db: &Db) -> std::result::Result<(), String> {
+    let me = ProcessId::new(OwnershipMode::Exclusive);
+    let Some(first) = living_holder(db, &me).await.map_err(|e| e.to_string())? else { return Ok(()) };
+    let watching = Instant::now();
+    while watching.elapsed() < OWNER_TIMEOUT {
+        tokio::time::sleep(WATCH_EVERY).await;
+        match living_holder(db, &me).await.map_err(|e| e.to_string())? {
+            None => return Ok(()),
+            Some(now) if now != first => return Err(format!("is in use by {}: stop it first", now.who())),
+            Some(_) => {}
+        }
+    }
+    Ok(())
 }

@@ -22,7 +22,8 @@ use super::super::row::Row;
 use super::super::rows::gate_state;
 use super::super::usage::POOL;
 use super::super::{Result, StoreError};
-use super::{Settings, Sql, code, explain, is_outside};
+use super::Settings;
+use super::sql::{PREPARED, Sql, code, explain, is_outside};
 use crate::failpoint;
 use crate::policy::decision::GateState;
 use crate::provider::secret::Secret;
@@ -39,16 +40,6 @@ pub(super) const SCHEMA: &str = "ringfence";
 
 /// The advisory lock that queues transitions with those who share the lock of the pool's row. Two numbers: locks of ids use one.
 pub(super) const ADVISORY_LOCK_KEY: &str = "1919904103, 1";
-
-tokio::task_local! {
-    /// Whether statements are prepared once per session.
-    static PREPARED: bool;
-}
-
-/// Outside our transactions nothing is prepared, which works behind every pooler.
-pub(super) fn prepared() -> bool {
-    PREPARED.try_with(|prepared| *prepared).unwrap_or(false)
-}
 
 pub(super) struct Db {
     pub(super) pool: PgPool,

@@ -15,7 +15,7 @@ use super::super::{
     Bell, CallRecord, Delivery, EventOutcome, IngestOutcome, NewUtterance, ReceiveOutcome, Ring, UtteranceIngest,
     UtteranceRef, tells_more,
 };
-use super::{Sql, query, to_json};
+use super::sql::{Sql, query, to_json};
 use crate::ids::{Alias, CallId};
 
 /// Ingests a batch. With `tell`, other processes are notified.

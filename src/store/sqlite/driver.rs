@@ -9,10 +9,11 @@ use rusqlite::config::DbConfig;
 use rusqlite::types::{ToSqlOutput, Value as Cell, ValueRef};
 use rusqlite::{Connection, OpenFlags, Rows, ToSql, params_from_iter};
 
+use super::super::StoreError;
 use super::super::driver::{Driver, Fault, Sql, Value, Work};
 use super::super::row::{Row, SqliteRow};
 use super::dialect::translate;
-use super::{BUSY_TIMEOUT, StoreError};
+use super::errors::{BUSY_TIMEOUT, explain_code};
 
 /// The size of the cache of compiled statements: more than there are.
 const STATEMENTS_MAX: usize = 256;
@@ -184,7 +185,7 @@ pub(super) fn is_outside(error: &Fault) -> bool {
 }
 
 pub(super) fn explain(error: &Fault) -> String {
-    super::explain_code(code(error), error)
+    explain_code(code(error), error)
 }
 
 pub(super) fn failed(error: &Fault) -> StoreError {

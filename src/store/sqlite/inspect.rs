@@ -3,8 +3,10 @@
 use std::fs::OpenOptions;
 use std::path::Path;
 
+use super::blocking::on_thread;
 use super::driver::{Sqlite, explain};
-use super::{OpenError, explain_io, lock, migrate, on_thread};
+use super::errors::{OpenError, explain_io};
+use super::{lock, migrate};
 
 /// The state of a store's path.
 #[derive(Debug, Clone, PartialEq, Eq)]

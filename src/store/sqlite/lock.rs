@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::super::OwnershipMode;
+use super::errors::{OpenError, explain_io};
 
 /// The lock, held until it is dropped. The operating system releases it when the process dies.
 #[derive(Debug)]
@@ -23,10 +24,23 @@ pub(super) enum Refused {
 const TRIES: (u32, Duration) = (5, Duration::from_millis(20));
 
 impl FileLock {
+    /// Locks a database for this process, exclusively or shared, until the lock is dropped. `migrate down`, which drops tables,
+    /// needs it exclusively.
+    ///
+    /// # Errors
+    /// Another process has it open and does not share it; or it cannot be used.
+    pub(super) async fn hold(database: &Path, sharing: OwnershipMode) -> Result<Self, OpenError> {
+        let path = database.display().to_string();
+        Self::take(database, sharing).await.map_err(|refused| match refused {
+            Refused::FileLock(holder) => OpenError::Held { path, holder, advice: sharing.advice() },
+            Refused::File(why) => OpenError::File { path, why },
+        })
+    }
+
     pub(super) async fn take(database: &Path, sharing: OwnershipMode) -> Result<Self, Refused> {
         let name = beside(database);
         let shown = name.display().to_string();
-        let file = |e: std::io::Error| Refused::File(format!("its lock {shown}: {}", super::explain_io(&e)));
+        let file = |e: std::io::Error| Refused::File(format!("its lock {shown}: {}", explain_io(&e)));
         let mut lock =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&name).map_err(file)?;
         if !try_for(|| match sharing {

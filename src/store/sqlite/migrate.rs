@@ -7,8 +7,9 @@ use sqlx::migrate::Migrator;
 
 use super::super::OwnershipMode;
 use super::super::migrations::{self, AppliedMigrations, Status, Unfit};
+use super::blocking::on_thread;
 use super::driver::{Sqlite, at_once, explain};
-use super::{SqliteStore, on_thread};
+use super::lock::FileLock;
 
 pub(super) static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
@@ -25,7 +26,7 @@ pub async fn up(path: &Path) -> Result<(), String> {
 /// # Errors
 /// As [`up`].
 pub async fn down(path: &Path, to: Option<i64>) -> Result<(), String> {
-    let _alone = SqliteStore::lock(path, OwnershipMode::Exclusive).await.map_err(|e| format!("cannot be used: {e}"))?;
+    let _alone = FileLock::hold(path, OwnershipMode::Exclusive).await.map_err(|e| format!("cannot be used: {e}"))?;
     with(path, move |c| down_in(c, &MIGRATIONS, to)).await
 }
 

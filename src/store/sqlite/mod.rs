@@ -1,7 +1,9 @@
 //! The embedded store: one SQLite file, WAL, `synchronous=FULL`, one writer (`writer`), a few readers (`readers`).
 
+mod blocking;
 mod dialect;
 mod driver;
+mod errors;
 mod gate;
 pub mod inspect;
 mod lock;
@@ -26,46 +28,16 @@ use crate::clock::UnixMs;
 use crate::ids::CallId;
 use crate::policy::decision::{AdmissionRequest, GateState};
 use crate::sync::lock;
+use blocking::on_thread;
 use driver::{Sqlite, at_once, explain};
+pub use errors::OpenError;
+use errors::{BUSY_TIMEOUT, explain_io};
 pub use lock::FileLock;
 use readers::Readers;
 use writer::Writer;
 
-/// How long a connection waits for another's lock: that of a backup, or of an operator's shell.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// A write without an effect. BEGIN alone would not do: in a read-only file SQLite makes it a read.
 const PROBE: &str = "BEGIN IMMEDIATE; CREATE TABLE ringfence_probe (x); ROLLBACK";
-
-/// The store could not be opened. Sentences for an operator.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// Another process has it open.
-    #[error("{path} is in use by {holder}. {advice}, or give this one another [store] path")]
-    Held {
-        /// The database.
-        path: String,
-        /// That process.
-        holder: String,
-        /// What to do.
-        advice: &'static str,
-    },
-    /// The file cannot be opened.
-    #[error("cannot open {path}: {why}")]
-    File {
-        /// The database.
-        path: String,
-        /// Why.
-        why: String,
-    },
-    /// The schema does not fit.
-    #[error("{path} {why}")]
-    Schema {
-        /// The database.
-        path: String,
-        /// What is wrong, and the command to run.
-        why: String,
-    },
-}
 
 /// The store in one SQLite file.
 pub struct SqliteStore {
@@ -74,14 +46,6 @@ pub struct SqliteStore {
     path: PathBuf,
     /// Released last, after all writes.
     held: std::sync::Mutex<Option<FileLock>>,
-}
-
-/// Runs work that may block on a disk or another process, outside the runtime's threads.
-async fn on_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done,
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
-    }
 }
 
 async fn up(mut first: Sqlite) -> std::result::Result<(), String> {
@@ -116,7 +80,7 @@ impl SqliteStore {
         let schema = |why: String| OpenError::Schema { path: shown.clone(), why };
         let since = Instant::now();
         let (held, mut first) = loop {
-            let held = Self::lock(path, sharing).await?;
+            let held = FileLock::hold(path, sharing).await?;
             let mut first = connect(path).await.map_err(file)?;
             let missing = migrate::missing(&mut first).map_err(schema)?;
             match sharing {
@@ -150,56 +114,10 @@ impl SqliteStore {
         Ok(Self { writer, readers, path: path.to_owned(), held: std::sync::Mutex::new(Some(held)) })
     }
 
-    /// Locks the file for this process, exclusively or shared, until the lock is dropped. `migrate down`, which drops tables,
-    /// needs it exclusively.
-    ///
-    /// # Errors
-    /// Another process has it open and does not share it; or it cannot be used.
-    pub async fn lock(path: &Path, sharing: OwnershipMode) -> std::result::Result<FileLock, OpenError> {
-        let shown = path.display().to_string();
-        FileLock::take(path, sharing).await.map_err(|e| match e {
-            lock::Refused::FileLock(holder) => OpenError::Held { path: shown, holder, advice: sharing.advice() },
-            lock::Refused::File(why) => OpenError::File { path: shown, why },
-        })
-    }
-
     /// Its path.
     pub fn path(&self) -> &Path {
         &self.path
     }
-}
-
-/// What an operator can do about an error of SQLite, by its code, extended or not.
-fn explain_code(code: u32, error: &dyn std::fmt::Display) -> String {
-    match code & 0xff {
-        5 => "another program holds its lock".to_owned(),
-        13 => "the disk is full; make room on it, or give ringfence another [store] path".to_owned(),
-        8 => "it is read-only; ringfence must be able to write it, or needs another [store] path".to_owned(),
-        10 => format!("the disk cannot be read or written ({error}); look at the disk, its quota and its limits"),
-        11 | 26 => {
-            format!(
-                "it is damaged or no SQLite file ({error}); put a backup in its place, or move it away to start anew"
-            )
-        }
-        14 => format!("the file or its folder cannot be opened ({error})"),
-        _ => error.to_string(),
-    }
-}
-
-/// What an operator can do about an error of a file or folder.
-fn explain_io(error: &std::io::Error) -> String {
-    use std::io::ErrorKind;
-    let hint = match error.kind() {
-        ErrorKind::PermissionDenied => "ringfence must be able to write there, or needs another [store] path",
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
-            "make room on the disk, or give ringfence another [store] path"
-        }
-        ErrorKind::AlreadyExists | ErrorKind::NotADirectory => {
-            "a part of the path is a file: give ringfence another [store] path"
-        }
-        _ => "give ringfence another [store] path",
-    };
-    format!("{error}; {hint}")
 }
 
 #[async_trait]

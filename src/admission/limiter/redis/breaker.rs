@@ -10,11 +10,12 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
+use super::Settings;
 use super::connection::{self, Fault, Link};
 use super::inspect::{self, Problem};
 use super::keys::Keys;
 use super::scripts::Script;
-use super::{GateError, Settings};
+use crate::admission::limiter::GateError;
 use crate::provider::secret::Secret;
 use crate::sync::lock;
 
