@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use ringfence::admission::limiter::Gate;
 use ringfence::admission::limiter::memory::MemoryGate;
-use ringfence::admission::limiter::redis::{RedisGate, Settings as RedisSettings};
-use ringfence::admission::{Admission, Capacity, Settings};
+use ringfence::admission::limiter::redis::{RedisGate, RedisSettings};
+use ringfence::admission::{Admission, AdmissionSettings, Capacity};
 use ringfence::call::{Deadlines, Direction, EndProof, Event, Origin, Outcome, Phase, Source};
 use ringfence::clock::Clock;
 use ringfence::ids::{AccountName, BusinessId, CallId};
@@ -20,7 +20,7 @@ use ringfence::metrics::Metrics;
 use ringfence::policy::decision::{AdmissionRequest, GateMode, Slots};
 use ringfence::policy::{Facts, Policy};
 use ringfence::provider::secret::Secret;
-use ringfence::store::postgres::{PostgresStore, Settings as PostgresSettings};
+use ringfence::store::postgres::{PostgresSettings, PostgresStore};
 use ringfence::store::sqlite::SqliteStore;
 use ringfence::store::{Change, NewCall, OwnershipMode, Replica, Store};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -91,7 +91,8 @@ impl Bench {
     async fn new(store: Arc<dyn Store>, gate: Option<Arc<dyn Gate>>, home: GateMode) -> Self {
         let policy = Arc::new(ArcSwap::from_pointee(policy()));
         // No comparison falls into a run.
-        let settings = Settings { home, compare_every: Duration::from_secs(3600), ..Settings::default() };
+        let settings =
+            AdmissionSettings { home, compare_every: Duration::from_secs(3600), ..AdmissionSettings::default() };
         let (clock, metrics) = (Clock::system(), Metrics::new().unwrap());
         let capacity = Capacity::new(store.clone(), gate, settings, policy.clone(), clock, metrics, Replica::new());
         capacity.start().await.unwrap();

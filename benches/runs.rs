@@ -21,7 +21,7 @@ use http::{Method, Request};
 use ringfence::ids::CallId;
 use ringfence::net::{Upstream, UpstreamSettings, fetch_local, spare_port};
 use ringfence::provider::secret::Secret;
-use ringfence::store::postgres::{PostgresStore, Settings as PostgresSettings};
+use ringfence::store::postgres::{PostgresSettings, PostgresStore};
 use ringfence::store::runs::{Claim, NewJob, Run, RunChange, RunMade, RunState};
 use ringfence::store::sqlite::SqliteStore;
 use ringfence::store::{OwnershipMode, Store};

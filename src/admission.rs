@@ -63,7 +63,7 @@ const COUNTS_KEPT: Duration = Duration::from_millis(250);
 
 /// The configured limiter and its time-outs.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub struct AdmissionSettings {
     /// The configured limiter.
     pub home: GateMode,
     /// How long Redis is unavailable before the database takes over.
@@ -74,7 +74,7 @@ pub struct Settings {
     pub compare_every: Duration,
 }
 
-impl Default for Settings {
+impl Default for AdmissionSettings {
     fn default() -> Self {
         Self {
             home: GateMode::Memory,
@@ -93,7 +93,7 @@ struct Inner {
     store: Arc<dyn Store>,
     /// `None` where only the database decides.
     gate: Option<Arc<dyn Gate>>,
-    settings: Settings,
+    settings: AdmissionSettings,
     policy: LivePolicy,
     clock: Clock,
     metrics: Metrics,
@@ -180,7 +180,7 @@ impl Capacity {
     pub fn new(
         store: Arc<dyn Store>,
         gate: Option<Arc<dyn Gate>>,
-        settings: Settings,
+        settings: AdmissionSettings,
         policy: LivePolicy,
         clock: Clock,
         metrics: Metrics,
@@ -365,7 +365,7 @@ impl Capacity {
     }
 
     /// The limiter's status.
-    pub fn standing(&self) -> GateStatus {
+    pub fn status(&self) -> GateStatus {
         let (state, role) = (self.state(), self.role());
         let away = self.0.gate.as_ref().and_then(|gate| gate.away()).map(|(_, why)| why);
         GateStatus {

@@ -2,6 +2,7 @@
 
 mod config_watcher;
 mod error;
+mod handlers;
 mod listener_tls;
 mod listeners;
 mod loops;
@@ -47,11 +48,12 @@ use crate::transcripts::{Client, Feed, RemoteChanges, Sockets};
 use crate::webhooks::Webhooks;
 pub use error::StartError;
 use error::start_error;
+use handlers::Listener;
 use listener_tls::ListenerTls;
 use listeners::Listeners;
 use loops::Loops;
 pub use reload::{ConfigSource, SetLogFilter};
-use reload::{Listener, Live, access};
+use reload::{Live, access};
 use startup_gate::Doors;
 use tasks::Tasks;
 

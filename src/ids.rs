@@ -21,17 +21,17 @@ const RESERVED: &[u8] = b"/\\|,*";
 #[error(
     "{what} must be 1 to {ID_BYTES_MAX} visible ASCII characters, none of them a slash, backslash, comma, asterisk or vertical bar"
 )]
-pub struct BadId {
+pub struct IdError {
     what: &'static str,
 }
 
-fn checked(what: &'static str, text: &str) -> Result<Arc<str>, BadId> {
+fn checked(what: &'static str, text: &str) -> Result<Arc<str>, IdError> {
     let fits = !text.is_empty()
         && text.len() <= ID_BYTES_MAX
         // A client that normalises paths would remove these.
         && !matches!(text, "." | "..")
         && text.bytes().all(|b| b.is_ascii_graphic() && !RESERVED.contains(&b));
-    if fits { Ok(Arc::from(text)) } else { Err(BadId { what }) }
+    if fits { Ok(Arc::from(text)) } else { Err(IdError { what }) }
 }
 
 macro_rules! text_id {
@@ -43,7 +43,7 @@ macro_rules! text_id {
 
         impl $name {
             /// Checks the text: 1 to [`ID_BYTES_MAX`] visible ASCII characters, none of those that separate ids.
-            pub fn parse(text: &str) -> Result<Self, BadId> {
+            pub fn parse(text: &str) -> Result<Self, IdError> {
                 checked($what, text).map(Self)
             }
             /// The text.

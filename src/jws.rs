@@ -28,7 +28,7 @@ pub enum Algorithm {
 
 /// Why a token cannot be parsed. It contains nothing of the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Unreadable {
+pub enum JwsError {
     /// Not three parts in base64url, or no JSON object where one has to be.
     #[error("not a JWT")]
     Malformed,
@@ -63,22 +63,21 @@ impl<'a> Token<'a> {
     ///
     /// # Errors
     /// It is no token, or an unsupported one.
-    pub fn parse(text: &'a str) -> Result<Self, Unreadable> {
-        let decoded = |part: &str| BASE64_URL.decode(part).map_err(|_| Unreadable::Malformed);
-        let (signed, signature) = text.rsplit_once('.').ok_or(Unreadable::Malformed)?;
-        let (header, payload) = signed.split_once('.').ok_or(Unreadable::Malformed)?;
+    pub fn parse(text: &'a str) -> Result<Self, JwsError> {
+        let decoded = |part: &str| BASE64_URL.decode(part).map_err(|_| JwsError::Malformed);
+        let (signed, signature) = text.rsplit_once('.').ok_or(JwsError::Malformed)?;
+        let (header, payload) = signed.split_once('.').ok_or(JwsError::Malformed)?;
         // Via a map: serde also accepts a struct as an array.
-        let header: Map<String, Value> =
-            serde_json::from_slice(&decoded(header)?).map_err(|_| Unreadable::Malformed)?;
+        let header: Map<String, Value> = serde_json::from_slice(&decoded(header)?).map_err(|_| JwsError::Malformed)?;
         if header.contains_key("crit") || header.contains_key("b64") {
-            return Err(Unreadable::Critical);
+            return Err(JwsError::Critical);
         }
-        let header: Header = serde_json::from_value(header.into()).map_err(|_| Unreadable::Malformed)?;
+        let header: Header = serde_json::from_value(header.into()).map_err(|_| JwsError::Malformed)?;
         let algorithm = match header.alg.as_str() {
             "HS256" => Algorithm::Hs256,
             "RS256" => Algorithm::Rs256,
             "ES256" => Algorithm::Es256,
-            _ => return Err(Unreadable::Algorithm),
+            _ => return Err(JwsError::Algorithm),
         };
         let (payload, signature) = (decoded(payload)?, decoded(signature)?);
         Ok(Self { algorithm, key_id: header.kid, signed, payload, signature })
@@ -111,8 +110,8 @@ impl<'a> Token<'a> {
     ///
     /// # Errors
     /// It is no JSON object.
-    pub fn claims(&self) -> Result<Map<String, Value>, Unreadable> {
-        serde_json::from_slice(&self.payload).map_err(|_| Unreadable::Malformed)
+    pub fn claims(&self) -> Result<Map<String, Value>, JwsError> {
+        serde_json::from_slice(&self.payload).map_err(|_| JwsError::Malformed)
     }
 }
 

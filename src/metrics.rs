@@ -30,7 +30,7 @@ use exemplars::TracedHistogram;
 pub use expected::Expected;
 use labels::COUNTED_429;
 pub use labels::*;
-pub use registration::{BadMetric, MetricDescription};
+pub use registration::{MetricDescription, MetricError};
 pub use render::{Format, GLOBAL_GAUGES, Gauges};
 
 /// Businesses with a label of their own, unless the config sets another number.

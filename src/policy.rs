@@ -17,7 +17,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::call::Direction;
-use crate::destinations;
+use crate::destinations::{self, DestinationSettings};
 use crate::ids::{AccountName, BusinessId, number_key};
 pub use business::{
     Business, Identified, Ignored, Privacy, RESERVE_MAX, RETENTION_DAYS, RequestAttributes, Rule, Unknown,
@@ -161,7 +161,7 @@ pub struct Limit {
     pub per: Per,
     /// How much it allows.
     pub bound: Bound,
-    /// Who decides while Redis is away; [`Settings::on_outage`] if `None`.
+    /// Who decides while Redis is away; [`PolicySettings::on_outage`] if `None`.
     pub on_outage: Option<OnOutage>,
 }
 
@@ -237,7 +237,7 @@ pub struct AccountLimits {
 
 /// The inputs of a [`Policy`].
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub struct PolicySettings {
     /// Whether full limits reject.
     pub mode: Mode,
     /// Concurrent calls of the whole platform.
@@ -267,7 +267,7 @@ pub struct Settings {
     /// How much of a call's transcript is kept, unless the business overrides it.
     pub transcripts: Privacy,
     /// The global destination rules.
-    pub destinations: Arc<destinations::Settings>,
+    pub destinations: Arc<DestinationSettings>,
 }
 
 /// The plans of the contract (§1): PAYG 1, STARTER 1, PRO 3, ENTERPRISE as each business sets.
@@ -282,7 +282,7 @@ pub fn default_plans() -> BTreeMap<String, Plan> {
 /// The policy in force: immutable, indexed for decisions.
 #[derive(Debug)]
 pub struct Policy {
-    settings: Settings,
+    settings: PolicySettings,
     businesses: HashMap<BusinessId, Business>,
     by_agent: HashMap<String, BusinessId>,
     by_number: HashMap<String, BusinessId>,
@@ -296,7 +296,7 @@ pub struct Policy {
 impl Policy {
     /// Builds the policy from the config and the businesses created over HTTP, which replace those of the config with the same
     /// id.
-    pub fn new(settings: Settings, put: &[Business]) -> Self {
+    pub fn new(settings: PolicySettings, put: &[Business]) -> Self {
         let mut businesses: HashMap<BusinessId, Business> = HashMap::new();
         if settings.demo
             && let Ok(id) = BusinessId::parse(DEMO_BUSINESS)
@@ -334,7 +334,7 @@ impl Policy {
     }
 
     /// The inputs that the policy was built from.
-    pub fn settings(&self) -> &Settings {
+    pub fn settings(&self) -> &PolicySettings {
         &self.settings
     }
 
@@ -575,7 +575,7 @@ fn binding(limit: Arc<str>, scope: Scope, per: &str, bound: Bound) -> Binding {
     Binding { key: format!("{limit}{}|{per}", kind(bound)), limit, scope, bound }
 }
 
-fn global_limits(settings: &Settings) -> Vec<Limit> {
+fn global_limits(settings: &PolicySettings) -> Vec<Limit> {
     let limit = |name: String, scope, account: Option<&AccountName>, bound| Limit {
         name: name.into(),
         scope,

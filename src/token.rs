@@ -56,22 +56,22 @@ pub struct Claims {
 /// Signing a token failed.
 #[derive(Debug, thiserror::Error)]
 #[error("failed to sign token: {0}")]
-pub struct NotSigned(#[from] serde_json::Error);
+pub struct SigningError(#[from] serde_json::Error);
 
 /// A token was rejected. The text contains nothing of the token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("invalid token: {0}")]
-pub struct BadToken(String);
+pub struct TokenError(String);
 
-fn bad(why: impl Into<String>) -> BadToken {
-    BadToken(why.into())
+fn bad(why: impl Into<String>) -> TokenError {
+    TokenError(why.into())
 }
 
 /// Signs a token.
 ///
 /// # Errors
-/// [`NotSigned`].
-pub fn mint(secret: &Secret, claims: &Claims) -> Result<String, NotSigned> {
+/// [`SigningError`].
+pub fn mint(secret: &Secret, claims: &Claims) -> Result<String, SigningError> {
     Ok(jws::sign(secret.expose().as_bytes(), claims)?)
 }
 
@@ -79,7 +79,7 @@ pub fn mint(secret: &Secret, claims: &Claims) -> Result<String, NotSigned> {
 ///
 /// # Errors
 /// The request has several credentials, or one that is no bearer token. It is not treated as anonymous.
-pub fn bearer(headers: &HeaderMap) -> Result<Option<&str>, BadToken> {
+pub fn bearer(headers: &HeaderMap) -> Result<Option<&str>, TokenError> {
     let mut shown = headers.get_all(AUTHORIZATION).iter();
     let Some(first) = shown.next() else { return Ok(None) };
     let text = first.to_str().ok().filter(|_| shown.next().is_none());
@@ -147,14 +147,14 @@ fn word(value: &Value) -> Option<String> {
 }
 
 /// A time claim in seconds since 1970, possibly with a fraction (RFC 7519 §2). Values out of range are clamped.
-fn secs(claims: &Map<String, Value>, name: &str) -> Result<Option<i64>, BadToken> {
+fn secs(claims: &Map<String, Value>, name: &str) -> Result<Option<i64>, TokenError> {
     let Some(value) = claims.get(name) else { return Ok(None) };
     let secs = value.as_f64().ok_or_else(|| bad(format!("{name} must be a number, the seconds since 1970")))?;
     Ok(Some(secs as i64))
 }
 
 /// The words of `scope`: a string separated by spaces (RFC 8693 §4.2), or a list, which some issuers use.
-fn scopes(claims: &Map<String, Value>) -> Result<Vec<&str>, BadToken> {
+fn scopes(claims: &Map<String, Value>) -> Result<Vec<&str>, TokenError> {
     let wrong = || bad("scope must be a string: words separated by spaces");
     match claims.get("scope") {
         None | Some(Value::Null) => Ok(vec![]),
@@ -165,7 +165,7 @@ fn scopes(claims: &Map<String, Value>) -> Result<Vec<&str>, BadToken> {
 }
 
 /// The businesses of a token; `None` if the claim is missing.
-fn businesses(claims: &Map<String, Value>) -> Result<Option<Vec<String>>, BadToken> {
+fn businesses(claims: &Map<String, Value>) -> Result<Option<Vec<String>>, TokenError> {
     let wrong = || bad("businesses must be a business id or a list of them; \"*\" is all");
     match claims.get("businesses") {
         None | Some(Value::Null) => Ok(None),
@@ -206,7 +206,7 @@ impl Keys {
     }
 
     /// The claims and the expiry of a token that one of these keys has signed, that is valid now, and that is meant for us.
-    fn claims(&self, token: &str, now_secs: i64) -> Result<(Map<String, Value>, i64), BadToken> {
+    fn claims(&self, token: &str, now_secs: i64) -> Result<(Map<String, Value>, i64), TokenError> {
         let token = Token::parse(token).map_err(|why| bad(why.to_string()))?;
         let is_signed = match token.algorithm {
             Algorithm::Hs256 => self.secrets.iter().any(|secret| token.is_signed_by_secret(secret.expose().as_bytes())),
@@ -244,7 +244,7 @@ impl Keys {
     ///
     /// # Errors
     /// The token is expired or not valid yet, not signed by one of these keys, or grants less than reading.
-    pub fn authenticate(&self, token: &str, now_secs: i64, unstated: &[String]) -> Result<Principal, BadToken> {
+    pub fn authenticate(&self, token: &str, now_secs: i64, unstated: &[String]) -> Result<Principal, TokenError> {
         let (claims, expires_at) = self.claims(token, now_secs)?;
         // Unknown scopes are the app's own and are ignored; a token that is for metrics only may not read.
         let scopes = scopes(&claims)?;
@@ -263,7 +263,7 @@ impl Keys {
     ///
     /// # Errors
     /// The token is expired or not valid yet, not signed by one of these keys, or lacks its holder or businesses.
-    pub fn operator(&self, token: &str, now_secs: i64) -> Result<Operator, BadToken> {
+    pub fn operator(&self, token: &str, now_secs: i64) -> Result<Operator, TokenError> {
         let (claims, expires_at) = self.claims(token, now_secs)?;
         let scopes = scopes(&claims)?;
         let known = Scope::WORDS.iter().filter(|(word, _)| scopes.contains(word)).map(|(_, scope)| *scope);

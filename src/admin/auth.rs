@@ -8,8 +8,8 @@ use crate::calls::post_call::shown::Numbers;
 use crate::net::{Exchange, Peer};
 use crate::provider::secret::Secret;
 use crate::provider::sign::equal;
-use crate::token::{BadToken, Keys, bearer};
-pub use crate::token::{Claims, NotSigned, Scope, mint};
+pub use crate::token::{Claims, Scope, SigningError, mint};
+use crate::token::{Keys, TokenError, bearer};
 
 /// The header in which older clients send their secret.
 const CRON_SECRET: &str = "x-cron-secret";
@@ -56,14 +56,14 @@ impl Caller {
     }
 
     /// Requires access to all businesses.
-    pub fn sees_all(self) -> Result<Self, Denied> {
-        if self.businesses.is_some() { Err(Denied::SomeBusinesses) } else { Ok(self) }
+    pub fn sees_all(self) -> Result<Self, AccessError> {
+        if self.businesses.is_some() { Err(AccessError::SomeBusinesses) } else { Ok(self) }
     }
 }
 
 /// Why a request is denied.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Denied {
+pub enum AccessError {
     /// No valid credential.
     #[error("{0}")]
     NoToken(String),
@@ -78,8 +78,8 @@ pub enum Denied {
     OwnRequest,
 }
 
-impl From<BadToken> for Denied {
-    fn from(bad: BadToken) -> Self {
+impl From<TokenError> for AccessError {
+    fn from(bad: TokenError) -> Self {
         Self::NoToken(bad.to_string())
     }
 }
@@ -88,15 +88,15 @@ impl Access {
     /// Authenticates and authorises a request.
     ///
     /// # Errors
-    /// [`Denied`].
-    pub fn caller(&self, exchange: &Exchange, needs: Scope, now_secs: i64) -> Result<Caller, Denied> {
+    /// [`AccessError`].
+    pub fn caller(&self, exchange: &Exchange, needs: Scope, now_secs: i64) -> Result<Caller, AccessError> {
         let from = exchange.peer().to_string();
         if let Some(token) = bearer(exchange.headers())? {
             if self.keys.is_empty() {
-                return Err(Denied::NoToken("admin.token_secret is not set: tokens are disabled".to_owned()));
+                return Err(AccessError::NoToken("admin.token_secret is not set: tokens are disabled".to_owned()));
             }
             let who = self.keys.operator(token, now_secs)?;
-            let scope = who.scope.filter(|scope| *scope >= needs).ok_or(Denied::TooLittle(needs))?;
+            let scope = who.scope.filter(|scope| *scope >= needs).ok_or(AccessError::TooLittle(needs))?;
             let (whole_numbers, businesses) = (who.whole_numbers, who.businesses);
             let expires_at = Some(who.expires_at);
             return Ok(Caller { name: who.name, from, scope, whole_numbers, businesses, expires_at });
@@ -112,11 +112,13 @@ impl Access {
         match exchange.peer() {
             Peer::Local { .. } => Ok(local(Scope::Operate)),
             Peer::Net(_) if !self.keys.is_empty() => {
-                Err(Denied::NoToken("bearer token missing: ringfence token --scope read".to_owned()))
+                Err(AccessError::NoToken("bearer token missing: ringfence token --scope read".to_owned()))
             }
             Peer::Net(_) if is_on_loopback(exchange) && needs < Scope::Operate => Ok(local(Scope::Read)),
-            Peer::Net(_) if is_on_loopback(exchange) => Err(Denied::NoToken(self.how_to_change())),
-            Peer::Net(_) => Err(Denied::NoToken("admin.token_secret is not set: only loopback is allowed".to_owned())),
+            Peer::Net(_) if is_on_loopback(exchange) => Err(AccessError::NoToken(self.how_to_change())),
+            Peer::Net(_) => {
+                Err(AccessError::NoToken("admin.token_secret is not set: only loopback is allowed".to_owned()))
+            }
         }
     }
 
@@ -132,8 +134,8 @@ impl Access {
     /// browser that was led here uses its own host name.
     ///
     /// # Errors
-    /// [`Denied`].
-    pub fn scraper(&self, exchange: &Exchange, now_secs: i64) -> Result<(), Denied> {
+    /// [`AccessError`].
+    pub fn scraper(&self, exchange: &Exchange, now_secs: i64) -> Result<(), AccessError> {
         let is_shown = bearer(exchange.headers())?.is_some();
         if self.metrics_token || is_shown || exchange.host().is_some_and(|host| !names_address(host)) {
             self.caller(exchange, Scope::Metrics, now_secs)?.sees_all()?;
@@ -145,13 +147,13 @@ impl Access {
     /// is configured the header is ignored.
     ///
     /// # Errors
-    /// [`Denied`].
-    pub fn legacy_scraper(&self, exchange: &Exchange, now_secs: i64) -> Result<(), Denied> {
+    /// [`AccessError`].
+    pub fn legacy_scraper(&self, exchange: &Exchange, now_secs: i64) -> Result<(), AccessError> {
         match (&self.cron_secret, exchange.header(CRON_SECRET)) {
             (Some(secret), Some(shown)) if bearer(exchange.headers())?.is_none() => {
                 match equal(secret.expose().as_bytes(), shown.as_bytes()) {
                     true => Ok(()),
-                    false => Err(Denied::NoToken("X-Cron-Secret is not admin.cron_secret".to_owned())),
+                    false => Err(AccessError::NoToken("X-Cron-Secret is not admin.cron_secret".to_owned())),
                 }
             }
             _ => self.caller(exchange, Scope::Metrics, now_secs)?.sees_all().map(drop),
@@ -172,10 +174,10 @@ impl Access {
 /// Denies a request with ringfence's own callback mark: a tenant's URL must not lead here.
 ///
 /// # Errors
-/// [`Denied::OwnRequest`].
-pub fn refuse_own(exchange: &Exchange) -> Result<(), Denied> {
+/// [`AccessError::OwnRequest`].
+pub fn refuse_own(exchange: &Exchange) -> Result<(), AccessError> {
     match exchange.headers().keys().any(|name| name.as_str().replace(['_', '.'], "-").starts_with("x-ringfence")) {
-        true => Err(Denied::OwnRequest),
+        true => Err(AccessError::OwnRequest),
         false => Ok(()),
     }
 }

@@ -7,7 +7,7 @@ use http::{HeaderMap, Method, Response, StatusCode};
 use serde_json::{Value, json};
 use tracing::info;
 
-use super::auth::{Caller, Denied};
+use super::auth::{AccessError, Caller};
 use super::bulk::LIST_BYTES_MAX;
 use super::operator::Act;
 use super::{Admin, Answer, BODY_BYTES_MAX, Problem, bad, limit_of, not_found, ok};
@@ -42,11 +42,11 @@ fn entry(one: &ListedNumber, who: &Caller) -> Value {
 fn list_of(query: &str, who: &Caller) -> Result<String, Problem> {
     let named = form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == "business").map(|(_, id)| id);
     match named {
-        None if who.businesses.is_some() => Err(Denied::SomeBusinesses.into()),
+        None if who.businesses.is_some() => Err(AccessError::SomeBusinesses.into()),
         None => Ok(EVERYBODY.to_owned()),
         Some(id) => {
             let id = BusinessId::parse(&id).map_err(|e| bad(e.to_string()))?;
-            if who.sees(id.as_str()) { Ok(id.to_string()) } else { Err(Denied::SomeBusinesses.into()) }
+            if who.sees(id.as_str()) { Ok(id.to_string()) } else { Err(AccessError::SomeBusinesses.into()) }
         }
     }
 }

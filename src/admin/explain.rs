@@ -35,13 +35,13 @@ struct Now {
 }
 
 /// A limit that applies, and its usage.
-struct Standing {
+struct BindingUsage {
     binding: Binding,
     used: u32,
     allows: u32,
 }
 
-impl Standing {
+impl BindingUsage {
     fn is_full(&self) -> bool {
         self.used >= self.allows
     }
@@ -52,7 +52,7 @@ impl Now {
         call.counts() && !call.over_limit && self.policy.bindings(&call.facts).iter().any(|b| b.key == key)
     }
 
-    fn standing(&self, binding: Binding) -> Standing {
+    fn usage(&self, binding: Binding) -> BindingUsage {
         let (used, allows) = match binding.bound {
             Bound::Concurrent(n) => (self.by_key.get(&binding.key).copied().unwrap_or(0), n),
             Bound::Rate(rate) => {
@@ -63,7 +63,7 @@ impl Now {
                 (u32::try_from(self.recent.iter().filter(counts).count()).unwrap_or(u32::MAX), rate.count)
             }
         };
-        Standing { binding, used, allows }
+        BindingUsage { binding, used, allows }
     }
 
     /// The config key or request that sets a limit, and its bound.
@@ -77,8 +77,8 @@ impl Now {
         }
     }
 
-    fn shown(&self, standing: &Standing, who: &Caller) -> Value {
-        let binding = &standing.binding;
+    fn shown(&self, usage: &BindingUsage, who: &Caller) -> Value {
+        let binding = &usage.binding;
         let (from, allows) = self.written(binding);
         let holding: Vec<&CallRecord> = match binding.bound {
             Bound::Concurrent(_) => self.open.iter().filter(|call| self.holds(call, &binding.key)).collect(),
@@ -88,8 +88,8 @@ impl Now {
         let holders: Vec<Value> = mine.iter().take(HOLDERS_MAX).map(|call| holder(call, self.at_ms)).collect();
         json!({
             "name": binding.limit, "kind": if matches!(binding.bound, Bound::Rate(_)) { "rate" } else { "concurrent" },
-            "scope": scope_word(binding.scope), "allows": allows, "from": from, "used": standing.used, "limit": standing.allows,
-            "full": standing.is_full(), "holders": holders, "moreHolders": holding.len().saturating_sub(mine.len().min(HOLDERS_MAX)),
+            "scope": scope_word(binding.scope), "allows": allows, "from": from, "used": usage.used, "limit": usage.allows,
+            "full": usage.is_full(), "holders": holders, "moreHolders": holding.len().saturating_sub(mine.len().min(HOLDERS_MAX)),
         })
     }
 }
@@ -140,7 +140,7 @@ impl Decision {
 }
 
 /// The decision about a create now.
-fn decide(now: &Now, create: &WouldBe, standings: &[Standing], observes: bool, bypassed: bool) -> Decision {
+fn decide(now: &Now, create: &WouldBe, usages: &[BindingUsage], observes: bool, bypassed: bool) -> Decision {
     let outcome = if observes { "admitted and marked" } else { "refused" };
     let refused = |code, limit, because: String, advice| Decision { outcome, code: Some(code), limit, because, advice };
     let business = &create.facts.business;
@@ -155,7 +155,7 @@ fn decide(now: &Now, create: &WouldBe, standings: &[Standing], observes: bool, b
     } else if let Some(why) = &create.blocked {
         let advice = vec!["look at [destinations], and at the lists: GET /api/do-not-call".to_owned()];
         refused("DO_NOT_CALL_BLOCKED", None, why.clone(), advice)
-    } else if let Some(full) = standings.iter().find(|one| one.is_full()) {
+    } else if let Some(full) = usages.iter().find(|one| one.is_full()) {
         let exceeded = LimitExceeded {
             limit: full.binding.limit.clone(),
             scope: full.binding.scope,
@@ -168,7 +168,7 @@ fn decide(now: &Now, create: &WouldBe, standings: &[Standing], observes: bool, b
         let because = format!("limit {} is full: {} of {} {what}", full.binding.limit, full.used, full.allows);
         refused(code, Some(full.binding.limit.to_string()), because, advice(now, full))
     } else {
-        let because = match standings.iter().min_by_key(|one| one.allows.saturating_sub(one.used)) {
+        let because = match usages.iter().min_by_key(|one| one.allows.saturating_sub(one.used)) {
             Some(next) => {
                 let free = next.allows.saturating_sub(next.used);
                 format!("no limit is full; the nearest is {} with {free} of {} free", next.binding.limit, next.allows)
@@ -195,7 +195,7 @@ fn code_of(full: &LimitExceeded) -> &'static str {
 }
 
 /// The advice for a full limit.
-fn advice(now: &Now, full: &Standing) -> Vec<String> {
+fn advice(now: &Now, full: &BindingUsage) -> Vec<String> {
     let binding = &full.binding;
     let (from, _) = now.written(binding);
     let mut advice = Vec::new();
@@ -259,10 +259,10 @@ impl Admin {
     fn explained(&self, now: &Now, about: &str, create: &WouldBe, who: &Caller) -> Value {
         let capacity = &self.calls.lifecycle.capacity;
         let facts = &create.facts;
-        let standings: Vec<Standing> =
-            capacity.bindings(facts).into_iter().map(|binding| now.standing(binding)).collect();
+        let usages: Vec<BindingUsage> =
+            capacity.bindings(facts).into_iter().map(|binding| now.usage(binding)).collect();
         let (observes, bypassed) = (capacity.mode() == Mode::Observe, capacity.bypass().is_some());
-        let decision = decide(now, create, &standings, observes, bypassed);
+        let decision = decide(now, create, &usages, observes, bypassed);
         json!({
             "about": about, "now": rfc3339(now.at_ms), "mode": now.policy.mode().as_str(), "bypass": self.bypass_shown(),
             "create": {
@@ -270,7 +270,7 @@ impl Admin {
                 "direction": facts.direction, "to": facts.other_number.as_deref().map(mask_number), "agent": facts.agent,
                 "known": now.policy.business(&facts.business).is_some(),
             },
-            "limits": standings.iter().map(|one| now.shown(one, who)).collect::<Vec<_>>(),
+            "limits": usages.iter().map(|one| now.shown(one, who)).collect::<Vec<_>>(),
             "decision": decision.shown(),
         })
     }

@@ -6,7 +6,7 @@ use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{HeaderMap, StatusCode};
 use serde_json::{Map, Value, json};
 
-use super::auth::{Caller, Denied, Scope};
+use super::auth::{AccessError, Caller, Scope};
 use super::{Admin, Answer, not_found, ok, shown_to};
 use crate::call::Outcome;
 use crate::clock::rfc3339;
@@ -91,7 +91,7 @@ impl Admin {
         &self,
         rest: &[&str],
         query: Option<&str>,
-        may: impl Fn(Scope) -> Result<Caller, Denied>,
+        may: impl Fn(Scope) -> Result<Caller, AccessError>,
     ) -> Answer {
         match rest {
             ["events"] => self.events(&may(Scope::Read)?, query).await,

@@ -53,7 +53,7 @@ use crate::provider::path::percent_decode;
 use crate::reply::{for_browsers, health, json_answer, problem};
 use crate::runs::Runs;
 use crate::store::{CallRecord, Journal, KEY_KIND, StoreError};
-use auth::{Access, Caller, Denied, Scope, refuse_own};
+use auth::{Access, AccessError, Caller, Scope, refuse_own};
 use operator::Act;
 use reload::{ReloadTrigger, Running};
 
@@ -95,7 +95,7 @@ type Answer = Result<Response<Bytes>, Problem>;
 
 /// An error response.
 enum Problem {
-    Denied(Denied),
+    Denied(AccessError),
     Store(StoreError),
     Is(StatusCode, &'static str, String),
 }
@@ -106,8 +106,8 @@ impl From<StoreError> for Problem {
     }
 }
 
-impl From<Denied> for Problem {
-    fn from(denied: Denied) -> Self {
+impl From<AccessError> for Problem {
+    fn from(denied: AccessError) -> Self {
         Self::Denied(denied)
     }
 }
@@ -123,7 +123,7 @@ impl Problem {
 
     fn into_response(self) -> Response<Bytes> {
         match self {
-            Self::Denied(denied @ Denied::NoToken(_)) => {
+            Self::Denied(denied @ AccessError::NoToken(_)) => {
                 let mut answer = problem(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", &denied.to_string());
                 answer.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
                 answer
@@ -149,6 +149,10 @@ fn not_allowed(methods: &str) -> Response<Bytes> {
 
 fn not_found(what: &str) -> Problem {
     Problem::Is(StatusCode::NOT_FOUND, "NOT_FOUND", what.to_owned())
+}
+
+fn nothing_here() -> Problem {
+    not_found("nothing is served at this path and method")
 }
 
 fn bad(message: impl Into<String>) -> Problem {
@@ -212,7 +216,6 @@ impl Admin {
         if let Some(methods) = api::other_methods(&method, &segments) {
             return Ok(not_allowed(&methods));
         }
-        let may = |needs| self.access.caller(exchange, needs, now_secs);
         match (&method, segments.as_slice()) {
             (&Method::GET, ["health"]) => Ok(health()),
             (&Method::GET, ["openapi.json"]) => ok(&openapi::document()),
@@ -221,7 +224,7 @@ impl Admin {
                 self.prometheus(exchange.header("accept").unwrap_or_default()).await
             }
             (&Method::GET, ["status"]) => {
-                may(Scope::Read)?.sees_all()?;
+                self.caller(exchange, Scope::Read)?.sees_all()?;
                 let open = self.calls.lifecycle.store.open_calls().await.ok();
                 ok(&self.status_of(open.as_deref()).await?)
             }
@@ -230,31 +233,110 @@ impl Admin {
                 self.legacy_prometheus(exchange.header("accept").unwrap_or_default()).await
             }
             (&Method::GET, ["api", "concurrent-metrics", rest @ ..]) => {
-                self.concurrent_metrics(rest, exchange.query(), may).await
+                self.concurrent_metrics(rest, exchange.query(), |needs| self.caller(exchange, needs)).await
             }
-            (&Method::GET, ["api", "businesses"]) => self.businesses(&may(Scope::Read)?).await,
-            (&Method::PUT, ["api", "businesses"]) => {
-                let who = may(Scope::Operate)?.sees_all()?;
-                self.put_businesses(exchange, &who).await
-            }
-            (_, ["api", "businesses", id]) => {
-                let needs = if method == Method::GET { Scope::Read } else { Scope::Operate };
-                // A business's own token must not change the business.
-                let who = may(needs).and_then(|who| if needs == Scope::Read { Ok(who) } else { who.sees_all() })?;
-                let id = BusinessId::parse(&percent_decode(id)).map_err(|e| bad(e.to_string()))?;
-                self.business(exchange, &method, id, &who).await
-            }
+            (_, ["api", "businesses", ..]) => self.route_businesses(exchange, &method, &segments).await,
             (_, ["api", "do-not-call", number @ ..]) if number.len() <= 1 => {
-                let who = may(if method == Method::GET { Scope::Read } else { Scope::Operate })?;
+                let who = self.caller(exchange, if method == Method::GET { Scope::Read } else { Scope::Operate })?;
                 let number = number.first().map(|number| percent_decode(number));
                 self.do_not_call(exchange, &method, number.as_deref(), &who).await
             }
+            (_, ["api", "calls", ..]) => self.route_calls(exchange, &method, &segments).await,
+            (&Method::POST, ["conversations", id, "fetch"]) => {
+                let (who, id) = (self.caller(exchange, Scope::Operate)?, percent_decode(id));
+                self.note(&who, Act::new("fetch", &id)).await?;
+                Ok(self.calls.post_call.fetch_conversation(&id, |business| who.sees(business), who.numbers()).await)
+            }
+            (_, ["api", "events", ..]) => self.route_events(exchange, &method, &segments).await,
+            (&Method::GET, ["api", "audit"]) => {
+                self.caller(exchange, Scope::Read)?.sees_all()?;
+                self.audit_list(exchange.query().unwrap_or_default()).await
+            }
+            (&Method::POST, ["api", "reload"]) => {
+                let who = self.caller(exchange, Scope::Operate)?.sees_all()?;
+                let program = self.program()?;
+                let by = ReloadTrigger { who: who.name, from: who.from };
+                Ok(reload::answer(&program.clone().reload(by).await, &program.in_force()))
+            }
+            (&Method::POST, ["api", "reconcile"]) => {
+                let who = self.caller(exchange, Scope::Operate)?.sees_all()?;
+                self.note(&who, Act::new("reconcile", "all")).await?;
+                let done = self.program()?.reconcile().await;
+                ok(&serde_json::to_value(done).unwrap_or_default())
+            }
+            (_, ["api", "runs", rest @ ..]) => {
+                let needs = if method == Method::GET { Scope::Read } else { Scope::Operate };
+                let who = self.caller(exchange, needs)?;
+                self.route_runs(exchange, &method, rest, &who).await
+            }
+            (_, ["api", "schedules", rest @ ..]) => {
+                let needs = if method == Method::GET { Scope::Read } else { Scope::Operate };
+                let who = self.caller(exchange, needs)?;
+                self.route_schedules(exchange, &method, rest, &who).await
+            }
+            (&Method::GET, ["api", "refusals"]) => {
+                let who = self.caller(exchange, Scope::Read)?;
+                self.list_rejections(exchange.query().unwrap_or_default(), &who).await
+            }
+            (&Method::GET, ["api", "refusals", id]) => {
+                let who = self.caller(exchange, Scope::Read)?;
+                let refusal = self.find_refusal(&percent_decode(id), &who).await?;
+                ok(&listing::refusal(&refusal))
+            }
+            (&Method::GET, ["api", "explain"]) => {
+                let who = self.caller(exchange, Scope::Read)?;
+                self.explain(exchange.query().unwrap_or_default(), &who).await
+            }
+            (_, ["api", "bypass"]) => {
+                let who = self
+                    .caller(exchange, if method == Method::GET { Scope::Read } else { Scope::Operate })?
+                    .sees_all()?;
+                self.bypass(exchange, &method, &who).await
+            }
+            _ => Err(nothing_here()),
+        }
+    }
+
+    /// Who asks, if that caller may do what the scope allows.
+    fn caller(&self, exchange: &Exchange, needs: Scope) -> Result<Caller, AccessError> {
+        self.access.caller(exchange, needs, self.calls.lifecycle.clock.now_ms() / 1000)
+    }
+
+    async fn route_businesses(&self, exchange: &mut Exchange, method: &Method, segments: &[&str]) -> Answer {
+        match (method, segments) {
+            (&Method::GET, ["api", "businesses"]) => self.businesses(&self.caller(exchange, Scope::Read)?).await,
+            (&Method::PUT, ["api", "businesses"]) => {
+                let who = self.caller(exchange, Scope::Operate)?.sees_all()?;
+                self.put_businesses(exchange, &who).await
+            }
+            (_, ["api", "businesses", id]) => {
+                let needs = if *method == Method::GET { Scope::Read } else { Scope::Operate };
+                // A business's own token must not change the business.
+                let who = self
+                    .caller(exchange, needs)
+                    .and_then(|who| if needs == Scope::Read { Ok(who) } else { who.sees_all() })?;
+                let id = BusinessId::parse(&percent_decode(id)).map_err(|e| bad(e.to_string()))?;
+                self.business(exchange, method, id, &who).await
+            }
+            (&Method::POST, ["api", "businesses", id, "purge"]) => {
+                let who = self.caller(exchange, Scope::Operate)?.sees_all()?;
+                let id = BusinessId::parse(&percent_decode(id)).map_err(|e| bad(e.to_string()))?;
+                let body = exchange.read_body(BODY_BYTES_MAX).await.map_err(|e| bad(e.to_string()))?;
+                let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+                self.purge(&id, body["reason"].as_str(), &who).await
+            }
+            _ => Err(nothing_here()),
+        }
+    }
+
+    async fn route_calls(&self, exchange: &mut Exchange, method: &Method, segments: &[&str]) -> Answer {
+        match (method, segments) {
             (&Method::GET, ["api", "calls"]) => {
-                let who = may(Scope::Read)?;
+                let who = self.caller(exchange, Scope::Read)?;
                 self.list(exchange.query().unwrap_or_default(), &who).await
             }
             (&Method::GET, ["api", "calls", id @ ..]) => {
-                let who = may(Scope::Read)?;
+                let who = self.caller(exchange, Scope::Read)?;
                 let record = self.find(&percent_decode(&id.join("/")), &who).await?;
                 let kept = self.calls.lifecycle.store.post_call(&record.id).await?;
                 let mut shown = shown_to(&record, &who);
@@ -262,13 +344,8 @@ impl Admin {
                     json!(kept.as_ref().map(|kept| crate::calls::post_call::shown::shown(kept, who.numbers())));
                 ok(&shown)
             }
-            (&Method::POST, ["conversations", id, "fetch"]) => {
-                let (who, id) = (may(Scope::Operate)?, percent_decode(id));
-                self.note(&who, Act::new("fetch", &id)).await?;
-                Ok(self.calls.post_call.fetch_conversation(&id, |business| who.sees(business), who.numbers()).await)
-            }
             (&Method::POST, ["api", "calls", id @ .., act @ ("hangup" | "release")]) => {
-                let who = may(Scope::Operate)?;
+                let who = self.caller(exchange, Scope::Operate)?;
                 let record = self.find_to_act(&percent_decode(&id.join("/")), &who).await?;
                 if *act == "hangup" {
                     self.hang_up(exchange, &record, &who).await
@@ -276,81 +353,37 @@ impl Admin {
                     self.release(exchange, &record, &who).await
                 }
             }
+            _ => Err(nothing_here()),
+        }
+    }
+
+    async fn route_events(&self, exchange: &mut Exchange, method: &Method, segments: &[&str]) -> Answer {
+        match (method, segments) {
             (&Method::GET, ["api", "events"]) => {
-                may(Scope::Read)?.sees_all()?;
+                self.caller(exchange, Scope::Read)?.sees_all()?;
                 self.inbox_list(exchange.query().unwrap_or_default()).await
             }
             (&Method::GET, ["api", "events", "replay"]) => {
-                may(Scope::Read)?.sees_all()?;
+                self.caller(exchange, Scope::Read)?.sees_all()?;
                 self.list_replayable(exchange.query().unwrap_or_default()).await
             }
             (&Method::GET, ["api", "events", id]) => {
-                may(Scope::Read)?.sees_all()?;
+                self.caller(exchange, Scope::Read)?.sees_all()?;
                 self.inbox_one(&percent_decode(id)).await
             }
             (&Method::POST, ["api", "events", "replay"]) => {
-                let who = may(Scope::Operate)?.sees_all()?;
+                let who = self.caller(exchange, Scope::Operate)?.sees_all()?;
                 let body = exchange.read_body(BODY_BYTES_MAX).await.map_err(|e| bad(e.to_string()))?;
                 let body = body_of(&body)?;
                 self.replay_matching(exchange.query().unwrap_or_default(), body["reason"].as_str(), &who).await
             }
             (&Method::POST, ["api", "events", id, "replay"]) => {
-                let who = may(Scope::Operate)?.sees_all()?;
+                let who = self.caller(exchange, Scope::Operate)?.sees_all()?;
                 let body = exchange.read_body(BODY_BYTES_MAX).await.map_err(|e| bad(e.to_string()))?;
                 let body = body_of(&body)?;
                 self.inbox_replay(&percent_decode(id), body["reason"].as_str(), &who).await
             }
-            (&Method::GET, ["api", "audit"]) => {
-                may(Scope::Read)?.sees_all()?;
-                self.audit_list(exchange.query().unwrap_or_default()).await
-            }
-            (&Method::POST, ["api", "businesses", id, "purge"]) => {
-                let who = may(Scope::Operate)?.sees_all()?;
-                let id = BusinessId::parse(&percent_decode(id)).map_err(|e| bad(e.to_string()))?;
-                let body = exchange.read_body(BODY_BYTES_MAX).await.map_err(|e| bad(e.to_string()))?;
-                let body: Value = serde_json::from_slice(&body).unwrap_or_default();
-                self.purge(&id, body["reason"].as_str(), &who).await
-            }
-            (&Method::POST, ["api", "reload"]) => {
-                let who = may(Scope::Operate)?.sees_all()?;
-                let program = self.program()?;
-                let by = ReloadTrigger { who: who.name, from: who.from };
-                Ok(reload::answer(&program.clone().reload(by).await, &program.in_force()))
-            }
-            (&Method::POST, ["api", "reconcile"]) => {
-                let who = may(Scope::Operate)?.sees_all()?;
-                self.note(&who, Act::new("reconcile", "all")).await?;
-                let done = self.program()?.reconcile().await;
-                ok(&serde_json::to_value(done).unwrap_or_default())
-            }
-            (_, ["api", "runs", rest @ ..]) => {
-                let needs = if method == Method::GET { Scope::Read } else { Scope::Operate };
-                let who = may(needs)?;
-                self.route_runs(exchange, &method, rest, &who).await
-            }
-            (_, ["api", "schedules", rest @ ..]) => {
-                let needs = if method == Method::GET { Scope::Read } else { Scope::Operate };
-                let who = may(needs)?;
-                self.route_schedules(exchange, &method, rest, &who).await
-            }
-            (&Method::GET, ["api", "refusals"]) => {
-                let who = may(Scope::Read)?;
-                self.list_rejections(exchange.query().unwrap_or_default(), &who).await
-            }
-            (&Method::GET, ["api", "refusals", id]) => {
-                let who = may(Scope::Read)?;
-                let refusal = self.find_refusal(&percent_decode(id), &who).await?;
-                ok(&listing::refusal(&refusal))
-            }
-            (&Method::GET, ["api", "explain"]) => {
-                let who = may(Scope::Read)?;
-                self.explain(exchange.query().unwrap_or_default(), &who).await
-            }
-            (_, ["api", "bypass"]) => {
-                let who = may(if method == Method::GET { Scope::Read } else { Scope::Operate })?.sees_all()?;
-                self.bypass(exchange, &method, &who).await
-            }
-            _ => Err(not_found("nothing is served at this path and method")),
+            _ => Err(nothing_here()),
         }
     }
 
@@ -432,7 +465,7 @@ impl Admin {
             "policiesDiffer": self.calls.lifecycle.capacity.policies_differ(),
             "replicas": self.calls.lifecycle.capacity.members().iter().map(|one| self.replica_shown(one)).collect::<Vec<_>>(),
             "draining": self.draining.is_cancelled(),
-            "gate": {"standing": self.calls.lifecycle.capacity.standing(), "backend": self.calls.lifecycle.capacity.standing().backend, "counted": is_counted, "calls": counts.calls, "over_limit": counts.over_limit, "byLimit": by_limit(&policy.settings().limits, &counts.by_key), "businesses": board::fullest(&policy, &counts.by_key), "kept": self.kept_slots()},
+            "gate": {"standing": self.calls.lifecycle.capacity.status(), "backend": self.calls.lifecycle.capacity.status().backend, "counted": is_counted, "calls": counts.calls, "over_limit": counts.over_limit, "byLimit": by_limit(&policy.settings().limits, &counts.by_key), "businesses": board::fullest(&policy, &counts.by_key), "kept": self.kept_slots()},
             "store": {"backend": self.store_backend, "path": self.store_path, "ok": written.is_ok(), "error": written.err().map(|e| e.to_string()), "journaled": self.journal.waiting()},
             "accounts": accounts,
         }))

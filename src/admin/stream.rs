@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
 
-use super::auth::{Access, Caller, Denied, Scope, refuse_own};
+use super::auth::{Access, AccessError, Caller, Scope, refuse_own};
 use super::board::{Rights, event};
 use super::{Admin, Problem, secured, shown_to};
 use crate::ids::CallId;
@@ -92,7 +92,7 @@ impl Admin {
     /// Completes when a stream has to end: its caller's token expires or is no longer valid under a new config, or the process stops.
     fn over(&self, exchange: &Exchange, who: &Caller) -> Result<impl Future<Output = ()> + Send + use<>, Problem> {
         let (draining, clock, until) = (self.draining.clone(), self.calls.lifecycle.clock.clone(), who.expires_at);
-        let token = bearer(exchange.headers()).map_err(Denied::from)?.map(str::to_owned);
+        let token = bearer(exchange.headers()).map_err(AccessError::from)?.map(str::to_owned);
         let is_local = matches!(exchange.peer(), Peer::Local { .. });
         let mut access = self.newest_access.subscribe();
         Ok(async move {

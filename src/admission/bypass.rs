@@ -91,7 +91,7 @@ impl Capacity {
 mod tests {
     use arc_swap::ArcSwap;
 
-    use super::super::{Settings, model};
+    use super::super::{AdmissionSettings, model};
     use super::*;
     use crate::clock::Clock;
     use crate::metrics::Metrics;
@@ -106,7 +106,7 @@ mod tests {
         Capacity::new(
             Arc::new(store),
             None,
-            Settings { home: GateMode::Memory, ..Settings::default() },
+            AdmissionSettings { home: GateMode::Memory, ..AdmissionSettings::default() },
             Arc::new(ArcSwap::new(model::policy(1))),
             Clock::system(),
             Metrics::new().unwrap(),

@@ -125,7 +125,7 @@ impl Two {
             let capacity = Capacity::new(
                 world.stores[at].clone(),
                 Some(gate),
-                Settings { home: GateMode::Redis, ..Settings::default() },
+                AdmissionSettings { home: GateMode::Redis, ..AdmissionSettings::default() },
                 Arc::new(ArcSwap::new(policy.clone())),
                 clock.clone(),
                 Metrics::new().unwrap(),
@@ -235,14 +235,14 @@ async fn hole_3_05_one_falls_back_and_another_still_sees_redis() {
     for _ in 0..2 {
         assert!(two.is_admitted(&two.a).await);
     }
-    assert_eq!(two.b.standing().mode, GateMode::Redis, "it has not heard");
+    assert_eq!(two.b.status().mode, GateMode::Redis, "it has not heard");
     assert!(two.is_admitted(&two.b).await, "the fifth");
-    assert_eq!(two.b.standing().mode, GateMode::Database, "its record told it");
+    assert_eq!(two.b.status().mode, GateMode::Database, "its record told it");
     assert!(!two.is_admitted(&two.b).await && !two.is_admitted(&two.a).await);
     // And vice versa: A returns, B still uses the database.
     two.a.move_to(GateMode::Redis).await.unwrap().unwrap();
     assert!(!two.is_admitted(&two.b).await);
-    assert_eq!(two.b.standing().mode, GateMode::Redis);
+    assert_eq!(two.b.status().mode, GateMode::Redis);
     two.agree_on(5).await;
 }
 
@@ -392,7 +392,7 @@ async fn hole_3_14_what_redis_has_yet_to_be_told_counts_by_the_limits_of_today()
     two.world.wipe().await;
     let exists = NewCall { origin: Origin::Foreign, ..two.new_call() };
     assert_eq!(two.a.adopt(exists.clone()).await.unwrap(), InsertOutcome::New(None));
-    assert_eq!(two.a.standing().waiting, 1);
+    assert_eq!(two.a.status().waiting, 1);
     let tomorrow = model::policy(1);
     two.b.swap(tomorrow.clone(), || {}).await.unwrap();
     two.agree_on(1).await;

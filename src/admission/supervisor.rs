@@ -8,7 +8,7 @@ use futures_util::FutureExt as _;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::{Capacity, Settings};
+use super::{AdmissionSettings, Capacity};
 use crate::policy::decision::GateMode;
 use crate::store::{BEAT_EVERY_MS, Result};
 use crate::sync::lock;
@@ -51,7 +51,7 @@ struct View {
 }
 
 /// The next transition, if any.
-fn next(settings: &Settings, view: &View) -> Option<GateMode> {
+fn next(settings: &AdmissionSettings, view: &View) -> Option<GateMode> {
     use GateMode::{Database, Memory, Redis};
     match (settings.home, view.mode) {
         (Memory, _) => view.unfilled.then_some(Memory),
@@ -188,7 +188,7 @@ mod tests {
 
     #[test]
     fn the_gate_falls_back_late_and_returns_later() {
-        let redis = Settings { home: GateMode::Redis, ..Settings::default() };
+        let redis = AdmissionSettings { home: GateMode::Redis, ..AdmissionSettings::default() };
         let calm = view(GateMode::Redis);
         assert_eq!(next(&redis, &calm), None);
         assert_eq!(next(&redis, &View { away_for: Some(SECOND), ..calm }), None, "a short outage causes no transition");
@@ -209,7 +209,7 @@ mod tests {
 
     #[test]
     fn whoever_moved_the_gate_has_time_to_fill_it() {
-        let redis = Settings { home: GateMode::Redis, ..Settings::default() };
+        let redis = AdmissionSettings { home: GateMode::Redis, ..AdmissionSettings::default() };
         let wiped = View { unfilled: true, ..view(GateMode::Redis) };
         assert_eq!(next(&redis, &wiped), Some(GateMode::Redis));
         assert_eq!(next(&redis, &View { since_move: SECOND, ..wiped }), None);
@@ -218,10 +218,10 @@ mod tests {
 
     #[test]
     fn a_replica_without_redis_takes_the_gate_home() {
-        let database = Settings { home: GateMode::Database, ..Settings::default() };
+        let database = AdmissionSettings { home: GateMode::Database, ..AdmissionSettings::default() };
         assert_eq!(next(&database, &view(GateMode::Redis)), Some(GateMode::Database));
         assert_eq!(next(&database, &view(GateMode::Database)), None);
-        let redis = Settings { home: GateMode::Redis, ..Settings::default() };
+        let redis = AdmissionSettings { home: GateMode::Redis, ..AdmissionSettings::default() };
         assert_eq!(next(&redis, &view(GateMode::Memory)), None, "a process that is alone has the record");
     }
 }

@@ -3,15 +3,14 @@
 //! A request uses the current [`Generation`] to its end, so it never sees a partial reload. Only the limits are always the
 //! newest: a call that is decided after a swap is decided by the new limits, whichever generation its request began with.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, Weak};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
-use http::{Method, StatusCode};
 use serde_json::json;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -19,6 +18,7 @@ use tracing::{info, warn};
 
 use super::tasks::Tasks;
 use crate::admin::Admin;
+use crate::admin::auth::Access;
 use crate::admin::reload::{InForce, Reconciled, ReloadTrigger, Reloaded, Running};
 use crate::calls::Calls;
 use crate::calls::reconcile::{SweepReport, Sweeper};
@@ -28,20 +28,16 @@ use crate::config::diagnostics::{self, Diagnostic, Report, Severity};
 use crate::config::{Config, File, Inputs, needs_restart, new_credentials};
 use crate::ids::AccountName;
 use crate::metrics::{Expected, ReloadOutcome};
-use crate::net::{CALLBACK_MARK, Exchange, Handler, Upstream, UpstreamError, UpstreamSettings};
-use crate::policy::{Business, Policy, Settings};
+use crate::net::{Upstream, UpstreamError, UpstreamSettings};
+use crate::policy::{Business, Policy, PolicySettings};
 use crate::proxy::Proxy;
-use crate::reply::{RejectionCode, problem};
+use crate::reply::RejectionCode;
 use crate::runs::Runs;
 use crate::store::{AuditRecord, StoreError};
 use crate::sync::lock;
+use crate::token::Keys;
 use crate::transcripts::Client;
 use crate::webhooks::{Replayed, Webhooks};
-
-/// The prefix of ringfence's own headers.
-const OWN_HEADERS: &str = "x-ringfence";
-/// The only such header that is received from outside: the token of unsigned webhooks.
-const WEBHOOK_TOKEN: &str = "x-ringfence-token";
 
 /// Changes the filter of the log.
 pub type SetLogFilter = Box<dyn Fn(&str) + Send + Sync>;
@@ -57,14 +53,14 @@ pub struct ConfigSource {
 }
 
 /// One running config. Immutable.
-struct Generation {
+pub(super) struct Generation {
     config: Arc<Config>,
     /// See [`File::hash`]; `None` without a file.
     hash: Option<String>,
     number: u64,
     loaded_at: UnixMs,
-    proxy: Proxy,
-    webhooks: Webhooks,
+    pub(super) proxy: Proxy,
+    pub(super) webhooks: Webhooks,
     admin: Admin,
     client: Client,
 }
@@ -94,69 +90,6 @@ pub(super) struct Live {
     tasks: Tasks,
     /// Our listeners' addresses.
     own: Vec<SocketAddr>,
-}
-
-/// A listener's handler: every request goes to the generation that is current when it arrives.
-pub(super) enum Listener {
-    Api(Arc<Live>),
-    Webhooks(Arc<Live>),
-    Admin(Arc<Live>),
-    Client(Arc<Live>),
-}
-
-impl Listener {
-    fn live(&self) -> &Arc<Live> {
-        match self {
-            Self::Api(live) | Self::Webhooks(live) | Self::Admin(live) | Self::Client(live) => live,
-        }
-    }
-}
-
-#[async_trait]
-impl Handler for Listener {
-    async fn handle(&self, exchange: &mut Exchange) {
-        if exchange.path() == "/ready" && matches!(*exchange.method(), Method::GET | Method::HEAD) {
-            return self.live().console().answer_ready(exchange, matches!(self, Listener::Admin(_))).await;
-        }
-        if let Listener::Webhooks(live) = self
-            && live.config().listen.is_public
-            && Client::serves(exchange.path())
-        {
-            return Box::pin(Listener::Client(live.clone()).handle(exchange)).await;
-        }
-        let is_webhooks = matches!(self, Listener::Webhooks(_));
-        // ringfence sent it to a tenant's URL: whatever way it came back, it has no rights.
-        if !is_webhooks && exchange.headers().contains_key(CALLBACK_MARK) {
-            warn!(path = exchange.path(), "request denied: a callback sent by ringfence reached its own listener");
-            let message = "Callbacks sent by ringfence are rejected here.";
-            return exchange.respond(problem(StatusCode::FORBIDDEN, "CALLBACK_REFUSED", message)).await;
-        }
-        // Headers of this prefix are ringfence's own. `listen.admin` rejects requests with one.
-        if !matches!(self, Listener::Admin(_)) {
-            exchange.drop_headers(|name| {
-                // CGI-style servers read an underscore as a dash, and some a dot.
-                let name = name.as_str();
-                let is_odd = name.contains(['_', '.']);
-                let read = if is_odd { Cow::Owned(name.replace(['_', '.'], "-")) } else { Cow::Borrowed(name) };
-                let is_disguised = is_odd && (read.starts_with("x-forwarded") || read == "forwarded");
-                (read.starts_with(OWN_HEADERS) && !(is_webhooks && name == WEBHOOK_TOKEN))
-                    || (is_webhooks && is_disguised)
-            });
-        }
-        match self {
-            Listener::Api(live) => live.now.load_full().proxy.handle(exchange).await,
-            Listener::Webhooks(live) => live.now.load_full().webhooks.handle(exchange).await,
-            // Streams and sockets live long: they must not keep the rest of their generation.
-            Listener::Admin(live) => {
-                let admin = live.console();
-                admin.handle(exchange).await;
-            }
-            Listener::Client(live) => {
-                let client = live.now.load().client.clone();
-                client.handle(exchange).await;
-            }
-        }
-    }
 }
 
 /// Builds the HTTP client of a config; `own` are our listeners' addresses.
@@ -227,6 +160,16 @@ impl Live {
                 own,
             }
         })
+    }
+
+    /// The running generation.
+    pub(super) fn generation(&self) -> Arc<Generation> {
+        self.now.load_full()
+    }
+
+    /// The handler of live transcripts of the running generation.
+    pub(super) fn client(&self) -> Client {
+        self.now.load().client.clone()
     }
 
     /// The config in force.
@@ -565,7 +508,7 @@ fn kept(diagnostics: Vec<Diagnostic>, shown: &str, text: &str) -> Reloaded {
 }
 
 /// Businesses created by the API survive a reload; a config in which one of them would lose its limit is rejected.
-fn not_fitting(settings: &Settings, put: &[Business]) -> Vec<Diagnostic> {
+fn not_fitting(settings: &PolicySettings, put: &[Business]) -> Vec<Diagnostic> {
     let report = Report::default();
     for business in put {
         let Some(name) = &business.plan else { continue };

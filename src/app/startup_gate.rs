@@ -7,7 +7,7 @@ use http::{HeaderValue, StatusCode, header::RETRY_AFTER};
 use serde_json::json;
 
 use super::error::StartError;
-use super::reload::Listener;
+use super::handlers::Listener;
 use crate::admin::auth::{Access, Scope};
 use crate::admin::{RECORD_AWAY, secured};
 use crate::clock::Clock;

@@ -26,7 +26,7 @@ pub const SEND_WITHIN: Duration = Duration::from_secs(10);
 
 /// Times and addresses of this layer.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub struct CallSettings {
     /// The app's time-out for a create. The exchange with the provider is read to its end.
     pub create_timeout: Duration,
     /// A create is not sent if its admission is older: the process may have been suspended in between.
@@ -78,7 +78,7 @@ pub struct Context {
     /// The client for all upstream requests.
     pub upstream: Upstream,
     /// Times and addresses.
-    pub settings: Arc<Settings>,
+    pub settings: Arc<CallSettings>,
     /// Exchanges in progress; a drain waits for them.
     pub tasks: TaskTracker,
     /// Accounts that are to be swept without delay.

@@ -41,7 +41,7 @@ use crate::policy::Policy;
 use crate::provider::account::Account;
 pub use app_address::{AppAddress, ForwardPaths};
 pub use batch_members::BatchMembers;
-pub use context::{Context, OwnEvents, SEND_WITHIN, Settings};
+pub use context::{CallSettings, Context, OwnEvents, SEND_WITHIN};
 pub use destination::Destinations;
 use destination::Lists;
 pub use inbound::Inbound;
@@ -107,7 +107,7 @@ impl Calls {
         lifecycle: Lifecycle,
         accounts: BTreeMap<AccountName, Arc<Account>>,
         upstream: Upstream,
-        settings: Settings,
+        settings: CallSettings,
     ) -> Self {
         let state = State::default();
         let context = Context {
@@ -151,7 +151,7 @@ impl Calls {
         policy: Arc<Policy>,
         accounts: BTreeMap<AccountName, Arc<Account>>,
         upstream: Upstream,
-        settings: Settings,
+        settings: CallSettings,
         deadlines: Deadlines,
     ) -> Self {
         let lifecycle = Lifecycle { deadlines, tell: settings.events.is_some(), ..self.lifecycle.clone() };

@@ -5,7 +5,7 @@
 //! calls past their deadline, and counts external calls.
 //!
 //! No slot is released by a timer alone: a call that is due is looked up. "No such call" proves an end only if the provider says
-//! so twice, [`Settings::not_found_confirm`](crate::calls::Settings) apart. Only an account that cannot be queried ends its
+//! so twice, [`CallSettings::not_found_confirm`](crate::calls::CallSettings) apart. Only an account that cannot be queried ends its
 //! calls at their deadline.
 
 mod groups;

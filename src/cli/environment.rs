@@ -3,20 +3,20 @@
 use std::fmt::Write as _;
 
 /// A provider's variables: the required ones, and the optional ones.
-struct Known {
+struct EnvProvider {
     provider: &'static str,
     needs: &'static [(&'static str, &'static str)],
     takes: &'static [(&'static str, &'static str)],
 }
 
 /// The names in the providers' own SDKs and documentation, with the key that each sets.
-const KNOWN: &[Known] = &[
-    Known {
+const KNOWN: &[EnvProvider] = &[
+    EnvProvider {
         provider: "elevenlabs",
         needs: &[("api_key", "ELEVENLABS_API_KEY")],
         takes: &[("webhook_secrets", "ELEVENLABS_WEBHOOK_SECRET")],
     },
-    Known {
+    EnvProvider {
         provider: "twilio",
         needs: &[("account_sid", "TWILIO_ACCOUNT_SID"), ("auth_token", "TWILIO_AUTH_TOKEN")],
         takes: &[],
@@ -102,7 +102,7 @@ impl Accounts {
         self
     }
 
-    fn add(&mut self, known: &Known, bought: bool) {
+    fn add(&mut self, known: &EnvProvider, bought: bool) {
         let set = known.needs.iter().chain(known.takes.iter().filter(|(_, name)| is_set(name)));
         let set: Vec<&(&str, &str)> = set.collect();
         let _ = writeln!(self.toml, "\n[accounts.{}]", known.provider);

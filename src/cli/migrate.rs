@@ -8,6 +8,7 @@ use clap::{Args, Subcommand};
 use super::file;
 use super::outcome::{ConfigFile, Failure, Outcome};
 use crate::store::migrations::Status;
+use crate::store::postgres::PostgresSettings;
 use crate::store::{postgres, sqlite};
 
 #[derive(Debug, Args)]
@@ -65,7 +66,7 @@ impl Migrate {
     }
 }
 
-async fn in_postgres(settings: &postgres::Settings, way: &Way) -> Result<Vec<Status>, String> {
+async fn in_postgres(settings: &PostgresSettings, way: &Way) -> Result<Vec<Status>, String> {
     match way {
         Way::Up => postgres::migrate::up(settings).await?,
         Way::Down { to } => postgres::migrate::down(settings, *to).await?,

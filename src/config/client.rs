@@ -7,10 +7,10 @@ use super::table::Table;
 use super::values::long_enough;
 use crate::provider::secret::Secret;
 use crate::token::Keys;
-use crate::transcripts;
+use crate::transcripts::ClientSettings;
 
 /// Reads `[client]` and `[transcripts]`. Without a secret of its own, the app's tokens are verified with the operators'.
-pub(super) fn client(root: &Table<'_>, folder: &std::path::Path, operators: &[Secret]) -> transcripts::Settings {
+pub(super) fn client(root: &Table<'_>, folder: &std::path::Path, operators: &[Secret]) -> ClientSettings {
     let table = root.table("client");
     let mut secrets = table.secrets("token_secret");
     long_enough(&table, &secrets);
@@ -54,7 +54,7 @@ pub(super) fn client(root: &Table<'_>, folder: &std::path::Path, operators: &[Se
     let transcript_list = table.flag("bare_list").unwrap_or(user_label == "driver");
     let record_wait = secs(&table, "completion_wait_secs", 0..=3600, 60);
     table.finish();
-    transcripts::Settings {
+    ClientSettings {
         keys,
         default_businesses,
         allowed_origins,

@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use super::inputs::{held_by, unreadable};
 use super::table::Table;
-use crate::destinations::{Country, Kind, NumberSet, Prefix, Rules, Settings, Test, Validate};
+use crate::destinations::{Country, DestinationSettings, Kind, NumberSet, Prefix, Rules, Test, Validate};
 use crate::destinations::{Hours, Zone};
 
-pub(super) fn read(root: &Table<'_>, folder: &Path) -> Settings {
+pub(super) fn read(root: &Table<'_>, folder: &Path) -> DestinationSettings {
     let table = root.table("destinations");
     let rules = rules(&table);
     let validate = table.word("validate", &Validate::WORDS);
@@ -25,7 +25,7 @@ pub(super) fn read(root: &Table<'_>, folder: &Path) -> Settings {
     table.finish();
     let says_something = country.is_some() || zone.is_some() || only.is_some() || file.is_some() || !rules.is_empty();
     let usual = if says_something || !table.is_absent() { Validate::Possible } else { Validate::Off };
-    Settings {
+    DestinationSettings {
         validate: validate.unwrap_or(usual),
         country,
         rules,

@@ -8,7 +8,7 @@ use super::values::url;
 use crate::ids::BusinessId;
 use crate::provider::sign::standard_key;
 use crate::runs::recurring::source::{LeadSource, Place, Query, Shows, SourceKind, Sources};
-use crate::store::postgres;
+use crate::store::postgres::PostgresSettings;
 
 /// The default timeout of a source, in seconds.
 const TIMEOUT_SECS: u64 = 60;
@@ -66,9 +66,9 @@ fn source(table: &Table<'_>, has_app: bool) -> Option<LeadSource> {
     Some(LeadSource { name: name?, kind, businesses, timeout })
 }
 
-fn server(table: &Table<'_>) -> Option<postgres::Settings> {
+fn server(table: &Table<'_>) -> Option<PostgresSettings> {
     let path = table.path_of("database_url");
-    let server = postgres::Settings::new(table.secret("database_url")?)
+    let server = PostgresSettings::new(table.secret("database_url")?)
         .map_err(|why| table.report().error("E003", table.span("database_url"), format!("`{path}` {why}"), ""))
         .ok()?;
     if let Some(why) = server.exposed() {

@@ -19,10 +19,10 @@ use super::{
     AdminAddress, Config, accounts, client, destinations, duplicate, ephemeral, listen, policy, records, store,
     telemetry,
 };
-use crate::calls::{self, AppAddress};
+use crate::calls::{AppAddress, CallSettings};
 use crate::net::TrustedPeers;
 use crate::policy::Rate;
-use crate::webhooks::{self, InboundMode, Unsigned};
+use crate::webhooks::{InboundMode, Unsigned, WebhookSettings};
 
 /// The keys at the top level.
 const ROOT_KEYS: &[&str] = &["mode", "concurrent", "rate", "burst", "per_business", "public_url", "providers_dir"];
@@ -189,9 +189,9 @@ struct Sections {
 }
 
 impl Sections {
-    fn calls(&self, sdk_retry_after_max_secs: u32) -> calls::Settings {
+    fn calls(&self, sdk_retry_after_max_secs: u32) -> CallSettings {
         let Self { public_url, records, inbound, timeouts, reconcile } = self;
-        calls::Settings {
+        CallSettings {
             create_timeout: timeouts.create,
             send_within: timeouts.send_within,
             ask_timeout: timeouts.ask,
@@ -219,9 +219,9 @@ impl Sections {
         strict: Strict,
         allow_from: Option<TrustedPeers>,
         rate_per_address: Option<Rate>,
-    ) -> webhooks::Settings {
+    ) -> WebhookSettings {
         let Self { public_url, records, inbound, timeouts, .. } = self;
-        webhooks::Settings {
+        WebhookSettings {
             public_url,
             forward_url: records.forward_url,
             app_public_url: records.app_public_url,

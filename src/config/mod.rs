@@ -34,19 +34,19 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::admission;
-use crate::admission::limiter::redis;
+use crate::admission::AdmissionSettings;
+use crate::admission::limiter::redis::RedisSettings;
 use crate::call::Deadlines;
-use crate::calls;
+use crate::calls::CallSettings;
 use crate::ids::AccountName;
-use crate::policy::Settings as PolicySettings;
+use crate::policy::PolicySettings;
 use crate::provider::account::Account;
 use crate::provider::secret::Secret;
-use crate::runs;
-use crate::telemetry::reports;
-use crate::telemetry::traces;
-use crate::transcripts;
-use crate::webhooks;
+use crate::runs::RunSettings;
+use crate::telemetry::reports::ErrorReporting;
+use crate::telemetry::traces::TraceExport;
+use crate::transcripts::ClientSettings;
+use crate::webhooks::WebhookSettings;
 pub use file::{File, FileRead};
 pub use inputs::Inputs;
 pub use listen::{AdminSocket, Listen, ListenerName, TlsSettings};
@@ -67,9 +67,9 @@ pub struct Config {
     /// Listeners.
     pub listen: Listen,
     /// Requests to providers.
-    pub calls: calls::Settings,
+    pub calls: CallSettings,
     /// Webhooks of providers.
-    pub webhooks: webhooks::Settings,
+    pub webhooks: WebhookSettings,
     /// How long a call may stay in a phase without news.
     pub deadlines: Deadlines,
     /// How long a create's answer is awaited after the app was answered.
@@ -83,11 +83,11 @@ pub struct Config {
     /// The folder for bodies that are too large for the database.
     pub spool_dir: PathBuf,
     /// The limiter.
-    pub gate: admission::Settings,
+    pub gate: AdmissionSettings,
     /// The Redis server of the limiter, if there is one.
-    pub redis: Option<redis::Settings>,
+    pub redis: Option<RedisSettings>,
     /// Live transcripts.
-    pub client: transcripts::Settings,
+    pub client: ClientSettings,
     /// The secret of HS256 tokens on `listen.admin`.
     pub token_secrets: Vec<Secret>,
     /// Whether `/metrics` requires a token.
@@ -101,15 +101,15 @@ pub struct Config {
     /// Logging.
     pub log: LogSettings,
     /// Where traces go, if anywhere.
-    pub traces: Option<traces::Settings>,
+    pub traces: Option<TraceExport>,
     /// Where panics and logged errors are reported, if anywhere.
-    pub reports: Option<reports::Settings>,
+    pub reports: Option<ErrorReporting>,
     /// A PEM file with additional trusted roots.
     pub extra_ca: Option<PathBuf>,
     /// The rules for callback URLs that tenants choose.
     pub callbacks: crate::net::CallbackRules,
     /// Bulk runs.
-    pub runs: runs::Settings,
+    pub runs: RunSettings,
     /// Whether the config file is reloaded when it changes.
     pub watch: bool,
 }

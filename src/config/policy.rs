@@ -10,13 +10,13 @@ use crate::destinations::Rules;
 use crate::ids::{BusinessId, number_key, prefix_key};
 use crate::policy::{
     AccountLimits, Bound, Business, Contradictions, DEFAULT_PLAN, DEMO_BUSINESS, Limit, Mode, OnOutage, Per, Plan,
-    Privacy, RESERVE_MAX, RETENTION_DAYS, Rule, Scope, Selector, Settings, Unknown, WhenFull, default_plans,
+    PolicySettings, Privacy, RESERVE_MAX, RETENTION_DAYS, Rule, Scope, Selector, Unknown, WhenFull, default_plans,
 };
 use crate::provider::sign::sha256_hex;
 
 const CALLS_MAX: u32 = 1_000_000;
 
-pub(super) fn read(root: &Table<'_>, limits_of: Vec<AccountLimits>, accounts: &Accounts) -> Option<Settings> {
+pub(super) fn read(root: &Table<'_>, limits_of: Vec<AccountLimits>, accounts: &Accounts) -> Option<PolicySettings> {
     let mode = root.word("mode", &[("observe", Mode::Observe), ("enforce", Mode::Enforce)]).unwrap_or(Mode::Enforce);
     let concurrent = root.count("concurrent", 0..=CALLS_MAX);
     let rate = root.rate();
@@ -33,7 +33,7 @@ pub(super) fn read(root: &Table<'_>, limits_of: Vec<AccountLimits>, accounts: &A
     let named = businesses(root, &plans, &mistaken);
     let limits = limits(root, accounts, &plans);
     warn(root, named.rules.as_deref(), &named.unknown, &named.list, &limits);
-    Some(Settings {
+    Some(PolicySettings {
         mode,
         concurrent,
         rate,

@@ -6,8 +6,8 @@ use toml::de::DeTable;
 
 use super::diagnostics::{Diagnostic, Report};
 use super::{Config, Listen};
-use crate::admission::limiter::redis;
-use crate::store::postgres;
+use crate::admission::limiter::redis::RedisSettings;
+use crate::store::postgres::PostgresSettings;
 
 /// The changed keys that need a restart, as errors at their place in the new text. With any of them, no part of the new config
 /// is put in force: a half-applied config was never written.
@@ -48,11 +48,11 @@ pub fn needs_restart(old: &Config, new: &Config, text: &str) -> Vec<Diagnostic> 
         ("store.path", old.store.path != new.store.path),
         (
             "store.url",
-            !is_same(old.store.postgres.as_ref(), new.store.postgres.as_ref(), postgres::Settings::is_same_server),
+            !is_same(old.store.postgres.as_ref(), new.store.postgres.as_ref(), PostgresSettings::is_same_server),
         ),
         ("inbox.spool_dir", old.spool_dir != new.spool_dir),
         ("gate.backend", old.gate.home != new.gate.home),
-        ("gate.redis_url", !is_same(old.redis.as_ref(), new.redis.as_ref(), redis::Settings::is_same_server)),
+        ("gate.redis_url", !is_same(old.redis.as_ref(), new.redis.as_ref(), RedisSettings::is_same_server)),
         ("gate.fallback_after_ms", old.gate.fallback_after != new.gate.fallback_after),
         ("gate.return_after_ms", old.gate.return_after != new.gate.return_after),
         ("gate.audit_interval_secs", old.gate.compare_every != new.gate.compare_every),

@@ -19,7 +19,7 @@ use crate::policy::{RESERVE_MAX, WhenFull};
 use crate::provider::Registry;
 use crate::provider::secret::Secret;
 use crate::reply::SDK_RETRY_AFTER_MAX_SECS;
-use crate::runs;
+use crate::runs::{self, RunSettings};
 use crate::webhooks::{ExtraPaths, InboundMode};
 
 /// The keys of `[inbound]` that add paths to webhooks, by `provider.webhook`.
@@ -223,14 +223,14 @@ pub(super) fn watch(root: &Table<'_>) -> bool {
 }
 
 /// `[batch]`, `[runs]` and its lead sources. `has_app`: the app has an address.
-pub(super) fn runs(root: &Table<'_>, has_app: bool) -> runs::Settings {
+pub(super) fn runs(root: &Table<'_>, has_app: bool) -> RunSettings {
     let batch = root.table("batch");
     let elevenlabs_batches = batch.word("elevenlabs", &[("proxy", false), ("run", true)]).unwrap_or(false);
     batch.finish();
 
     let sources = lead_sources::read(root, has_app);
     let table = root.table("runs");
-    let runs = runs::Settings {
+    let runs = RunSettings {
         sources,
         dials: table.flag("dials").unwrap_or(true),
         reserve_for_direct: table.count("reserve_for_direct", 0..=RESERVE_MAX),

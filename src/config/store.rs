@@ -6,11 +6,11 @@ use std::time::Duration;
 use super::policy::ON_OUTAGE;
 use super::table::Table;
 use super::values::POSTGRES_SOCKET;
-use crate::admission;
-use crate::admission::limiter::redis;
+use crate::admission::AdmissionSettings;
+use crate::admission::limiter::redis::RedisSettings;
 use crate::policy::decision::GateMode;
 use crate::policy::{OnOutage, RETENTION_DAYS};
-use crate::store::postgres::{self, Pooler};
+use crate::store::postgres::{Pooler, PostgresSettings};
 
 /// The database.
 #[derive(Debug, Clone)]
@@ -18,7 +18,7 @@ pub struct StoreSettings {
     /// The SQLite file, unless there is a Postgres server.
     pub path: PathBuf,
     /// The Postgres server.
-    pub postgres: Option<postgres::Settings>,
+    pub postgres: Option<PostgresSettings>,
     /// Whether the schema is migrated at start.
     pub migrate_on_start: bool,
     /// Ended calls, webhooks and rejections older than this are deleted, unless their business has its own retention.
@@ -53,7 +53,7 @@ impl StoreSettings {
 
     /// The database's path or URL, without a password.
     pub fn shown(&self) -> String {
-        self.postgres.as_ref().map_or_else(|| self.path.display().to_string(), postgres::Settings::shown)
+        self.postgres.as_ref().map_or_else(|| self.path.display().to_string(), PostgresSettings::shown)
     }
 }
 
@@ -66,7 +66,7 @@ pub(super) fn store(root: &Table<'_>, folder: &std::path::Path) -> StoreSettings
     let poolers = [("detect", Pooler::Detect), ("transaction", Pooler::Transaction), ("none", Pooler::None)];
     let pooler = table.word("pooler", &poolers);
     let postgres = url.and_then(|url| {
-        let mut server = postgres::Settings::new(url)
+        let mut server = PostgresSettings::new(url)
             .map_err(|why| table.report().error("E003", table.span("url"), format!("`store.url` {why}"), ""))
             .ok()?;
         server.pool_max = pool_max.unwrap_or(server.pool_max);
@@ -89,16 +89,13 @@ pub(super) fn store(root: &Table<'_>, folder: &std::path::Path) -> StoreSettings
     settings
 }
 
-pub(super) fn gate(
-    root: &Table<'_>,
-    folder: &std::path::Path,
-) -> (admission::Settings, Option<redis::Settings>, OnOutage) {
+pub(super) fn gate(root: &Table<'_>, folder: &std::path::Path) -> (AdmissionSettings, Option<RedisSettings>, OnOutage) {
     let table = root.table("gate");
-    let default = admission::Settings::default();
+    let default = AdmissionSettings::default();
     let modes = [GateMode::Memory, GateMode::Database, GateMode::Redis].map(|mode| (mode.as_str(), mode));
     let home = table.word("backend", &modes).unwrap_or(default.home);
     let ms = |key, range, default: Duration| table.number(key, range).map_or(default, Duration::from_millis);
-    let settings = admission::Settings {
+    let settings = AdmissionSettings {
         home,
         fallback_after: ms("fallback_after_ms", 100..=600_000, default.fallback_after),
         return_after: ms("return_after_ms", 100..=3_600_000, default.return_after),
@@ -115,7 +112,7 @@ pub(super) fn gate(
         root.report().error("E004", table.span("backend"), title, help);
     }
     let redis = url.filter(|_| home == GateMode::Redis).and_then(|url| {
-        let mut server = redis::Settings::new(url)
+        let mut server = RedisSettings::new(url)
             .map_err(|why| table.report().error("E003", table.span("redis_url"), format!("`gate.redis_url` {why}"), ""))
             .ok()?;
         server.ca_file = ca_file.map(|file| folder.join(file));

@@ -4,7 +4,8 @@ use http::Uri;
 
 use super::table::Table;
 use super::values::url;
-use crate::telemetry::{reports, traces};
+use crate::telemetry::reports::ErrorReporting;
+use crate::telemetry::traces::TraceExport;
 
 /// What is sent to a collector apart from other things: its path there
 /// (<https://opentelemetry.io/docs/specs/otlp/#otlphttp-request>), and the variable that names its address alone
@@ -20,18 +21,18 @@ const LOGS: Signal = Signal { path: "/v1/logs", variable: "OTEL_EXPORTER_OTLP_LO
 const VARIABLE: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 
 /// Reads `[telemetry]`.
-pub(super) fn read(root: &Table<'_>) -> (Option<traces::Settings>, Option<reports::Settings>) {
+pub(super) fn read(root: &Table<'_>) -> (Option<TraceExport>, Option<ErrorReporting>) {
     let telemetry = root.table("telemetry");
     let read = (otlp(&telemetry), sentry(&telemetry));
     telemetry.finish();
     read
 }
 
-fn sentry(telemetry: &Table<'_>) -> Option<reports::Settings> {
+fn sentry(telemetry: &Table<'_>) -> Option<ErrorReporting> {
     let sentry = telemetry.table("sentry");
     let (dsn, environment) = (sentry.secret("dsn"), sentry.text("environment"));
     let settings = dsn.and_then(|dsn| {
-        let settings = reports::Settings::new(dsn, environment);
+        let settings = ErrorReporting::new(dsn, environment);
         let wrong =
             |why| sentry.report().error("E003", sentry.span("dsn"), format!("`telemetry.sentry.dsn` {why}"), "");
         settings.map_err(wrong).ok()
@@ -41,7 +42,7 @@ fn sentry(telemetry: &Table<'_>) -> Option<reports::Settings> {
 }
 
 /// Without `endpoint`, OpenTelemetry's own variables count.
-fn otlp(telemetry: &Table<'_>) -> Option<traces::Settings> {
+fn otlp(telemetry: &Table<'_>) -> Option<TraceExport> {
     let otlp = telemetry.table("otlp");
     let wants_logs = otlp.flag("logs").unwrap_or(false);
     let written = otlp.parsed("endpoint", collector);
@@ -59,7 +60,7 @@ fn otlp(telemetry: &Table<'_>) -> Option<traces::Settings> {
         otlp.report().error("E004", otlp.span("logs"), title, &help);
     }
     otlp.finish();
-    (traces.is_some() || logs.is_some()).then_some(traces::Settings { traces, logs })
+    (traces.is_some() || logs.is_some()).then_some(TraceExport { traces, logs })
 }
 
 /// The address that a variable names.

@@ -131,7 +131,7 @@ impl Test {
 
 /// The settings of `[destinations]`.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Settings {
+pub struct DestinationSettings {
     /// How strictly numbers are validated.
     pub validate: Validate,
     /// The country of numbers without a country code.
@@ -213,7 +213,7 @@ impl fmt::Display for Blocked {
     }
 }
 
-impl Settings {
+impl DestinationSettings {
     /// The E.164 form of a valid number, whatever the rules. `None`: it is an address, or invalid.
     pub fn normalise(&self, text: &str) -> Option<String> {
         match Destination::read(text, self.country) {
@@ -307,17 +307,17 @@ mod tests {
     }
 
     struct Asked {
-        settings: Settings,
+        settings: DestinationSettings,
         more: Vec<Rules>,
         lists: DoNotCall,
     }
 
     impl Asked {
-        fn of(settings: Settings) -> Self {
+        fn of(settings: DestinationSettings) -> Self {
             Self { settings, more: vec![], lists: DoNotCall::default() }
         }
         fn global(json: serde_json::Value) -> Self {
-            Self::of(Settings { rules: rules(json), ..Settings::default() })
+            Self::of(DestinationSettings { rules: rules(json), ..DestinationSettings::default() })
         }
         fn at(&self, text: &str, at: &str) -> Result<(), Blocked> {
             let more: Vec<&Rules> = self.more.iter().collect();
@@ -331,7 +331,7 @@ mod tests {
 
     #[test]
     fn without_a_word_of_the_operator_everything_goes() {
-        let asked = Asked::of(Settings::default());
+        let asked = Asked::of(DestinationSettings::default());
         for text in ["+905321234567", "100", "", "client:alice", "sip:x@y", "anonymous", "020 7946 0018"] {
             assert_eq!(asked.call(text), Ok(()), "{text}");
         }
@@ -339,14 +339,14 @@ mod tests {
 
     #[test]
     fn what_is_no_number_is_refused_and_addresses_are_not() {
-        let asked = Asked::of(Settings { validate: Validate::Possible, ..Settings::default() });
+        let asked = Asked::of(DestinationSettings { validate: Validate::Possible, ..DestinationSettings::default() });
         for text in ["100", "", "alice", "+90532", "0532 123 45 67"] {
             assert_eq!(asked.call(text), Err(Blocked::Invalid), "{text}");
         }
         for text in ["+905321234567", "client:alice", "sip:100@pbx.example", "whatsapp:+905321234567"] {
             assert_eq!(asked.call(text), Ok(()), "{text}");
         }
-        let turkish = Settings { country: Country::parse("TR").ok(), ..asked.settings };
+        let turkish = DestinationSettings { country: Country::parse("TR").ok(), ..asked.settings };
         assert_eq!(Asked::of(turkish).call("0532 123 45 67"), Ok(()));
     }
 
@@ -379,7 +379,7 @@ mod tests {
 
     #[test]
     fn lists_block_numbers_and_addresses_that_hold_them() {
-        let mut asked = Asked::of(Settings::default());
+        let mut asked = Asked::of(DestinationSettings::default());
         asked.lists.take_up([("acme", 905_321_234_567, true), ("other", 12_125_550_100, true)], 1);
         for text in
             ["+90 532 123 45 67", "905321234567", "sip:+905321234567@x", "whatsapp:+905321234567", "tel:+905321234567"]
@@ -396,7 +396,7 @@ mod tests {
         }
         assert_eq!(asked.call("0532 123 45 67"), Err(Blocked::Invalid), "which number it is, is not known");
         assert_eq!(
-            Asked { lists: asked.lists, ..Asked::of(Settings::default()) }.call("+13105550100"),
+            Asked { lists: asked.lists, ..Asked::of(DestinationSettings::default()) }.call("+13105550100"),
             Err(Blocked::Unreadable)
         );
     }
@@ -431,19 +431,19 @@ mod tests {
         assert_eq!(judge("2026-11-27T18:30:00Z", None), Err(Blocked::Quiet(ms("2026-11-28T07:00:00Z"))));
         assert_eq!(judge("2026-11-27T18:30:00Z", Some(&berlin)), Ok(()));
         let windows = When { now_ms: ms("2026-11-27T06:30:00Z"), open: Some(&open), zone: None };
-        let nothing = Settings::default().judge("+905321234567", "acme", &[], &asked.lists, windows);
+        let nothing = DestinationSettings::default().judge("+905321234567", "acme", &[], &asked.lists, windows);
         assert!(matches!(nothing, Err(Blocked::Quiet(_))), "also where the operator says nothing");
     }
 
     #[test]
     fn numbers_of_a_list_are_normalised_once() {
-        let settings = Settings { country: Country::parse("TR").ok(), ..Settings::default() };
+        let settings = DestinationSettings { country: Country::parse("TR").ok(), ..DestinationSettings::default() };
         assert_eq!(settings.normalise("0532 123 45 67").as_deref(), Some("+905321234567"));
         assert_eq!(settings.normalise("+1 555 000 1101").as_deref(), Some("+15550001101"));
         for bad in ["100", "client:alice", "sip:+905321234567@x", "+90532", ""] {
             assert_eq!(settings.normalise(bad), None, "{bad}");
         }
-        let strict = Settings { validate: Validate::Valid, ..Settings::default() };
+        let strict = DestinationSettings { validate: Validate::Valid, ..DestinationSettings::default() };
         assert_eq!(strict.normalise("+15550001101"), None);
     }
 
@@ -454,7 +454,7 @@ mod tests {
             only.add(text, None).unwrap();
         }
         assert!(only.add("alice", None).is_err());
-        let asked = Asked::of(Settings { only: Some(only), ..Settings::default() });
+        let asked = Asked::of(DestinationSettings { only: Some(only), ..DestinationSettings::default() });
         for text in ["905321234567", "whatsapp:+905321234567", "client:alice"] {
             assert_eq!(asked.call(text), Ok(()), "{text}");
         }

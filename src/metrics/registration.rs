@@ -23,7 +23,7 @@ const OWN_SECONDS: [f64; 15] =
 /// A malformed metric, or two of one name: a mistake in this file, caught by its test.
 #[derive(Debug, thiserror::Error)]
 #[error("metrics: {0}")]
-pub struct BadMetric(#[from] prometheus::Error);
+pub struct MetricError(#[from] prometheus::Error);
 
 /// The description of a metric, whether it has a value yet or not.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,7 +49,7 @@ impl Registrar<'_> {
         &self,
         kind: &'static str,
         made: prometheus::Result<C>,
-    ) -> Result<C, BadMetric> {
+    ) -> Result<C, MetricError> {
         let collector = made?;
         self.registry.register(Box::new(collector.clone()))?;
         self.descriptions.borrow_mut().extend(collector.desc().into_iter().map(|of| MetricDescription {
@@ -60,16 +60,16 @@ impl Registrar<'_> {
         }));
         Ok(collector)
     }
-    fn counter(&self, name: &str, help: &str) -> Result<IntCounter, BadMetric> {
+    fn counter(&self, name: &str, help: &str) -> Result<IntCounter, MetricError> {
         self.add("counter", IntCounter::new(name, help))
     }
-    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, BadMetric> {
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, MetricError> {
         self.add("counter", IntCounterVec::new(Opts::new(name, help), labels))
     }
-    fn gauge(&self, name: &str, help: &str) -> Result<IntGauge, BadMetric> {
+    fn gauge(&self, name: &str, help: &str) -> Result<IntGauge, MetricError> {
         self.add("gauge", IntGauge::new(name, help))
     }
-    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, BadMetric> {
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, MetricError> {
         self.add("gauge", IntGaugeVec::new(Opts::new(name, help), labels))
     }
     fn traced_seconds(
@@ -78,7 +78,7 @@ impl Registrar<'_> {
         help: &str,
         label: &str,
         bounds: &'static [f64],
-    ) -> Result<TracedHistogram, BadMetric> {
+    ) -> Result<TracedHistogram, MetricError> {
         let options = HistogramOpts::new(name, help).buckets(bounds.to_vec());
         Ok(TracedHistogram::new(name, self.add("histogram", HistogramVec::new(options, &[label]))?, bounds))
     }
@@ -86,7 +86,7 @@ impl Registrar<'_> {
 
 impl Metrics {
     /// A fresh registry with every metric in it.
-    pub fn new() -> Result<Self, BadMetric> {
+    pub fn new() -> Result<Self, MetricError> {
         let registry = Registry::new();
         let m = Registrar { registry: &registry, descriptions: RefCell::default() };
         let inner = Inner {
@@ -107,7 +107,7 @@ impl Metrics {
 }
 
 impl CallMetrics {
-    fn register(m: &Registrar<'_>) -> Result<Self, BadMetric> {
+    fn register(m: &Registrar<'_>) -> Result<Self, MetricError> {
         Ok(Self {
             active_calls: m.gauge("platform_global_active_calls", "Calls that hold a slot.")?,
             rejected: m.counters(
@@ -180,7 +180,7 @@ impl CallMetrics {
 }
 
 impl BusinessMetrics {
-    fn register(m: &Registrar<'_>) -> Result<Self, BadMetric> {
+    fn register(m: &Registrar<'_>) -> Result<Self, MetricError> {
         Ok(Self {
                 busiest: Mutex::new(Busiest::new(BUSINESS_LABELS as usize)),
                 admitted: m.counters(
@@ -203,7 +203,7 @@ impl BusinessMetrics {
 }
 
 impl WebhookMetrics {
-    fn register(m: &Registrar<'_>) -> Result<Self, BadMetric> {
+    fn register(m: &Registrar<'_>) -> Result<Self, MetricError> {
         Ok(Self {
             webhooks: m.counters(
                 "ringfence_webhooks_total",
@@ -266,7 +266,7 @@ impl WebhookMetrics {
 }
 
 impl CheckMetrics {
-    fn register(m: &Registrar<'_>) -> Result<Self, BadMetric> {
+    fn register(m: &Registrar<'_>) -> Result<Self, MetricError> {
         Ok(Self {
             callbacks_rejected: m.counters(
                 "ringfence_callbacks_refused_total",
@@ -302,7 +302,7 @@ impl CheckMetrics {
 }
 
 impl RunMetrics {
-    fn register(m: &Registrar<'_>) -> Result<Self, BadMetric> {
+    fn register(m: &Registrar<'_>) -> Result<Self, MetricError> {
         Ok(Self {
             runs_running: m.gauge("ringfence_runs_running", "Bulk runs that are running.")?,
             run_calls: m.counters(
@@ -330,7 +330,7 @@ impl RunMetrics {
 }
 
 impl ConfigMetrics {
-    fn register(m: &Registrar<'_>) -> Result<Self, BadMetric> {
+    fn register(m: &Registrar<'_>) -> Result<Self, MetricError> {
         Ok(Self {
             store_failures: m.counter(
                 "ringfence_store_failed_writes_total",
@@ -364,7 +364,7 @@ impl ConfigMetrics {
 }
 
 impl GateMetrics {
-    fn register(m: &Registrar<'_>) -> Result<Self, BadMetric> {
+    fn register(m: &Registrar<'_>) -> Result<Self, MetricError> {
         Ok(Self {
             bypass_active: m.gauge(
                 "ringfence_bypass_active",
@@ -404,7 +404,7 @@ impl GateMetrics {
 }
 
 impl ClientMetrics {
-    fn register(m: &Registrar<'_>) -> Result<Self, BadMetric> {
+    fn register(m: &Registrar<'_>) -> Result<Self, MetricError> {
         Ok(Self {
             client_sockets: m.gauge("ringfence_client_sockets", "Open WebSockets of listen.client.")?,
             client_messages: m.counters(

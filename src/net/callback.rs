@@ -30,7 +30,7 @@ const EACH: Duration = Duration::from_secs(2);
 
 words!(
     /// Why a callback URL may not be called.
-    BadCallbackReason {
+    CallbackErrorReason {
         /// It is malformed, or its method is not allowed.
         Unusable = "unusable",
         /// It leads into a private network.
@@ -43,22 +43,22 @@ words!(
 /// A callback URL that may not be called. The message names the config key that would allow it, if there is one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
-pub struct BadCallback {
+pub struct CallbackError {
     /// The reason.
-    pub reason: BadCallbackReason,
+    pub reason: CallbackErrorReason,
     message: String,
 }
 
-impl BadCallback {
+impl CallbackError {
     /// A malformed URL, or a method that is not allowed.
     pub fn unusable(message: impl Into<String>) -> Self {
-        Self { reason: BadCallbackReason::Unusable, message: message.into() }
+        Self { reason: CallbackErrorReason::Unusable, message: message.into() }
     }
 
     fn private(what: &str, kind: &str) -> Self {
         let message =
             format!("{what} is {kind}; if one of your apps runs there, name it in app.allowed_callbacks of the config");
-        Self { reason: BadCallbackReason::Private, message }
+        Self { reason: CallbackErrorReason::Private, message }
     }
 }
 
@@ -124,22 +124,23 @@ impl CallbackRules {
     ///
     /// # Errors
     /// The reason why it may not be called.
-    pub fn check_url(&self, text: &str) -> Result<(), BadCallback> {
+    pub fn check_url(&self, text: &str) -> Result<(), CallbackError> {
         if text.chars().any(|c| c.is_whitespace() || c.is_control() || c == '\\') {
-            return Err(BadCallback::unusable("it contains a character that no URL has"));
+            return Err(CallbackError::unusable("it contains a character that no URL has"));
         }
-        let parsed = Url::parse(text).map_err(|error| BadCallback::unusable(format!("it is not a URL: {error}")))?;
+        let parsed = Url::parse(text).map_err(|error| CallbackError::unusable(format!("it is not a URL: {error}")))?;
         if !matches!(parsed.scheme(), "http" | "https") {
-            return Err(BadCallback::unusable(format!("{}: is neither http nor https", parsed.scheme())));
+            return Err(CallbackError::unusable(format!("{}: is neither http nor https", parsed.scheme())));
         }
         // Both parsers must see the same host: one checks it, the other one's is called.
-        let sent: Uri =
-            without_fragment(text).parse().map_err(|_| BadCallback::unusable("it is not a URL that can be called"))?;
+        let sent: Uri = without_fragment(text)
+            .parse()
+            .map_err(|_| CallbackError::unusable("it is not a URL that can be called"))?;
         let Some(port) = parsed.port_or_known_default().filter(|port| *port != 0) else {
-            return Err(BadCallback::unusable("it has no port that can be called"));
+            return Err(CallbackError::unusable("it has no port that can be called"));
         };
         if sent.host().is_none_or(str::is_empty) || sent.port_u16().is_some_and(|other| other != port) {
-            return Err(BadCallback::unusable("its host cannot be read"));
+            return Err(CallbackError::unusable("its host cannot be read"));
         }
         match parsed.host() {
             Some(Host::Ipv4(ip)) => self.check_address(&ip.to_string(), SocketAddr::new(ip.into(), port)),
@@ -147,11 +148,11 @@ impl CallbackRules {
             Some(Host::Domain(name)) => {
                 let name = plain_name(name);
                 if !self.allows_name(&name, port) && is_local_name(&name) {
-                    return Err(BadCallback::private(&name, "a name in a private network"));
+                    return Err(CallbackError::private(&name, "a name in a private network"));
                 }
                 Ok(())
             }
-            None => Err(BadCallback::unusable("it has no host")),
+            None => Err(CallbackError::unusable("it has no host")),
         }
     }
 
@@ -159,10 +160,10 @@ impl CallbackRules {
     ///
     /// # Errors
     /// The reason why it may not be called.
-    pub fn check_address(&self, host: &str, to: SocketAddr) -> Result<(), BadCallback> {
+    pub fn check_address(&self, host: &str, to: SocketAddr) -> Result<(), CallbackError> {
         if self.is_own(to) {
-            return Err(BadCallback {
-                reason: BadCallbackReason::Own,
+            return Err(CallbackError {
+                reason: CallbackErrorReason::Own,
                 message: format!("{to} is an address at which ringfence listens"),
             });
         }
@@ -185,7 +186,7 @@ impl CallbackRules {
             };
         }
         match kind_of(ip) {
-            Some(kind) => Err(BadCallback::private(&ip.to_string(), kind)),
+            Some(kind) => Err(CallbackError::private(&ip.to_string(), kind)),
             None => Ok(()),
         }
     }
@@ -519,7 +520,7 @@ mod tests {
         assert_eq!(rules.check_address("app", at("192.168.0.1")), Ok(()));
         assert_eq!(
             rules.check_address("evil.example.com", at("192.168.0.1")).unwrap_err().reason,
-            BadCallbackReason::Private
+            CallbackErrorReason::Private
         );
         // What a translator's address leads to is judged too.
         let translated = CallbackRules::parse(&["64:ff9b::/96"]).unwrap();
@@ -545,7 +546,7 @@ mod tests {
             assert_eq!(refused(&rules, own), Some("own"), "{own}");
         }
         let to = "127.0.0.1:9900".parse().unwrap();
-        assert_eq!(rules.check_address("localhost", to).unwrap_err().reason, BadCallbackReason::Own);
+        assert_eq!(rules.check_address("localhost", to).unwrap_err().reason, CallbackErrorReason::Own);
         assert_eq!(rules.check_url("http://127.0.0.1:9901/"), Ok(()));
     }
 }

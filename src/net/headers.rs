@@ -200,14 +200,14 @@ impl TrustedPeers {
 /// An entry of [`TrustedPeers`] is neither an address nor a CIDR block.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not an address or a block such as 10.0.0.0/8")]
-pub struct NotAPeer(pub String);
+pub struct PeerError(pub String);
 
 impl TrustedPeers {
     /// Whether it is a host with or without port, and without user (RFC 9110 §4.2.4). Commas, which RFC 3986 allows, are ambiguous.
     ///
     /// # Errors
     /// The first entry that is neither.
-    pub fn parse<S: AsRef<str>>(entries: &[S]) -> Result<Self, NotAPeer> {
+    pub fn parse<S: AsRef<str>>(entries: &[S]) -> Result<Self, PeerError> {
         let parse = |entry: &str| -> Option<(IpAddr, u32)> {
             let (address, bits) = match entry.split_once('/') {
                 Some((address, bits)) => (address.parse::<IpAddr>().ok()?, Some(bits.parse::<u32>().ok()?)),
@@ -219,7 +219,7 @@ impl TrustedPeers {
         };
         entries
             .iter()
-            .map(|entry| parse(entry.as_ref().trim()).ok_or_else(|| NotAPeer(entry.as_ref().to_owned())))
+            .map(|entry| parse(entry.as_ref().trim()).ok_or_else(|| PeerError(entry.as_ref().to_owned())))
             .collect::<Result<_, _>>()
             .map(TrustedPeers)
     }
@@ -319,7 +319,7 @@ mod tests {
         }
         assert!(TrustedPeers::parse(&["0.0.0.0/0"]).unwrap().contain("8.8.8.8".parse().unwrap()));
         for wrong in ["10.0.0.0/33", "host", "", "10.0.0.0/"] {
-            assert_eq!(TrustedPeers::parse(&[wrong]), Err(NotAPeer(wrong.to_owned())));
+            assert_eq!(TrustedPeers::parse(&[wrong]), Err(PeerError(wrong.to_owned())));
         }
     }
 }

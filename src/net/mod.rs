@@ -57,7 +57,7 @@ mod turns;
 pub mod upstream;
 mod wire;
 
-pub use callback::{BadCallback, BadCallbackReason, CALLBACK_MARK, CallbackRules};
+pub use callback::{CALLBACK_MARK, CallbackError, CallbackErrorReason, CallbackRules};
 pub use crowd::PeerKey;
 pub use edge::{Drained, Edge, Handler, RunningEdge};
 pub use exchange::{BodyError, Exchange};
@@ -73,7 +73,7 @@ pub use relayed::{RelayError, Relayed};
 pub use retry_after::retry_after_secs;
 pub use served::served_until;
 pub use settings::EdgeSettings;
-pub use socket::{NoSocket, WebSocket};
+pub use socket::{SocketError, WebSocket};
 pub use tap::{TAP_BYTES_MAX, Tap, Tapped};
 pub use tls::{ReloadingTls, TlsError, install_crypto_provider};
 pub use upstream::{SendResult, Upstream, UpstreamError, UpstreamSettings};

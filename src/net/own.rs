@@ -25,7 +25,7 @@ pub(super) fn client_config(roots: RootCertStore, own: &OwnListener) -> Result<C
     let known = own.cert.as_deref().map(|path| Ok::<_, String>(chain(path)?.swap_remove(0))).transpose()?;
     let builder = ClientConfig::builder()
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Known { known, otherwise: verifier }));
+        .with_custom_certificate_verifier(Arc::new(KnownListener { known, otherwise: verifier }));
     let Some((cert, key)) = &own.client else { return Ok(builder.with_no_client_auth()) };
     let unusable = |error: &dyn std::fmt::Display| format!("cannot use {}: {error}", key.display());
     let private = PrivateKeyDer::from_pem_file(key).map_err(|error| unusable(&error))?;
@@ -42,12 +42,12 @@ fn chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
 
 /// Trusts one certificate as it is, and otherwise those that roots vouch for.
 #[derive(Debug)]
-struct Known {
+struct KnownListener {
     known: Option<CertificateDer<'static>>,
     otherwise: Arc<WebPkiServerVerifier>,
 }
 
-impl ServerCertVerifier for Known {
+impl ServerCertVerifier for KnownListener {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,

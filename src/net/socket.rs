@@ -36,7 +36,7 @@ pub struct Io {
 
 /// Why a WebSocket was not accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum NoSocket {
+pub enum SocketError {
     /// None was requested, or not according to RFC 6455: 426.
     #[error("a WebSocket is served here, by version 13 of its protocol")]
     NotAsked,
@@ -52,26 +52,26 @@ impl Exchange {
     /// Accepts the upgrade to a WebSocket, with the chosen subprotocol.
     ///
     /// # Errors
-    /// [`NoSocket`]; except for [`NoSocket::Gone`] the exchange can still be answered.
-    pub async fn accept_socket(&mut self, protocol: Option<&'static str>) -> Result<WebSocket, NoSocket> {
+    /// [`SocketError`]; except for [`SocketError::Gone`] the exchange can still be answered.
+    pub async fn accept_socket(&mut self, protocol: Option<&'static str>) -> Result<WebSocket, SocketError> {
         let is_version = has(self.headers(), header::SEC_WEBSOCKET_VERSION, "13");
         let key = self.header("sec-websocket-key").map(|key| derive_accept_key(key.as_bytes()));
-        let Some(accept) = key.filter(|_| self.is_upgrade() && is_version) else { return Err(NoSocket::NotAsked) };
+        let Some(accept) = key.filter(|_| self.is_upgrade() && is_version) else { return Err(SocketError::NotAsked) };
         if self.tunnels_full() {
-            return Err(NoSocket::TooMany);
+            return Err(SocketError::TooMany);
         }
         let mut response = Response::new(());
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         let (mut head, ()) = response.into_parts();
         response_head(&mut head, None);
-        let accept = HeaderValue::try_from(accept).map_err(|_| NoSocket::NotAsked)?;
+        let accept = HeaderValue::try_from(accept).map_err(|_| SocketError::NotAsked)?;
         head.headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
         if let Some(protocol) = protocol {
             head.headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(protocol));
         }
-        let (upgrade, open) = self.become_tunnel(head).ok_or(NoSocket::Gone)?;
-        let upgraded = upgrade.await.map_err(|_| NoSocket::Gone)?;
-        let (stream, early) = wire::upgraded(upgraded).ok_or(NoSocket::Gone)?;
+        let (upgrade, open) = self.become_tunnel(head).ok_or(SocketError::Gone)?;
+        let upgraded = upgrade.await.map_err(|_| SocketError::Gone)?;
+        let (stream, early) = wire::upgraded(upgraded).ok_or(SocketError::Gone)?;
         let config = WebSocketConfig::default()
             .read_buffer_size(READ_BYTES)
             .write_buffer_size(WRITE_BYTES)

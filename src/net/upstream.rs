@@ -23,7 +23,7 @@ use tokio_tungstenite::tungstenite;
 use tower_service::Service;
 
 use super::body::{Outgoing, SendBy, Unread, collect};
-use super::callback::{BadCallback, CALLBACK_MARK, CallbackRules, Guarded};
+use super::callback::{CALLBACK_MARK, CallbackError, CallbackRules, Guarded};
 use super::connector::{Connector, Patient, trust};
 use super::headers::says_length;
 use super::own::OwnListener;
@@ -86,7 +86,7 @@ pub enum UpstreamError {
     Connect(String),
     /// A callback URL that may not be called. Nothing was sent.
     #[error("not called: {0}")]
-    Forbidden(BadCallback),
+    Forbidden(CallbackError),
     /// The request was not sent before its deadline.
     #[error("process paused past the send deadline; request not sent")]
     Late,
@@ -239,7 +239,7 @@ impl Upstream {
     ) -> Result<Response<Bytes>, UpstreamError> {
         if !matches!(*request.method(), Method::GET | Method::POST) {
             let why = format!("{} is not a method for callbacks", request.method());
-            return Err(UpstreamError::Forbidden(BadCallback::unusable(why)));
+            return Err(UpstreamError::Forbidden(CallbackError::unusable(why)));
         }
         request.headers_mut().insert(CALLBACK_MARK, HeaderValue::from_static("1"));
         self.send_and_collect(Lane::Callbacks, request.map(Outgoing::complete), answer_limit, timeout, "fetch.head")
@@ -463,10 +463,10 @@ impl Drop for Answer {
 }
 
 /// The callback rule that prevented a connection, if one did.
-fn forbidden<'e>(error: &'e (dyn StdError + 'static)) -> Option<&'e BadCallback> {
+fn forbidden<'e>(error: &'e (dyn StdError + 'static)) -> Option<&'e CallbackError> {
     let mut cause = Some(error);
     while let Some(error) = cause {
-        if let Some(bad) = error.downcast_ref::<BadCallback>() {
+        if let Some(bad) = error.downcast_ref::<CallbackError>() {
             return Some(bad);
         }
         cause = error.source();

@@ -126,16 +126,16 @@ pub trait LimitUsage {
 /// logs of its rates.
 pub fn decide(
     request: &AdmissionRequest,
-    standing: &impl LimitUsage,
+    usage: &impl LimitUsage,
     now_ms: UnixMs,
 ) -> (Decision, Vec<(String, RateLog)>) {
-    let short = first_short(request, standing, now_ms);
+    let short = first_short(request, usage, now_ms);
     let (slots, would_reject) = match (short, request.mode) {
         (Some(short), Mode::Enforce) => return (Decision::Rejected(short), vec![]),
         (would_reject, Mode::Observe) => (request.slots.wanted, would_reject),
         (None, Mode::Enforce) => {
             let free = request.bindings.iter().filter_map(|binding| match binding.bound {
-                Bound::Concurrent(allowed) => Some(allowed.saturating_sub(standing.held(&binding.key))),
+                Bound::Concurrent(allowed) => Some(allowed.saturating_sub(usage.held(&binding.key))),
                 Bound::Rate(_) => None,
             });
             let free = free.min().unwrap_or(u32::MAX);
@@ -145,7 +145,7 @@ pub fn decide(
     let mut taken = BTreeMap::<&str, RateLog>::new();
     for binding in &request.bindings {
         if let Bound::Rate(rate) = binding.bound {
-            let before = taken.get(binding.key.as_str()).or_else(|| standing.rate_log(&binding.key));
+            let before = taken.get(binding.key.as_str()).or_else(|| usage.rate_log(&binding.key));
             let after =
                 before.map_or_else(|| RateLog::default().with_one(rate, now_ms), |log| log.with_one(rate, now_ms));
             taken.insert(&binding.key, after);
@@ -155,17 +155,16 @@ pub fn decide(
     (Decision::Admitted { slots, would_reject }, taken)
 }
 
-fn first_short(request: &AdmissionRequest, standing: &impl LimitUsage, now_ms: UnixMs) -> Option<Shortfall> {
+fn first_short(request: &AdmissionRequest, usage: &impl LimitUsage, now_ms: UnixMs) -> Option<Shortfall> {
     request.bindings.iter().enumerate().find_map(|(binding, limit)| match limit.bound {
         Bound::Concurrent(allowed) => {
-            let current = standing.held(&limit.key);
+            let current = usage.held(&limit.key);
             let lacking = current.saturating_add(request.slots.at_least).saturating_sub(allowed);
-            let short =
-                || Shortfall { binding, current, lacking, token_in_ms: None, oldest: standing.oldest(&limit.key) };
+            let short = || Shortfall { binding, current, lacking, token_in_ms: None, oldest: usage.oldest(&limit.key) };
             (lacking > 0).then(short)
         }
         Bound::Rate(rate) => {
-            let wait_ms = standing.rate_log(&limit.key).map_or(0, |log| log.wait_ms(rate, now_ms));
+            let wait_ms = usage.rate_log(&limit.key).map_or(0, |log| log.wait_ms(rate, now_ms));
             let short = Shortfall { binding, current: 0, lacking: 0, token_in_ms: Some(wait_ms), oldest: vec![] };
             (wait_ms > 0).then_some(short)
         }

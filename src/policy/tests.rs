@@ -1,7 +1,7 @@
 use super::*;
 
-fn settings() -> Settings {
-    Settings {
+fn settings() -> PolicySettings {
+    PolicySettings {
         mode: Mode::Enforce,
         concurrent: Some(5),
         rate: None,
@@ -53,16 +53,16 @@ fn names(policy: &Policy, id: &str) -> Vec<(String, Bound)> {
 fn the_longest_window_is_that_of_any_rate() {
     assert_eq!(Policy::new(settings(), &[]).longest_rate_ms(), 1_051);
     let hourly = Some(Rate::parse("100/h").unwrap());
-    assert_eq!(Policy::new(Settings { rate: hourly, ..settings() }, &[]).longest_rate_ms(), 3_600_101);
+    assert_eq!(Policy::new(PolicySettings { rate: hourly, ..settings() }, &[]).longest_rate_ms(), 3_600_101);
     let mut plans = default_plans();
     plans.insert("NIGHT".to_owned(), Plan { rate: hourly, ..Plan::default() });
     let second = Some(Rate::parse("1/s").unwrap());
-    assert_eq!(Policy::new(Settings { plans, rate: second, ..settings() }, &[]).longest_rate_ms(), 3_600_101);
+    assert_eq!(Policy::new(PolicySettings { plans, rate: second, ..settings() }, &[]).longest_rate_ms(), 3_600_101);
 }
 
 #[test]
 fn plans_accounts_and_the_platform_bind_the_most_particular_first() {
-    let policy = Policy::new(Settings { businesses: vec![business("acme", "PRO")], ..settings() }, &[]);
+    let policy = Policy::new(PolicySettings { businesses: vec![business("acme", "PRO")], ..settings() }, &[]);
     let rate = Bound::Rate(Rate { count: 1, window_ms: 1000 });
     assert_eq!(
         names(&policy, "acme"),
@@ -77,9 +77,9 @@ fn plans_accounts_and_the_platform_bind_the_most_particular_first() {
 
 #[test]
 fn an_override_keeps_the_count_of_the_business() {
-    let before = Policy::new(Settings { businesses: vec![business("acme", "PRO")], ..settings() }, &[]);
+    let before = Policy::new(PolicySettings { businesses: vec![business("acme", "PRO")], ..settings() }, &[]);
     let put = Business { max_calls: Some(8), ..business("acme", "ENTERPRISE") };
-    let after = Policy::new(Settings { businesses: vec![business("acme", "PRO")], ..settings() }, &[put]);
+    let after = Policy::new(PolicySettings { businesses: vec![business("acme", "PRO")], ..settings() }, &[put]);
     let (was, is) = (&before.bindings(&facts(&before, "acme"))[0], &after.bindings(&facts(&after, "acme"))[0]);
     assert_eq!((is.limit.as_ref(), is.bound), ("business.acme", Bound::Concurrent(8)));
     assert_eq!(was.key, is.key, "calls that are up still count");
@@ -88,7 +88,7 @@ fn an_override_keeps_the_count_of_the_business() {
 #[test]
 fn the_demo_business_is_there_where_it_is_switched_on_and_counts_globally() {
     assert!(Policy::new(settings(), &[]).business(&BusinessId::parse(DEMO_BUSINESS).unwrap()).is_none());
-    let policy = Policy::new(Settings { demo: true, ..settings() }, &[]);
+    let policy = Policy::new(PolicySettings { demo: true, ..settings() }, &[]);
     assert_eq!(names(&policy, DEMO_BUSINESS)[0], ("business.999999".to_owned(), Bound::Concurrent(999)));
     assert!(names(&policy, DEMO_BUSINESS).iter().any(|(n, _)| n == "global"));
 }
@@ -101,7 +101,7 @@ fn who_is_named_must_be_who_it_belongs_to() {
         ..business("acme", "PRO")
     };
     let of = |businesses: Vec<Business>, attributes: RequestAttributes<'_>| {
-        Policy::new(Settings { businesses, ..settings() }, &[]).contradiction(&attributes)
+        Policy::new(PolicySettings { businesses, ..settings() }, &[]).contradiction(&attributes)
     };
     let both = || vec![acme.clone(), business("birch", "PRO")];
     let named = |header, path| RequestAttributes { header, path, ..RequestAttributes::default() };
@@ -145,7 +145,7 @@ fn a_header_always_names_a_business_and_without_one_it_is_the_default_one() {
 #[test]
 fn what_is_ignored_is_said() {
     let by = |rules: Option<Vec<Rule>>, header, path| {
-        let policy = Policy::new(Settings { rules, ..settings() }, &[]);
+        let policy = Policy::new(PolicySettings { rules, ..settings() }, &[]);
         policy.identify(&RequestAttributes { header, path, ..RequestAttributes::default() }).ignored
     };
     assert_eq!(by(None, Some("acme"), Some("birch")), None);
@@ -161,7 +161,7 @@ fn what_is_ignored_is_said() {
 fn rules_are_tried_in_order_and_strangers_are_refused_where_that_is_written() {
     let acme = Business { agent_ids: vec!["agent_1".to_owned()], ..business("acme", "PRO") };
     let businesses = vec![acme, business("birch", "PAYG")];
-    let policy = Policy::new(Settings { businesses, unknown: Unknown::Reject, ..settings() }, &[]);
+    let policy = Policy::new(PolicySettings { businesses, unknown: Unknown::Reject, ..settings() }, &[]);
     let by = |attributes: RequestAttributes<'_>| {
         let found = policy.identify(&attributes);
         (found.business.to_string(), found.unknown_business.map(|e| e.to_string()))
@@ -182,7 +182,11 @@ fn rules_are_tried_in_order_and_strangers_are_refused_where_that_is_written() {
 #[test]
 fn strangers_may_have_a_plan_instead() {
     let policy = Policy::new(
-        Settings { businesses: vec![business("acme", "PRO")], unknown: Unknown::Plan("PAYG".to_owned()), ..settings() },
+        PolicySettings {
+            businesses: vec![business("acme", "PRO")],
+            unknown: Unknown::Plan("PAYG".to_owned()),
+            ..settings()
+        },
         &[],
     );
     let id = policy.identify(&RequestAttributes { path: Some("cedar"), ..RequestAttributes::default() }).business;
@@ -195,7 +199,7 @@ fn a_business_is_known_by_its_number_however_that_is_spelt() {
         phone_numbers: vec!["+1 (555) 000-1111".to_owned(), "phnum_1".to_owned()],
         ..business("acme", "PRO")
     };
-    let policy = Policy::new(Settings { businesses: vec![acme], ..settings() }, &[]);
+    let policy = Policy::new(PolicySettings { businesses: vec![acme], ..settings() }, &[]);
     for number in ["+15550001111", "15550001111", " 15550001111", "+1-555-000-1111", "0015550001111", "phnum_1"] {
         let found = policy.identify(&RequestAttributes { number: Some(number), ..RequestAttributes::default() });
         assert_eq!(found.business.as_str(), "acme", "{number:?}");
@@ -212,7 +216,7 @@ fn named_limits_select_by_any_fact_and_count_per_any_fact() {
         bound: Bound::Concurrent(1),
         on_outage: None,
     };
-    let policy = Policy::new(Settings { limits: vec![limit], ..settings() }, &[]);
+    let policy = Policy::new(PolicySettings { limits: vec![limit], ..settings() }, &[]);
     let mut to_turkey = facts(&policy, "default");
     let key = |f: &Facts| policy.bindings(f).into_iter().find(|b| b.limit.as_ref() == "turkey").map(|b| b.key);
     assert_eq!(key(&to_turkey), Some("turkey|+905551112233".to_owned()));
@@ -270,7 +274,7 @@ fn the_strictest_limit_says_who_decides_in_an_outage() {
         limit("any", "+", Some(OnOutage::Open)),
         limit("silent", "+", None),
     ];
-    let policy = |on_outage| Policy::new(Settings { limits: limits.clone(), on_outage, ..settings() }, &[]);
+    let policy = |on_outage| Policy::new(PolicySettings { limits: limits.clone(), on_outage, ..settings() }, &[]);
     let to =
         |policy: &Policy, number: &str| Facts { other_number: Some(number.to_owned()), ..facts(policy, "default") };
     for (default, cheap, dear) in [
@@ -298,7 +302,7 @@ fn what_an_agent_may_do_in_any_case_is_known() {
         limit(Per::Business, Bound::Concurrent(1), Selector::default()),
         limit(Per::All, Bound::Concurrent(1), Selector { direction: Some(Direction::Inbound), ..agent("one") }),
     ];
-    let policy = Policy::new(Settings { limits, concurrent: Some(50), accounts: vec![], ..settings() }, &[]);
+    let policy = Policy::new(PolicySettings { limits, concurrent: Some(50), accounts: vec![], ..settings() }, &[]);
     let account = AccountName::parse("a").unwrap();
     let of = |agent: &str, within| policy.agent_bound(&account, agent, within);
     assert_eq!((of("one", None), of("two", None)), (Some(3), Some(7)));

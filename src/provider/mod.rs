@@ -33,7 +33,7 @@ pub const BUILT_IN: &[(&str, &str)] = &[
 /// A description is invalid.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{file}: {message}")]
-pub struct BadDescription {
+pub struct DescriptionError {
     /// The file.
     pub file: String,
     /// The mistake, with line and column if known.
@@ -52,13 +52,13 @@ impl Registry {
     ///
     /// # Errors
     /// The mistakes of all descriptions.
-    pub fn new(files: &[(String, String)]) -> Result<Self, Vec<BadDescription>> {
+    pub fn new(files: &[(String, String)]) -> Result<Self, Vec<DescriptionError>> {
         let (registry, bad) = Self::lenient(files);
         if bad.is_empty() { Ok(registry) } else { Err(bad) }
     }
 
     /// Reads descriptions, and returns the usable ones together with the mistakes of the others.
-    pub fn lenient(files: &[(String, String)]) -> (Self, Vec<BadDescription>) {
+    pub fn lenient(files: &[(String, String)]) -> (Self, Vec<DescriptionError>) {
         let built_in = BUILT_IN.iter().map(|(file, text)| (*file, *text));
         let outside = files.iter().map(|(file, text)| (file.as_str(), text.as_str()));
         let (mut by_name, mut bad) = (BTreeMap::new(), Vec::new());
@@ -68,7 +68,7 @@ impl Registry {
                     by_name.insert(description.name.clone(), Arc::new(description));
                 }
                 Err(messages) => {
-                    bad.extend(messages.into_iter().map(|message| BadDescription { file: file.to_owned(), message }));
+                    bad.extend(messages.into_iter().map(|message| DescriptionError { file: file.to_owned(), message }));
                 }
             }
         }

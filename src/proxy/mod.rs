@@ -25,7 +25,7 @@ pub use create::{CREATE_BYTES_MAX, CREATE_MANY_BYTES_MAX};
 use create::{Parsed, parse};
 use relay::{relay, relay_rejected};
 pub use route::BUSINESS_HEADER;
-use route::{Mounted, NoAccount, may_create, route};
+use route::{Mounted, RouteError, may_create, route};
 
 /// The handler of `listen.api`.
 pub struct Proxy {
@@ -53,13 +53,13 @@ impl Proxy {
         let path = exchange.path().to_owned();
         let to = match route(&calls.accounts, exchange.host(), &path, exchange.headers()) {
             Ok(to) => to,
-            Err(NoAccount::Unknown) => {
+            Err(RouteError::Unknown) => {
                 let mounts: Vec<String> = calls.accounts.keys().map(|name| format!("/{name}/…")).collect();
                 let message = format!("Unknown path. Mounts: {}", mounts.join(", "));
                 exchange.respond(problem(StatusCode::NOT_FOUND, "UNKNOWN_ROUTE", &message)).await;
                 return (ApiRequest::Unknown, 404);
             }
-            Err(NoAccount::Contradiction { account, why }) => {
+            Err(RouteError::Contradiction { account, why }) => {
                 let rejection = Rejection::new(RejectionCode::AccountMismatch, format!("Not sent on: {why}."));
                 return (ApiRequest::Unknown, relay_rejected(calls, exchange, &account, rejection).await);
             }

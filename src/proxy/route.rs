@@ -42,7 +42,7 @@ pub struct RoutedRequest<'a> {
 
 /// Why a request matches no account.
 #[derive(Debug, Clone)]
-pub enum NoAccount {
+pub enum RouteError {
     /// Nothing is mounted at its path, and its host belongs to no provider.
     Unknown,
     /// The URL names one account, and the request's id or key belongs to another.
@@ -63,7 +63,7 @@ pub fn route<'a>(
     host: Option<&str>,
     path: &'a str,
     headers: &HeaderMap,
-) -> Result<RoutedRequest<'a>, NoAccount> {
+) -> Result<RoutedRequest<'a>, RouteError> {
     let (business, path) = match path.strip_prefix("/b/").and_then(|rest| rest.split_once('/')) {
         Some((business, _)) => (Some(business), &path[3 + business.len()..]),
         None => (None, path),
@@ -83,7 +83,7 @@ pub fn route<'a>(
                     && (shown == IN_PATH || account.can_ask() || account.own_id().is_some()) =>
             {
                 let why = format!("the URL names account {}, but {shown} is of account {}", account.name, other.name);
-                Err(NoAccount::Contradiction { account: account.clone(), why })
+                Err(RouteError::Contradiction { account: account.clone(), why })
             }
             _ => Ok(RoutedRequest { account, business, path: rest }),
         };
@@ -93,13 +93,13 @@ pub fn route<'a>(
         let default = fitting.iter().find(|a| is_mount(&a.name)).or(fitting.first()).copied();
         let shown = if fitting.len() > 1 { shown(&fitting, default, path, headers) } else { None };
         let account = shown.map(|(account, _)| account).or(default);
-        account.map(|account| RoutedRequest { account, business, path }).ok_or(NoAccount::Unknown)
+        account.map(|account| RoutedRequest { account, business, path }).ok_or(RouteError::Unknown)
     };
     let mounted = accounts.values().find_map(|a| below(path, &a.provider.mount).map(|rest| (&a.provider.mount, rest)));
     if let Some((mount, rest)) = mounted {
         return of_provider(&|p| p.mount == *mount, rest);
     }
-    let host = host.ok_or(NoAccount::Unknown)?;
+    let host = host.ok_or(RouteError::Unknown)?;
     let bare = host.rsplit_once(':').filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()));
     let host = bare.map_or(host, |(name, _)| name);
     of_provider(&|p| p.hosts.iter().any(|known| is_host(known, host)), path)

@@ -24,7 +24,7 @@ use super::claims::Claims;
 use super::fair::{Lane, share};
 use super::feedback::Feedback;
 use super::load::no_public_host;
-use super::placement::{Admission, FullLimits, Placement};
+use super::placement::{FullLimits, Placement, PlacementResult};
 use super::plan::Plan;
 use super::sift::sift;
 use super::wakeups::{OnEnd, Round, Wakeups, tell_others};
@@ -352,7 +352,7 @@ impl Dialler {
         let jobs = calls.lifecycle.store.claim_jobs(claim).await?;
         failpoint::hit("run.claimed").await;
         let (full, is_pool) = (Arc::<FullLimits>::default(), due.plan.spec.own_numbers.len() > 1);
-        let admissions: Vec<oneshot::Receiver<Admission>> = jobs
+        let admissions: Vec<oneshot::Receiver<PlacementResult>> = jobs
             .into_iter()
             .map(|job| {
                 let (admission, is_admitted) = oneshot::channel();
@@ -376,11 +376,11 @@ impl Dialler {
         let mut dialled = Dialled { due, admitted: 0, passed_over: 0, is_postponed: false, full: None, held: None };
         for admission in join_all(admissions).await {
             match admission {
-                Ok(Admission::Admitted) => dialled.admitted += 1,
-                Ok(Admission::LimitExceeded(full)) => dialled.full = dialled.full.or(Some(full)),
-                Ok(Admission::Postponed) => dialled.is_postponed = true,
-                Ok(Admission::Held(why)) => dialled.held = Some(why),
-                Ok(Admission::PassedOver) | Err(_) => dialled.passed_over += 1,
+                Ok(PlacementResult::Admitted) => dialled.admitted += 1,
+                Ok(PlacementResult::LimitExceeded(full)) => dialled.full = dialled.full.or(Some(full)),
+                Ok(PlacementResult::Postponed) => dialled.is_postponed = true,
+                Ok(PlacementResult::Held(why)) => dialled.held = Some(why),
+                Ok(PlacementResult::PassedOver) | Err(_) => dialled.passed_over += 1,
             }
         }
         Ok(dialled)

@@ -46,7 +46,7 @@ pub const LEADS_MAX: u32 = 100_000;
 
 /// The settings of bulk runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Settings {
+pub struct RunSettings {
     /// The lead sources of recurring runs.
     pub sources: Sources,
     /// This replica dials.
@@ -60,7 +60,7 @@ pub struct Settings {
     pub elevenlabs_batches: bool,
 }
 
-impl Default for Settings {
+impl Default for RunSettings {
     fn default() -> Self {
         Self {
             sources: Sources::new(),
@@ -147,12 +147,12 @@ pub struct Runs {
     /// Has the diallers of other replicas woken.
     pub wake_others: Arc<Notify>,
     /// The settings of bulk runs.
-    pub settings: Settings,
+    pub settings: RunSettings,
 }
 
 impl Runs {
     /// Creates it.
-    pub fn new(settings: Settings) -> Self {
+    pub fn new(settings: RunSettings) -> Self {
         Self { wake: Arc::default(), wake_others: Arc::default(), settings }
     }
 

@@ -70,7 +70,7 @@ impl FullLimits {
 }
 
 /// The result of admission.
-pub(super) enum Admission {
+pub(super) enum PlacementResult {
     /// The call has a slot.
     Admitted,
     /// A limit is full.
@@ -98,14 +98,14 @@ pub(super) struct Placement {
 impl Placement {
     /// Places the call of a job. `admission` receives the result of admission, before the provider answers; closed without one, the job was
     /// passed over.
-    pub(super) async fn place(self, job: Job, admission: oneshot::Sender<Admission>) {
+    pub(super) async fn place(self, job: Job, admission: oneshot::Sender<PlacementResult>) {
         let lead = serde_json::from_str::<Map<String, Value>>(&job.lead).unwrap_or_default();
         let now_ms = self.calls.lifecycle.clock.now_ms();
         match may_dial(&self.calls.destinations, &self.plan.spec, &job.number, &lead, now_ms) {
             MayDial::Now => {}
             MayDial::NotBefore(at) => {
                 self.settle(Settle { due_at: at, ..queued(&job) }).await;
-                let _ = admission.send(Admission::Postponed);
+                let _ = admission.send(PlacementResult::Postponed);
                 return;
             }
             MayDial::Never { code, why, is_rule } => {
@@ -159,8 +159,8 @@ impl Placement {
         let wakes = !matches!(placed, JobPlaced::Called(_) | JobPlaced::Unknown { .. } | JobPlaced::LimitExceeded(_));
         if let Some(admission) = admission {
             let _ = admission.send(match placed {
-                JobPlaced::LimitExceeded(full) => Admission::LimitExceeded(full),
-                _ => Admission::PassedOver,
+                JobPlaced::LimitExceeded(full) => PlacementResult::LimitExceeded(full),
+                _ => PlacementResult::PassedOver,
             });
         }
         if wakes {
@@ -199,10 +199,10 @@ impl Placement {
     }
 
     /// Queues a job again because no lead of its run can be called at present.
-    async fn hold(&self, job: &Job, admission: oneshot::Sender<Admission>, why: String) {
+    async fn hold(&self, job: &Job, admission: oneshot::Sender<PlacementResult>, why: String) {
         self.settle(queued(job)).await;
         self.calls.lifecycle.metrics.run_dial("held");
-        let _ = admission.send(Admission::Held(why));
+        let _ = admission.send(PlacementResult::Held(why));
     }
 
     /// Places the call of a job by this request. `Err`: it was not admitted.
@@ -210,14 +210,14 @@ impl Placement {
         &self,
         job: &Job,
         request: Arc<CreateRequest>,
-        admission: oneshot::Sender<Admission>,
-    ) -> (JobPlaced, Result<CallId, oneshot::Sender<Admission>>) {
+        admission: oneshot::Sender<PlacementResult>,
+    ) -> (JobPlaced, Result<CallId, oneshot::Sender<PlacementResult>>) {
         let (admitted, is_admitted) = oneshot::channel();
         let terms =
             JobTerms { alias: job.alias(), reserve: self.reserve, bindings: self.own_limits(&job.run), admitted };
         let bind = async {
             let Ok(call) = is_admitted.await else { return Err(admission) };
-            let _ = admission.send(Admission::Admitted);
+            let _ = admission.send(PlacementResult::Admitted);
             info!(run = job.run, %call, "Started call for lead={}", job.seq);
             self.settle(calling(job, &call)).await;
             Ok(call)

@@ -1,7 +1,7 @@
 //! A run as it is dialled, and the creates that are made of its jobs. Pure.
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -9,17 +9,18 @@ use http::header::{ACCEPT, CONTENT_TYPE, HeaderName, HeaderValue, USER_AGENT};
 use http::{HeaderMap, Request, Uri};
 use serde_json::{Map, Value};
 
-use super::spec::Spec;
+use super::spec::{Spec, reports_who_answered};
 use super::template::{document, field, fill, form, names};
 use crate::call::Outcome;
 use crate::calls::Calls;
 use crate::calls::outbound::CreateRequest;
 use crate::calls::rejection::RequestKind;
+use crate::destinations::Hours;
 use crate::policy::{Facts, Rate};
 use crate::provider::account::{Account, join_url};
 use crate::provider::description::{Dial, Operation};
 use crate::provider::render::{Target, render};
-use crate::provider::select::Document;
+use crate::provider::select::{Document, Message};
 
 /// Outcomes after which a lead may be called again.
 const RETRIED: [Outcome; 4] = [Outcome::Busy, Outcome::NoAnswer, Outcome::Failed, Outcome::Voicemail];

@@ -5,6 +5,7 @@
 //! a lead holds stays one value, of JSON and of forms alike. A value that is one placeholder and nothing else keeps the type that
 //! the lead gives it. `{{lead.name|url}}` is percent-encoded, for a part of a URL.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};

@@ -337,7 +337,7 @@ pub(super) fn utterance(row: &Row) -> Sql<Utterance> {
     })
 }
 
-pub(super) fn standing(row: &Row) -> Sql<UtterancePosition> {
+pub(super) fn position(row: &Row) -> Sql<UtterancePosition> {
     Ok(UtterancePosition {
         call: call_id(row.str("id")?)?,
         last_sequence: row.number("last_sequence")?,

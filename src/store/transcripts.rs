@@ -156,7 +156,7 @@ pub trait Transcripts {
     async fn last_sequence(&self, call: &CallId) -> Result<i64>;
 
     /// Listens to other processes that share the database: `ring` is called with each call in which one of them stored something, and
-    /// when one of them has called [`Transcripts::ring_diallers`]. Returns when listening fails. [`Transcripts::standings`] finds what was missed.
+    /// when one of them has called [`Transcripts::ring_diallers`]. Returns when listening fails. [`Transcripts::positions`] finds what was missed.
     async fn listen(&self, ring: Ring) {
         drop(ring);
     }
@@ -176,5 +176,5 @@ pub trait Transcripts {
     ) -> Result<Vec<(String, CallId)>>;
 
     /// The positions of these calls; unrecorded ones are left out.
-    async fn standings(&self, calls: &[CallId]) -> Result<Vec<UtterancePosition>>;
+    async fn positions(&self, calls: &[CallId]) -> Result<Vec<UtterancePosition>>;
 }

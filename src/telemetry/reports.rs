@@ -48,12 +48,12 @@ const LEFT_OUT: [&str; 4] = ["path", "peer", "body", "store"];
 
 /// The destination of reports.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Settings {
+pub struct ErrorReporting {
     dsn: Secret,
     environment: Option<String>,
 }
 
-impl Settings {
+impl ErrorReporting {
     /// # Errors
     /// The DSN is invalid.
     pub fn new(dsn: Secret, environment: Option<String>) -> Result<Self, String> {
@@ -80,7 +80,7 @@ enum Item {
 ///
 /// # Errors
 /// The DSN is invalid.
-pub fn start(settings: &Settings, upstream: Upstream) -> Result<(ErrorLayer, Reporter), String> {
+pub fn start(settings: &ErrorReporting, upstream: Upstream) -> Result<(ErrorLayer, Reporter), String> {
     let dsn = Dsn::from_str(settings.dsn.expose()).map_err(|_| "invalid DSN".to_owned())?;
     let url: Uri = dsn.envelope_api_url().as_str().parse().map_err(|_| "invalid address in the DSN".to_owned())?;
     let mut auth = HeaderValue::try_from(dsn.to_auth(Some(AGENT)).to_string()).map_err(|_| "invalid DSN")?;
@@ -293,7 +293,7 @@ mod tests {
 
     #[test]
     fn a_dsn_is_judged_and_not_shown() {
-        let of = |dsn: &str| Settings::new(Secret::new(dsn), None);
+        let of = |dsn: &str| ErrorReporting::new(Secret::new(dsn), None);
         assert!(of("https://key@glitchtip.example.com/7").is_ok());
         let bad = of("https://planted@/").unwrap_err();
         assert!(!bad.contains("planted"), "{bad}");

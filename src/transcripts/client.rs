@@ -20,7 +20,7 @@ pub(super) const FOLLOWED_MAX: usize = 1000;
 
 /// The settings of the listener.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub struct ClientSettings {
     /// The keys that verify tokens.
     pub keys: Keys,
     /// The businesses visible to a token without a `businesses` claim.
@@ -49,7 +49,7 @@ pub struct Client {
     /// Reads calls.
     pub lifecycle: Lifecycle,
     /// The settings in force.
-    pub settings: Arc<Settings>,
+    pub settings: Arc<ClientSettings>,
     /// The feed; shared by all generations of the config.
     pub feed: Feed,
     /// The open sockets; shared by all generations of the config.
@@ -68,7 +68,7 @@ pub struct Sockets {
 }
 
 /// Settings in force after a reload; `None` at first.
-pub(super) type Newest = Arc<watch::Sender<Option<Arc<Settings>>>>;
+pub(super) type Newest = Arc<watch::Sender<Option<Arc<ClientSettings>>>>;
 
 /// One counted socket of a token.
 pub(super) struct CountedSocket {

@@ -80,7 +80,7 @@ pub(super) struct Channel {
     said: Mutex<Vec<Arc<Utterance>>>,
     followers: Mutex<HashMap<u64, Arc<Wake>>>,
     kept: tokio::sync::Mutex<Kept>,
-    standing: Mutex<Option<UtterancePosition>>,
+    position: Mutex<Option<UtterancePosition>>,
 }
 
 /// The cached news of a call.
@@ -243,16 +243,16 @@ impl Feed {
             return;
         }
         let calls: Vec<CallId> = followed.iter().map(|channel| channel.call.clone()).collect();
-        let standings = match self.0.store.standings(&calls).await {
-            Ok(standings) => standings,
+        let positions = match self.0.store.positions(&calls).await {
+            Ok(positions) => positions,
             Err(error) => return debug!(%error, "failed to read changes of other replicas"),
         };
         let mut by_call: HashMap<CallId, UtterancePosition> =
-            standings.into_iter().map(|s| (s.call.clone(), s)).collect();
+            positions.into_iter().map(|s| (s.call.clone(), s)).collect();
         for channel in followed {
             let now = by_call.remove(&channel.call);
             let is_new = {
-                let mut seen = lock(&channel.standing);
+                let mut seen = lock(&channel.position);
                 // The first poll may come after the change.
                 let is_new = *seen != now;
                 *seen = now;
@@ -303,7 +303,7 @@ impl Feed {
                 said: Mutex::default(),
                 followers: Mutex::default(),
                 kept: tokio::sync::Mutex::default(),
-                standing: Mutex::default(),
+                position: Mutex::default(),
             })
         };
         let mut channels = lock(&self.0.channels);

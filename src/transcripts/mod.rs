@@ -22,13 +22,13 @@ use tracing::warn;
 use crate::calls::post_call::shown::Numbers;
 use crate::ids::{Alias, CallId};
 use crate::metrics::{ClientRequest, Served};
-use crate::net::{Exchange, Handler, NoSocket};
+use crate::net::{Exchange, Handler, SocketError};
 use crate::provider::description::APP_ID_KIND;
 use crate::provider::path::percent_decode;
 use crate::reply::{for_browsers, health, json_answer, problem, respond};
 use crate::store::{self, CallRecord, StoreError};
-use crate::token::{BadToken, Principal, bearer};
-pub use client::{Client, Settings, Sockets};
+use crate::token::{Principal, TokenError, bearer};
+pub use client::{Client, ClientSettings, Sockets};
 pub use feed::{Feed, RemoteChanges};
 use socket::Connection;
 
@@ -138,7 +138,7 @@ impl Client {
     ///
     /// # Errors
     /// The token is invalid.
-    fn authenticate(&self, token: &str) -> Result<Principal, BadToken> {
+    fn authenticate(&self, token: &str) -> Result<Principal, TokenError> {
         let now_secs = self.lifecycle.clock.now_ms() / 1000;
         let newest = self.sockets.newest.borrow().clone().unwrap_or_else(|| self.settings.clone());
         newest.keys.authenticate(token, now_secs, &newest.default_businesses)
@@ -184,15 +184,15 @@ impl Client {
         };
         let socket = match exchange.accept_socket(protocol).await {
             Ok(socket) => socket,
-            Err(error @ NoSocket::NotAsked) => {
+            Err(error @ SocketError::NotAsked) => {
                 let mut answer = problem(StatusCode::UPGRADE_REQUIRED, "UPGRADE_REQUIRED", &error.to_string());
                 answer.headers_mut().insert("sec-websocket-version", HeaderValue::from_static("13"));
                 return Some(answer);
             }
-            Err(error @ NoSocket::TooMany) => {
+            Err(error @ SocketError::TooMany) => {
                 return Some(problem(StatusCode::SERVICE_UNAVAILABLE, "TOO_MANY_SOCKETS", &error.to_string()));
             }
-            Err(NoSocket::Gone) => return None,
+            Err(SocketError::Gone) => return None,
         };
         let number = self.sockets.number.fetch_add(1, Ordering::Relaxed);
         let mine = Connection::new(self.clone(), socket, (token, visitor), newest, (number, counted));

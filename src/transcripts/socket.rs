@@ -18,10 +18,11 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message};
 use tokio_tungstenite::tungstenite::{Bytes, Error, Utf8Bytes};
 use tracing::{info, warn};
 
-use super::client::{Client, CountedSocket, FOLLOWED_MAX, Settings};
+use super::client::{Client, ClientSettings, CountedSocket, FOLLOWED_MAX};
 use super::feed::{Following, LATEST_MAX, News};
 use super::message::{self, Command, ErrorCode};
 use super::runs::FollowedRun;
+use super::wake::Wake;
 use crate::call::Phase;
 use crate::clock::UnixMs;
 use crate::ids::CallId;
@@ -87,7 +88,7 @@ pub(super) struct Connection {
     token: String,
     visitor: Principal,
     /// Settings that come in force.
-    newest: watch::Receiver<Option<Arc<Settings>>>,
+    newest: watch::Receiver<Option<Arc<ClientSettings>>>,
     number: u64,
     wake: Arc<Wake>,
     calls: HashMap<CallId, Followed>,
@@ -122,7 +123,7 @@ impl Connection {
         client: Client,
         socket: WebSocket,
         (token, visitor): (String, Principal),
-        newest: watch::Receiver<Option<Arc<Settings>>>,
+        newest: watch::Receiver<Option<Arc<ClientSettings>>>,
         (number, counted): (u64, CountedSocket),
     ) -> Self {
         client.lifecycle.metrics.client_sockets(1);

@@ -4,7 +4,7 @@
 use http::header::{FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue};
 use http::uri::Authority;
 
-use super::settings::{AppHost, Settings};
+use super::settings::{AppHost, WebhookSettings};
 use crate::provider::account::join_url;
 
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -32,7 +32,7 @@ pub(super) fn seen(headers: &HeaderMap) -> (&str, Option<&str>) {
     (scheme, first(&FORWARDED_HOST).or_else(|| first(&HOST)))
 }
 
-impl Settings {
+impl WebhookSettings {
     /// The URL by which the app knows a request that was received with these headers.
     pub(super) fn app_url(&self, headers: &HeaderMap, path_and_query: &str) -> String {
         let forward = self.forward_url.as_ref();
@@ -105,7 +105,7 @@ mod tests {
             (Some("http://app.example/p"), None, forward, "name.example", local, "http://name.example/p/v?x=1"),
         ] {
             let uri = |text: &str| text.parse::<http::Uri>().unwrap();
-            let settings = Settings {
+            let settings = WebhookSettings {
                 app_public_url: app_public.map(uri),
                 public_url: public.map(uri),
                 forward_url: Some(uri(forward)),
@@ -138,7 +138,7 @@ mod tests {
             expected.sort_unstable();
             seen.sort_unstable();
             assert_eq!(seen, expected, "{url}");
-            let forward = Settings { app_host: AppHost::Forward, ..settings() };
+            let forward = WebhookSettings { app_host: AppHost::Forward, ..settings() };
             assert!(forward.front_headers(url).iter().all(|(name, _)| *name != HOST), "the address's own");
         }
         assert!(settings().front_headers("no url").is_empty());

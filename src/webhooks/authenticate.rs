@@ -16,7 +16,7 @@ use crate::ids::AccountName;
 use crate::metrics::Unverified;
 use crate::net::Exchange;
 use crate::provider::account::Account;
-use crate::provider::sign::{BadSignature, Checked, Keys};
+use crate::provider::sign::{Checked, Keys, SignatureError};
 use crate::reply::problem;
 use crate::store::Voucher;
 
@@ -49,7 +49,7 @@ impl Webhooks {
             match signature.judge_head(&from.account.keys(signature), exchange.headers(), now_secs) {
                 Ok(()) => return None,
                 // A subaccount may have signed it with its own key.
-                Err(BadSignature::NoSecret)
+                Err(SignatureError::NoSecret)
                     if self.settings.unsigned == Unsigned::Accept || signature.is_shown(exchange.headers()) =>
                 {
                     return None;
@@ -60,7 +60,7 @@ impl Webhooks {
         first.map(|(account, error)| self.unsigned(account, exchange.path(), &error))
     }
 
-    fn unsigned(&self, account: &Account, path: &str, error: &BadSignature) -> Response<Bytes> {
+    fn unsigned(&self, account: &Account, path: &str, error: &SignatureError) -> Response<Bytes> {
         self.calls.lifecycle.metrics.webhook_unverified(&account.name, Unverified::Refused);
         if let Some(left_out) = REFUSED.admits() {
             let path = shortened(path);
@@ -108,7 +108,7 @@ impl Webhooks {
         &self,
         raw: &RawWebhook,
         found: &'c [Candidate],
-    ) -> std::result::Result<Vec<&'c Candidate>, (Arc<Account>, BadSignature)> {
+    ) -> std::result::Result<Vec<&'c Candidate>, (Arc<Account>, SignatureError)> {
         let signed = self.signed(raw);
         // Accounts may share a secret: then all of them vouch for it.
         let (mut holds, mut unchecked, mut last) = (vec![], vec![], None);
@@ -123,6 +123,6 @@ impl Webhooks {
         if !holds.is_empty() || !unchecked.is_empty() {
             return Ok(if holds.is_empty() { unchecked } else { holds });
         }
-        Err(last.unwrap_or_else(|| (found[0].account.clone(), BadSignature::NoSecret)))
+        Err(last.unwrap_or_else(|| (found[0].account.clone(), SignatureError::NoSecret)))
     }
 }

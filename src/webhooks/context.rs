@@ -11,7 +11,7 @@ use super::arrivals::Arrivals;
 use super::parsed::ParsedWebhook;
 use super::raw::RawWebhook;
 use super::route::Candidate;
-use super::settings::Settings;
+use super::settings::WebhookSettings;
 use super::subaccounts::Subaccounts;
 use crate::calls::Calls;
 use crate::failpoint;
@@ -23,7 +23,7 @@ use crate::store::{Contradiction, Journal, Spool, Voucher};
 #[derive(Clone)]
 pub struct Webhooks {
     pub(super) calls: Calls,
-    pub(super) settings: Arc<Settings>,
+    pub(super) settings: Arc<WebhookSettings>,
     /// Wakes the delivery loop.
     pub(super) deliver: Arc<Notify>,
     /// Stores large bodies.
@@ -40,7 +40,7 @@ pub struct Webhooks {
 
 impl Webhooks {
     /// Builds the handler.
-    pub fn new(calls: Calls, settings: Settings, deliver: Arc<Notify>, spool: Spool, journal: Journal) -> Self {
+    pub fn new(calls: Calls, settings: WebhookSettings, deliver: Arc<Notify>, spool: Spool, journal: Journal) -> Self {
         let subaccounts = Subaccounts::default();
         Self {
             calls,
@@ -55,7 +55,7 @@ impl Webhooks {
     }
 
     /// This handler over the next generation of calls and settings.
-    pub fn next(&self, calls: Calls, settings: Settings) -> Self {
+    pub fn next(&self, calls: Calls, settings: WebhookSettings) -> Self {
         Self { calls, settings: Arc::new(settings), ..self.clone() }
     }
 

@@ -24,7 +24,7 @@ use crate::failpoint;
 use crate::ids::CallId;
 use crate::metrics::{CallbackUse, Delivered};
 use crate::net::headers::strip_hop_by_hop;
-use crate::net::{BadCallback, UpstreamError};
+use crate::net::{CallbackError, UpstreamError};
 use crate::provider::account::join_url;
 use crate::provider::path::percent_decode;
 use crate::provider::sign::{Request as Signed, sign_standard, standard_key, without_fragment};
@@ -185,7 +185,7 @@ async fn send(calls: &Calls, delivery: &Delivery, spool: &Spool) -> Result<(), M
     {
         return Err(forbidden(
             calls,
-            &BadCallback::unusable("app.forward_paths does not let its path pass to the app"),
+            &CallbackError::unusable("app.forward_paths does not let its path pass to the app"),
         ));
     }
     let forwarded = path.map(|path| match &app.forward_url {
@@ -256,7 +256,7 @@ async fn send(calls: &Calls, delivery: &Delivery, spool: &Spool) -> Result<(), M
 }
 
 /// A tenant's URL that must not be called. It will not be called later either.
-fn forbidden(calls: &Calls, bad: &BadCallback) -> Missed {
+fn forbidden(calls: &Calls, bad: &CallbackError) -> Missed {
     calls.lifecycle.metrics.callback_rejected(CallbackUse::Delivery, bad.reason);
     Missed::never(format!("not called: {bad}"))
 }

@@ -50,7 +50,7 @@ pub use replay::{RETRY_DELAYS_SECS as REPLAY_AGAIN_SECS, Replayed, replay_loop};
 use route::{Candidate, PathMatch, find};
 pub use settings::{
     AppHost, BODIES_BYTES_MAX, BODY_BYTES_MAX, ExtraPaths, InboundMode, KEPT_BYTES_MAX, LARGE_BODIES_BYTES_MAX,
-    Settings, Unsigned,
+    Unsigned, WebhookSettings,
 };
 pub use spool::spool_loop;
 

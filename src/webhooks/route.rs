@@ -13,7 +13,7 @@ use crate::ids::AccountName;
 use crate::provider::account::{Account, join_url};
 use crate::provider::description::Webhook;
 use crate::provider::path::{Reading, climbs, normal, readings, trimmed};
-use crate::provider::sign::{BadSignature, Checked, Keys, Request};
+use crate::provider::sign::{Checked, Keys, Request, SignatureError};
 
 /// A webhook that a path matches.
 #[derive(Debug, Clone)]
@@ -125,15 +125,15 @@ impl Signed<'_> {
 
 /// Checks the signature by the webhook's scheme, with the account's keys. [`Checked::Nothing`]: it is not signed, or there was no key
 /// to check with, and that is allowed.
-pub fn verify(candidate: &Candidate, signed: &Signed<'_>) -> Result<Checked, BadSignature> {
+pub fn verify(candidate: &Candidate, signed: &Signed<'_>) -> Result<Checked, SignatureError> {
     verify_with(candidate, &candidate.account.keys(&candidate.webhook().signature), signed)
 }
 
 /// Verifies a webhook with other keys than its account's.
-pub fn verify_with(candidate: &Candidate, keys: &Keys, signed: &Signed<'_>) -> Result<Checked, BadSignature> {
+pub fn verify_with(candidate: &Candidate, keys: &Keys, signed: &Signed<'_>) -> Result<Checked, SignatureError> {
     let url = signed.url();
     match candidate.webhook().signature.verify(keys, &signed.request(&url), signed.now_secs) {
-        Err(BadSignature::NoSecret) if signed.unsigned == Unsigned::Accept => Ok(Checked::Nothing),
+        Err(SignatureError::NoSecret) if signed.unsigned == Unsigned::Accept => Ok(Checked::Nothing),
         checked => checked,
     }
 }

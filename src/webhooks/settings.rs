@@ -74,12 +74,12 @@ pub enum InboundMode {
 
 /// Times and addresses of this layer.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub struct WebhookSettings {
     /// The URL that providers call.
     pub public_url: Option<Uri>,
     /// The URL that webhooks are forwarded to.
     pub forward_url: Option<Uri>,
-    /// The app's own public address, where that is not [`Settings::public_url`].
+    /// The app's own public address, where that is not [`WebhookSettings::public_url`].
     pub app_public_url: Option<Uri>,
     /// The `Host` header that the app receives.
     pub app_host: AppHost,
@@ -115,8 +115,8 @@ pub(super) mod tests {
     use super::*;
 
     /// Default settings.
-    pub(in crate::webhooks) fn settings() -> Settings {
-        Settings {
+    pub(in crate::webhooks) fn settings() -> WebhookSettings {
+        WebhookSettings {
             public_url: None,
             forward_url: None,
             app_public_url: None,

@@ -37,10 +37,10 @@ const KNOWN_MAX: usize = 1_000;
 
 /// Known subaccounts. Clones share them.
 #[derive(Clone, Default)]
-pub(super) struct Subaccounts(Arc<Mutex<Known>>);
+pub(super) struct Subaccounts(Arc<Mutex<CachedSubaccounts>>);
 
 #[derive(Default)]
-struct Known {
+struct CachedSubaccounts {
     /// By the parent account, and the subaccount's id.
     of: HashMap<(String, String), Entry>,
     /// Times of the last minute's fetches of unknown subaccounts, by account.
@@ -105,7 +105,7 @@ pub(super) enum Signer<'c> {
 }
 
 impl Subaccounts {
-    fn lock(&self) -> MutexGuard<'_, Known> {
+    fn lock(&self) -> MutexGuard<'_, CachedSubaccounts> {
         lock(&self.0)
     }
 
@@ -234,7 +234,7 @@ fn owner(account: &Account) -> Option<String> {
     Some(format!("{}/{}", account.name, own.expose()))
 }
 
-impl Known {
+impl CachedSubaccounts {
     fn may_ask(&mut self, account: &str, now_ms: UnixMs) -> bool {
         let asked = self.asked.entry(account.to_owned()).or_default();
         while asked.front().is_some_and(|at| now_ms - at >= 60_000) {

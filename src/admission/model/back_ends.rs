@@ -10,13 +10,14 @@ use tokio::runtime::Runtime;
 use super::commands::{Command, commands};
 use crate::admission::limiter::Gate;
 use crate::admission::limiter::memory::MemoryGate;
+use crate::admission::limiter::redis::RedisSettings;
 use crate::admission::limiter::redis::tests::server::{Server, until};
 use crate::admission::limiter::redis::{self, RedisGate};
 use crate::clock::UnixMs;
 use crate::ids::CallId;
 use crate::policy::decision::GateMode;
 use crate::provider::secret::Secret;
-use crate::store::postgres::{self, PostgresStore};
+use crate::store::postgres::{self, PostgresSettings, PostgresStore};
 use crate::store::sqlite::SqliteStore;
 use crate::store::{OwnershipMode, Store};
 
@@ -79,7 +80,7 @@ impl World {
 
     /// `None` where there is no Postgres.
     async fn over_postgres(home: GateMode, redis: Option<Server>) -> Option<Self> {
-        let mut settings = postgres::Settings::new(Secret::new(&postgres::tests::database().await?)).unwrap();
+        let mut settings = PostgresSettings::new(Secret::new(&postgres::tests::database().await?)).unwrap();
         settings.callers_clock = true;
         let mut stores: Vec<Arc<dyn Store>> = vec![];
         for _ in 0..replicas(home) {
@@ -112,7 +113,7 @@ impl World {
         if let Some(gate) = left {
             return Some(gate);
         }
-        let mut settings = redis::Settings::new(Secret::new(&server.url())).unwrap();
+        let mut settings = RedisSettings::new(Secret::new(&server.url())).unwrap();
         // The machine is busy with other tests.
         settings.timeout = std::time::Duration::from_secs(10);
         settings.callers_clock = true;

@@ -9,8 +9,8 @@ use crate::call::{Direction, Phase};
 use crate::ids::{AccountName, BusinessId};
 use crate::policy::decision::Slots;
 use crate::policy::{
-    AccountLimits, Bound, Business, Facts, Limit, Mode, OnOutage, Per, Plan, Policy, Rate, Scope, Selector, Settings,
-    Unknown, WhenFull,
+    AccountLimits, Bound, Business, Facts, Limit, Mode, OnOutage, Per, Plan, Policy, PolicySettings, Rate, Scope,
+    Selector, Unknown, WhenFull,
 };
 
 /// Numbers of replicas, calls and ids are taken modulo their count.
@@ -114,8 +114,8 @@ fn rate(count: u32, window_ms: i64, burst: u32) -> Rate {
     Rate { count, window_ms }.with_burst(burst)
 }
 
-fn global(concurrent: u32, rate: Option<Rate>, on_outage: OnOutage) -> Settings {
-    Settings {
+fn global(concurrent: u32, rate: Option<Rate>, on_outage: OnOutage) -> PolicySettings {
+    PolicySettings {
         mode: Mode::Enforce,
         concurrent: Some(concurrent),
         rate,

@@ -8,7 +8,7 @@ use super::back_ends::World;
 use super::commands::{Command, Ending, How, facts, policy};
 use super::{Answer, Model};
 use crate::admission::limiter::Gate;
-use crate::admission::{Admission, AdmissionError, Capacity, Settings};
+use crate::admission::{Admission, AdmissionError, AdmissionSettings, Capacity};
 use crate::call::{Deadlines, EndProof, Event, Origin, Outcome, Phase, Source, Step};
 use crate::clock::{Clock, UnixMs};
 use crate::ids::{Alias, CallId};
@@ -105,7 +105,7 @@ impl Run<'_> {
         let capacity = Capacity::new(
             self.world.stores[at].clone(),
             gate.clone(),
-            Settings { home: self.world.home, ..Settings::default() },
+            AdmissionSettings { home: self.world.home, ..AdmissionSettings::default() },
             Arc::new(ArcSwap::new(self.model.replicas[at].0.clone())),
             self.clock.clone(),
             self.metrics.clone(),

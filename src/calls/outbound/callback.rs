@@ -2,7 +2,7 @@
 
 use super::request::CreateRequest;
 use crate::calls::context::Context;
-use crate::net::BadCallback;
+use crate::net::CallbackError;
 use crate::provider::description::Callback;
 use crate::provider::path::climbs;
 use crate::provider::select::{Document, Selector};
@@ -11,12 +11,12 @@ use crate::provider::select::{Document, Selector};
 ///
 /// # Errors
 /// Why the URL will not be called.
-pub(super) fn check_callbacks(context: &Context, request: &CreateRequest) -> Result<(), BadCallback> {
+pub(super) fn check_callbacks(context: &Context, request: &CreateRequest) -> Result<(), CallbackError> {
     let Some(rule) = callback_rule(context, request) else { return Ok(()) };
     for method in values(&request.body, &rule.method_field) {
         if !["GET", "POST"].iter().any(|one| method.eq_ignore_ascii_case(one)) {
             let shown: String = method.chars().filter(|c| c.is_ascii_alphanumeric()).take(16).collect();
-            return Err(BadCallback::unusable(format!("{} {shown:?} is neither GET nor POST", rule.method_field)));
+            return Err(CallbackError::unusable(format!("{} {shown:?} is neither GET nor POST", rule.method_field)));
         }
     }
     let mut urls = values(&request.body, &rule.field);
@@ -24,20 +24,20 @@ pub(super) fn check_callbacks(context: &Context, request: &CreateRequest) -> Res
     urls.iter().try_for_each(|url| check_callback(context, url))
 }
 
-fn check_callback(context: &Context, url: &str) -> Result<(), BadCallback> {
+fn check_callback(context: &Context, url: &str) -> Result<(), CallbackError> {
     let app = &context.settings.app;
     if let Some(path) = app.path_of(url) {
         if climbs(path.split('?').next().unwrap_or_default()) {
-            return Err(BadCallback::unusable("its path escapes its root"));
+            return Err(CallbackError::unusable("its path escapes its root"));
         }
         if app.forward_url.is_some() {
             return match context.may_forward(path) {
                 true => Ok(()),
-                false => Err(BadCallback::unusable("app.forward_paths does not let its path pass to the app")),
+                false => Err(CallbackError::unusable("app.forward_paths does not let its path pass to the app")),
             };
         }
         if app.is_own(url) {
-            return Err(BadCallback::unusable("it leads back to ringfence, and app.forward_url is not set"));
+            return Err(CallbackError::unusable("it leads back to ringfence, and app.forward_url is not set"));
         }
     }
     context.upstream.callback_rules().check_url(url)

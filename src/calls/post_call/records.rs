@@ -190,7 +190,7 @@ impl PostCallRecords {
         }
     }
 
-    /// Schedules calls whose record is missing [`Settings::record_wait`](crate::calls::Settings::record_wait) after their end,
+    /// Schedules calls whose record is missing [`CallSettings::record_wait`](crate::calls::CallSettings::record_wait) after their end,
     /// and fetches those that are due, some at a time, each a few times. Meant for one process at a time; two do no harm.
     ///
     /// # Errors
@@ -234,7 +234,7 @@ impl PostCallRecords {
         Ok(())
     }
 
-    /// Redacts transcripts that must not be kept, [`Settings::record_wait`](crate::calls::Settings::record_wait) after their
+    /// Redacts transcripts that must not be kept, [`CallSettings::record_wait`](crate::calls::CallSettings::record_wait) after their
     /// call's end; until then clients that follow the call can read them. Transcripts stored under an earlier, laxer setting are
     /// redacted too: after a start and after each such change all ended calls are scanned once, in steps. Meant for one process
     /// at a time; two do no harm.

@@ -2,8 +2,8 @@
 
 use super::{Depth, Live, join};
 use crate::admission::limiter::GateError;
-use crate::admission::limiter::redis::{self, RedisGate};
-use crate::store::postgres;
+use crate::admission::limiter::redis::{self, RedisGate, RedisSettings};
+use crate::store::postgres::{self, PostgresSettings};
 use crate::store::sqlite::inspect::{Inspected, holder, inspect};
 
 impl Live<'_> {
@@ -30,7 +30,7 @@ impl Live<'_> {
         (line, running)
     }
 
-    async fn postgres(&self, settings: &postgres::Settings) -> (Option<String>, Option<String>) {
+    async fn postgres(&self, settings: &PostgresSettings) -> (Option<String>, Option<String>) {
         match postgres::inspect::inspect(settings).await {
             Ok(found) => {
                 let pooler = if found.server.pooled { " behind a transaction pooler" } else { "" };
@@ -66,7 +66,7 @@ impl Live<'_> {
         None
     }
 
-    pub(super) async fn redis(&self, settings: &redis::Settings) -> Vec<String> {
+    pub(super) async fn redis(&self, settings: &RedisSettings) -> Vec<String> {
         let shown = settings.shown();
         let help = "look at gate.redis_url, at the network and at the server; until it answers, gate.on_outage says who decides";
         let away = |why: String| self.report.error("E055", None, format!("gate {shown}: {why}"), help);

@@ -1,6 +1,7 @@
 //! Listeners, TLS, and the sources of webhooks.
 
 use super::*;
+use crate::provider::Registry;
 
 #[test]
 fn two_listeners_need_two_addresses() {

@@ -45,7 +45,7 @@ pub struct Keys {
 
 /// Why a signature is invalid. The messages tell an operator what to check and contain no secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum BadSignature {
+pub enum SignatureError {
     /// The header is missing.
     #[error("the request carries no {0} header")]
     Missing(String),

@@ -9,9 +9,9 @@ use serde_json::{Map, Value};
 
 use super::super::secret::Secret;
 use super::renew::{is_old, original};
-use crate::jws::{Algorithm, Token, Unreadable};
+use crate::jws::{Algorithm, JwsError, Token};
 
-use super::common::{BadSignature, Encoding, Keys, Request, equal, sha256, without_prefix};
+use super::common::{Encoding, Keys, Request, SignatureError, equal, sha256, without_prefix};
 
 /// A token in a header.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -65,16 +65,17 @@ impl Jwt {
         &self.header
     }
 
-    pub(super) fn verify(&self, keys: &Keys, request: &Request<'_>, now_secs: i64) -> Result<(), BadSignature> {
+    pub(super) fn verify(&self, keys: &Keys, request: &Request<'_>, now_secs: i64) -> Result<(), SignatureError> {
         if keys.secrets.is_empty() && (self.key_claim.is_none() || keys.named.is_empty()) {
-            return Err(BadSignature::NoSecret);
+            return Err(SignatureError::NoSecret);
         }
-        let shown = request.header(&self.header).ok_or_else(|| BadSignature::Missing(self.header.clone()))?;
-        let token = without_prefix(shown, &self.prefix).ok_or_else(|| BadSignature::Malformed(self.header.clone()))?;
+        let shown = request.header(&self.header).ok_or_else(|| SignatureError::Missing(self.header.clone()))?;
+        let token =
+            without_prefix(shown, &self.prefix).ok_or_else(|| SignatureError::Malformed(self.header.clone()))?;
         let (claims, _) = self.claims(keys, token.trim())?;
         let text = |name: &str| claims.get(name).and_then(Value::as_str);
         if self.issuer.as_deref().is_some_and(|issuer| text("iss") != Some(issuer)) {
-            return Err(BadSignature::Claim("iss".to_owned()));
+            return Err(SignatureError::Claim("iss".to_owned()));
         }
         self.check_age(&claims, now_secs)?;
         let hash = text(&self.body_hash.claim).map(|hash| self.body_hash.encoding.decode(hash).unwrap_or_default());
@@ -86,30 +87,30 @@ impl Jwt {
             {
                 Ok(())
             }
-            _ => Err(BadSignature::Claim(self.body_hash.claim.clone())),
+            _ => Err(SignatureError::Claim(self.body_hash.claim.clone())),
         }
     }
 
     /// The first reason to reject a request that does not depend on its body.
-    pub(super) fn judge_head(&self, keys: &Keys, headers: &HeaderMap, now_secs: i64) -> Result<(), BadSignature> {
+    pub(super) fn judge_head(&self, keys: &Keys, headers: &HeaderMap, now_secs: i64) -> Result<(), SignatureError> {
         let request = Request { method: "", url: "", headers, body: &[], form: None };
         match self.verify(keys, &request, now_secs) {
             // The body was not read, so its hash does not matter.
-            Err(BadSignature::Claim(claim)) if claim == self.body_hash.claim => Ok(()),
+            Err(SignatureError::Claim(claim)) if claim == self.body_hash.claim => Ok(()),
             judged => judged,
         }
     }
 
     /// The claims of a token signed by one of the keys, and that key; of named keys the one that the token selects.
-    fn claims<'k>(&self, keys: &'k Keys, token: &str) -> Result<(Claims, &'k Secret), BadSignature> {
+    fn claims<'k>(&self, keys: &'k Keys, token: &str) -> Result<(Claims, &'k Secret), SignatureError> {
         let token = Token::parse(token).map_err(|why| match why {
-            Unreadable::Algorithm => BadSignature::Algorithm,
-            Unreadable::Malformed | Unreadable::Critical => BadSignature::Malformed(self.header.clone()),
+            JwsError::Algorithm => SignatureError::Algorithm,
+            JwsError::Malformed | JwsError::Critical => SignatureError::Malformed(self.header.clone()),
         })?;
         if token.algorithm != Algorithm::Hs256 {
-            return Err(BadSignature::Algorithm);
+            return Err(SignatureError::Algorithm);
         }
-        let mut worst = BadSignature::Mismatch;
+        let mut worst = SignatureError::Mismatch;
         let named = self
             .key_claim
             .iter()
@@ -118,10 +119,10 @@ impl Jwt {
             if !token.is_signed_by_secret(key.expose().as_bytes()) {
                 continue;
             }
-            let claims = token.claims().map_err(|_| BadSignature::Malformed(self.header.clone()))?;
+            let claims = token.claims().map_err(|_| SignatureError::Malformed(self.header.clone()))?;
             match names {
                 Some((claim, name)) if claims.get(claim).and_then(Value::as_str) != Some(name) => {
-                    worst = BadSignature::Claim(claim.clone());
+                    worst = SignatureError::Claim(claim.clone());
                 }
                 _ => return Ok((claims, key)),
             }
@@ -157,17 +158,17 @@ impl Jwt {
         Some(vec![original(&name, shown.clone())?, (name, HeaderValue::try_from(anew).ok()?)])
     }
 
-    fn check_age(&self, claims: &Claims, now_secs: i64) -> Result<(), BadSignature> {
+    fn check_age(&self, claims: &Claims, now_secs: i64) -> Result<(), SignatureError> {
         let tolerance_secs = i64::from(self.tolerance_secs);
         let secs = |name: &str| match claims.get(name) {
             None => Ok(None),
             // RFC 7519 §2: a number, which may have a fraction.
             Some(value) => match value.as_f64() {
                 Some(secs) => Ok(Some(secs as i64)),
-                None => Err(BadSignature::Claim(name.to_owned())),
+                None => Err(SignatureError::Claim(name.to_owned())),
             },
         };
-        let stale = |at_secs: i64| BadSignature::Stale {
+        let stale = |at_secs: i64| SignatureError::Stale {
             age_secs: now_secs.saturating_sub(at_secs),
             at_most_secs: tolerance_secs,
         };
@@ -176,11 +177,11 @@ impl Jwt {
         }
         match self.age {
             Age::Exp => {
-                let until = secs("exp")?.ok_or_else(|| BadSignature::Claim("exp".to_owned()))?;
+                let until = secs("exp")?.ok_or_else(|| SignatureError::Claim("exp".to_owned()))?;
                 if now_secs.saturating_sub(until) > tolerance_secs { Err(stale(until)) } else { Ok(()) }
             }
             Age::Iat => {
-                let made = secs("iat")?.ok_or_else(|| BadSignature::Claim("iat".to_owned()))?;
+                let made = secs("iat")?.ok_or_else(|| SignatureError::Claim("iat".to_owned()))?;
                 let expired = secs("exp")?.is_some_and(|until| now_secs.saturating_sub(until) > tolerance_secs);
                 let age_secs = now_secs.saturating_sub(made);
                 if expired || age_secs.saturating_abs() > tolerance_secs { Err(stale(made)) } else { Ok(()) }

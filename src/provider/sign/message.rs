@@ -7,7 +7,7 @@ use ring::{hmac, signature};
 use serde::Deserialize;
 
 use super::super::secret::Secret;
-use super::common::{BadSignature, Encoding, Keys, Request, equal, standard_key, without_prefix};
+use super::common::{Encoding, Keys, Request, SignatureError, equal, standard_key, without_prefix};
 use super::template::{Base, Part, Template, Values};
 use super::url::{body_hash_fits, node_spellings, plivo_v3_bases, twilio_params, variants, without_fragment};
 
@@ -184,8 +184,8 @@ impl Stamp {
     }
 
     /// The timestamp as text, which is what is signed, and in seconds. Only digits are accepted.
-    pub(super) fn read<'h>(&self, headers: &'h HeaderMap) -> Result<(&'h str, i64), BadSignature> {
-        let line = headers.get(&self.header).ok_or_else(|| BadSignature::Missing(self.header.clone()))?;
+    pub(super) fn read<'h>(&self, headers: &'h HeaderMap) -> Result<(&'h str, i64), SignatureError> {
+        let line = headers.get(&self.header).ok_or_else(|| SignatureError::Missing(self.header.clone()))?;
         let text = line.to_str().ok().and_then(|line| match &self.field {
             Some(field) => fields(line, field).next(),
             None => Some(line.trim()),
@@ -193,7 +193,7 @@ impl Stamp {
         let digits = text.filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
         let number = digits.and_then(|text| text.parse::<i64>().ok());
         let (Some(text), Some(number)) = (text, number) else {
-            return Err(BadSignature::Malformed(self.header.clone()));
+            return Err(SignatureError::Malformed(self.header.clone()));
         };
         let in_ms = match self.unit {
             Unit::S => false,
@@ -290,23 +290,23 @@ impl MessageSignature {
         }
     }
 
-    pub(super) fn verify(&self, keys: &Keys, request: &Request<'_>, now_secs: i64) -> Result<(), BadSignature> {
+    pub(super) fn verify(&self, keys: &Keys, request: &Request<'_>, now_secs: i64) -> Result<(), SignatureError> {
         let (_, _, stamp_secs) = self.fit(keys, request)?;
         self.check_age(stamp_secs, now_secs)
     }
 
-    fn check_age(&self, stamp_secs: Option<i64>, now_secs: i64) -> Result<(), BadSignature> {
+    fn check_age(&self, stamp_secs: Option<i64>, now_secs: i64) -> Result<(), SignatureError> {
         let (age_secs, at_most_secs) =
             (now_secs.saturating_sub(stamp_secs.unwrap_or(now_secs)), i64::from(self.tolerance_secs));
         if age_secs.saturating_abs() > at_most_secs {
-            return Err(BadSignature::Stale { age_secs, at_most_secs });
+            return Err(SignatureError::Stale { age_secs, at_most_secs });
         }
         Ok(())
     }
 
     /// The first reason to reject a request that does not depend on its body: a missing or malformed header, or a timestamp
     /// that is too old.
-    pub(super) fn judge_head(&self, headers: &HeaderMap, now_secs: i64) -> Result<(), BadSignature> {
+    pub(super) fn judge_head(&self, headers: &HeaderMap, now_secs: i64) -> Result<(), SignatureError> {
         let request = Request { method: "", url: "", headers, body: &[], form: None };
         let (shown, _, stamp_secs) = self.shown(&request)?;
         // A named key may have another algorithm.
@@ -314,20 +314,20 @@ impl MessageSignature {
             all.iter().any(|tag| tag.len() == self.algorithm_of(None, one).signature_bytes())
         };
         if !shown.iter().any(is_as_long) && !self.settings.as_ref().is_some_and(|name| headers.contains_key(name)) {
-            return Err(BadSignature::Mismatch);
+            return Err(SignatureError::Mismatch);
         }
         self.check_age(stamp_secs, now_secs)
     }
 
     /// The key that matches, the form of the URL that was signed, and the timestamp in seconds.
-    fn fit(&self, keys: &Keys, request: &Request<'_>) -> Result<(Candidate, Base, Option<i64>), BadSignature> {
+    fn fit(&self, keys: &Keys, request: &Request<'_>) -> Result<(Candidate, Base, Option<i64>), SignatureError> {
         if !self.has_key(keys) {
-            return Err(BadSignature::NoSecret);
+            return Err(SignatureError::NoSecret);
         }
         let (shown, values, stamp_secs) = self.shown(request)?;
         let candidates = self.candidates(keys, request)?;
         if !self.covers_body(request) {
-            return Err(BadSignature::Mismatch);
+            return Err(SignatureError::Mismatch);
         }
         for base in self.bases(request, request.url) {
             for (algorithm, key) in &candidates {
@@ -339,7 +339,7 @@ impl MessageSignature {
                 }
             }
         }
-        Err(BadSignature::Mismatch)
+        Err(SignatureError::Mismatch)
     }
 
     /// Whether there is a key to check a signature with.
@@ -348,7 +348,7 @@ impl MessageSignature {
     }
 
     /// The signatures, the signed values except the body, and the timestamp in seconds.
-    fn shown<'a>(&self, request: &Request<'a>) -> Result<(Tags<'_>, Values<'a>, Option<i64>), BadSignature> {
+    fn shown<'a>(&self, request: &Request<'a>) -> Result<(Tags<'_>, Values<'a>, Option<i64>), SignatureError> {
         let first = || self.headers().next().unwrap_or_default().to_owned();
         let texts: Vec<(&Shown, Vec<&str>)> = self
             .signature
@@ -357,7 +357,7 @@ impl MessageSignature {
             .map(|shown| (shown, shown.texts(request.headers)))
             .collect();
         if texts.is_empty() {
-            return Err(BadSignature::Missing(first()));
+            return Err(SignatureError::Missing(first()));
         }
         let (values, stamp_secs) = self.values(request)?;
         let shown: Vec<(&Shown, Vec<Vec<u8>>)> = texts
@@ -366,7 +366,7 @@ impl MessageSignature {
             .filter(|(_, all): &(_, Vec<_>)| !all.is_empty())
             .collect();
         if shown.is_empty() {
-            return Err(BadSignature::Malformed(first()));
+            return Err(SignatureError::Malformed(first()));
         }
         Ok((shown, values, stamp_secs))
     }
@@ -377,12 +377,12 @@ impl MessageSignature {
 
     /// The candidate keys. The sender chooses the mode, so naming an unknown key must be an error, not "nothing to check
     /// with".
-    pub(super) fn candidates(&self, keys: &Keys, request: &Request<'_>) -> Result<Vec<Candidate>, BadSignature> {
+    pub(super) fn candidates(&self, keys: &Keys, request: &Request<'_>) -> Result<Vec<Candidate>, SignatureError> {
         let Some((header, settings)) = self.settings.as_ref().and_then(|name| Some((name, request.header(name)?)))
         else {
             return Ok(keys.secrets.iter().filter_map(|secret| Some((None, self.key(secret).ok()?))).collect());
         };
-        let malformed = || BadSignature::Malformed(header.clone());
+        let malformed = || SignatureError::Malformed(header.clone());
         if fields(settings, "algorithm").any(|algorithm| algorithm != "HMAC_SHA256") {
             return Err(malformed());
         }
@@ -402,9 +402,9 @@ impl MessageSignature {
         }
     }
 
-    pub(super) fn values<'a>(&self, request: &Request<'a>) -> Result<(Values<'a>, Option<i64>), BadSignature> {
+    pub(super) fn values<'a>(&self, request: &Request<'a>) -> Result<(Values<'a>, Option<i64>), SignatureError> {
         let header = |name: &Option<String>| match name {
-            Some(name) => request.header(name).ok_or_else(|| BadSignature::Missing(name.clone())),
+            Some(name) => request.header(name).ok_or_else(|| SignatureError::Missing(name.clone())),
             None => Ok(""),
         };
         let stamp = self.timestamp.as_ref().map(|stamp| stamp.read(request.headers)).transpose()?;

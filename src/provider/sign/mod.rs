@@ -20,7 +20,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::Deserialize;
 
 use super::secret::Secret;
-pub use common::{BadSignature, Keys, Request, equal, sha256_hex, sign_standard, standard_key};
+pub use common::{Keys, Request, SignatureError, equal, sha256_hex, sign_standard, standard_key};
 use jwt::Jwt;
 use message::MessageSignature;
 pub use renew::Renewal;
@@ -70,7 +70,7 @@ impl Signature {
     ///
     /// # Errors
     /// The signature is invalid.
-    pub fn verify(&self, keys: &Keys, request: &Request<'_>, now_secs: i64) -> Result<Checked, BadSignature> {
+    pub fn verify(&self, keys: &Keys, request: &Request<'_>, now_secs: i64) -> Result<Checked, SignatureError> {
         if self.mode == Mode::Off || (self.mode == Mode::IfPresent && !self.is_shown(request.headers)) {
             return Ok(Checked::Nothing);
         }
@@ -87,14 +87,14 @@ impl Signature {
     ///
     /// # Errors
     /// The signature cannot be valid.
-    pub fn judge_head(&self, keys: &Keys, headers: &HeaderMap, now_secs: i64) -> Result<(), BadSignature> {
+    pub fn judge_head(&self, keys: &Keys, headers: &HeaderMap, now_secs: i64) -> Result<(), SignatureError> {
         if self.mode == Mode::Off || (self.mode == Mode::IfPresent && !self.is_shown(headers)) {
             return Ok(());
         }
         match &self.scheme {
             Scheme::None => Ok(()),
             Scheme::Shared(shared) => shared.verify(&keys.tokens, headers),
-            Scheme::Message(message) if !message.has_key(keys) => Err(BadSignature::NoSecret),
+            Scheme::Message(message) if !message.has_key(keys) => Err(SignatureError::NoSecret),
             Scheme::Message(message) => message.judge_head(headers, now_secs),
             Scheme::Jwt(jwt) => jwt.judge_head(keys, headers, now_secs),
         }

@@ -4,7 +4,7 @@ use http::HeaderMap;
 use serde::Deserialize;
 
 use super::super::secret::Secret;
-use super::common::{BadSignature, Encoding, Place, equal};
+use super::common::{Encoding, Place, SignatureError, equal};
 
 /// The place of a static secret.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -22,19 +22,19 @@ impl SharedSecret {
         self.headers.iter().map(|place| place.header.as_str())
     }
 
-    pub(super) fn verify(&self, tokens: &[Secret], headers: &HeaderMap) -> Result<(), BadSignature> {
+    pub(super) fn verify(&self, tokens: &[Secret], headers: &HeaderMap) -> Result<(), SignatureError> {
         if tokens.is_empty() {
-            return Err(BadSignature::NoSecret);
+            return Err(SignatureError::NoSecret);
         }
         let mut shown = self.headers.iter().flat_map(|place| place.texts(headers)).peekable();
         if shown.peek().is_none() {
-            return Err(BadSignature::Missing(self.headers().next().unwrap_or_default().to_owned()));
+            return Err(SignatureError::Missing(self.headers().next().unwrap_or_default().to_owned()));
         }
         let fits = |bytes: &[u8]| tokens.iter().any(|token| equal(token.expose().as_bytes(), bytes));
         let any = shown.any(|text| match self.basic {
             true => Encoding::Base64.decode(text.trim()).is_some_and(|pair| fits(&pair)),
             false => fits(text.as_bytes()),
         });
-        if any { Ok(()) } else { Err(BadSignature::Mismatch) }
+        if any { Ok(()) } else { Err(SignatureError::Mismatch) }
     }
 }

@@ -21,7 +21,7 @@ use crate::net::UpstreamError;
 use crate::provider::account::join_url;
 use crate::provider::secret::Secret;
 use crate::provider::sign::{sign_standard, standard_key};
-use crate::store::postgres;
+use crate::store::postgres::{self, PostgresSettings};
 
 /// The longest list of an address, in bytes.
 const LIST_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -51,7 +51,7 @@ pub enum SourceKind {
     /// A database.
     Database {
         /// The server.
-        server: postgres::Settings,
+        server: PostgresSettings,
         /// What it is asked.
         query: Query,
     },
@@ -177,7 +177,7 @@ impl LeadSource {
 
     async fn select(
         &self,
-        server: &postgres::Settings,
+        server: &PostgresSettings,
         query: &Query,
         asked: &Asked,
         rows: &Sender<Vec<Row>>,
@@ -310,7 +310,7 @@ mod tests {
 
     #[test]
     fn a_tenant_uses_what_asks_for_his_own_leads_alone() {
-        let server = postgres::Settings::new(Secret::new("postgres://u@127.0.0.1/x")).unwrap();
+        let server = PostgresSettings::new(Secret::new("postgres://u@127.0.0.1/x")).unwrap();
         let source = |query: &str, businesses| LeadSource {
             name: "one".to_owned(),
             kind: SourceKind::Database { server: server.clone(), query: Query::parse(query).unwrap() },

@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::super::load::no_public_host;
-use super::super::spec::{Plan, Spec};
+use super::super::plan::Plan;
+use super::super::spec::Spec;
 use super::cron::{Cron, Missed};
 use super::source::Sources;
 use crate::calls::Calls;

@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use super::*;
 use crate::policy::decision::{RateLog, Slots, keys};
-use crate::policy::{Mode, OnOutage, Rate, Settings, Unknown, WhenFull};
+use crate::policy::{Mode, OnOutage, PolicySettings, Rate, Unknown, WhenFull};
 
 /// So many calls at once, and a rate.
 pub(in crate::store) fn policy(concurrent: u32, rate: Option<Rate>) -> Arc<Policy> {
-    let settings = Settings {
+    let settings = PolicySettings {
         mode: Mode::Enforce,
         concurrent: Some(concurrent),
         rate,

@@ -226,19 +226,19 @@ pub(in crate::store) async fn what_changed_in_calls_is_seen_without_reading_them
     let (call, silent) = (call_of(&store).await, call_of(&store).await);
     let unknown = CallId::new();
     store.say(&call, said("ev_1", "hello")).await.unwrap();
-    let mut found = store.standings(&[call.clone(), silent.clone(), unknown]).await.unwrap();
-    found.sort_by_key(|standing| -standing.last_sequence);
-    let standing = |call: &CallId, last_sequence| UtterancePosition {
+    let mut found = store.positions(&[call.clone(), silent.clone(), unknown]).await.unwrap();
+    found.sort_by_key(|position| -position.last_sequence);
+    let position = |call: &CallId, last_sequence| UtterancePosition {
         call: call.clone(),
         last_sequence,
         seen_at: 1000,
         ended: false,
         recorded_at: None,
     };
-    assert_eq!(found, [standing(&call, 1), standing(&silent, 0)]);
+    assert_eq!(found, [position(&call, 1), position(&silent, 0)]);
     store.apply(change(&silent, END)).await.unwrap();
-    let ended = UtterancePosition { seen_at: 2000, ended: true, ..standing(&silent, 0) };
-    assert_eq!(store.standings(std::slice::from_ref(&silent)).await.unwrap(), std::slice::from_ref(&ended));
+    let ended = UtterancePosition { seen_at: 2000, ended: true, ..position(&silent, 0) };
+    assert_eq!(store.positions(std::slice::from_ref(&silent)).await.unwrap(), std::slice::from_ref(&ended));
     let put = PutPostCall {
         call: silent.clone(),
         found: Default::default(),
@@ -249,8 +249,8 @@ pub(in crate::store) async fn what_changed_in_calls_is_seen_without_reading_them
         tell: false,
     };
     store.put_post_call(put).await.unwrap();
-    assert_eq!(store.standings(&[silent]).await.unwrap(), [UtterancePosition { recorded_at: Some(3000), ..ended }]);
-    assert_eq!(store.standings(&[]).await.unwrap(), []);
+    assert_eq!(store.positions(&[silent]).await.unwrap(), [UtterancePosition { recorded_at: Some(3000), ..ended }]);
+    assert_eq!(store.positions(&[]).await.unwrap(), []);
 }
 
 pub(in crate::store) async fn what_is_not_to_be_kept_is_redacted_after_its_call(fresh: &impl Fresh) {

@@ -2,11 +2,13 @@
 
 use std::sync::{Arc, Mutex};
 
+use sqlx::{Connection as _, PgConnection, Row as _};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::block_in_place;
 
+use super::sql::Sql;
 use super::tests::{server, settings};
 use super::*;
 use crate::store::Store as _;

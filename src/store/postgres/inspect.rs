@@ -5,7 +5,7 @@ use sqlx::{ConnectOptions as _, Connection as _, PgConnection, Row as _};
 use super::super::OwnershipMode;
 use super::migrate;
 use super::ownership::{ProcessId, living_holder};
-use super::settings::{Pooler, Settings};
+use super::settings::{Pooler, PostgresSettings};
 use super::sql::{Sql, code, explain, is_outside};
 use super::transaction::Db;
 use crate::clock::Clock;
@@ -60,7 +60,7 @@ pub struct Inspected {
 ///
 /// # Errors
 /// It does not answer, or cannot be used; sentences for an operator, without a password.
-pub async fn server(settings: &Settings) -> Result<Server, Unfit> {
+pub async fn server(settings: &PostgresSettings) -> Result<Server, Unfit> {
     let looked = tokio::time::timeout(settings.statement_timeout, look(settings)).await;
     let shown = settings.shown();
     match looked {
@@ -84,7 +84,7 @@ pub async fn server(settings: &Settings) -> Result<Server, Unfit> {
     }
 }
 
-async fn look(settings: &Settings) -> Result<(Server, bool), sqlx::Error> {
+async fn look(settings: &PostgresSettings) -> Result<(Server, bool), sqlx::Error> {
     let mut c = settings.options()?.statement_cache_capacity(0).connect().await?;
     let asked = sqlx::raw_sql(
         "SELECT current_setting('server_version') AS version, current_setting('synchronous_commit') AS synchronous_commit,
@@ -114,7 +114,7 @@ async fn look(settings: &Settings) -> Result<(Server, bool), sqlx::Error> {
 ///
 /// # Errors
 /// What would make a start fail, or wait: sentences for an operator.
-pub async fn inspect(settings: &Settings) -> Result<Inspected, String> {
+pub async fn inspect(settings: &PostgresSettings) -> Result<Inspected, String> {
     let server = server(settings).await.map_err(|unfit| match unfit {
         Unfit::Away(why) => why,
         Unfit::Unusable(why) => format!("{} {why}", settings.shown()),
@@ -135,7 +135,7 @@ async fn session(c: &mut PgConnection) -> Sql<i32> {
 }
 
 /// Whether two connections shared a session, or one connection used two: only a pooler does that.
-async fn is_pooled(settings: &Settings) -> Sql<bool> {
+async fn is_pooled(settings: &PostgresSettings) -> Sql<bool> {
     let options = settings.options()?.statement_cache_capacity(0);
     let (mut one, mut other) = (options.connect().await?, options.connect().await?);
     let mut pooled = false;

@@ -6,7 +6,7 @@ use futures_util::TryStreamExt as _;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
 use tokio::sync::mpsc::Sender;
 
-use super::Settings;
+use super::PostgresSettings;
 use super::sql::code;
 
 /// Rows that are handed over at once.
@@ -18,7 +18,7 @@ const ROWS: usize = 500;
 /// # Errors
 /// A sentence for an operator. It holds no password.
 pub async fn read(
-    server: &Settings,
+    server: &PostgresSettings,
     query: &str,
     parameters: &[String],
     timeout: Duration,

@@ -9,7 +9,7 @@ use sqlx::{AssertSqlSafe, PgConnection, Postgres, Transaction};
 use super::super::migrations::{self, AppliedMigrations, Status, Unfit};
 use super::driver::Pg;
 use super::ownership::refuse_while_held;
-use super::settings::Settings;
+use super::settings::PostgresSettings;
 use super::sql::explain;
 use super::transaction::{Db, SCHEMA};
 
@@ -27,7 +27,7 @@ fn known() -> Migrator {
 ///
 /// # Errors
 /// A sentence for an operator: the server is unavailable, the schema is of a newer version, the role has no right.
-pub async fn up(settings: &Settings) -> Result<(), String> {
+pub async fn up(settings: &PostgresSettings) -> Result<(), String> {
     up_all(&connect(settings)?).await
 }
 
@@ -35,7 +35,7 @@ pub async fn up(settings: &Settings) -> Result<(), String> {
 ///
 /// # Errors
 /// As [`up`].
-pub async fn down(settings: &Settings, to: Option<i64>) -> Result<(), String> {
+pub async fn down(settings: &PostgresSettings, to: Option<i64>) -> Result<(), String> {
     let db = connect(settings)?;
     refuse_while_held(&db).await?;
     let mut transaction = begin(&db).await?;
@@ -48,7 +48,7 @@ pub async fn down(settings: &Settings, to: Option<i64>) -> Result<(), String> {
 ///
 /// # Errors
 /// As [`up`].
-pub async fn status(settings: &Settings) -> Result<Vec<Status>, String> {
+pub async fn status(settings: &PostgresSettings) -> Result<Vec<Status>, String> {
     let db = connect(settings)?;
     let applied = read_applied(&db).await?;
     db.close().await;
@@ -91,7 +91,7 @@ async fn read_applied(db: &Db) -> Result<AppliedMigrations, String> {
         .map_err(|e| format!("cannot be used: {e}"))
 }
 
-fn connect(settings: &Settings) -> Result<Db, String> {
+fn connect(settings: &PostgresSettings) -> Result<Db, String> {
     Db::new(settings, false).map_err(|e| format!("cannot be used: {}", explain(&e, &settings.shown())))
 }
 

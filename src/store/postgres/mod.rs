@@ -37,7 +37,7 @@ use batch::{Batches, InDoubt};
 use driver::Pg;
 use gate::PendingAdmission;
 use ownership::{BEAT_EVERY, OWNER_TIMEOUT, ProcessId, WATCH_EVERY};
-pub use settings::{Pooler, Settings};
+pub use settings::{Pooler, PostgresSettings};
 use sql::{explain, query};
 use transaction::{CommitOutcome, Db, Gate};
 
@@ -99,7 +99,7 @@ impl PostgresStore {
     /// # Errors
     /// A live process owns it and does not share it; or waiting does not help.
     pub async fn open(
-        settings: &Settings,
+        settings: &PostgresSettings,
         migrate: bool,
         sharing: OwnershipMode,
         waits: impl Fn(&str) + Send,
@@ -123,7 +123,7 @@ impl PostgresStore {
     }
 
     async fn try_open(
-        settings: &Settings,
+        settings: &PostgresSettings,
         migrate: bool,
         sharing: OwnershipMode,
         waits: &impl Fn(&str),

@@ -20,7 +20,7 @@ pub enum Pooler {
 
 /// The store's settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Settings {
+pub struct PostgresSettings {
     url: Secret,
     /// Connections at most.
     pub pool_max: u32,
@@ -34,7 +34,7 @@ pub struct Settings {
     pub callers_clock: bool,
 }
 
-impl Settings {
+impl PostgresSettings {
     /// Settings for a URL; the rest are defaults: 16 connections, 5 s per statement, 2 s for a connection, pooler detected.
     ///
     /// # Errors
@@ -123,8 +123,8 @@ fn database_of(options: &PgConnectOptions) -> &str {
 mod tests {
     use super::*;
 
-    fn settings(url: &str) -> Result<Settings, String> {
-        Settings::new(Secret::new(url))
+    fn settings(url: &str) -> Result<PostgresSettings, String> {
+        PostgresSettings::new(Secret::new(url))
     }
 
     #[test]
@@ -152,7 +152,7 @@ mod tests {
         ] {
             assert_eq!(one.is_same_server(&settings(url).unwrap()), same, "{url}");
         }
-        let more = Settings { pool_max: 3, ..settings("postgres://ring:two@db/fence").unwrap() };
+        let more = PostgresSettings { pool_max: 3, ..settings("postgres://ring:two@db/fence").unwrap() };
         assert!(!one.is_same_server(&more));
         // Without a name the database is the user's.
         assert!(!settings("postgres://a:x@db").unwrap().is_same_server(&settings("postgres://b:x@db").unwrap()));

@@ -20,14 +20,14 @@ pub(super) mod server;
 
 /// A database of a test's own, straight or through a pooler.
 struct Fence {
-    settings: Settings,
+    settings: PostgresSettings,
     straight: PgPool,
     url: String,
 }
 
 /// The tests step the time. Dozens of them share one server: one that is slow is not away.
-pub(super) fn settings(url: &str) -> Settings {
-    let mut settings = Settings::new(Secret::new(url)).unwrap();
+pub(super) fn settings(url: &str) -> PostgresSettings {
+    let mut settings = PostgresSettings::new(Secret::new(url)).unwrap();
     settings.acquire_timeout = Duration::from_secs(60);
     settings.statement_timeout = Duration::from_secs(30);
     settings.callers_clock = true;
@@ -209,7 +209,7 @@ async fn a_schema_that_other_scripts_made_is_refused_and_left_alone() {
 async fn a_server_that_forgets_is_refused_and_a_database_that_is_not_there_is_named() {
     let Some(fence) = fresh().await else { return };
     let name = fence.url.split('?').next().unwrap().rsplit('/').next().unwrap().to_owned();
-    let error = Settings::new(Secret::new(&fence.url.replace(&name, "nowhere"))).unwrap();
+    let error = PostgresSettings::new(Secret::new(&fence.url.replace(&name, "nowhere"))).unwrap();
     let Err(error) = PostgresStore::open(&error, true, OwnershipMode::Exclusive, |_| {}).await else {
         panic!("it opened")
     };

@@ -22,7 +22,7 @@ use super::super::row::Row;
 use super::super::rows::gate_state;
 use super::super::usage::POOL;
 use super::super::{Result, StoreError};
-use super::Settings;
+use super::PostgresSettings;
 use super::sql::{PREPARED, Sql, code, explain, is_outside};
 use crate::failpoint;
 use crate::policy::decision::GateState;
@@ -142,13 +142,13 @@ enum TxError {
     Unknown(TransactionId, sqlx::Error),
 }
 
-fn options(settings: &Settings, prepare: bool) -> std::result::Result<PgConnectOptions, sqlx::Error> {
+fn options(settings: &PostgresSettings, prepare: bool) -> std::result::Result<PgConnectOptions, sqlx::Error> {
     let options = settings.options()?;
     Ok(if prepare { options } else { options.statement_cache_capacity(0) })
 }
 
 impl Db {
-    pub(super) fn new(settings: &Settings, prepare: bool) -> std::result::Result<Self, sqlx::Error> {
+    pub(super) fn new(settings: &PostgresSettings, prepare: bool) -> std::result::Result<Self, sqlx::Error> {
         let options = options(settings, prepare)?;
         let run = SeenRun::new(Mutex::new("".into()));
         let seen = run.clone();
@@ -181,7 +181,8 @@ impl Db {
 
     /// Uses the user and the password of this URL for new connections.
     pub(super) fn reconnect_with(&self, url: &Secret) {
-        let options = Settings::new(url.clone()).ok().and_then(|settings| options(&settings, self.prepare).ok());
+        let options =
+            PostgresSettings::new(url.clone()).ok().and_then(|settings| options(&settings, self.prepare).ok());
         if let Some(options) = options {
             self.pool.set_connect_options(options);
         }

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 
 use super::super::driver::{Backend, binds};
-use super::super::rows::{business_and_id, standing, utterance};
+use super::super::rows::{business_and_id, position, utterance};
 use super::super::{
     IngestOutcome, NewUtterance, Result, Ring, Transcripts, Utterance, UtteranceIngest, UtterancePosition, UtteranceRef,
 };
@@ -53,11 +53,11 @@ impl<B: Backend> Transcripts for B {
         self.select(sql, binds![businesses.to_vec(), ended_since_ms, latest].into(), business_and_id).await
     }
 
-    async fn standings(&self, calls: &[CallId]) -> Result<Vec<UtterancePosition>> {
+    async fn positions(&self, calls: &[CallId]) -> Result<Vec<UtterancePosition>> {
         let sql = "SELECT c.id, coalesce(t.last_sequence, 0) AS last_sequence, c.seen_at, c.phase, r.recorded_at
              FROM calls c LEFT JOIN transcripts t ON t.call_id = c.id LEFT JOIN call_records r ON r.call_id = c.id
              WHERE c.id = ANY($1)";
         let ids: Vec<String> = calls.iter().map(ToString::to_string).collect();
-        self.select(sql, binds![ids].into(), standing).await
+        self.select(sql, binds![ids].into(), position).await
     }
 }

@@ -37,7 +37,7 @@ impl ToSql for Value<'_> {
 }
 
 /// A translated statement.
-struct Known {
+struct Prepared {
     sql: String,
     names: Option<Arc<[String]>>,
 }
@@ -46,7 +46,7 @@ struct Known {
 pub(super) struct Sqlite {
     pub(super) connection: Connection,
     /// By the address of the text, and the number of columns.
-    known: HashMap<(usize, usize, usize), Known>,
+    known: HashMap<(usize, usize, usize), Prepared>,
 }
 
 impl Sqlite {
@@ -104,9 +104,9 @@ impl Sqlite {
         &mut self,
         sql: &'static str,
         columns: usize,
-        work: impl FnOnce(&Connection, &mut Known) -> Sql<T>,
+        work: impl FnOnce(&Connection, &mut Prepared) -> Sql<T>,
     ) -> Sql<T> {
-        let make = || Known { sql: translate(sql, columns), names: None };
+        let make = || Prepared { sql: translate(sql, columns), names: None };
         let known = self.known.entry((sql.as_ptr() as usize, sql.len(), columns)).or_insert_with(make);
         work(&self.connection, known)
     }

@@ -20,10 +20,7 @@ use futures_util::FutureExt as _;
 
 use super::driver::{Backend, Db, Driver as _, Work, binds};
 use super::queries::{gate as shared, messages};
-use super::{
-    AdmitOutcome, IngestOutcome, NewCall, NewUtterance, OwnershipMode, Result, StoreError, UtteranceIngest,
-    UtteranceRef,
-};
+use super::{AdmitOutcome, IngestOutcome, NewCall, NewUtterance, OwnershipMode, Result, UtteranceIngest, UtteranceRef};
 use crate::clock::UnixMs;
 use crate::ids::CallId;
 use crate::policy::decision::{AdmissionRequest, GateState};

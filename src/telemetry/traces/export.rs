@@ -37,7 +37,7 @@ const SERVICE: &str = "ringfence";
 
 /// Where spans and log lines go.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Settings {
+pub struct TraceExport {
     /// The collector's address for traces, path included.
     pub traces: Option<Uri>,
     /// Where log lines go; `None`: nowhere.
@@ -68,7 +68,7 @@ pub struct Exporter {
 ///
 /// # Errors
 /// A variable of OpenTelemetry has a value that cannot be used.
-pub fn start(settings: &Settings, upstream: Upstream) -> Result<(Layers, Exporter), String> {
+pub fn start(settings: &TraceExport, upstream: Upstream) -> Result<(Layers, Exporter), String> {
     let client =
         |what| Client { what, upstream: upstream.clone(), runtime: Handle::current(), is_away: AtomicBool::new(false) };
     let (mut layers, mut exporter) = (Layers::default(), Exporter::default());

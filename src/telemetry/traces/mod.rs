@@ -23,7 +23,7 @@ use crate::ids::mask_number;
 use crate::metrics::Exemplar;
 use crate::net::SendResult;
 use crate::policy::Facts;
-pub use export::{Exporter, Layers, Settings, TelemetryLayer, start};
+pub use export::{Exporter, Layers, TelemetryLayer, TraceExport, start};
 
 /// The target of trace spans only: logs exclude it, and the exporter includes only it.
 pub const TARGET: &str = "ringfence_trace";

@@ -20,7 +20,7 @@ use ringfence::provider::path::{PathPattern, percent_decode};
 use ringfence::provider::render::{Target, fill_json, render};
 use ringfence::provider::secret::Secret;
 use ringfence::provider::select::{Document, Message, Predicate, Selector};
-use ringfence::provider::sign::{BadSignature, Checked, Keys, Request, Signature};
+use ringfence::provider::sign::{Checked, Keys, Request, Signature, SignatureError};
 use ringfence::proxy::route::{may_create, operation};
 use ringfence::store::AppCallback;
 use ringfence::token::Keys as TokenKeys;
@@ -135,7 +135,7 @@ fn verified(
     shown: &[(&str, &str)],
     body: &[u8],
     form: Option<&[(String, String)]>,
-) -> Result<Checked, BadSignature> {
+) -> Result<Checked, SignatureError> {
     let mut headers = HeaderMap::new();
     for (name, value) in shown {
         // What no header can be reaches no verifier.
@@ -147,7 +147,7 @@ fn verified(
     Signature::preset(preset).unwrap().verify(keys, &request, NOW_SECS)
 }
 
-fn holds(checked: &Result<Checked, BadSignature>) -> bool {
+fn holds(checked: &Result<Checked, SignatureError>) -> bool {
     matches!(checked, Ok(Checked::Holds))
 }
 

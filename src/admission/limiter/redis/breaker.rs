@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
-use super::Settings;
+use super::RedisSettings;
 use super::connection::{self, Fault, Link};
 use super::inspect::{self, Problem};
 use super::keys::Keys;
@@ -55,9 +55,9 @@ pub struct Health {
 
 /// State shared by the limiter and its task.
 pub(super) struct Shared {
-    pub settings: Settings,
+    pub settings: RedisSettings,
     /// The settings with the newest credential: for new connections.
-    newest: ArcSwap<Settings>,
+    newest: ArcSwap<RedisSettings>,
     pub keys: Keys,
     state: Mutex<State>,
     /// Wakes the task: the connection was dropped.
@@ -75,7 +75,7 @@ struct State {
 }
 
 impl Shared {
-    pub(super) fn new(settings: Settings) -> Self {
+    pub(super) fn new(settings: RedisSettings) -> Self {
         Self {
             keys: Keys::of(&settings.pool, &settings.database),
             newest: ArcSwap::from_pointee(settings.clone()),
@@ -89,7 +89,7 @@ impl Shared {
     }
 
     /// The settings for a new connection.
-    pub(super) fn newest(&self) -> Arc<Settings> {
+    pub(super) fn newest(&self) -> Arc<RedisSettings> {
         self.newest.load_full()
     }
 

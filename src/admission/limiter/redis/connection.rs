@@ -10,7 +10,7 @@ use redis::aio::{MultiplexedConnection, PubSubStream};
 use redis::{AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, RedisError, TlsCertificates, Value};
 use tokio::time::timeout;
 
-use super::Settings;
+use super::RedisSettings;
 use super::keys::Keys;
 use super::scripts::{SCRIPTS, SOURCES, Script};
 use super::settings::Finding;
@@ -159,7 +159,7 @@ async fn load(connection: &mut MultiplexedConnection, source: &str) -> Result<St
     redis::cmd("SCRIPT").arg("LOAD").arg(source).query_async(connection).await
 }
 
-async fn client(info: &ConnectionInfo, settings: &Settings) -> Result<Client, Fault> {
+async fn client(info: &ConnectionInfo, settings: &RedisSettings) -> Result<Client, Fault> {
     Ok(match (info.addr(), &settings.ca_file) {
         (ConnectionAddr::TcpTls { .. }, Some(file)) => {
             let pem = tokio::fs::read(file).await;
@@ -173,7 +173,7 @@ async fn client(info: &ConnectionInfo, settings: &Settings) -> Result<Client, Fa
 /// Subscribes to a channel.
 pub(super) async fn subscribe(
     info: &ConnectionInfo,
-    settings: &Settings,
+    settings: &RedisSettings,
     channel: &str,
 ) -> Result<PubSubStream, Fault> {
     let client = client(info, settings).await?;
@@ -186,7 +186,7 @@ pub(super) async fn subscribe(
 }
 
 /// Opens a bare connection.
-async fn open(info: &ConnectionInfo, settings: &Settings) -> Result<MultiplexedConnection, Fault> {
+async fn open(info: &ConnectionInfo, settings: &RedisSettings) -> Result<MultiplexedConnection, Fault> {
     let client = client(info, settings).await?;
     // Every wait is bounded by its caller: here, and where scripts run.
     let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
@@ -197,7 +197,7 @@ async fn open(info: &ConnectionInfo, settings: &Settings) -> Result<MultiplexedC
 }
 
 /// A prepared connection to one server: the scripts are loaded, and it answers within a decision's time.
-async fn ready(info: &ConnectionInfo, settings: &Settings, keys: &Keys) -> Result<Link, Fault> {
+async fn ready(info: &ConnectionInfo, settings: &RedisSettings, keys: &Keys) -> Result<Link, Fault> {
     let link = bare(info, settings).await?;
     link.probe(keys, READY_WITHIN).await?;
     let rest = async {
@@ -212,14 +212,14 @@ async fn ready(info: &ConnectionInfo, settings: &Settings, keys: &Keys) -> Resul
 }
 
 /// An unprepared connection to one server.
-async fn bare(info: &ConnectionInfo, settings: &Settings) -> Result<Link, Fault> {
+async fn bare(info: &ConnectionInfo, settings: &RedisSettings) -> Result<Link, Fault> {
     let connection = open(info, settings).await?;
     let hashes = SOURCES.map(hash);
     let late = AtomicU32::new(0);
     Ok(Link { connection, hashes, address: info.addr().to_string(), info: info.clone(), late })
 }
 
-async fn connect(info: &ConnectionInfo, settings: &Settings, keys: &Keys, as_it_is: bool) -> Result<Link, Fault> {
+async fn connect(info: &ConnectionInfo, settings: &RedisSettings, keys: &Keys, as_it_is: bool) -> Result<Link, Fault> {
     match as_it_is {
         true => bare(info, settings).await,
         false => ready(info, settings, keys).await,
@@ -232,7 +232,7 @@ fn hash(source: &str) -> String {
 }
 
 /// Connects to the server that has the pool's keys: prepared for decisions, or unprepared for an inspection.
-pub(super) async fn find(settings: &Settings, keys: &Keys, as_it_is: bool) -> Result<Link, Fault> {
+pub(super) async fn find(settings: &RedisSettings, keys: &Keys, as_it_is: bool) -> Result<Link, Fault> {
     let mut last = Fault::Away("no address".to_owned());
     match settings.finding().map_err(Fault::Away)? {
         Finding::Named(info) => return connect(&info, settings, keys, as_it_is).await,
@@ -262,7 +262,12 @@ pub(super) async fn find(settings: &Settings, keys: &Keys, as_it_is: bool) -> Re
 }
 
 /// Queries a node of a cluster, and follows its redirection.
-async fn follow(mut node: ConnectionInfo, settings: &Settings, keys: &Keys, as_it_is: bool) -> Result<Link, Fault> {
+async fn follow(
+    mut node: ConnectionInfo,
+    settings: &RedisSettings,
+    keys: &Keys,
+    as_it_is: bool,
+) -> Result<Link, Fault> {
     for _ in 0..HOPS_MAX {
         let there = match connect(&node, settings, keys, as_it_is).await {
             // An unprepared node was not queried yet.
@@ -305,7 +310,7 @@ async fn ask_sentinel(
     sentinel: &ConnectionInfo,
     master: &ConnectionInfo,
     name: &str,
-    settings: &Settings,
+    settings: &RedisSettings,
 ) -> Result<ConnectionInfo, Fault> {
     let said = match named_by(sentinel, name, settings).await {
         // Most sentinels have no password. Where they have one, it is the servers'.
@@ -325,7 +330,7 @@ async fn ask_sentinel(
 async fn named_by(
     sentinel: &ConnectionInfo,
     name: &str,
-    settings: &Settings,
+    settings: &RedisSettings,
 ) -> Result<Option<(String, String)>, Fault> {
     let mut connection = open(sentinel, settings).await?;
     let mut command = redis::cmd("SENTINEL");
@@ -337,7 +342,7 @@ async fn named_by(
 }
 
 /// The master's address by the sentinels, if sentinels are configured and one answers.
-pub(super) async fn master(settings: &Settings) -> Option<String> {
+pub(super) async fn master(settings: &RedisSettings) -> Option<String> {
     let Ok(Finding::Sentinels { sentinels, name, master }) = settings.finding() else { return None };
     for sentinel in &sentinels {
         if let Ok(info) = ask_sentinel(sentinel, &master, &name, settings).await {

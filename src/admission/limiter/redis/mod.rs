@@ -55,7 +55,7 @@ use scripts::Script;
 
 pub use breaker::Health;
 pub use inspect::{Observed, Problem};
-pub use settings::Settings;
+pub use settings::RedisSettings;
 
 /// The longest wait for an operation other than a decision.
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -132,7 +132,7 @@ impl RedisGate {
     ///
     /// # Errors
     /// The settings cannot be used, or there is no runtime.
-    pub fn new(settings: Settings) -> std::result::Result<Self, String> {
+    pub fn new(settings: RedisSettings) -> std::result::Result<Self, String> {
         let runtime = tokio::runtime::Handle::try_current().map_err(|error| error.to_string())?;
         settings.usable()?;
         install_crypto_provider();

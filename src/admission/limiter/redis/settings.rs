@@ -15,7 +15,7 @@ const FORMS: &str = "must be a URL as in redis://user:password@host:6379, rediss
 
 /// The limiter's settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Settings {
+pub struct RedisSettings {
     url: Secret,
     /// Trusted certificate authorities, as PEM; the system's if not set.
     pub ca_file: Option<PathBuf>,
@@ -47,7 +47,7 @@ pub(super) enum Finding {
     Cluster(Vec<ConnectionInfo>),
 }
 
-impl Settings {
+impl RedisSettings {
     /// Settings for a URL; the rest are defaults: the pool `default`, 50 ms, the system's authorities.
     ///
     /// # Errors
@@ -201,8 +201,8 @@ fn has_port(host: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn settings(url: &str) -> Result<Settings, String> {
-        Settings::new(Secret::new(url))
+    fn settings(url: &str) -> Result<RedisSettings, String> {
+        RedisSettings::new(Secret::new(url))
     }
 
     #[test]

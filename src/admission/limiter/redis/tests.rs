@@ -14,19 +14,19 @@ use crate::provider::secret::Secret;
 use server::{Server, until};
 
 /// Settings whose decisions may be slow: the machine is busy with other tests.
-fn settings(url: &str) -> Settings {
-    let mut settings = Settings::new(Secret::new(url)).unwrap();
+fn settings(url: &str) -> RedisSettings {
+    let mut settings = RedisSettings::new(Secret::new(url)).unwrap();
     settings.timeout = Duration::from_secs(2);
     settings
 }
 
-fn pool(url: &str, pool: &str) -> Settings {
+fn pool(url: &str, pool: &str) -> RedisSettings {
     let mut settings = settings(url);
     settings.pool = pool.to_owned();
     settings
 }
 
-async fn up(settings: Settings) -> RedisGate {
+async fn up(settings: RedisSettings) -> RedisGate {
     let gate = RedisGate::new(settings).unwrap();
     until_up(&gate).await;
     gate
