@@ -3,7 +3,7 @@ mod listen;
 
 use std::path::Path;
 
-use super::diagnostics::Severity;
+use super::diagnostics::{Diagnostic, Severity};
 use super::*;
 
 fn env(name: &str) -> Option<String> {
