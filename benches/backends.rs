@@ -22,7 +22,7 @@ use ringfence::policy::{Facts, Policy};
 use ringfence::provider::secret::Secret;
 use ringfence::store::postgres::{PostgresSettings, PostgresStore};
 use ringfence::store::sqlite::SqliteStore;
-use ringfence::store::{Change, NewCall, OwnershipMode, Replica, Store};
+use ringfence::store::{Change, Migrate, NewCall, OwnershipMode, Replica, Store};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -128,13 +128,14 @@ impl Bench {
             fingerprint: None,
             keys: vec![],
             replica: Some(self.capacity.replica().to_owned()),
-            tell: false,
+            notice: ringfence::store::AppNotice::Omit,
             at_ms,
             deadline_at: at_ms + 90_000,
             callback: None,
             aliases: vec![],
         };
-        assert!(matches!(self.capacity.admit(order, record).await.unwrap(), Admission::Admitted { .. }));
+        let deciding = self.capacity.deciding().await;
+        assert!(matches!(self.capacity.admit(&deciding, order, record).await.unwrap(), Admission::Admitted { .. }));
         call
     }
 
@@ -206,7 +207,7 @@ impl Bench {
 }
 
 async fn sqlite(folder: &std::path::Path, name: &str) -> Arc<dyn Store> {
-    Arc::new(SqliteStore::open(&folder.join(name), true, OwnershipMode::Exclusive).await.unwrap())
+    Arc::new(SqliteStore::open(&folder.join(name), Migrate::Run, OwnershipMode::Exclusive).await.unwrap())
 }
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
@@ -223,7 +224,7 @@ async fn main() {
     let postgres = async || {
         let url = server.database_over_tcp().replace(&format!(":{}/", server.port), &format!(":{}/", pg.port));
         let settings = PostgresSettings::new(Secret::new(&url)).unwrap();
-        let store = PostgresStore::open(&settings, true, OwnershipMode::Shared, |_| {}).await.unwrap();
+        let store = PostgresStore::open(&settings, Migrate::Run, OwnershipMode::Shared, |_| {}).await.unwrap();
         Arc::new(store) as Arc<dyn Store>
     };
     let memory = || -> Option<Arc<dyn Gate>> { Some(Arc::new(MemoryGate::new())) };

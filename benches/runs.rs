@@ -24,7 +24,7 @@ use ringfence::provider::secret::Secret;
 use ringfence::store::postgres::{PostgresSettings, PostgresStore};
 use ringfence::store::runs::{Claim, NewJob, Run, RunChange, RunMade, RunState};
 use ringfence::store::sqlite::SqliteStore;
-use ringfence::store::{OwnershipMode, Store};
+use ringfence::store::{Migrate, OwnershipMode, Store};
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -212,14 +212,14 @@ async fn queue(store: &Arc<dyn Store>, spec: &Value, start_at: i64) {
         replica: Some("bench".to_owned()),
         load: Some("bench".to_owned()),
     };
-    assert_eq!(store.create_run(&run, false).await.unwrap(), RunMade::New);
+    assert_eq!(store.create_run(&run, ringfence::store::AppNotice::Omit).await.unwrap(), RunMade::New);
     for from in (1..=QUEUED).step_by(5_000) {
         let lead = |seq| NewJob { seq, number: format!("+1555{seq:06}7"), lead: "{\"name\":\"Anna\"}".to_owned() };
         assert!(store.add_jobs("run_1", "bench", (from..from + 5_000).map(lead).collect()).await.unwrap());
     }
     let loaded = Some((QUEUED, "all".to_owned()));
     let change = RunChange { loaded, ..RunChange::of("run_1", &[RunState::Loading], RunState::Running, 5) };
-    assert!(store.move_run(change, false).await.unwrap());
+    assert!(store.move_run(change, ringfence::store::AppNotice::Omit).await.unwrap());
 }
 
 /// Claims jobs, so many in a statement, by so many at once: jobs a second.
@@ -256,12 +256,12 @@ async fn claims(what: &str, store: &Arc<dyn Store>) {
 }
 
 async fn sqlite(folder: &Path) -> Arc<dyn Store> {
-    Arc::new(SqliteStore::open(&folder.join("ringfence.db"), true, OwnershipMode::Exclusive).await.unwrap())
+    Arc::new(SqliteStore::open(&folder.join("ringfence.db"), Migrate::Run, OwnershipMode::Exclusive).await.unwrap())
 }
 
 async fn postgres(url: &str) -> Arc<dyn Store> {
     let settings = PostgresSettings::new(Secret::new(url)).unwrap();
-    Arc::new(PostgresStore::open(&settings, true, OwnershipMode::Exclusive, |_| {}).await.unwrap())
+    Arc::new(PostgresStore::open(&settings, Migrate::Run, OwnershipMode::Exclusive, |_| {}).await.unwrap())
 }
 
 /// From the start of a process to its readiness, over a run with [`QUEUED`] jobs that is due, and one without jobs.

@@ -10,7 +10,7 @@ use ringfence::call::{Deadlines, Direction, Event, Origin, Phase, Source, Step};
 use ringfence::ids::{AccountName, Alias, BusinessId, CallId};
 use ringfence::policy::Facts;
 use ringfence::store::sqlite::SqliteStore;
-use ringfence::store::{Change, InsertOutcome, NewCall, OwnershipMode, Store};
+use ringfence::store::{Change, InsertOutcome, Migrate, NewCall, OwnershipMode, Store};
 use tokio::task::JoinSet;
 
 fn new_call() -> NewCall {
@@ -36,7 +36,7 @@ fn new_call() -> NewCall {
         fingerprint: None,
         keys: vec![],
         replica: None,
-        tell: false,
+        notice: ringfence::store::AppNotice::Omit,
         at_ms: 1_000,
         deadline_at: 91_000,
         callback: None,
@@ -63,8 +63,9 @@ fn main() {
     let mut criterion = Criterion::default().configure_from_args();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(CallId::new().to_string());
-    let store =
-        runtime.block_on(SqliteStore::open(&folder.join("ringfence.db"), true, OwnershipMode::Exclusive)).unwrap();
+    let store = runtime
+        .block_on(SqliteStore::open(&folder.join("ringfence.db"), Migrate::Run, OwnershipMode::Exclusive))
+        .unwrap();
     let store = Arc::new(store);
     let mut group = criterion.benchmark_group("store, open and apply");
     for at_once in [1, 64] {

@@ -35,7 +35,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use futures_util::FutureExt as _;
-use tokio::sync::{Notify, RwLock, watch};
+use tokio::sync::{Notify, OwnedRwLockReadGuard, RwLock, watch};
 use tracing::{info, warn};
 
 use crate::admission::limiter::Gate;
@@ -49,7 +49,7 @@ use crate::provider::secret::Secret;
 use crate::store::{CallRecord, Replica, Result, Store, StoreError};
 use crate::sync::lock;
 pub use failover::Compared;
-pub use lease::Lease;
+pub use lease::{Lease, Permit, Uncounted};
 use state::{BypassState, GateOp, Peers, PendingOps};
 pub use state::{Member, Sighting};
 pub use supervisor::Role;
@@ -101,8 +101,9 @@ struct Inner {
     replica: Replica,
     state: watch::Sender<GateState>,
     /// Held for reading from before a policy decides about a call until the call is recorded, for writing during a transition in
-    /// this process: no call is decided by two policies. A reader must not lock it again before it has released it.
-    deciding: RwLock<()>,
+    /// this process: no call is decided by two policies. It is fair: a reader that locks it again before it has released it waits
+    /// for a writer that waits for the reader.
+    deciding: Arc<RwLock<()>>,
     /// Serialises transitions.
     moving: tokio::sync::Mutex<()>,
     waits: RetryAfterEstimator,
@@ -120,6 +121,12 @@ struct Inner {
     bypass: BypassState,
     turned_away: turned_away::TurnedAway,
 }
+
+/// While it lives, the policy does not change: taken from [`Capacity::deciding`] before a policy is read to decide about a call,
+/// dropped when the call is recorded. It is owned, so that a decision keeps it which outlives the request that asked for it.
+#[must_use = "the policy may change when it is dropped"]
+#[derive(Debug)]
+pub struct Deciding(#[expect(dead_code, reason = "held, not read")] OwnedRwLockReadGuard<()>);
 
 /// The outcome of an admission.
 #[derive(Debug)]
@@ -144,7 +151,7 @@ pub enum Admission {
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum AdmissionError {
     /// No limiter can decide at present.
-    #[error("{0}")]
+    #[error("the limiter cannot decide: {0}")]
     Gate(String),
     /// The call record could not be written.
     #[error(transparent)]
@@ -196,7 +203,7 @@ impl Capacity {
             metrics,
             replica,
             state: watch::Sender::new(state),
-            deciding: RwLock::default(),
+            deciding: Arc::default(),
             moving: tokio::sync::Mutex::default(),
             waits: RetryAfterEstimator::default(),
             pending_ops: Mutex::default(),
@@ -247,9 +254,9 @@ impl Capacity {
         record.replica.as_ref().is_none_or(|replica| *replica != self.0.replica.id && !role.live.contains(replica))
     }
 
-    /// Blocks swaps of the policy until it is dropped: held from before a call is decided until it is recorded.
-    pub async fn deciding(&self) -> tokio::sync::RwLockReadGuard<'_, ()> {
-        self.0.deciding.read().await
+    /// Blocks swaps of the policy until it is dropped. Must not be called by the holder of another one.
+    pub async fn deciding(&self) -> Deciding {
+        Deciding(self.0.deciding.clone().read_owned().await)
     }
 
     /// Whether several processes share the store.
@@ -337,9 +344,9 @@ impl Capacity {
         bindings
     }
 
-    /// The permission to send a create that no limiter can count: in no limit and not recorded, only in observe mode.
-    pub fn uncounted(&self, call: CallId) -> Option<Lease> {
-        (self.mode() == Mode::Observe).then(|| Lease::new(call, 0))
+    /// The permission to send a create that no limiter can count: in no limit and not recorded. `None` in enforce mode.
+    pub fn uncounted(&self) -> Option<Uncounted> {
+        (self.mode() == Mode::Observe).then(|| Uncounted::new(CallId::new()))
     }
 
     /// Held slots.

@@ -247,7 +247,7 @@ impl OpenState {
             deadlines: config.deadlines.clone(),
             opened: Arc::new(Notify::new()),
             hub: Hub::default(),
-            tell: config.calls.events.is_some(),
+            notice: config.calls.notice(),
         };
         let calls = Calls::new(lifecycle, config.accounts.clone(), upstream, config.calls.clone());
         patient.ask(|| capacity.heartbeat()).await?;
@@ -273,8 +273,8 @@ impl OpenState {
             retention_days = config.store.retention_days,
             rebuilt = self.rebuilt,
             replayed = self.replayed,
-            "{}",
-            config.strict.because()
+            checks = config.strict.because(),
+            "started"
         );
     }
 

@@ -24,8 +24,8 @@
 //!     telemetry    spans, log lines, panics and errors, sent to collectors; the only caller of opentelemetry and Sentry's types
 //!     reply        rejections and errors as response bytes, in the provider's own shape
 //! L5  admission    admits or rejects a call: the limiters (memory, Redis, the database), which of them decides, under which epoch
-//! L6  calls        placing, looking up and ending calls; inbound calls; `lifecycle`, the only writer of a call's state
-//!                  (persist → release if ended); `reconcile`, which compares our calls with the providers'
+//! L6  calls        placing, looking up and ending calls; inbound calls; `lifecycle`, the only writer of a call's phase,
+//!                  ids and end (persist → release if ended); `reconcile`, which compares our calls with the providers'
 //! L7  proxy        listen.api: routes, parses and answers one request
 //!     webhooks     listen.webhooks: authenticate → persist → translate → apply → reply or deliver
 //!     transcripts  listen.client: live transcripts for clients with a token
@@ -48,10 +48,12 @@
 //! 3. Every lease ends exactly once, with exactly one recorded proof ([`call::EndProof`]). No lease is released by a timer, and
 //!    none by dropping a value: a client that hangs up changes nothing.
 //! 4. There is no lease without a call record, and no open record without a lease; both have the same number of slots (a batch
-//!    has several). The record is written before anything is sent.
+//!    has several). The record is written before anything is sent. The one exception is observe mode: a create that no limiter can
+//!    count, or whose record cannot be written, is sent with neither, and counted when a sweep finds its call.
 //! 5. An acknowledged webhook is in the store, or in the journal until the store is back, and is applied once.
 //! 6. A create request is sent at most once ([`net::Upstream::create`] never retries). Unknown outcomes are looked up, never
-//!    dialled again. Only an admitted request can be sent: it has a [`admission::Lease`], which only a recorded call is given.
+//!    dialled again. Only an admitted request can be sent: it has an [`admission::Permit`], which is the lease of a recorded call or,
+//!    in observe mode alone, an [`admission::Uncounted`] call.
 //! 7. No secret and no full telephone number in a log line, an error or a metric.
 
 pub mod admin;

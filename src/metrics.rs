@@ -17,6 +17,7 @@ use std::time::Duration;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
 
 use crate::call::{EndProof, Outcome};
+use crate::destinations::BlockRule;
 use crate::ids::AccountName;
 use crate::policy::Facts;
 use crate::policy::decision::GateMode;
@@ -343,8 +344,8 @@ impl Metrics {
     }
 
     /// Counts a create whose destination is blocked.
-    pub fn destination_rejected(&self, rule: &str) {
-        self.inner.checks.destinations_rejected.with_label_values(&[rule]).inc();
+    pub fn destination_rejected(&self, rule: BlockRule) {
+        self.inner.checks.destinations_rejected.with_label_values(&[rule.as_str()]).inc();
     }
 
     /// Sets the sizes of the do-not-call lists of the file and of the table. `None`: the table cannot be read.
@@ -368,8 +369,8 @@ impl Metrics {
     }
 
     /// Counts an attempt to dial a job of a bulk run.
-    pub fn run_dial(&self, result: &str) {
-        self.inner.runs.run_dials.with_label_values(&[result]).inc();
+    pub fn run_dial(&self, result: RunDial) {
+        self.inner.runs.run_dials.with_label_values(&[result.as_str()]).inc();
     }
 
     /// Counts a bulk run that was paused because its calls failed.
@@ -393,8 +394,8 @@ impl Metrics {
     }
 
     /// Sets the expiry of a certificate, in seconds since 1970.
-    pub fn certificate_expires(&self, certificate: &str, at_secs: i64) {
-        self.inner.checks.certificate_expiry.with_label_values(&[certificate]).set(at_secs);
+    pub fn certificate_expires(&self, certificate: impl NamedEnum, at_secs: i64) {
+        self.inner.checks.certificate_expiry.with_label_values(&[certificate.name()]).set(at_secs);
     }
 
     /// Removes the series of an account that is no longer in the config.
@@ -467,8 +468,8 @@ impl Metrics {
     }
 
     /// Counts messages sent on a WebSocket, by type.
-    pub fn client_messages(&self, kind: &str, count: u64) {
-        self.inner.clients.client_messages.with_label_values(&[kind]).inc_by(count);
+    pub fn client_messages(&self, kind: ClientMessage, count: u64) {
+        self.inner.clients.client_messages.with_label_values(&[kind.as_str()]).inc_by(count);
     }
 
     /// Counts a WebSocket that was closed because its client was too slow.

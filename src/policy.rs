@@ -31,9 +31,9 @@ pub use rate::Rate;
 /// The demo business. It has a limit of its own and counts towards the global limit.
 pub const DEMO_BUSINESS: &str = "999999";
 /// Concurrent calls of [`DEMO_BUSINESS`].
-pub const DEMO_CALLS_MAX: u32 = 999;
+const DEMO_CALLS_MAX: u32 = 999;
 /// Concurrent calls of the whole platform where neither the operator nor an account sets a number.
-pub const GLOBAL_CALLS_DEFAULT: u32 = 5;
+const GLOBAL_CALLS_DEFAULT: u32 = 5;
 /// The plan of businesses that have none.
 pub const DEFAULT_PLAN: &str = "default";
 

@@ -9,6 +9,7 @@ use http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER, STRICT_TRANSPORT_SECU
 use http::{HeaderMap, Response, StatusCode};
 use serde_json::{Map, Value, json};
 
+use crate::destinations::BlockRule;
 use crate::ids::RejectionId;
 use crate::provider::description::{LimitClass, RejectionShape};
 use crate::provider::render::fill_json;
@@ -51,7 +52,7 @@ pub struct Rejection {
     /// The limit of the provider that was full.
     pub provider_class: Option<LimitClass>,
     /// The operator's rule that blocks the destination.
-    pub blocked_by: Option<&'static str>,
+    pub blocked_by: Option<BlockRule>,
 }
 
 impl Rejection {
@@ -152,7 +153,7 @@ fn contract_fields(rejection: &Rejection, shape: &RejectionShape) -> Map<String,
         fields.insert("globalLimit".to_owned(), limit.into());
     }
     if let Some(rule) = rejection.blocked_by {
-        fields.insert("blockedBy".to_owned(), rule.into());
+        fields.insert("blockedBy".to_owned(), rule.as_str().into());
     }
     fields.insert("refusalId".to_owned(), rejection.id.as_str().into());
     let called = match rejection.code.disposition() {

@@ -87,6 +87,7 @@ CREATE TABLE webhook_events (
     due_at       BIGINT,
     parked_at    BIGINT,
     error        TEXT,
+    park_reason  TEXT,
     waits_kind   TEXT COLLATE "C",
     waits_id     TEXT COLLATE "C"
 );
@@ -110,6 +111,7 @@ CREATE TABLE deliveries (
     due_at       BIGINT,
     done_at      BIGINT,
     last_error   TEXT,
+    park_reason  TEXT,
     call_id      TEXT COLLATE "C",
     taken_until  BIGINT,               -- who sends it takes it for a while, by the database's time
     own          BOOLEAN NOT NULL DEFAULT false,

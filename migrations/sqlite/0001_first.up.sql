@@ -86,6 +86,7 @@ CREATE TABLE webhook_events (
     due_at       INTEGER,
     parked_at    INTEGER,
     error        TEXT,
+    park_reason  TEXT,
     waits_kind   TEXT,
     waits_id     TEXT
 ) STRICT;
@@ -109,6 +110,7 @@ CREATE TABLE deliveries (
     due_at       INTEGER,
     done_at      INTEGER,
     last_error   TEXT,
+    park_reason  TEXT,
     call_id      TEXT,
     taken_until  INTEGER,               -- who sends it takes it for a while, by the database's time
     own          INTEGER NOT NULL DEFAULT 0,

@@ -56,6 +56,32 @@ fn key(number: &str) -> Result<u64, Problem> {
     key_of(number).ok_or_else(|| Problem::Is(StatusCode::UNPROCESSABLE_ENTITY, "INVALID_NUMBERS", why.to_owned()))
 }
 
+/// A change of a list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ListEdit {
+    Put,
+    Delete,
+}
+
+impl ListEdit {
+    /// Its name in the audit log.
+    const fn action(self) -> &'static str {
+        match self {
+            ListEdit::Put => "put do-not-call",
+            ListEdit::Delete => "delete do-not-call",
+        }
+    }
+}
+
+/// What a change names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum EditOf {
+    /// One number, in the path.
+    One,
+    /// Those in the body.
+    Many,
+}
+
 impl Admin {
     /// `/api/do-not-call` and, with a number, `/api/do-not-call/{number}`.
     pub(super) async fn do_not_call(
@@ -88,7 +114,9 @@ impl Admin {
                         numbers
                     }
                 };
-                self.change_do_not_call(&list, numbers, method == Method::PUT, number.is_some(), who).await
+                let edit = if method == Method::PUT { ListEdit::Put } else { ListEdit::Delete };
+                let of = if number.is_some() { EditOf::One } else { EditOf::Many };
+                self.change_do_not_call(&list, numbers, (edit, of), who).await
             }
             _ => Err(Problem::Is(
                 StatusCode::METHOD_NOT_ALLOWED,
@@ -131,19 +159,24 @@ impl Admin {
 
     /// Adds or removes all numbers, in batches; idempotent. This process refreshes its copy before it answers, others with their
     /// next heartbeat.
-    async fn change_do_not_call(&self, list: &str, numbers: Numbers, puts: bool, one: bool, who: &Caller) -> Answer {
+    async fn change_do_not_call(
+        &self,
+        list: &str,
+        numbers: Numbers,
+        (edit, of): (ListEdit, EditOf),
+        who: &Caller,
+    ) -> Answer {
         let Numbers { keys, reason } = numbers;
-        let (what, whose) =
-            (if puts { "put do-not-call" } else { "delete do-not-call" }, if list == EVERYBODY { "*" } else { list });
+        let (what, whose) = (edit.action(), if list == EVERYBODY { "*" } else { list });
         let masked: Vec<String> = keys.iter().take(10).map(|key| mask_number(&format!("+{key}"))).collect();
         let after = json!({"numbers": keys.len(), "first": masked});
         self.note(who, Act::new(what, whose).because(reason.as_deref()).changes(Value::Null, after)).await?;
         let (store, at_ms) = (&self.calls.lifecycle.store, self.calls.lifecycle.clock.now_ms());
         let (mut changed, mut written) = (0, Ok(()));
         for some in keys.chunks(NUMBERS_AT_ONCE) {
-            let done = match puts {
-                true => store.put_do_not_call(list, some.to_vec(), reason.clone(), at_ms).await,
-                false => store.delete_do_not_call(list, some.to_vec(), at_ms).await,
+            let done = match edit {
+                ListEdit::Put => store.put_do_not_call(list, some.to_vec(), reason.clone(), at_ms).await,
+                ListEdit::Delete => store.delete_do_not_call(list, some.to_vec(), at_ms).await,
             };
             match done {
                 Ok(n) => changed += n,
@@ -157,16 +190,16 @@ impl Admin {
         self.calls.destinations.refresh_do_not_call().await?;
         written?;
         info!(by = who.name, list = whose, numbers = keys.len(), changed, what, "do-not-call list changed");
-        match (puts, one) {
-            (true, true) => {
+        match (edit, of) {
+            (ListEdit::Put, EditOf::One) => {
                 let status = if changed > 0 { StatusCode::CREATED } else { StatusCode::OK };
                 let number = keys.first().map(|key| shown(*key, who));
                 Ok(json_answer(status, &json!({"number": number, "listed": true, "new": changed > 0})))
             }
-            (true, false) => ok(&json!({"put": keys.len(), "new": changed})),
-            (false, true) if changed == 0 => Err(not_found("the number is not in this list")),
-            (false, true) => Ok(respond(StatusCode::NO_CONTENT, HeaderMap::new(), Bytes::new())),
-            (false, false) => ok(&json!({"deleted": changed})),
+            (ListEdit::Put, EditOf::Many) => ok(&json!({"put": keys.len(), "new": changed})),
+            (ListEdit::Delete, EditOf::One) if changed == 0 => Err(not_found("the number is not in this list")),
+            (ListEdit::Delete, EditOf::One) => Ok(respond(StatusCode::NO_CONTENT, HeaderMap::new(), Bytes::new())),
+            (ListEdit::Delete, EditOf::Many) => ok(&json!({"deleted": changed})),
         }
     }
 }

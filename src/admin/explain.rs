@@ -125,7 +125,7 @@ struct WouldBe {
 struct Decision {
     /// `admitted`, `refused`, or `admitted and marked`.
     outcome: &'static str,
-    code: Option<&'static str>,
+    code: Option<RejectionCode>,
     limit: Option<String>,
     because: String,
     advice: Vec<String>,
@@ -134,14 +134,28 @@ struct Decision {
 impl Decision {
     fn shown(&self) -> Value {
         json!({
-            "outcome": self.outcome, "code": self.code, "limit": self.limit, "because": self.because, "advice": self.advice,
+            "outcome": self.outcome, "code": self.code.and_then(RejectionCode::fixed_str), "limit": self.limit, "because": self.because, "advice": self.advice,
         })
     }
 }
 
+/// What becomes of a create that should be rejected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Enforcement {
+    /// It is rejected.
+    On,
+    /// It is sent: the mode is observe.
+    Observe,
+    /// It is sent: limits are bypassed.
+    Bypassed,
+}
+
 /// The decision about a create now.
-fn decide(now: &Now, create: &WouldBe, usages: &[BindingUsage], observes: bool, bypassed: bool) -> Decision {
-    let outcome = if observes { "admitted and marked" } else { "refused" };
+fn decide(now: &Now, create: &WouldBe, usages: &[BindingUsage], enforcement: Enforcement) -> Decision {
+    let outcome = match enforcement {
+        Enforcement::On => "refused",
+        Enforcement::Observe | Enforcement::Bypassed => "admitted and marked",
+    };
     let refused = |code, limit, because: String, advice| Decision { outcome, code: Some(code), limit, because, advice };
     let business = &create.facts.business;
     let mut decision = if let Some(why) = &create.unknown_business {
@@ -151,10 +165,10 @@ fn decide(now: &Now, create: &WouldBe, usages: &[BindingUsage], observes: bool, 
             ),
             "or accept unknown businesses on a plan: businesses.unknown = \"PLAN\"".to_owned(),
         ];
-        refused("UNKNOWN_BUSINESS", None, format!("unknown business: {why}"), advice)
+        refused(RejectionCode::UnknownBusiness, None, format!("unknown business: {why}"), advice)
     } else if let Some(why) = &create.blocked {
         let advice = vec!["look at [destinations], and at the lists: GET /api/do-not-call".to_owned()];
-        refused("DO_NOT_CALL_BLOCKED", None, why.clone(), advice)
+        refused(RejectionCode::DoNotCall, None, why.clone(), advice)
     } else if let Some(full) = usages.iter().find(|one| one.is_full()) {
         let exceeded = LimitExceeded {
             limit: full.binding.limit.clone(),
@@ -163,8 +177,8 @@ fn decide(now: &Now, create: &WouldBe, usages: &[BindingUsage], observes: bool, 
             current: full.used,
             free_in_ms: None,
         };
-        let code = code_of(&exceeded);
-        let what = if code == "REQUEST_RATE_EXCEEDED" { "creates in its window" } else { "calls in use" };
+        let code = RejectionCode::of_full(&exceeded);
+        let what = if code == RejectionCode::RateExceeded { "creates in its window" } else { "calls in use" };
         let because = format!("limit {} is full: {} of {} {what}", full.binding.limit, full.used, full.allows);
         refused(code, Some(full.binding.limit.to_string()), because, advice(now, full))
     } else {
@@ -177,21 +191,12 @@ fn decide(now: &Now, create: &WouldBe, usages: &[BindingUsage], observes: bool, 
         };
         return Decision { outcome: "admitted", code: None, limit: None, because, advice: vec![] };
     };
-    if observes {
-        let why = if bypassed { "limits are bypassed" } else { "mode is observe" };
-        decision.because.push_str(&format!(" ({why}: it is sent, and marked)"));
+    match enforcement {
+        Enforcement::On => {}
+        Enforcement::Observe => decision.because.push_str(" (mode is observe: it is sent, and marked)"),
+        Enforcement::Bypassed => decision.because.push_str(" (limits are bypassed: it is sent, and marked)"),
     }
     decision
-}
-
-fn code_of(full: &LimitExceeded) -> &'static str {
-    match RejectionCode::of_full(full) {
-        RejectionCode::BusinessLimitExceeded => "BUSINESS_CONCURRENT_LIMIT_EXCEEDED",
-        RejectionCode::LimitExceeded => "CONCURRENT_LIMIT_EXCEEDED",
-        RejectionCode::RateExceeded => "REQUEST_RATE_EXCEEDED",
-        RejectionCode::PlanNotAllowed => "PLAN_NOT_ALLOWED",
-        _ => "GLOBAL_CAPACITY_EXCEEDED",
-    }
 }
 
 /// The advice for a full limit.
@@ -261,8 +266,12 @@ impl Admin {
         let facts = &create.facts;
         let usages: Vec<BindingUsage> =
             capacity.bindings(facts).into_iter().map(|binding| now.usage(binding)).collect();
-        let (observes, bypassed) = (capacity.mode() == Mode::Observe, capacity.bypass().is_some());
-        let decision = decide(now, create, &usages, observes, bypassed);
+        let enforcement = match (capacity.mode(), capacity.bypass()) {
+            (Mode::Enforce, _) => Enforcement::On,
+            (Mode::Observe, None) => Enforcement::Observe,
+            (Mode::Observe, Some(_)) => Enforcement::Bypassed,
+        };
+        let decision = decide(now, create, &usages, enforcement);
         json!({
             "about": about, "now": rfc3339(now.at_ms), "mode": now.policy.mode().as_str(), "bypass": self.bypass_shown(),
             "create": {
@@ -334,10 +343,12 @@ impl Admin {
         let mut answer = json!({"about": "refusal", "now": rfc3339(now.at_ms)});
         let business = BusinessId::parse(&record.business).ok();
         let account = self.account_asked(Some(&record.account)).ok();
-        let direction = if record.direction == "inbound" { Direction::Inbound } else { Direction::Outbound };
         if let (Some(business), Some(account)) = (business, account) {
-            let create =
-                WouldBe { facts: facts(now, business, account, direction), unknown_business: None, blocked: None };
+            let create = WouldBe {
+                facts: facts(now, business, account, record.direction),
+                unknown_business: None,
+                blocked: None,
+            };
             answer = self.explained(now, "refusal", &create, who);
         }
         answer["refusal"] = refusal(record);

@@ -305,7 +305,7 @@ impl Admin {
                 };
                 let paused = (act == "pause").then(|| reason.unwrap_or("an operator paused it").to_owned());
                 let change = RunChange { reason: paused, ..RunChange::of(&run.id, from, to, now_ms) };
-                if !store.move_run(change, self.calls.lifecycle.tell).await? {
+                if !store.move_run(change, self.calls.lifecycle.notice).await? {
                     return Err(conflict(run, act));
                 }
                 None

@@ -2,8 +2,8 @@
 
 use futures_util::FutureExt as _;
 
-use super::Capacity;
 use super::state::GateOp;
+use super::{Capacity, Deciding};
 use crate::call::Phase;
 use crate::failpoint;
 use crate::policy::decision::{LeaseRow, keys};
@@ -22,9 +22,7 @@ pub(super) fn lease_of(call: &NewCall) -> LeaseRow {
 
 impl Capacity {
     /// Counts a call that exists already, over limits if necessary, and records it.
-    ///
-    /// The caller holds [`Capacity::deciding`].
-    pub async fn adopt(&self, mut call: NewCall) -> Result<InsertOutcome> {
+    pub async fn adopt(&self, _deciding: &Deciding, mut call: NewCall) -> Result<InsertOutcome> {
         call.keys = keys(&self.0.policy.load().bindings(&call.facts));
         let held = lease_of(&call);
         if !self.is_shared() {
@@ -52,9 +50,7 @@ impl Capacity {
     }
 
     /// Counts an unconfirmed call from now on, over limits if necessary. `false`: it counts already, or has ended.
-    ///
-    /// The caller holds [`Capacity::deciding`].
-    pub async fn confirm(&self, record: &CallRecord) -> Result<bool> {
+    pub async fn confirm(&self, _deciding: &Deciding, record: &CallRecord) -> Result<bool> {
         let keys = keys(&self.0.policy.load().bindings(&record.facts));
         loop {
             let state = self.state();

@@ -97,12 +97,13 @@ mod tests {
     use crate::metrics::Metrics;
     use crate::policy::decision::GateMode;
     use crate::store::sqlite::SqliteStore;
-    use crate::store::{OwnershipMode, Replica};
+    use crate::store::{Migrate, OwnershipMode, Replica};
 
     async fn capacity() -> Capacity {
         let folder = std::env::temp_dir().join(format!("ringfence-bypass-{}", crate::ids::CallId::new()));
         std::fs::create_dir_all(&folder).unwrap();
-        let store = SqliteStore::open(&folder.join("ringfence.db"), true, OwnershipMode::Exclusive).await.unwrap();
+        let store =
+            SqliteStore::open(&folder.join("ringfence.db"), Migrate::Run, OwnershipMode::Exclusive).await.unwrap();
         Capacity::new(
             Arc::new(store),
             None,

@@ -9,7 +9,7 @@ use futures_util::FutureExt as _;
 use super::adopt::lease_of;
 use super::limiter::{Gate, GateError};
 use super::state::GateOp;
-use super::{Admission, AdmissionError, Capacity, Lease};
+use super::{Admission, AdmissionError, Capacity, Deciding, Lease};
 use crate::failpoint;
 use crate::metrics::Degraded;
 use crate::policy::OnOutage;
@@ -33,10 +33,9 @@ enum Attempt {
 
 impl Capacity {
     /// Decides about a request and writes its call record. `call.slots` and `call.keys` are filled in here.
-    ///
-    /// The caller holds [`Capacity::deciding`].
     pub async fn admit(
         &self,
+        _deciding: &Deciding,
         mut request: AdmissionRequest,
         mut call: NewCall,
     ) -> std::result::Result<Admission, AdmissionError> {

@@ -159,8 +159,8 @@ impl Two {
             mode: Mode::Enforce,
             at_ms: call.at_ms,
         };
-        let _deciding = replica.deciding().await;
-        replica.admit(request, call).await
+        let deciding = replica.deciding().await;
+        replica.admit(&deciding, request, call).await
     }
 
     async fn is_admitted(&self, replica: &Capacity) -> bool {
@@ -391,7 +391,9 @@ async fn hole_3_14_what_redis_has_yet_to_be_told_counts_by_the_limits_of_today()
     let two = Two::with(3, None).await;
     two.world.wipe().await;
     let exists = NewCall { origin: Origin::Foreign, ..two.new_call() };
-    assert_eq!(two.a.adopt(exists.clone()).await.unwrap(), InsertOutcome::New(None));
+    let deciding = two.a.deciding().await;
+    assert_eq!(two.a.adopt(&deciding, exists.clone()).await.unwrap(), InsertOutcome::New(None));
+    drop(deciding);
     assert_eq!(two.a.status().waiting, 1);
     let tomorrow = model::policy(1);
     two.b.swap(tomorrow.clone(), || {}).await.unwrap();

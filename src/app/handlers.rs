@@ -50,7 +50,7 @@ impl Handler for Listener {
         let is_webhooks = matches!(self, Listener::Webhooks(_));
         // ringfence sent it to a tenant's URL: whatever way it came back, it has no rights.
         if !is_webhooks && exchange.headers().contains_key(CALLBACK_MARK) {
-            warn!(path = exchange.path(), "request denied: a callback sent by ringfence reached its own listener");
+            warn!(path = exchange.path(), "request rejected: a callback sent by ringfence reached its own listener");
             let message = "Callbacks sent by ringfence are rejected here.";
             return exchange.respond(problem(StatusCode::FORBIDDEN, "CALLBACK_REFUSED", message)).await;
         }

@@ -50,14 +50,14 @@ impl Loops {
         tasks.spawn(follow_do_not_call(self.capacity.roles(), newest(), stop()));
 
         // Webhooks.
-        tasks.spawn(webhooks::replay_loop(self.inbox(), self.leads(), stop()));
+        tasks.spawn(webhooks::replay_loop(self.inbox(), self.role(), stop()));
         tasks.spawn(webhooks::journal_loop(self.inbox(), stop()));
-        tasks.spawn(webhooks::spool_loop(self.inbox(), self.leads(), stop()));
-        tasks.spawn(webhooks::deferred_loop(self.inbox(), self.leads(), stop()));
+        tasks.spawn(webhooks::spool_loop(self.inbox(), self.role(), stop()));
+        tasks.spawn(webhooks::deferred_loop(self.inbox(), self.role(), stop()));
         let live = newest();
         tasks.spawn(deliver::run(move || live.calls(), spool, wake, stop()));
         let live = newest();
-        tasks.spawn(watch_hooks(move || live.calls().post_call, self.leads(), stop()));
+        tasks.spawn(watch_hooks(move || live.calls().post_call, self.role(), stop()));
 
         // Bulk runs: a drain ends them first.
         let live = newest();
@@ -76,6 +76,12 @@ impl Loops {
     fn inbox(&self) -> impl Fn() -> Webhooks + Send + use<> {
         let live = self.live.clone();
         move || live.webhooks()
+    }
+
+    /// This replica's role.
+    fn role(&self) -> impl Fn() -> Role + Send + use<> {
+        let capacity = self.capacity.clone();
+        move || capacity.role()
     }
 
     /// Whether this replica leads.

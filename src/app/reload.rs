@@ -348,7 +348,7 @@ impl Live {
         }
         (written.set_log_filter)(&filter);
         for one in &renewed {
-            warn!(code = one.code, "{}", one.title);
+            warn!(code = one.code, title = one.title, "config reloaded with a warning");
         }
         diagnostics.extend(renewed);
         lock(&self.tried).in_force = read.inputs.clone();

@@ -12,7 +12,7 @@ use crate::admin::auth::{Access, Scope};
 use crate::admin::{RECORD_AWAY, secured};
 use crate::clock::Clock;
 use crate::net::{Edge, Exchange, Handler, RunningEdge};
-use crate::reply::{health, json_answer, problem};
+use crate::reply::{RejectionCode, health, json_answer, problem};
 use crate::sync::lock;
 
 /// `Retry-After`, in seconds.
@@ -45,7 +45,8 @@ impl Handler for Door {
             problem(StatusCode::SERVICE_UNAVAILABLE, "STORE_UNAVAILABLE", &why)
         } else {
             let message = "Nothing was sent: ringfence waits for its database.";
-            let body = json!({"error": "CALL_STORE_UNAVAILABLE", "message": message, "called": false});
+            let body =
+                json!({"error": RejectionCode::StoreUnavailable.fixed_str(), "message": message, "called": false});
             json_answer(StatusCode::SERVICE_UNAVAILABLE, &body)
         };
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECS));

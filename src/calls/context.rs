@@ -16,7 +16,7 @@ use crate::provider::account::Account;
 use crate::provider::description::Group;
 use crate::provider::path::normal;
 use crate::provider::secret::Secret;
-use crate::store::CallRecord;
+use crate::store::{AppNotice, CallRecord, DeliveryOrder};
 
 /// The longest answer of a provider that is read, in bytes: a list of 1,000 calls is about 1 MiB.
 pub const ANSWER_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -49,10 +49,20 @@ pub struct CallSettings {
     pub sweep: Option<Duration>,
     /// How long after a call's end its post-call record may be missing before it is fetched.
     pub record_wait: Duration,
-    /// A failing delivery holds back later ones of the same call.
-    pub strict_order: bool,
+    /// Whether a failing delivery holds back later ones of the same call.
+    pub delivery_order: DeliveryOrder,
     /// Where ringfence's own events are delivered, if the app wants them.
     pub events: Option<Arc<OwnEvents>>,
+}
+
+impl CallSettings {
+    /// Whether the app gets ringfence's own events about calls.
+    pub fn notice(&self) -> AppNotice {
+        match self.events {
+            Some(_) => AppNotice::Send,
+            None => AppNotice::Omit,
+        }
+    }
 }
 
 /// Where ringfence's own events are delivered.
@@ -68,7 +78,7 @@ pub struct OwnEvents {
 /// settings until it is done; a reload makes another context, with the same `tasks` and `sweep_requests`.
 #[derive(Clone)]
 pub struct Context {
-    /// The only writer of a call's state.
+    /// The only writer of a call's phase, ids and end.
     pub lifecycle: Lifecycle,
     /// Identifies the business of a request. Which limits bind a call is decided by the newest policy instead,
     /// [`Lifecycle::policy`].

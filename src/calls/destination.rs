@@ -50,13 +50,13 @@ impl Destinations {
     /// Why a create's destination must not be called, if so. In observe mode it only marks the request.
     pub(super) async fn rejection(&self, request: &CreateRequest) -> Option<Rejection> {
         let found = self.blocked(request).await?;
-        self.context.lifecycle.metrics.destination_rejected(found.why.as_str());
+        self.context.lifecycle.metrics.destination_rejected(found.why.rule());
         let code = match found.why {
             Blocked::Invalid => RejectionCode::InvalidDestination,
             _ => RejectionCode::DoNotCall,
         };
         let message = format!("Not dialled: {}.", found.sentence());
-        let rejection = Rejection { blocked_by: Some(found.why.as_str()), ..Rejection::new(code, message) };
+        let rejection = Rejection { blocked_by: Some(found.why.rule()), ..Rejection::new(code, message) };
         let written = self.context.lifecycle.policy.load().mode();
         if written == Mode::Observe || (matches!(found.why, Blocked::Unreadable) && self.context.observes()) {
             let _ = request.would_reject.set(rejection);
@@ -156,7 +156,7 @@ impl Destinations {
             }
         }
         if !known.is_readable() {
-            warn!("the do-not-call lists can be read again");
+            warn!("do-not-call lists readable again");
         }
         known.set_readable(true);
         self.show_do_not_call();

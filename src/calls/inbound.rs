@@ -60,16 +60,19 @@ impl Inbound {
 
     /// Admits an inbound call, or returns how it is rejected. A call that is known by one of its ids keeps its slot, however many
     /// webhooks report it.
-    pub async fn arrive(&self, arrival: Arrival) -> Result<ArrivalOutcome> {
+    ///
+    /// # Errors
+    /// Whether it may stay is not known: no limiter can decide, or the store failed.
+    pub async fn arrive(&self, arrival: Arrival) -> std::result::Result<ArrivalOutcome, AdmissionError> {
         // Two webhooks of one new call may arrive at the same moment: the second would find the limit filled by the first, and
         // reject the call.
         let _alone = self.alone(&arrival.aliases).boxed().await;
         let store = &self.context.lifecycle.store;
         if let Some(known) = store.resolve(&arrival.aliases).await? {
-            return self.known(&known, &arrival).boxed().await;
+            return Ok(self.known(&known, &arrival).boxed().await?);
         }
         if let Some(order) = self.create_of(&arrival).boxed().await? {
-            return self.known(&order, &arrival).boxed().await;
+            return Ok(self.known(&order, &arrival).boxed().await?);
         }
         if let Some(what) = self.verify_with_provider(&arrival).await {
             return Ok(ArrivalOutcome::Contradicted(what));
@@ -84,9 +87,8 @@ impl Inbound {
         let ask = AdmissionRequest { call: call.clone(), bindings, slots: Slots::ONE, mode, at_ms };
         let mut record = self.context.lifecycle.new_call(&call, facts.clone(), arrival.origin, arrival.phase);
         record.aliases = arrival.aliases.clone();
-        let full = match self.context.lifecycle.admit(ask, record.clone()).boxed().await {
-            Ok(Admission::Admitted { would_reject, .. }) => {
-                drop(deciding);
+        let full = match self.context.lifecycle.admit(deciding, ask, record.clone()).boxed().await? {
+            Admission::Admitted { would_reject, .. } => {
                 failpoint::hit("inbound.opened").await;
                 self.context.lifecycle.metrics.admitted(&facts);
                 info!(
@@ -103,24 +105,15 @@ impl Inbound {
                 }
                 return Ok(ArrivalOutcome::Admitted(call));
             }
-            Ok(Admission::Known(other)) => {
-                drop(deciding);
-                return self.known(&other, &arrival).boxed().await;
-            }
-            Ok(Admission::Rejected(full)) => full,
-            Err(AdmissionError::Store(error)) => return Err(error),
-            Err(AdmissionError::Gate(why)) => {
-                warn!(why, "inbound call rejected: the gate does not answer");
-                return Err(StoreError::Failed(why));
-            }
+            Admission::Known(other) => return Ok(self.known(&other, &arrival).boxed().await?),
+            Admission::Rejected(full) => full,
         };
-        drop(deciding);
         // The call exists until it is rejected or hung up, so it is counted, apart from admitted calls.
         record.over_limit = true;
         failpoint::hit("inbound.full").await;
         if let InsertOutcome::Known(other) = self.context.lifecycle.adopt(record).await? {
             // Another webhook of the same call was first: the call is not rejected.
-            return self.known(&other, &arrival).boxed().await;
+            return Ok(self.known(&other, &arrival).boxed().await?);
         }
         failpoint::hit("inbound.adopted").await;
         self.rejections.inbound(&call, &facts, &full).await;

@@ -1,4 +1,4 @@
-//! The only writer of a call's state: persist, then release the lease if the call ended, then notify.
+//! The only writer of a call's phase, ids and end: persist, then release the lease if the call ended, then notify.
 //!
 //! The caller of a change may be dropped (a client hangs up, a listener drains); the change is completed nevertheless
 //! ([`finish`]).
@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use tracing::{error, info, warn};
 
 pub use crate::admission::LivePolicy;
-use crate::admission::{Admission, AdmissionError, Capacity};
+use crate::admission::{Admission, AdmissionError, Capacity, Deciding};
 use crate::call::{Deadlines, EndProof, Event, Origin, Outcome, Phase, Source, Step};
 use crate::calls::notify::Hub;
 use crate::clock::{Clock, UnixMs};
@@ -23,7 +23,9 @@ use crate::metrics::Metrics;
 use crate::policy::Facts;
 use crate::policy::decision::AdmissionRequest;
 use crate::provider::description::OWN_ID_KIND;
-use crate::store::{ApplyOutcome, CallRecord, Change, InsertOutcome, NewCall, Result, Store, StoreError, Voucher};
+use crate::store::{
+    AppNotice, ApplyOutcome, CallRecord, Change, InsertOutcome, NewCall, Result, Store, StoreError, Voucher,
+};
 pub use finish::{Finish, Panicked, finish};
 
 /// Writes what happens to a call, frees its lease after its end, and notifies. Cloning is cheap.
@@ -46,7 +48,7 @@ pub struct Lifecycle {
     /// Notified of every call that ends.
     pub hub: Hub,
     /// Whether ringfence sends the app its own events about calls.
-    pub tell: bool,
+    pub notice: AppNotice,
 }
 
 /// The pause before a change that failed is applied again.
@@ -78,7 +80,7 @@ fn finished<T: Send + 'static>(
 impl Lifecycle {
     /// An empty change of a call.
     pub fn change(&self, call: &CallId, seen_by: Source) -> Change {
-        Change { tell: self.tell, ..Change::of(call, seen_by, self.clock.now_ms(), &self.deadlines) }
+        Change { notice: self.notice, ..Change::of(call, seen_by, self.clock.now_ms(), &self.deadlines) }
     }
 
     /// A new call record; its deadline is that of its phase.
@@ -98,21 +100,24 @@ impl Lifecycle {
             fingerprint: None,
             keys: vec![],
             replica: Some(self.capacity.replica().to_owned()),
-            tell: self.tell,
+            notice: self.notice,
             aliases: vec![],
         }
     }
 
     /// Decides about a request and writes its call record. A call without a record was never admitted. News that arrived before
-    /// the call is applied at once. The caller holds [`Capacity::deciding`].
+    /// the call is applied at once. The policy may change once the call is recorded, or rejected.
     pub async fn admit(
         &self,
+        deciding: Deciding,
         order: AdmissionRequest,
         call: NewCall,
     ) -> std::result::Result<Admission, AdmissionError> {
         let (this, id) = (self.clone(), order.call.clone());
         let admitted = finish(async move {
-            let admitted = this.capacity.admit(order, call).await;
+            let admitted = this.capacity.admit(&deciding, order, call).await;
+            // News that is applied below may need it again.
+            drop(deciding);
             failpoint::hit("call.opened").await;
             match &admitted {
                 Ok(Admission::Admitted { early, .. }) => this.after_opening(&id, *early).await,
@@ -224,9 +229,10 @@ impl Lifecycle {
     }
 
     async fn adopt_now(&self, call: NewCall) -> Result<InsertOutcome> {
-        let _deciding = self.capacity.deciding().await;
         let id = call.id.clone();
-        let adopted = self.capacity.adopt(call).await;
+        let deciding = self.capacity.deciding().await;
+        let adopted = self.capacity.adopt(&deciding, call).await;
+        drop(deciding);
         failpoint::hit("call.opened").await;
         if let Ok(InsertOutcome::New(news)) = &adopted {
             self.after_opening(&id, *news).await;
@@ -310,8 +316,10 @@ impl Lifecycle {
             && change.absent != Some(true)
             && applied.conflicts.is_empty()
         {
-            let _deciding = self.capacity.deciding().await;
-            if self.capacity.confirm(&applied.record).await? {
+            let deciding = self.capacity.deciding().await;
+            let is_confirmed = self.capacity.confirm(&deciding, &applied.record).await?;
+            drop(deciding);
+            if is_confirmed {
                 info!(%call, by = %change.seen_by, "unconfirmed call found at its provider; counted");
             }
         }

@@ -154,7 +154,7 @@ impl Calls {
         settings: CallSettings,
         deadlines: Deadlines,
     ) -> Self {
-        let lifecycle = Lifecycle { deadlines, tell: settings.events.is_some(), ..self.lifecycle.clone() };
+        let lifecycle = Lifecycle { deadlines, notice: settings.notice(), ..self.lifecycle.clone() };
         let (accounts, settings) = (Arc::new(accounts), Arc::new(settings));
         let context = Context { lifecycle, policy, accounts, upstream, settings, ..Context::clone(&self.context) };
         Self::over(context, self.state.clone())

@@ -23,6 +23,15 @@ const TOLD_BYTES_MAX: usize = 4096;
 /// Calls with an interim utterance that are kept. Beyond that, older ones are dropped: final utterances follow soon.
 const PARTIALS_MAX: usize = 4096;
 
+/// Where something happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NewsFrom {
+    /// In this process.
+    Here,
+    /// At another replica.
+    Replica,
+}
+
 /// A call has changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notification {
@@ -30,8 +39,8 @@ pub struct Notification {
     pub call: CallId,
     /// The change.
     pub news: News,
-    /// Whether this process is its origin.
-    pub is_ours: bool,
+    /// Where it happened.
+    pub from: NewsFrom,
 }
 
 /// A change of a call.
@@ -111,22 +120,22 @@ impl Hub {
         if is_quiet {
             self.clear_partial(call);
         }
-        self.pass_on(call, News::Record, false);
+        self.pass_on(call, News::Record, NewsFrom::Replica);
     }
 
     /// Passes on that a call ended at another replica.
     pub fn ended_at_replica(&self, call: &CallId) {
         self.clear_partial(call);
-        self.pass_on(call, News::Ended, false);
+        self.pass_on(call, News::Ended, NewsFrom::Replica);
     }
 
     fn send(&self, call: &CallId, news: News) {
-        self.pass_on(call, news, true);
+        self.pass_on(call, news, NewsFrom::Here);
     }
 
-    fn pass_on(&self, call: &CallId, news: News, is_ours: bool) {
+    fn pass_on(&self, call: &CallId, news: News, from: NewsFrom) {
         // There may be no subscribers.
-        let _ = self.notifications.send(Notification { call: call.clone(), news, is_ours });
+        let _ = self.notifications.send(Notification { call: call.clone(), news, from });
     }
 
     fn partials(&self) -> MutexGuard<'_, (u64, HashMap<CallId, Newest>)> {
@@ -136,15 +145,15 @@ impl Hub {
 
     /// Sets the interim utterance of a call, in place of the previous one; a late one is ignored.
     pub fn set_partial(&self, call: &CallId, partial: Partial) {
-        self.take_partial(call, partial, true);
+        self.take_partial(call, partial, NewsFrom::Here);
     }
 
     /// Takes a partial utterance from another replica.
     pub fn set_partial_from_replica(&self, call: &CallId, partial: Partial) {
-        self.take_partial(call, partial, false);
+        self.take_partial(call, partial, NewsFrom::Replica);
     }
 
-    fn take_partial(&self, call: &CallId, partial: Partial, is_ours: bool) {
+    fn take_partial(&self, call: &CallId, partial: Partial, from: NewsFrom) {
         {
             let (count, newest) = &mut *self.partials();
             let before = newest.get(call).filter(|(_, before)| before.speaker == partial.speaker);
@@ -157,7 +166,7 @@ impl Hub {
             *count += 1;
             newest.insert(call.clone(), (*count, partial));
         }
-        self.pass_on(call, News::Partial, is_ours);
+        self.pass_on(call, News::Partial, from);
     }
 
     /// The interim utterance of a call, if it is newer than `after`, and its number since the start.
@@ -181,7 +190,7 @@ mod tests {
         hub.notify(&call);
         let mut listening = hub.listen();
         hub.notify(&call);
-        assert_eq!(listening.recv().await, Ok(Notification { call, news: News::Record, is_ours: true }));
+        assert_eq!(listening.recv().await, Ok(Notification { call, news: News::Record, from: NewsFrom::Here }));
         assert!(listening.try_recv().is_err());
     }
 
@@ -202,8 +211,8 @@ mod tests {
         hub.publish(&call, said("good morning".to_owned()));
         hub.publish(&call, said("x".repeat(TOLD_BYTES_MAX + 1)));
         let told = News::Said(Arc::new(said("good morning".to_owned())));
-        assert_eq!(listening.recv().await, Ok(Notification { call: call.clone(), news: told, is_ours: true }));
-        assert_eq!(listening.recv().await, Ok(Notification { call, news: News::Record, is_ours: true }));
+        assert_eq!(listening.recv().await, Ok(Notification { call: call.clone(), news: told, from: NewsFrom::Here }));
+        assert_eq!(listening.recv().await, Ok(Notification { call, news: News::Record, from: NewsFrom::Here }));
     }
 
     #[tokio::test]
@@ -222,7 +231,7 @@ mod tests {
         hub.notify(&call);
         assert_eq!(hub.partial_since(&call, 0), None);
         for news in [News::Partial, News::Partial, News::Record, News::Record] {
-            assert_eq!(listening.recv().await, Ok(Notification { call: call.clone(), news, is_ours: true }));
+            assert_eq!(listening.recv().await, Ok(Notification { call: call.clone(), news, from: NewsFrom::Here }));
         }
     }
 }

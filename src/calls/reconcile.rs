@@ -313,7 +313,7 @@ impl Sweeper {
     }
 
     /// Sweeps once. Returns the pause until the next sweep.
-    pub async fn sweep_once(&mut self) -> Duration {
+    async fn sweep_once(&mut self) -> Duration {
         let mine = match self.mine().await {
             Ok(mine) => mine,
             Err(error) => {
@@ -561,7 +561,7 @@ fn ms(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
-fn log<T>(result: Result<T>) {
+fn log<T>(result: std::result::Result<T, impl std::fmt::Display>) {
     if let Err(error) = result {
         warn!(%error, "failed to record results of the sweep; retrying");
     }

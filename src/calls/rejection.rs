@@ -95,7 +95,7 @@ impl NoteRejection for Noted<'_> {
             limit = rejection.limit.as_ref().map(|limit| limit.name.as_str()),
             retry_after_secs = rejection.wait_secs(),
             to = of.to.map(mask_number),
-            "request denied"
+            "request rejected"
         );
         if !self.is_retry {
             let reason = rejection.code.metric_reason(&of.account.provider.refusal);
@@ -152,6 +152,15 @@ impl Rejections {
         let message = format!(
             "It is not known whether the call was dialled: {why}. Do not send it again; its slot is held until {} confirms the outcome. [{call}]",
             of.account.provider.name
+        );
+        self.respond(Rejection::new(RejectionCode::OutcomeUnknown, message), of)
+    }
+
+    /// The same, for a create that observe mode sent although it could not be counted.
+    pub(super) fn uncounted_outcome_unknown(&self, of: &RejectedRequest<'_>, why: &str) -> Response<Bytes> {
+        warn!(account = %of.account.name, why, "outcome of an uncounted create unknown; the next sweep counts its call");
+        let message = format!(
+            "It is not known whether the call was dialled: {why}. Do not send it again; it is not counted: the database is unavailable."
         );
         self.respond(Rejection::new(RejectionCode::OutcomeUnknown, message), of)
     }
@@ -226,7 +235,7 @@ impl Rejections {
             account = %facts.account,
             limit = %full.limit,
             from = facts.other_number.as_deref().map(mask_number),
-            "inbound call denied"
+            "inbound call rejected"
         );
         self.record(business, &facts.account, facts.direction, &rejection, CAPACITY_INBOUND, Recorded::Rejected);
     }
@@ -234,7 +243,7 @@ impl Rejections {
     // === observe mode ===
 
     /// Whether a rejection only marks its request.
-    pub(super) fn only_marks(&self, rejection: &Rejection) -> bool {
+    pub fn only_marks(&self, rejection: &Rejection) -> bool {
         self.context.observes() && rejection.code.observed() == ObserveAction::Sent
     }
 
@@ -246,11 +255,11 @@ impl Rejections {
         }
     }
 
-    /// Notes what would have rejected a request that is sent.
-    pub(super) fn observed(&self, rejection: &Rejection, of: &RejectedRequest<'_>) {
+    /// Logs, counts and records what would have rejected a request that is sent.
+    pub fn observed(&self, rejection: &Rejection, of: &RejectedRequest<'_>) {
         let code = rejection.code.as_str(&of.account.provider.refusal);
         self.count_observed(code);
-        info!(refusal = %rejection.id, business = of.business, account = %of.account.name, code, why = rejection.message, "request would be denied");
+        info!(refusal = %rejection.id, business = of.business, account = %of.account.name, code, why = rejection.message, "request would be rejected");
         self.record(of.business, &of.account.name, of.direction, rejection, code, Recorded::Observed);
     }
 
@@ -282,14 +291,14 @@ impl Rejections {
             at: lifecycle.clock.now_ms(),
             business: business.to_owned(),
             account: account.to_string(),
-            direction: direction.to_string(),
+            direction,
             code: code.to_owned(),
             limit_name: rejection.limit.as_ref().map(|limit| limit.name.clone()),
             current: rejection.limit.as_ref().map(|limit| limit.in_use),
             limit: rejection.limit.as_ref().map(|limit| limit.bound),
             observed: why == Recorded::Observed,
             attempts: 1,
-            tell: lifecycle.tell,
+            notice: lifecycle.notice,
         };
         self.state.log.record(record, &lifecycle.store, &self.context.tasks);
     }

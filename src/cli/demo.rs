@@ -3,7 +3,7 @@
 
 mod bulk_run;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
@@ -562,6 +562,7 @@ drain_secs = 1
 }
 
 /// The demo's config, for a test of its validity.
-pub fn sample_config(folder: &Path) -> config::Loaded {
+#[cfg(test)]
+pub(crate) fn sample_config(folder: &std::path::Path) -> config::Loaded {
     config::load(&config_text("http://127.0.0.1:1", 2, &SimSettings::default()), folder, &|_| None)
 }

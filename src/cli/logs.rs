@@ -100,7 +100,7 @@ where
         let level = *event.metadata().level();
         let colour = match (what.as_str(), level) {
             (_, Level::ERROR) => 31,
-            ("request denied" | "inbound call denied", _) | (_, Level::WARN) => 33,
+            ("request rejected" | "inbound call rejected", _) | (_, Level::WARN) => 33,
             ("admitted" | "inbound admitted", _) => 32,
             _ => 0,
         };

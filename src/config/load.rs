@@ -209,7 +209,7 @@ impl Sections {
             inbound_account: inbound.account.clone(),
             sweep: reconcile.sweep,
             record_wait: records.wait,
-            strict_order: records.strict_order,
+            delivery_order: records.delivery_order,
             events: records.events.clone(),
         }
     }

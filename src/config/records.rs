@@ -13,6 +13,7 @@ use crate::calls::OwnEvents;
 use crate::net::CallbackRules;
 use crate::policy::Privacy;
 use crate::provider::sign::standard_key;
+use crate::store::DeliveryOrder;
 use crate::webhooks::AppHost;
 
 /// The settings of these tables.
@@ -21,7 +22,7 @@ pub(super) struct Records {
     pub(super) app_public_url: Option<Uri>,
     pub(super) callbacks: CallbackRules,
     pub(super) forward_paths: ForwardPaths,
-    pub(super) strict_order: bool,
+    pub(super) delivery_order: DeliveryOrder,
     pub(super) app_host: AppHost,
     pub(super) events: Option<Arc<OwnEvents>>,
     pub(super) wait: Duration,
@@ -42,7 +43,10 @@ pub(super) fn read(root: &Table<'_>) -> Records {
             ForwardPaths::default()
         })
     });
-    let strict_order = app.flag("strict_order").unwrap_or(false);
+    let delivery_order = match app.flag("strict_order") {
+        Some(true) => DeliveryOrder::Strict,
+        Some(false) | None => DeliveryOrder::FailedStepAside,
+    };
     let app_host = app.parsed("host", AppHost::parse).unwrap_or_default();
     let events = events(&app);
     app.finish();
@@ -66,7 +70,7 @@ pub(super) fn read(root: &Table<'_>) -> Records {
         app_public_url,
         callbacks,
         forward_paths,
-        strict_order,
+        delivery_order,
         app_host,
         events,
         wait,

@@ -10,6 +10,7 @@ use crate::admission::AdmissionSettings;
 use crate::admission::limiter::redis::RedisSettings;
 use crate::policy::decision::GateMode;
 use crate::policy::{OnOutage, RETENTION_DAYS};
+use crate::store::Migrate;
 use crate::store::postgres::{Pooler, PostgresSettings};
 
 /// The database.
@@ -19,8 +20,8 @@ pub struct StoreSettings {
     pub path: PathBuf,
     /// The Postgres server.
     pub postgres: Option<PostgresSettings>,
-    /// Whether the schema is migrated at start.
-    pub migrate_on_start: bool,
+    /// What becomes of a missing or older schema at start.
+    pub migrate_on_start: Migrate,
     /// Ended calls, webhooks and rejections older than this are deleted, unless their business has its own retention.
     pub retention_days: u32,
 }
@@ -82,7 +83,10 @@ pub(super) fn store(root: &Table<'_>, folder: &std::path::Path) -> StoreSettings
     let settings = StoreSettings {
         path,
         postgres,
-        migrate_on_start: table.flag("migrate_on_start").unwrap_or(true),
+        migrate_on_start: match table.flag("migrate_on_start") {
+            Some(false) => Migrate::Reject,
+            Some(true) | None => Migrate::Run,
+        },
         retention_days: table.count("retention_days", RETENTION_DAYS).unwrap_or(30),
     };
     table.finish();

@@ -58,7 +58,7 @@ pub struct Table<'a> {
 }
 
 /// A value from the environment or from the file.
-pub enum RawValue<'a> {
+enum RawValue<'a> {
     /// The variable and its value.
     Env(String, String),
     /// The value and its place.

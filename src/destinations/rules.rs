@@ -12,6 +12,7 @@ use super::number::{Country, Destination, Kind, Number, Validate};
 use super::zones::{Zone, zones_of};
 use crate::clock::rfc3339;
 use crate::ids::prefix_key;
+use crate::words::words;
 
 /// A prefix of numbers, as in `+90`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -178,17 +179,37 @@ pub enum Blocked {
     Only,
 }
 
+words!(
+    /// The rule that blocks a destination, in answers and metrics.
+    BlockRule {
+        /// It is not a telephone number that can be called.
+        Invalid = "invalid",
+        /// A do-not-call list has it.
+        DoNotCall = "do_not_call",
+        /// A do-not-call list could not be read.
+        ListUnreadable = "list_unreadable",
+        /// Its prefix.
+        Prefix = "prefix",
+        /// Its type.
+        Type = "type",
+        /// The time of day there.
+        QuietHours = "quiet_hours",
+        /// It is not among those allowed in a trial.
+        OnlyNumbers = "only_numbers",
+    }
+);
+
 impl Blocked {
-    /// The name in answers and metrics.
-    pub const fn as_str(self) -> &'static str {
+    /// The rule.
+    pub const fn rule(self) -> BlockRule {
         match self {
-            Blocked::Invalid => "invalid",
-            Blocked::Listed(_) => "do_not_call",
-            Blocked::Unreadable => "list_unreadable",
-            Blocked::Prefix => "prefix",
-            Blocked::Kind(_) => "type",
-            Blocked::Quiet(_) | Blocked::Never => "quiet_hours",
-            Blocked::Only => "only_numbers",
+            Blocked::Invalid => BlockRule::Invalid,
+            Blocked::Listed(_) => BlockRule::DoNotCall,
+            Blocked::Unreadable => BlockRule::ListUnreadable,
+            Blocked::Prefix => BlockRule::Prefix,
+            Blocked::Kind(_) => BlockRule::Type,
+            Blocked::Quiet(_) | Blocked::Never => BlockRule::QuietHours,
+            Blocked::Only => BlockRule::OnlyNumbers,
         }
     }
 }

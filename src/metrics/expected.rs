@@ -5,6 +5,7 @@ use prometheus::IntCounterVec;
 use super::labels::*;
 use super::{Metrics, PLAN_INBOUND, PLAN_UNKNOWN, UNVERIFIED};
 use crate::call::Direction;
+use crate::destinations::BlockRule;
 use crate::ids::AccountName;
 use crate::provider::description::LimitClass;
 use crate::words::NamedEnum;
@@ -61,6 +62,9 @@ impl Metrics {
         zero_all::<Degraded>(&m.gate.gate_degraded);
         zero_all::<Firing>(&m.runs.schedule_firings);
         zero_all::<Repair>(&m.gate.gate_repairs);
+        zero_all::<RunDial>(&m.runs.run_dials);
+        zero_all::<ClientMessage>(&m.clients.client_messages);
+        zero_all::<BlockRule>(&m.checks.destinations_rejected);
         zero_all::<CertificateReload>(&m.checks.certificate_reloads);
         zero_all::<ReloadOutcome>(&m.config.config_reloads);
         for status in ["2xx", "4xx", "5xx"] {

@@ -97,6 +97,8 @@ words!(
         Journaled = "journaled",
         /// It could not be stored.
         Failed = "failed",
+        /// No limiter could decide about the inbound call that it reports.
+        Undecided = "undecided",
         /// An interim utterance, which is only shown.
         Partial = "partial",
         /// It has no usable utterance.
@@ -257,5 +259,61 @@ words!(
         Orphan = "orphan",
         /// An open call had none.
         Uncounted = "uncounted",
+    }
+);
+
+words!(
+    /// The result of an attempt to dial a job of a bulk run.
+    RunDial {
+        /// Its call is placed, or may be.
+        Called = "called",
+        /// The attempt was made before.
+        Known = "known",
+        /// A limit is full; the job waits.
+        Full = "full",
+        /// The provider's own limit is full.
+        ProviderLimit = "provider_limit",
+        /// It was not sent.
+        NotSent = "not_sent",
+        /// The provider rejected it, or it cannot be sent as it is.
+        Rejected = "rejected",
+        /// No limiter can decide.
+        Away = "away",
+        /// No lead of the run can be called at present.
+        Held = "held",
+    }
+);
+
+words!(
+    /// The type of a message on a WebSocket of `listen.client`.
+    ClientMessage {
+        /// A call or a run is followed.
+        SubscriptionConfirmed = "subscription_confirmed",
+        /// It is not followed any more.
+        UnsubscribeConfirmed = "unsubscribe_confirmed",
+        /// The transcript restarts.
+        CannotResume = "cannot_resume",
+        /// An utterance.
+        Transcription = "transcription",
+        /// An utterance that may still change.
+        Partial = "partial",
+        /// A call has ended.
+        CallStatus = "call_status",
+        /// Its post-call record.
+        CallCompleted = "call_completed",
+        /// All calls of a business are followed.
+        BusinessSubscribed = "business_subscribed",
+        /// They are not followed any more.
+        BusinessUnsubscribed = "business_unsubscribed",
+        /// The state of a job of a followed run.
+        RunJob = "run_job",
+        /// The state of a followed run.
+        RunProgress = "run_progress",
+        /// Some `run_job` messages were skipped.
+        RunJobsSkipped = "run_jobs_skipped",
+        /// A newer token is in use.
+        TokenRenewed = "token_renewed",
+        /// A request of the client cannot be carried out.
+        Error = "error",
     }
 );

@@ -237,7 +237,7 @@ impl WebhookMetrics {
             records: m.counters(
                 "ringfence_post_call_records_total",
                 "Post-call records, by source: webhook, asked (fetched), or missing.",
-                &["account", "came"],
+                &["account", "source"],
             )?,
             hook_missed: m.gauges(
                 "ringfence_webhook_missed_calls",

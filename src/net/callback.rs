@@ -160,7 +160,7 @@ impl CallbackRules {
     ///
     /// # Errors
     /// The reason why it may not be called.
-    pub fn check_address(&self, host: &str, to: SocketAddr) -> Result<(), CallbackError> {
+    fn check_address(&self, host: &str, to: SocketAddr) -> Result<(), CallbackError> {
         if self.is_own(to) {
             return Err(CallbackError {
                 reason: CallbackErrorReason::Own,

@@ -269,7 +269,7 @@ impl Exchange {
     /// is ignored.
     pub async fn respond(&mut self, response: Response<Bytes>) {
         if self.is_answered() {
-            return tracing::debug!("handler answered one request twice");
+            return tracing::debug!("second answer to a request ignored");
         }
         let bodiless = self.head.method == Method::HEAD || matches!(response.status().as_u16(), 204 | 304);
         let (mut head, body) = response.into_parts();
@@ -287,7 +287,7 @@ impl Exchange {
     /// Answers with a streamed body, until the sender of the pieces is dropped or the client goes away.
     pub async fn respond_live(&mut self, response: Response<()>, pieces: mpsc::Receiver<Bytes>) {
         if self.is_answered() {
-            return tracing::debug!("handler answered one request twice");
+            return tracing::debug!("second answer to a request ignored");
         }
         let (mut head, ()) = response.into_parts();
         response_head(&mut head, None);

@@ -3,6 +3,7 @@
 //! Parsers are lenient in different ways: bare LF, repeated equal lengths, a length beside chunks, a fragment. A proxy before or a
 //! server behind may read the same bytes differently. So what two parsers could read differently is rejected here.
 
+use http::Version;
 use memchr::{memchr, memchr_iter, memchr2};
 
 use super::grammar::{LINE, TARGET, TEXT, TOKEN, all, is_host};
@@ -45,7 +46,7 @@ pub(super) fn judge(head: &[u8], settings: &EdgeSettings) -> Result<Framing, Ref
     while first.is_empty() && !lines.0.is_empty() {
         first = lines.next_line()?;
     }
-    let (authority, is_http_11) = request_line(first)?;
+    let (authority, version) = request_line(first)?;
     let mut fields = Fields::default();
     let mut count = 0;
     loop {
@@ -59,7 +60,7 @@ pub(super) fn judge(head: &[u8], settings: &EdgeSettings) -> Result<Framing, Ref
         }
         fields.take(line)?;
     }
-    fields.framing(authority, is_http_11)
+    fields.framing(authority, version)
 }
 
 /// The lines of a head. Each must end in CRLF and contain no other CR.
@@ -74,8 +75,8 @@ impl<'a> Lines<'a> {
     }
 }
 
-/// Parses `method SP request-target SP version` (RFC 9112 §3). Returns the authority of an absolute target, and whether it is 1.1.
-fn request_line(line: &[u8]) -> Result<(Option<&[u8]>, bool), Refusal> {
+/// Parses `method SP request-target SP version` (RFC 9112 §3). Returns the authority of an absolute target, and the version.
+fn request_line(line: &[u8]) -> Result<(Option<&[u8]>, Version), Refusal> {
     let mut parts = line.split(|byte| *byte == b' ');
     let (Some(method), Some(target), Some(version), None) = (parts.next(), parts.next(), parts.next(), parts.next())
     else {
@@ -87,9 +88,9 @@ fn request_line(line: &[u8]) -> Result<(Option<&[u8]>, bool), Refusal> {
     if method.is_empty() || !all(method, TOKEN) {
         return Err(Refusal::MALFORMED);
     }
-    let is_http_11 = match version {
-        b"HTTP/1.1" => true,
-        b"HTTP/1.0" => false,
+    let version = match version {
+        b"HTTP/1.1" => Version::HTTP_11,
+        b"HTTP/1.0" => Version::HTTP_10,
         _ => return Err(Refusal::MALFORMED),
     };
     if matches!(method, b"CONNECT" | b"TRACE") {
@@ -99,9 +100,9 @@ fn request_line(line: &[u8]) -> Result<(Option<&[u8]>, bool), Refusal> {
         return Err(Refusal::TARGET);
     }
     match target {
-        [b'/', ..] => Ok((None, is_http_11)),
-        b"*" if method == b"OPTIONS" => Ok((None, is_http_11)),
-        _ => Ok((Some(authority(target)?), is_http_11)),
+        [b'/', ..] => Ok((None, version)),
+        b"*" if method == b"OPTIONS" => Ok((None, version)),
+        _ => Ok((Some(authority(target)?), version)),
     }
 }
 
@@ -167,10 +168,10 @@ impl<'a> Fields<'a> {
         Ok(())
     }
 
-    fn framing(&self, authority: Option<&[u8]>, is_http_11: bool) -> Result<Framing, Refusal> {
+    fn framing(&self, authority: Option<&[u8]>, version: Version) -> Result<Framing, Refusal> {
         match (self.host, authority) {
             // HTTP/1.0 had no Host.
-            (None, _) if is_http_11 => return Err(Refusal::NO_HOST),
+            (None, _) if version == Version::HTTP_11 => return Err(Refusal::NO_HOST),
             (_, Some(authority)) if !is_host(authority) => return Err(Refusal::HOST),
             (Some(host), Some(authority)) if !host.eq_ignore_ascii_case(authority) => return Err(Refusal::HOST),
             _ => {}
@@ -188,7 +189,7 @@ impl<'a> Fields<'a> {
         if length.is_some() {
             return Err(Refusal::LENGTH_AND_CODING);
         }
-        if !is_http_11 || !self.codings.ends_in_chunked {
+        if version != Version::HTTP_11 || !self.codings.ends_in_chunked {
             return Err(Refusal::MALFORMED);
         }
         // A body in another coding would lose its label when forwarded.

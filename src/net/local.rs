@@ -124,7 +124,7 @@ impl LocalSocket {
             if uid == 0 || uid == Uid::effective().as_raw() {
                 return Ok((stream, Peer::Local { uid }));
             }
-            tracing::warn!(uid, socket = %self.path().display(), "connection of another user denied");
+            tracing::warn!(uid, socket = %self.path().display(), "connection of another user rejected");
         }
     }
 }

@@ -75,5 +75,5 @@ pub use served::served_until;
 pub use settings::EdgeSettings;
 pub use socket::{SocketError, WebSocket};
 pub use tap::{TAP_BYTES_MAX, Tap, Tapped};
-pub use tls::{ReloadingTls, TlsError, install_crypto_provider};
+pub use tls::{CertificateUse, ReloadingTls, TlsError, install_crypto_provider};
 pub use upstream::{SendResult, Upstream, UpstreamError, UpstreamSettings};

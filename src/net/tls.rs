@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use crate::sync::lock;
+use crate::words::words;
 use arc_swap::ArcSwap;
 use ring::digest;
 use rustls::pki_types::pem::PemObject as _;
@@ -12,6 +13,16 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use tokio_rustls::TlsAcceptor;
+
+words!(
+    /// A certificate whose expiry is shown.
+    CertificateUse {
+        /// The listener's own.
+        Server = "server",
+        /// The first of the client authorities.
+        ClientCa = "client_ca",
+    }
+);
 
 /// Installs `ring` as the process's TLS cryptography; later calls do nothing. Must run before any TLS, so `main` calls it first;
 /// everything in this module that needs it calls it too.
@@ -98,9 +109,12 @@ impl ReloadingTls {
     }
 
     /// When the certificates in use expire, in seconds since 1970: the listener's, and the first of the client authorities.
-    pub fn expiries(&self) -> Vec<(&'static str, i64)> {
+    pub fn expiries(&self) -> Vec<(CertificateUse, i64)> {
         let of = |name, path: Option<&PathBuf>| Some((name, expiry(path?).ok()?.1));
-        [of("server", Some(&self.0.cert)), of("client_ca", self.0.client_ca.as_ref())].into_iter().flatten().collect()
+        [of(CertificateUse::Server, Some(&self.0.cert)), of(CertificateUse::ClientCa, self.0.client_ca.as_ref())]
+            .into_iter()
+            .flatten()
+            .collect()
     }
 
     /// Reads both files again and uses them for new connections from now on.

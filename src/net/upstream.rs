@@ -311,7 +311,10 @@ impl Upstream {
         let to = To::of(lane, &uri)
             .ok_or_else(|| UpstreamError::Invalid(format!("{uri} is not an absolute http or https address")))?;
         frame(request, &uri);
-        let is_upgrade = request.headers().contains_key(header::UPGRADE);
+        let asked = match request.headers().contains_key(header::UPGRADE) {
+            true => Asked::Upgrade,
+            false => Asked::Answer,
+        };
         loop {
             let waiting = self.0.pool.take(&to);
             let is_new = waiting.is_none();
@@ -322,7 +325,7 @@ impl Upstream {
             let sent = connection.sender.try_send_request(unsent.take().ok_or_else(missing)?);
             let mut error = match sent.await {
                 Ok(response) => {
-                    if let Some(why) = unfit(&response, is_upgrade) {
+                    if let Some(why) = unfit(&response, asked) {
                         return Err(UpstreamError::Broken(why.to_owned()));
                     }
                     let is_tunnel = response.status() == StatusCode::SWITCHING_PROTOCOLS;
@@ -401,9 +404,18 @@ fn frame(request: &mut Request<Outgoing>, uri: &Uri) {
     }
 }
 
+/// What a request asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    /// Another protocol on its connection.
+    Upgrade,
+    /// An answer.
+    Answer,
+}
+
 /// Why an answer cannot be passed on: an upgrade that was not requested, or a transfer coding other than chunked.
-fn unfit(response: &Response<Incoming>, is_upgrade: bool) -> Option<&'static str> {
-    if response.status() == StatusCode::SWITCHING_PROTOCOLS && !is_upgrade {
+fn unfit(response: &Response<Incoming>, asked: Asked) -> Option<&'static str> {
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS && asked == Asked::Answer {
         return Some("a 101 that was not requested");
     }
     let mut codings = response.headers().get_all(header::TRANSFER_ENCODING).iter();

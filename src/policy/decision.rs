@@ -15,6 +15,7 @@ use serde::Serialize;
 use crate::clock::UnixMs;
 use crate::ids::CallId;
 use crate::policy::{Binding, Bound, Facts, Mode, Policy, Scope};
+use crate::words::words;
 pub use rate::RateLog;
 pub use retry_after::RetryAfterEstimator;
 
@@ -185,39 +186,17 @@ pub fn rate_logs(policy: &Policy, sent: &[(UnixMs, Facts)]) -> Vec<(String, Rate
     logs.into_iter().collect()
 }
 
-/// The back end that decides.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum GateMode {
-    /// One process's memory.
-    Memory,
-    /// The store's database.
-    Database,
-    /// Redis.
-    Redis,
-}
-
-impl GateMode {
-    /// The word in the database, config, metrics and answers.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            GateMode::Memory => "memory",
-            GateMode::Database => "database",
-            GateMode::Redis => "redis",
-        }
+words!(
+    /// The back end that decides.
+    GateMode {
+        /// One process's memory.
+        Memory = "memory",
+        /// The store's database.
+        Database = "database",
+        /// Redis.
+        Redis = "redis",
     }
-}
-
-impl std::str::FromStr for GateMode {
-    type Err = String;
-
-    fn from_str(word: &str) -> Result<Self, String> {
-        [Self::Memory, Self::Database, Self::Redis]
-            .into_iter()
-            .find(|mode| mode.as_str() == word)
-            .ok_or_else(|| format!("{word:?} is not a mode of the limiter"))
-    }
-}
+);
 
 /// The state under which admissions are recorded: one row in the database, so that all replicas agree on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

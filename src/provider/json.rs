@@ -11,11 +11,11 @@ use serde_json::{Map, Number, Value};
 
 /// The maximum number of values that are built; further ones are skipped. Our choice, above a page of 1,000 calls: a value in memory
 /// takes many times its shortest spelling.
-pub const VALUES_MAX: usize = 100_000;
+const VALUES_MAX: usize = 100_000;
 
 /// The maximum depth that is built; deeper values are null. Our choice, below the 128 at which serde_json stops, because serde_json
 /// reads stored parts of the value again.
-pub const DEPTH_MAX: usize = 100;
+const DEPTH_MAX: usize = 100;
 
 /// A parsed body.
 #[derive(Debug, Clone, PartialEq)]

@@ -18,7 +18,7 @@ pub const FORM_PAIRS_MAX: usize = 1_000;
 
 /// The maximum XML in bytes. Our choice, far above what providers answer: checking for duplicate attributes and nested
 /// namespaces takes quadratic time.
-pub const XML_BYTES_MAX: usize = 32 * 1024;
+const XML_BYTES_MAX: usize = 32 * 1024;
 
 /// A body, decoded according to its content type.
 #[derive(Debug, Clone, PartialEq)]

@@ -30,6 +30,13 @@ pub const CREATE_BYTES_MAX: usize = 1024 * 1024;
 /// The maximum body of a batch create, in bytes: 10,000 recipients with 1.6 KiB of variables each.
 pub const CREATE_MANY_BYTES_MAX: usize = 16 * 1024 * 1024;
 
+/// How many calls a request at a path may create.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum CreateSize {
+    One,
+    Many,
+}
+
 /// A parsed request at the path of a create.
 pub(super) enum Parsed {
     /// It creates calls.
@@ -80,20 +87,23 @@ pub(super) async fn parse(
         let business = shown_business(to.business.as_deref(), &headers);
         Box::new(Unparsed { rejection, direction, business, sdk_sleeps })
     };
-    let many = may_create_many(&account.provider, exchange.method(), path);
-    let bytes = read_bytes(calls, exchange, many).await.map_err(|why| reject(why, Direction::Outbound))?;
+    let size = match may_create_many(&account.provider, exchange.method(), path) {
+        true => CreateSize::Many,
+        false => CreateSize::One,
+    };
+    let bytes = read_bytes(calls, exchange, size).await.map_err(|why| reject(why, Direction::Outbound))?;
     let read_at = Instant::now();
     if is_encoded(&headers) {
-        if calls.observes() {
-            let code = RejectionCode::EncodedBody.as_str(&account.provider.refusal);
-            calls.lifecycle.metrics.would_reject(code);
-            info!(account = %account.name, path, code, "request would be denied");
-            return Ok(Parsed::Other);
-        }
         let message = "Not dialled: a create's body must not be compressed.";
-        return Err(reject(Rejection::new(RejectionCode::EncodedBody, message), Direction::Outbound));
+        let rejected = reject(Rejection::new(RejectionCode::EncodedBody, message), Direction::Outbound);
+        if !calls.rejections.only_marks(&rejected.rejection) {
+            return Err(rejected);
+        }
+        // Passed through, so its response is the provider's as it comes: it has no header that marks it.
+        calls.rejections.observed(&rejected.rejection, &rejected.of(account));
+        return Ok(Parsed::Other);
     }
-    let body = decode(calls, account, exchange.header("content-type"), &bytes, many);
+    let body = decode(calls, account, exchange.header("content-type"), &bytes, size);
     let query: Vec<(String, String)> =
         form_urlencoded::parse(exchange.query().unwrap_or_default().as_bytes()).into_owned().collect();
     let message = Message { query: &query, ..Message::new(&body, &headers) };
@@ -130,8 +140,11 @@ pub(super) async fn parse(
 }
 
 /// Reads the body of a possible create. In observe mode every body may be as large as one for many calls.
-async fn read_bytes(calls: &Calls, exchange: &mut Exchange, many: bool) -> Result<Bytes, Rejection> {
-    let bytes_max = if many || calls.observes() { CREATE_MANY_BYTES_MAX } else { CREATE_BYTES_MAX };
+async fn read_bytes(calls: &Calls, exchange: &mut Exchange, size: CreateSize) -> Result<Bytes, Rejection> {
+    let bytes_max = match size {
+        CreateSize::One if !calls.observes() => CREATE_BYTES_MAX,
+        CreateSize::One | CreateSize::Many => CREATE_MANY_BYTES_MAX,
+    };
     exchange.read_body(bytes_max).await.map_err(|error| match error {
         BodyError::TooLarge { limit } => {
             Rejection::new(RejectionCode::BodyTooLarge, format!("A create has at most {limit} bytes."))
@@ -174,12 +187,12 @@ fn upstream_request(method: Method, uri: Uri, mut headers: HeaderMap, body: Byte
 }
 
 /// Parses a create's body. A batch is read completely or not at all: the calls of a part would be a wrong count.
-fn decode(calls: &Calls, account: &Account, content_type: Option<&str>, bytes: &[u8], many: bool) -> Document {
+fn decode(calls: &Calls, account: &Account, content_type: Option<&str>, bytes: &[u8], size: CreateSize) -> Document {
     let read = Document::read(content_type, bytes, &[]);
     let Some(flaw) = read.flaw else { return read.document };
     calls.lifecycle.metrics.unreadable(&account.name, MessageKind::Create, flaw);
     info!(account = %account.name, flaw = flaw.as_str(), bytes = bytes.len(), "create body is not strict JSON");
-    if many && flaw == Flaw::Cut { Document::Empty } else { read.document }
+    if size == CreateSize::Many && flaw == Flaw::Cut { Document::Empty } else { read.document }
 }
 
 /// The attributes that a create shows of itself.

@@ -31,18 +31,18 @@ pub(super) struct Mounted {
 
 /// The account and path that a request is for.
 #[derive(Debug)]
-pub struct RoutedRequest<'a> {
+pub(super) struct RoutedRequest<'a> {
     /// The account.
-    pub account: &'a Arc<Account>,
+    pub(super) account: &'a Arc<Account>,
     /// The business in `/b/{business}/…`.
-    pub business: Option<&'a str>,
+    pub(super) business: Option<&'a str>,
     /// The path at the provider, without mount and business.
-    pub path: &'a str,
+    pub(super) path: &'a str,
 }
 
 /// Why a request matches no account.
 #[derive(Debug, Clone)]
-pub enum RouteError {
+pub(super) enum RouteError {
     /// Nothing is mounted at its path, and its host belongs to no provider.
     Unknown,
     /// The URL names one account, and the request's id or key belongs to another.
@@ -58,7 +58,7 @@ pub enum RouteError {
 /// several accounts of one provider the request's own attributes decide: the account id in the path (Twilio's account SID), else the
 /// key. Without either, it is the account named like its provider's mount, else the first one. A parent account's key may be used on
 /// the path of a subaccount, so an id in the path outranks the key.
-pub fn route<'a>(
+pub(super) fn route<'a>(
     accounts: &'a BTreeMap<AccountName, Arc<Account>>,
     host: Option<&str>,
     path: &'a str,

@@ -65,14 +65,13 @@ pub enum RejectionCode {
     UpstreamSilent,
     /// The provider's answer redirects to one of its other hosts.
     UpstreamRedirects,
-    /// Nothing is mounted at the path.
-    UnknownRoute,
 }
 
 /// What observe mode does where enforce mode answers with a code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ObserveAction {
-    /// The create is sent and marked: header, counter, log, record.
+    /// The create is sent and marked: counter, log, record, and a header on the response. A create whose body cannot be read passes
+    /// through, and its response has no such header.
     Sent,
     /// The provider's own answer is passed on unchanged, and marked.
     PassedOn,
@@ -126,7 +125,7 @@ impl Kind {
 
 impl RejectionCode {
     /// All codes.
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 28] = [
         RejectionCode::GlobalCapacityExceeded,
         RejectionCode::BusinessLimitExceeded,
         RejectionCode::LimitExceeded,
@@ -155,7 +154,6 @@ impl RejectionCode {
         RejectionCode::UpstreamUnreachable,
         RejectionCode::UpstreamSilent,
         RejectionCode::UpstreamRedirects,
-        RejectionCode::UnknownRoute,
     ];
 
     /// What observe mode does instead: it rejects only what cannot be sent at all.
@@ -185,7 +183,6 @@ impl RejectionCode {
             | RejectionCode::BatchEnded
             | RejectionCode::Overloaded
             | RejectionCode::UpstreamUnreachable
-            | RejectionCode::UnknownRoute
             | RejectionCode::AccountMismatch
             | RejectionCode::BodyTooLarge
             | RejectionCode::InvalidRequest => ObserveAction::Answered,
@@ -212,14 +209,19 @@ impl RejectionCode {
 
     /// The code in the body's `error` field.
     pub fn as_str(self, shape: &RejectionShape) -> &str {
-        match self {
+        self.fixed_str().unwrap_or(&shape.provider_429_code)
+    }
+
+    /// The same; `None` for that of a provider's own limit, which the provider's description has.
+    pub const fn fixed_str(self) -> Option<&'static str> {
+        Some(match self {
             RejectionCode::GlobalCapacityExceeded => "GLOBAL_CAPACITY_EXCEEDED",
             RejectionCode::BusinessLimitExceeded => "BUSINESS_CONCURRENT_LIMIT_EXCEEDED",
             RejectionCode::LimitExceeded => "CONCURRENT_LIMIT_EXCEEDED",
             RejectionCode::RateExceeded => "REQUEST_RATE_EXCEEDED",
             RejectionCode::PlanNotAllowed => "PLAN_NOT_ALLOWED",
             RejectionCode::UnknownBusiness => "UNKNOWN_BUSINESS",
-            RejectionCode::ProviderLimit => &shape.provider_429_code,
+            RejectionCode::ProviderLimit => return None,
             RejectionCode::InitiationFailed => "CALL_INITIATION_FAILED",
             RejectionCode::AccountRemoved => "ACCOUNT_REMOVED",
             RejectionCode::BatchEnded => "BATCH_ENDED",
@@ -241,8 +243,12 @@ impl RejectionCode {
             RejectionCode::UpstreamUnreachable => "UPSTREAM_UNREACHABLE",
             RejectionCode::UpstreamSilent => "UPSTREAM_OUTCOME_UNKNOWN",
             RejectionCode::UpstreamRedirects => "UPSTREAM_REDIRECTS",
-            RejectionCode::UnknownRoute => "UNKNOWN_ROUTE",
-        }
+        })
+    }
+
+    /// The code with this text, as [`RejectionCode::fixed_str`] has it.
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|code| code.fixed_str() == Some(text))
     }
 
     /// The label `reason` of `concurrent_rejected_total`.
@@ -270,7 +276,6 @@ impl RejectionCode {
                 StatusCode::BAD_REQUEST
             }
             RejectionCode::EncodedBody => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            RejectionCode::UnknownRoute => StatusCode::NOT_FOUND,
             RejectionCode::UpstreamUnreachable => StatusCode::BAD_GATEWAY,
             _ => StatusCode::SERVICE_UNAVAILABLE,
         }
@@ -290,8 +295,7 @@ impl RejectionCode {
             | RejectionCode::AccountMismatch
             | RejectionCode::KeyReused
             | RejectionCode::InvalidDestination
-            | RejectionCode::ClientDisconnected
-            | RejectionCode::UnknownRoute => Kind::Invalid,
+            | RejectionCode::ClientDisconnected => Kind::Invalid,
             RejectionCode::InitiationFailed
             | RejectionCode::AccountRemoved
             | RejectionCode::BatchEnded
@@ -320,10 +324,7 @@ impl RejectionCode {
     /// Whether a create that it answers counts as rejected. Some say that a call was made, or may have been; others answer only
     /// requests of which it is not known that they are creates.
     pub const fn counts_as_rejected(self) -> bool {
-        let is_of_no_create = matches!(
-            self,
-            RejectionCode::AccountMismatch | RejectionCode::UpstreamSilent | RejectionCode::UnknownRoute
-        );
+        let is_of_no_create = matches!(self, RejectionCode::AccountMismatch | RejectionCode::UpstreamSilent);
         matches!(self.disposition(), Disposition::NotCalled) && !is_of_no_create
     }
 

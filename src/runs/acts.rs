@@ -19,7 +19,7 @@ impl Runs {
     pub async fn cancel(&self, calls: &Calls, run: &str) -> Result<Option<u64>> {
         let (store, now_ms) = (&calls.lifecycle.store, calls.lifecycle.clock.now_ms());
         let change = RunChange::of(run, &OPEN, RunState::Canceled, now_ms);
-        if !store.move_run(change, calls.lifecycle.tell).await? {
+        if !store.move_run(change, calls.lifecycle.notice).await? {
             let is_canceled = store.run_of(run).await?.is_some_and(|run| run.state == RunState::Canceled);
             if !is_canceled {
                 return Ok(None);
@@ -41,13 +41,13 @@ impl Runs {
         if run.state == RunState::Canceled {
             // The cancel may have been interrupted. Only jobs with these outcomes are to be dialled; a repeat finds it paused.
             let change = RunChange::of(&run.id, &[RunState::Canceled], RunState::Paused, now_ms);
-            if store.move_run(change, false).await? {
+            if store.move_run(change, crate::store::AppNotice::Omit).await? {
                 store.cancel_jobs(&run.id, now_ms).await?;
             }
         }
         let jobs = store.retry_jobs(&run.id, outcomes, now_ms).await?;
         let change = RunChange { is_retry: true, ..RunChange::of(&run.id, &RETRIABLE, RunState::Running, now_ms) };
-        let is_moved = store.move_run(change, calls.lifecycle.tell).await?;
+        let is_moved = store.move_run(change, calls.lifecycle.notice).await?;
         self.changed();
         Ok(is_moved.then_some(jobs))
     }

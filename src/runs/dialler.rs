@@ -158,7 +158,7 @@ impl Dialler {
         calls.lifecycle.metrics.runs_running(running.len());
         self.forget_all_but(&running, now_ms);
         if running.iter().any(|one| one.next_due.is_none() && one.open == 0 && !one.has_waiting) {
-            for run in calls.lifecycle.store.finish_runs(now_ms, calls.lifecycle.tell).await? {
+            for run in calls.lifecycle.store.finish_runs(now_ms, calls.lifecycle.notice).await? {
                 info!(run, "run completed");
             }
         }
@@ -437,8 +437,8 @@ async fn fail(calls: &Calls, run: &str, why: &str, now_ms: UnixMs) -> Result<()>
         reason: Some(why.to_owned()),
         ..RunChange::of(run, &[RunState::Running, RunState::Paused], RunState::Failed, now_ms)
     };
-    if calls.lifecycle.store.move_run(change, calls.lifecycle.tell).await? {
-        error!(run, why, "[BulkCall] Run {run} FAILED: {why}");
+    if calls.lifecycle.store.move_run(change, calls.lifecycle.notice).await? {
+        error!(run, why, "run failed");
     }
     Ok(())
 }

@@ -104,7 +104,7 @@ impl Feedback {
             resume_at: breaker.resume_after_secs.map(|secs| now_ms + i64::from(secs) * 1000),
             now_ms,
         };
-        match calls.lifecycle.store.record_results(results, calls.lifecycle.tell).await {
+        match calls.lifecycle.store.record_results(results, calls.lifecycle.notice).await {
             Ok(Some(reason)) => {
                 calls.lifecycle.metrics.run_breaker();
                 warn!(run, reason, "run paused by its breaker");
@@ -118,7 +118,7 @@ impl Feedback {
     pub(super) async fn hold_account(&self, calls: &Calls, run: &str, account: &str, until: UnixMs) {
         self.hold(run, until);
         if let Err(error) = calls.lifecycle.store.hold_runs(account, until).await {
-            warn!(account, %error, "failed to tell other replicas of a full provider");
+            warn!(account, %error, "failed to hold the runs of an account at other replicas");
         }
     }
 }

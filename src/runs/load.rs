@@ -17,18 +17,18 @@ use super::spec::{Duplicates, Spec};
 use super::{Runs, not_a_number, zone_of};
 use crate::calls::Calls;
 use crate::clock::UnixMs;
-use crate::store::StoreError;
 use crate::store::runs::{NewJob, Run, RunChange, RunMade, RunState, TakeLoad};
+use crate::store::{AppNotice, StoreError};
 
 /// Mistakes reported one by one; more are only counted.
-pub const MISTAKES_MAX: usize = 1_000;
+const MISTAKES_MAX: usize = 1_000;
 /// Leads per write.
 const WRITTEN: usize = 1_000;
 /// The pause before an incomplete load is discarded again, after an error of the store.
 const DISCARD_RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// The reason of a run whose provider needs a callback URL that is not configured. Dashboards of earlier systems look for this text.
-pub const NO_PUBLIC_HOST: &str = "No public host configured";
+const NO_PUBLIC_HOST: &str = "No public host configured";
 
 /// A lead that cannot be called.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -50,7 +50,7 @@ pub enum LoadError {
     Leads {
         /// How many.
         count: u64,
-        /// The first [`MISTAKES_MAX`] of them.
+        /// The first thousand of them.
         mistakes: Vec<Mistake>,
     },
     /// It conflicts with another run or load.
@@ -64,16 +64,24 @@ pub enum LoadError {
     Store(#[from] StoreError),
 }
 
+/// What a load does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Load {
+    /// It fills a run that it has created, and deletes it if its leads are invalid.
+    New,
+    /// It fills a run that was created before, and stays if its leads are invalid.
+    Resumed,
+    /// It fills nothing: the leads of a run that has been loaded are compared with those that arrive.
+    Known,
+}
+
 /// A load in progress. Dropped before its end (the client disconnected, the store failed), it is discarded.
 pub struct Loading {
     runs: Runs,
     calls: Calls,
     run: Run,
     plan: Plan,
-    /// The run existed: its leads are compared with those that arrive.
-    known: bool,
-    /// The run was created by this request, and is deleted if its leads are invalid.
-    fresh: bool,
+    load: Load,
     /// It is neither complete nor discarded.
     is_open: bool,
     digest: Context,
@@ -136,15 +144,15 @@ impl Runs {
             (run.state, run.reason, run.finished_at) = (RunState::Failed, Some(why.to_owned()), Some(now_ms));
         }
         // From here on it is discarded if this is dropped: whether it was created may stay unknown.
-        let mut loading = self.loading(calls, run, plan, false, true);
+        let mut loading = self.loading(calls, run, plan, Load::New);
         loop {
-            match calls.lifecycle.store.create_run(&loading.run, calls.lifecycle.tell).await? {
+            match calls.lifecycle.store.create_run(&loading.run, calls.lifecycle.notice).await? {
                 RunMade::New => break,
                 RunMade::Known(known) if is_abandoned(&known, calls) => {
                     // Its replica may come back: with another token it can no longer finish what is deleted here.
                     let (before, load) = (known.load.clone(), load_token());
                     let taken = Run { load: Some(load.clone()), ..*known };
-                    let (id, taken) = (taken.id.clone(), self.loading(calls, taken, loading.plan.clone(), false, true));
+                    let (id, taken) = (taken.id.clone(), self.loading(calls, taken, loading.plan.clone(), Load::New));
                     if take_load(calls, &id, before, load).await? {
                         taken.give_up().await;
                     }
@@ -164,23 +172,17 @@ impl Runs {
                     if follow && known.state == RunState::Ready {
                         return self.begin_leads(calls, *known).await;
                     }
-                    (loading.run, loading.known, loading.fresh) = (*known, true, false);
+                    (loading.run, loading.load) = (*known, Load::Known);
                     return Ok(loading);
                 }
             }
         }
         let run = &loading.run;
         if run.state == RunState::Failed {
-            error!(run = run.id, "[BulkCall] Run {} FAILED: {NO_PUBLIC_HOST}", run.id);
+            error!(run = run.id, why = NO_PUBLIC_HOST, "run failed");
         } else {
-            let host = calls.settings.app.public_url.as_ref().and_then(|url| url.host().map(str::to_owned));
-            info!(
-                run = run.id,
-                business = run.business,
-                "[BulkCall] Run {}: public_host={}",
-                run.id,
-                host.unwrap_or_default()
-            );
+            let public_host = calls.settings.app.public_url.as_ref().and_then(|url| url.host());
+            info!(run = run.id, business = run.business, public_host, "run created");
         }
         Ok(loading)
     }
@@ -193,11 +195,11 @@ impl Runs {
         let spec = serde_json::from_str(&run.spec).map_err(|e| LoadError::Invalid(e.to_string()))?;
         let plan = Plan::new(spec, calls).map_err(LoadError::Invalid)?;
         if run.state != RunState::Ready && !is_abandoned(&run, calls) {
-            return Ok(self.loading(calls, run, plan, true, false));
+            return Ok(self.loading(calls, run, plan, Load::Known));
         }
         let (before, load) = (run.load.clone(), load_token());
         let run = Run { state: RunState::Loading, load: Some(load.clone()), ..run };
-        let loading = self.loading(calls, run, plan, false, false);
+        let loading = self.loading(calls, run, plan, Load::Resumed);
         if !take_load(calls, &loading.run.id, before, load).await? {
             return Err(LoadError::Conflict("another request is loading this run".to_owned()));
         }
@@ -205,15 +207,14 @@ impl Runs {
         Ok(loading)
     }
 
-    fn loading(&self, calls: &Calls, run: Run, plan: Plan, known: bool, fresh: bool) -> Loading {
+    fn loading(&self, calls: &Calls, run: Run, plan: Plan, load: Load) -> Loading {
         Loading {
             runs: self.clone(),
             calls: calls.clone(),
-            is_open: !known && run.state == RunState::Loading,
+            is_open: load != Load::Known && run.state == RunState::Loading,
             run,
             plan,
-            known,
-            fresh,
+            load,
             digest: Context::new(&SHA256),
             seen: HashMap::new(),
             hasher: RandomState::new(),
@@ -264,7 +265,7 @@ impl Loading {
 
     /// Whether the run existed.
     pub fn is_known(&self) -> bool {
-        self.known
+        self.load == Load::Known
     }
 
     /// Whether there are no leads, and no mistakes.
@@ -338,7 +339,7 @@ impl Loading {
             self.digest.update(&(part.len() as u64).to_be_bytes());
             self.digest.update(part);
         }
-        if !self.known && self.wrong == 0 {
+        if !self.is_known() && self.wrong == 0 {
             self.waiting.push(NewJob { seq: self.total, number, lead });
         }
         Ok(())
@@ -357,13 +358,13 @@ impl Loading {
     pub async fn give_up(mut self) {
         if self.is_open {
             // After an error, `drop` tries again.
-            self.is_open = discard(&self.calls, &self.run, self.fresh).await.is_err();
+            self.is_open = discard(&self.calls, &self.run, self.load).await.is_err();
         }
     }
 
     /// Ends the request without leads.
     pub fn without_leads(self) -> Loaded {
-        Loaded { run: self.run.clone(), known: self.known }
+        Loaded { run: self.run.clone(), known: self.is_known() }
     }
 
     /// Starts the run, if all leads are valid.
@@ -381,7 +382,7 @@ impl Loading {
             return Err(LoadError::Leads { count, mistakes });
         }
         let digest = hex::encode(std::mem::replace(&mut self.digest, Context::new(&SHA256)).finish());
-        if self.known {
+        if self.is_known() {
             if self.run.digest != digest {
                 let why = format!("{} has other leads, and is {}", self.run.id, self.run.state.as_str());
                 return Err(LoadError::Conflict(why));
@@ -399,7 +400,7 @@ impl Loading {
             load: self.run.load.clone(),
             ..RunChange::of(&self.run.id, &[RunState::Loading], RunState::Running, now_ms)
         };
-        if !store.move_run(change, self.calls.lifecycle.tell).await? {
+        if !store.move_run(change, self.calls.lifecycle.notice).await? {
             return Err(LoadError::Conflict("the run was taken over by another load".to_owned()));
         }
         self.is_open = false;
@@ -415,10 +416,10 @@ impl Drop for Loading {
         if !std::mem::take(&mut self.is_open) {
             return;
         }
-        let (calls, run, fresh) = (self.calls.clone(), self.run.clone(), self.fresh);
+        let (calls, run, load) = (self.calls.clone(), self.run.clone(), self.load);
         // A drain does not wait for it: another replica takes the load of a dead one over.
         tokio::spawn(async move {
-            while let Err(error) = discard(&calls, &run, fresh).await {
+            while let Err(error) = discard(&calls, &run, load).await {
                 debug!(run = run.id, %error, "failed to discard incomplete run; retrying");
                 tokio::time::sleep(DISCARD_RETRY_DELAY).await;
             }
@@ -437,9 +438,9 @@ async fn take_load(calls: &Calls, run: &str, before: Option<String>, load: Strin
     calls.lifecycle.store.take_load(TakeLoad { run, before, load, replica, now_ms }).await
 }
 
-/// Deletes the jobs of an incomplete load, and the run if it is `fresh`. A load whose last write succeeded without an answer is kept. The
+/// Deletes the jobs of an incomplete load, and a new run. A load whose last write succeeded without an answer is kept. The
 /// load first gets a token of its own, so that no rows of another load are deleted. May be repeated.
-async fn discard(calls: &Calls, run: &Run, fresh: bool) -> Result<(), StoreError> {
+async fn discard(calls: &Calls, run: &Run, which: Load) -> Result<(), StoreError> {
     let (store, id) = (&calls.lifecycle.store, &run.id);
     let load = Some(format!("{}-discarded", run.load.as_deref().unwrap_or_default()));
     if !take_load(calls, id, run.load.clone(), load.clone().unwrap_or_default()).await? {
@@ -448,11 +449,11 @@ async fn discard(calls: &Calls, run: &Run, fresh: bool) -> Result<(), StoreError
             return Ok(());
         }
     }
-    if fresh {
+    if which == Load::New {
         return store.forget_run(id).await.map(drop);
     }
     store.forget_jobs(id).await?;
     let now_ms = calls.lifecycle.clock.now_ms();
     let change = RunChange { load, ..RunChange::of(id, &[RunState::Loading], RunState::Ready, now_ms) };
-    store.move_run(change, false).await.map(drop)
+    store.move_run(change, AppNotice::Omit).await.map(drop)
 }

@@ -18,10 +18,11 @@ use crate::calls::outbound::CreateRequest;
 use crate::calls::outbound::job::{JobPlaced, JobTerms, Unavailable};
 use crate::clock::UnixMs;
 use crate::ids::CallId;
+use crate::metrics::RunDial;
 use crate::policy::decision::LimitExceeded;
 use crate::policy::{Binding, Bound, Facts, Scope};
-use crate::store::Store;
 use crate::store::runs::{Job, JobState, Settle};
+use crate::store::{AppNotice, Store};
 use crate::sync::lock;
 
 /// The pause before a job is settled again, after an error of the store.
@@ -201,7 +202,7 @@ impl Placement {
     /// Queues a job again because no lead of its run can be called at present.
     async fn hold(&self, job: &Job, admission: oneshot::Sender<PlacementResult>, why: String) {
         self.settle(queued(job)).await;
-        self.calls.lifecycle.metrics.run_dial("held");
+        self.calls.lifecycle.metrics.run_dial(RunDial::Held);
         let _ = admission.send(PlacementResult::Held(why));
     }
 
@@ -218,7 +219,7 @@ impl Placement {
         let bind = async {
             let Ok(call) = is_admitted.await else { return Err(admission) };
             let _ = admission.send(PlacementResult::Admitted);
-            info!(run = job.run, %call, "Started call for lead={}", job.seq);
+            info!(run = job.run, lead = job.seq, %call, "call of a lead started");
             self.settle(calling(job, &call)).await;
             Ok(call)
         };
@@ -244,10 +245,10 @@ impl Placement {
     }
 
     /// Settles a job. Returns the result for metrics.
-    async fn record(&self, job: &Job, placed: &JobPlaced) -> &'static str {
+    async fn record(&self, job: &Job, placed: &JobPlaced) -> RunDial {
         let now_ms = self.calls.lifecycle.clock.now_ms();
         match placed {
-            JobPlaced::Called(_) => "called",
+            JobPlaced::Called(_) => RunDial::Called,
             JobPlaced::Unknown { call, unavailable } => {
                 if let Some(Unavailable { wait_secs }) = unavailable {
                     let wait_ms = wait_secs.map_or(UNREACHABLE_PAUSE_MS, |secs| i64::from(secs) * 1000);
@@ -255,11 +256,11 @@ impl Placement {
                 }
                 // Counted before it is looked up: this lead may be the cause, and nobody knows by then.
                 self.settle(Settle { unknown_tries: job.unknown_tries + 1, ..calling(job, call) }).await;
-                "called"
+                RunDial::Called
             }
             JobPlaced::Known(call) => {
                 self.settle(calling(job, call)).await;
-                "known"
+                RunDial::Known
             }
             JobPlaced::LimitExceeded(full) => {
                 // A rate limit has a next time; a free slot is notified.
@@ -267,19 +268,19 @@ impl Placement {
                     self.feedback.pace(&job.run, now_ms + full.free_in_ms.unwrap_or(1).max(1));
                 }
                 self.settle(queued(job)).await;
-                "full"
+                RunDial::Full
             }
             JobPlaced::Away(why) => {
-                debug!(run = job.run, why, "no limiter can decide");
+                debug!(run = job.run, why, "failed to admit a job: the limiter cannot decide");
                 self.feedback.hold(&job.run, now_ms + NO_LIMITER_PAUSE_MS);
                 self.settle(queued(job)).await;
-                "away"
+                RunDial::Away
             }
             JobPlaced::ProviderLimit { wait_secs } => {
                 self.hold_account(job, now_ms + i64::from(*wait_secs) * 1000).await;
                 // It keeps its place in the queue.
                 self.settle(Settle { tries: job.tries + 1, ..queued(job) }).await;
-                "provider_limit"
+                RunDial::ProviderLimit
             }
             JobPlaced::NotSent(why) => {
                 let due_at = now_ms + UNREACHABLE_PAUSE_MS;
@@ -289,13 +290,13 @@ impl Placement {
                 }
                 self.settle(Settle { tries: job.tries + 1, due_at, ..queued(job) }).await;
                 self.record_failure(&job.run, why).await;
-                "not_sent"
+                RunDial::NotSent
             }
             JobPlaced::Rejected(why) => {
                 let (attempts, tries) = (job.attempts + 1, job.tries + 1);
                 self.settle(Settle { attempts, tries, ..failed(job, why.clone()) }).await;
                 self.record_failure(&job.run, why).await;
-                "rejected"
+                RunDial::Rejected
             }
         }
     }
@@ -315,7 +316,8 @@ impl Placement {
     /// of a job that is done without a call.
     async fn settle(&self, settle: Settle) {
         let is_without_call = settle.state == JobState::Done && settle.new_call.is_none();
-        let settle = Settle { tell: is_without_call && self.calls.lifecycle.tell, ..settle };
+        let notice = if is_without_call { self.calls.lifecycle.notice } else { AppNotice::Omit };
+        let settle = Settle { notice, ..settle };
         let store: &Arc<dyn Store> = &self.calls.lifecycle.store;
         loop {
             let now_ms = self.calls.lifecycle.clock.now_ms();

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use crate::calls::notify::{Hub, News, Notification};
+use crate::calls::notify::{Hub, News, NewsFrom, Notification};
 use crate::ids::CallId;
 use crate::store::Store;
 
@@ -125,9 +125,9 @@ impl Ends {
     }
 
     fn note(&mut self, notification: Notification) {
-        match (notification.news, notification.is_ours) {
-            (News::Ended, true) => self.here.push(notification.call),
-            (News::Ended, false) => self.elsewhere = true,
+        match (notification.news, notification.from) {
+            (News::Ended, NewsFrom::Here) => self.here.push(notification.call),
+            (News::Ended, NewsFrom::Replica) => self.elsewhere = true,
             _ => {}
         }
     }

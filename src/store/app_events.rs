@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use ulid::Ulid;
 
 use super::runs::{Job, Run};
-use super::{CallRecord, NewCall, RejectionRecord};
+use super::{AppNotice, CallRecord, NewCall, RejectionRecord};
 use crate::call::{Origin, Outcome, Phase, Step};
 use crate::clock::{UnixMs, rfc3339};
 use crate::ids::{Alias, CallId};
@@ -59,7 +59,7 @@ fn of_record(record: &CallRecord) -> Value {
 /// The events of a recorded call: its admission, and that it is live if it is. A call that counts over a limit was not admitted,
 /// nor one that does not count yet.
 pub(super) fn opened(call: &NewCall, slots: u32, admitted_at: UnixMs) -> Vec<AppEvent> {
-    if !call.tell {
+    if call.notice == AppNotice::Omit {
         return vec![];
     }
     let mut data = of_call(&call.id, &call.facts, &call.aliases, slots, admitted_at);
@@ -84,7 +84,7 @@ pub(super) fn stepped(record: &CallRecord, step: Step, at_ms: UnixMs) -> Option<
 
 /// The event of a rejection; none in observe mode.
 pub(super) fn rejected(rejection: &RejectionRecord) -> Option<AppEvent> {
-    if !rejection.tell || rejection.observed {
+    if rejection.notice == AppNotice::Omit || rejection.observed {
         return None;
     }
     let data = json!({

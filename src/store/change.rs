@@ -1,5 +1,6 @@
 //! Changes of calls.
 
+use super::AppNotice;
 use super::record::{CallRecord, CreateAnswer};
 use super::voucher::{Contradiction, Voucher};
 use crate::call::{Event, Source, Step};
@@ -36,7 +37,7 @@ pub struct Change {
     /// The provider's response to the create, if it is kept.
     pub answer: Option<CreateAnswer>,
     /// Sends the app an event.
-    pub tell: bool,
+    pub notice: AppNotice,
 }
 
 impl Change {
@@ -55,7 +56,7 @@ impl Change {
             over_limit: None,
             absent: None,
             answer: None,
-            tell: false,
+            notice: AppNotice::Omit,
         }
     }
 

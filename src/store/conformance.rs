@@ -175,7 +175,7 @@ pub(super) fn new_call(aliases: &[(&str, &str)]) -> NewCall {
         fingerprint: None,
         keys: vec![],
         replica: None,
-        tell: false,
+        notice: AppNotice::Omit,
         aliases: aliases.iter().filter_map(|(k, i)| Alias::new(k, i)).collect(),
     }
 }
@@ -290,18 +290,18 @@ pub(super) async fn a_webhook_is_taken_once(fresh: &impl Fresh) {
     let again = Delivery { id: "d2".to_owned(), ..delivery.clone() };
     store.settle("a", None, EventOutcome::Applied, Some(again), 5).await.unwrap();
     assert_eq!(store.receive(event("c")).await.unwrap(), before(Some(EventOutcome::Applied)));
-    assert_eq!(store.take_deliveries(4, 10, "", false).await.unwrap(), []);
-    assert_eq!(store.take_deliveries(5, 10, "", false).await.unwrap(), [delivery]);
+    assert_eq!(store.take_deliveries(4, 10, "", DeliveryOrder::FailedStepAside).await.unwrap(), []);
+    assert_eq!(store.take_deliveries(5, 10, "", DeliveryOrder::FailedStepAside).await.unwrap(), [delivery]);
     store.delivered("d1", 6, DeliveryResult::Retry { why: "refused".to_owned(), at: 50 }).await.unwrap();
-    assert_eq!(store.take_deliveries(49, 10, "", false).await.unwrap(), []);
-    assert_eq!(store.take_deliveries(50, 10, "", false).await.unwrap()[0].attempts, 1);
+    assert_eq!(store.take_deliveries(49, 10, "", DeliveryOrder::FailedStepAside).await.unwrap(), []);
+    assert_eq!(store.take_deliveries(50, 10, "", DeliveryOrder::FailedStepAside).await.unwrap()[0].attempts, 1);
     assert_eq!(
         store.purge(&RetentionCutoffs::of_all(1000, 1000)).await.unwrap(),
         1,
         "the event goes, what the app waits for stays"
     );
     store.delivered("d1", 51, DeliveryResult::GivenUp { why: "refused".to_owned() }).await.unwrap();
-    assert_eq!(store.take_deliveries(99, 10, "", false).await.unwrap(), []);
+    assert_eq!(store.take_deliveries(99, 10, "", DeliveryOrder::FailedStepAside).await.unwrap(), []);
     assert_eq!(
         store.purge(&RetentionCutoffs::of_all(1000, 1000)).await.unwrap(),
         1,
@@ -483,14 +483,14 @@ pub(super) async fn the_latest_come_first(fresh: &impl Fresh) {
         at: 1,
         business: "b".to_owned(),
         account: "a".to_owned(),
-        direction: "outbound".to_owned(),
+        direction: Direction::Outbound,
         code: "X".to_owned(),
         limit_name: Some("plan.PRO".to_owned()),
         current: Some(3),
         limit: Some(3),
         observed: false,
         attempts: 1,
-        tell: false,
+        notice: AppNotice::Omit,
     };
     let other = RejectionRecord { id: RejectionId::new(), at: 2, limit_name: None, ..rejection.clone() };
     store.record_rejections(vec![]).await.unwrap();

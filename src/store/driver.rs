@@ -201,7 +201,7 @@ pub(super) trait Backend: Send + Sync + 'static {
     /// See [`super::Transcripts::say`].
     async fn put_utterance(&self, call: &CallId, said: NewUtterance) -> Result<Option<UtteranceRef>>;
 
-    /// See [`super::Transcripts::hear`].
+    /// See [`super::Transcripts::ingest`].
     async fn ingest_utterance(&self, speech: UtteranceIngest) -> Result<IngestOutcome>;
 
     /// See [`super::Transcripts::listen`].

@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Cursor;
+use super::{AppNotice, Cursor};
+use crate::call::Direction;
 use crate::clock::UnixMs;
 use crate::ids::RejectionId;
 use crate::words::words;
@@ -151,6 +152,15 @@ pub struct Delivery {
     pub attempts: u32,
 }
 
+/// When the next delivery of a call is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeliveryOrder {
+    /// When the one before it is done or given up.
+    Strict,
+    /// When the one before it was attempted: one that failed is sent again later.
+    FailedStepAside,
+}
+
 /// The result of an attempt to deliver.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DeliveryResult {
@@ -182,8 +192,8 @@ pub struct RejectionRecord {
     /// The account.
     pub account: String,
     /// The direction.
-    pub direction: String,
-    /// The code of the response.
+    pub direction: Direction,
+    /// The code of the response. A provider's description may have its own.
     pub code: String,
     /// The limit.
     pub limit_name: Option<String>,
@@ -197,5 +207,5 @@ pub struct RejectionRecord {
     pub attempts: u32,
     /// Sends the app an event.
     #[serde(skip)]
-    pub tell: bool,
+    pub notice: AppNotice,
 }

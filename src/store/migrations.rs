@@ -26,6 +26,15 @@ pub(super) struct Applied {
 /// The prefix of migrations that only add.
 const EXPAND: &str = "expand";
 
+/// What becomes of a missing or older schema when the store is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Migrate {
+    /// It is migrated.
+    Run,
+    /// It is rejected.
+    Reject,
+}
+
 /// Why a migration failed.
 pub(super) enum Unfit {
     Fault(Fault),

@@ -12,6 +12,7 @@
 //!   once it is recorded here, under the epoch that the pool has at that moment ([`GateState`]).
 
 mod app_events;
+mod app_notice;
 mod bypass;
 mod change;
 #[cfg(test)]
@@ -51,6 +52,7 @@ use crate::ids::{AccountName, Alias, CallId, RejectionId};
 use crate::policy::decision::{AdmissionRequest, GateMode, GateState, LeaseRow};
 use crate::policy::{Business, Facts, Policy};
 use crate::provider::secret::Secret;
+pub use app_notice::AppNotice;
 pub use bypass::Bypass;
 pub use change::{ApplyOutcome, Change};
 pub use do_not_call::{DoNotCallLists, EVERYBODY, ListChange, ListChanges, ListedNumber, NUMBERS_AT_ONCE};
@@ -58,14 +60,16 @@ pub use journal::Journal;
 pub use listing::{EventFilter, ListFilter};
 pub use membership::{BEAT_EVERY_MS, Fleet, LIVE_MS, Living, OwnershipMode, Replica};
 pub use message::{
-    Delivery, DeliveryResult, DeliveryRoute, EventOutcome, NewEvent, Reach, ReceiveOutcome, RejectionRecord,
-    UnsettledEvents,
+    Delivery, DeliveryOrder, DeliveryResult, DeliveryRoute, EventOutcome, NewEvent, Reach, ReceiveOutcome,
+    RejectionRecord, UnsettledEvents,
 };
-pub use operator::{AuditRecord, Desk, Inbox, InboxEvent, Outbox, OutboxDelivery, Purged, Replayable};
+pub use migrations::Migrate;
+pub use operator::{AuditRecord, Desk, Inbox, InboxEvent, Outbox, OutboxDelivery, ParkReason, Purged, Replayable};
 pub use record::{
     AdmitOutcome, AppCallback, CallRecord, Confirmed, CreateAnswer, EpochBump, InFlightRow, InsertOutcome, NewCall,
+    Owner,
 };
-pub use records::{Put, PutPostCall, Records, StoredPostCall, WebhookHealth, WebhookHealthQuery};
+pub use records::{ExpiredBody, Put, PutPostCall, Records, StoredPostCall, WebhookHealth, WebhookHealthQuery};
 pub use retention::{Cursor, EndedCall, Retention, RetentionCutoffs, record_kept, text_kept};
 pub use runs::Runs;
 pub use schedules::Schedules;
@@ -150,7 +154,7 @@ pub trait Store:
 
     /// Takes ownership of a request that was found in this state. For a dead replica's request the outcome becomes unknown,
     /// unless a response is recorded. `false`: another replica was faster.
-    async fn take_in_flight(&self, row: &InFlightRow, me: &str, is_dead: bool) -> Result<bool>;
+    async fn take_in_flight(&self, row: &InFlightRow, me: &str, owner: Owner) -> Result<bool>;
 
     /// Records that a request's client disconnected before the response, if this replica still owns it.
     async fn undelivered(&self, call: &CallId, me: &str) -> Result<()>;
@@ -221,9 +225,15 @@ pub trait Store:
     ) -> Result<UnsettledEvents>;
 
     /// Claims due deliveries, in order: they are reserved for [`TAKEN_MS`] by the store's clock, and the next one of a call is
-    /// not claimed before this one was attempted; in `strict` order, and for ringfence's own events, not before it is done or
+    /// not claimed before this one was attempted; in strict order, and for ringfence's own events, not before it is done or
     /// given up. Counts no attempt. Of spooled ones, only those in this spool. An unreadable one is given up.
-    async fn take_deliveries(&self, at_ms: UnixMs, limit: u32, spool: &str, strict: bool) -> Result<Vec<Delivery>>;
+    async fn take_deliveries(
+        &self,
+        at_ms: UnixMs,
+        limit: u32,
+        spool: &str,
+        order: DeliveryOrder,
+    ) -> Result<Vec<Delivery>>;
 
     /// Records the result of a claimed delivery. A done one stays done.
     async fn delivered(&self, id: &str, at_ms: UnixMs, result: DeliveryResult) -> Result<()>;

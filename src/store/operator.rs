@@ -6,6 +6,7 @@ use serde::Serialize;
 use super::{Bypass, Cursor, DeliveryRoute, EventFilter, NewEvent, Result};
 use crate::clock::UnixMs;
 use crate::ids::CallId;
+use crate::words::words;
 
 /// A filter of the inbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,9 +74,21 @@ pub struct InboxEvent {
     pub due_at: Option<UnixMs>,
     /// Since when it is parked.
     pub parked_at: Option<UnixMs>,
+    /// What parked it.
+    pub park_reason: Option<ParkReason>,
     /// Why it could not be applied.
     pub error: Option<String>,
 }
+
+words!(
+    /// What parks a webhook, or gives up a delivery.
+    ParkReason {
+        /// Its attempts failed.
+        Failed = "failed",
+        /// Its body is in the spool of a process that is gone. It is resumed when that process returns.
+        SpoolUnreachable = "spool_unreachable",
+    }
+);
 
 /// A delivery of the outbox, without its headers and body.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -104,6 +117,8 @@ pub struct OutboxDelivery {
     pub done_at: Option<UnixMs>,
     /// Why the last attempt failed.
     pub last_error: Option<String>,
+    /// What gave it up.
+    pub park_reason: Option<ParkReason>,
 }
 
 /// An entry of the audit log.

@@ -2,11 +2,21 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::AppNotice;
 use crate::call::{EndProof, Event, Origin, Outcome, Phase, Source};
 use crate::clock::UnixMs;
 use crate::ids::{Alias, CallId};
 use crate::policy::Facts;
 use crate::policy::decision::{GateState, LeaseRow, RateLog, Shortfall};
+
+/// The replica that a request is taken over from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owner {
+    /// It lives, and knows the outcome.
+    Live,
+    /// It is dead.
+    Dead,
+}
 
 /// The app's own status callback, which ringfence's own replaced.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,7 +127,7 @@ pub struct NewCall {
     /// The replica that records it.
     pub replica: Option<String>,
     /// Sends the app an event.
-    pub tell: bool,
+    pub notice: AppNotice,
     /// Ids that are known already. If one of them belongs to another call, nothing is written. An id of ringfence's own kind
     /// names the first record of the same call, which was given up: its ids move to this one.
     pub aliases: Vec<Alias>,

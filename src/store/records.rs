@@ -4,7 +4,7 @@ use super::message::EventOutcome;
 use async_trait::async_trait;
 use serde::Serialize;
 
-use super::{Reach, Result, UnsettledEvents};
+use super::{AppNotice, Reach, Result, UnsettledEvents};
 use crate::clock::UnixMs;
 use crate::ids::{Alias, CallId};
 use crate::provider::description::PostCall;
@@ -25,7 +25,7 @@ pub struct PutPostCall {
     /// When the rest is fetched, if it is incomplete. `None`: never.
     pub due_at: Option<UnixMs>,
     /// Sends the app an event when it is complete.
-    pub tell: bool,
+    pub notice: AppNotice,
 }
 
 /// The outcome of storing it.
@@ -95,6 +95,15 @@ impl WebhookHealth {
     }
 }
 
+/// What becomes of the body of a webhook whose call never came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExpiredBody {
+    /// It is kept, as long as the webhook.
+    Keep,
+    /// It is deleted.
+    Forget,
+}
+
 /// The part of a [`super::Store`] that keeps post-call records.
 #[async_trait]
 pub trait Records: Send + Sync {
@@ -126,8 +135,8 @@ pub trait Records: Send + Sync {
     /// Deferred webhooks received since a time whose call is known by now.
     async fn found_events(&self, since_ms: UnixMs, limit: u32, reach: &Reach) -> Result<UnsettledEvents>;
 
-    /// Closes deferred webhooks received before a time; with `forget`, deletes their bodies.
-    async fn expire_deferred(&self, before_ms: UnixMs, forget: bool) -> Result<()>;
+    /// Closes deferred webhooks received before a time.
+    async fn expire_deferred(&self, before_ms: UnixMs, body: ExpiredBody) -> Result<()>;
 
     /// Records that a deferred webhook was applied to its call, or cannot be (`outcome`).
     async fn mark_matched(&self, event_id: &str, call: Option<&CallId>, outcome: EventOutcome) -> Result<()>;

@@ -4,8 +4,9 @@ use super::driver::{Fault, Sql, damaged};
 use super::row::Row;
 use super::usage::OpenRow;
 use super::{
-    AuditRecord, Bypass, CallRecord, CreateAnswer, Delivery, DeliveryRoute, EndedCall, InFlightRow, InboxEvent, Living,
-    NewEvent, OutboxDelivery, RejectionRecord, Replica, StoredPostCall, UnsettledEvents, Utterance, UtterancePosition,
+    AppNotice, AuditRecord, Bypass, CallRecord, CreateAnswer, Delivery, DeliveryRoute, EndedCall, InFlightRow,
+    InboxEvent, Living, NewEvent, OutboxDelivery, RejectionRecord, Replica, StoredPostCall, UnsettledEvents, Utterance,
+    UtterancePosition,
 };
 use crate::call::Phase;
 use crate::clock::UnixMs;
@@ -141,6 +142,7 @@ pub(super) fn inbox_event(row: &Row) -> Sql<InboxEvent> {
         tries: row.count("tries")?,
         due_at: row.optional_number("due_at")?,
         parked_at: row.optional_number("parked_at")?,
+        park_reason: row.optional_word("park_reason")?,
         error: row.optional_text("error")?,
     })
 }
@@ -160,6 +162,7 @@ pub(super) fn outbox_delivery(row: &Row) -> Sql<OutboxDelivery> {
         due_at: row.optional_number("due_at")?,
         done_at: row.optional_number("done_at")?,
         last_error: row.optional_text("last_error")?,
+        park_reason: row.optional_word("park_reason")?,
     })
 }
 
@@ -235,14 +238,14 @@ pub(super) fn rejection(row: &Row) -> Sql<RejectionRecord> {
         at: row.number("at")?,
         business: row.text("business")?,
         account: row.text("account")?,
-        direction: row.text("direction")?,
+        direction: row.word("direction")?,
         code: row.text("code")?,
         limit_name: row.optional_text("limit_name")?,
         current: row.optional_count("current_calls")?,
         limit: row.optional_count("limit_calls")?,
         observed: row.flag("observed")?,
         attempts: row.count("attempts")?,
-        tell: false,
+        notice: AppNotice::Omit,
     })
 }
 

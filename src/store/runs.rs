@@ -10,7 +10,7 @@ use std::collections::HashSet;
 
 use async_trait::async_trait;
 
-use super::Result;
+use super::{AppNotice, Result};
 use crate::call::Outcome;
 use crate::clock::UnixMs;
 use crate::ids::CallId;
@@ -20,7 +20,7 @@ pub use types::*;
 #[async_trait]
 pub trait Runs: Send + Sync {
     /// Creates a run, unless its business has one with its key. `tell`: with an event for the app, if it has failed at once.
-    async fn create_run(&self, run: &Run, tell: bool) -> Result<RunMade>;
+    async fn create_run(&self, run: &Run, notice: AppNotice) -> Result<RunMade>;
 
     /// Begins a load of a run, or takes one over, if the last load had the token `before`. `false`: another load was first, or the run
     /// is loaded.
@@ -30,13 +30,13 @@ pub trait Runs: Send + Sync {
     async fn add_jobs(&self, run: &str, load: &str, jobs: Vec<NewJob>) -> Result<bool>;
 
     /// Changes the state of a run that is in one of the given states. `tell`: with an event for the app. `false`: it is in another state.
-    async fn move_run(&self, change: RunChange, tell: bool) -> Result<bool>;
+    async fn move_run(&self, change: RunChange, notice: AppNotice) -> Result<bool>;
 
     /// Deletes the jobs of a run, batch by batch. Their calls stay.
     async fn forget_jobs(&self, run: &str) -> Result<u64>;
 
     /// Resumes paused runs whose automatic resume is due. Returns their ids.
-    async fn resume_runs(&self, now_ms: UnixMs, tell: bool) -> Result<Vec<String>>;
+    async fn resume_runs(&self, now_ms: UnixMs, notice: AppNotice) -> Result<Vec<String>>;
 
     /// Deletes a run and its jobs, batch by batch. Its calls stay, and so does a run that is running or paused.
     async fn forget_run(&self, run: &str) -> Result<u64>;
@@ -79,7 +79,7 @@ pub trait Runs: Send + Sync {
 
     /// Records the results of calls of a running run, of all replicas, and pauses it if its breaker trips. Returns the reason of the
     /// pause. Afterwards, and after every other change of its state, it counts anew. `tell`: with an event for the app.
-    async fn record_results(&self, results: CallResults, tell: bool) -> Result<Option<String>>;
+    async fn record_results(&self, results: CallResults, notice: AppNotice) -> Result<Option<String>>;
 
     /// Records why a running run is not dialled at present; `None`: it is.
     async fn explain_run(&self, run: &str, why: Option<&str>) -> Result<()>;
@@ -105,7 +105,7 @@ pub trait Runs: Send + Sync {
     async fn recover_jobs(&self, lost: LostClaims, now_ms: UnixMs) -> Result<u64>;
 
     /// Completes running runs without open jobs. Returns their ids.
-    async fn finish_runs(&self, now_ms: UnixMs, tell: bool) -> Result<Vec<String>>;
+    async fn finish_runs(&self, now_ms: UnixMs, notice: AppNotice) -> Result<Vec<String>>;
 
     /// Cancels the queued jobs of a run. Returns how many.
     async fn cancel_jobs(&self, run: &str, now_ms: UnixMs) -> Result<u64>;
@@ -116,13 +116,6 @@ pub trait Runs: Send + Sync {
     /// Results of the jobs after a position.
     async fn job_results(&self, run: &str, after: i64, limit: u32) -> Result<Vec<JobResult>>;
 
-    /// The ids of runs that finished before a time, or whose load was abandoned before it. `of_these`: of these businesses; else of
-    /// all others.
-    async fn old_runs(
-        &self,
-        before: UnixMs,
-        of_these: bool,
-        businesses: Vec<String>,
-        limit: u32,
-    ) -> Result<Vec<String>>;
+    /// The ids of runs that finished before a time, or whose load was abandoned before it.
+    async fn old_runs(&self, before: UnixMs, of: Businesses, limit: u32) -> Result<Vec<String>>;
 }

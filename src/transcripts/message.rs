@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use crate::call::{Outcome, Phase, Speaker, stream_status};
 use crate::calls::notify::Partial;
 use crate::clock::{UnixMs, rfc3339};
+use crate::metrics::ClientMessage;
 use crate::provider::description::APP_ID_KIND;
 use crate::store::{CallRecord, StoredPostCall, Utterance};
 
@@ -53,13 +54,13 @@ pub fn speaker_type(speaker: Speaker, user_label: &str) -> &str {
 
 /// The message `error`.
 pub fn error(code: ErrorCode, message: &str) -> Value {
-    json!({"type": "error", "message": message, "code": code.as_str()})
+    json!({"type": ClientMessage::Error, "message": message, "code": code.as_str()})
 }
 
 /// The message `subscription_confirmed`. `resumed`: the client can resume, and gets the values for its next resumption.
 pub fn confirmed(identifier: &str, call: &CallRecord, resumed: Option<i64>) -> Value {
     let mut message = json!({
-        "type": "subscription_confirmed",
+        "type": ClientMessage::SubscriptionConfirmed,
         "identifier": identifier,
         "call_sid": call_sid(call),
         "conversation_id": call.alias("conversation_id"),
@@ -76,7 +77,7 @@ pub fn confirmed(identifier: &str, call: &CallRecord, resumed: Option<i64>) -> V
 /// The message `cannot_resume`: the epoch or position is not that of this transcript, which restarts.
 pub fn cannot_resume(identifier: &str, call: &CallRecord, last: i64) -> Value {
     json!({
-        "type": "cannot_resume",
+        "type": ClientMessage::CannotResume,
         "identifier": identifier,
         "epoch": call.id,
         "sequence_number": last,
@@ -87,7 +88,7 @@ pub fn cannot_resume(identifier: &str, call: &CallRecord, last: i64) -> Value {
 /// The message `unsubscribe_confirmed`.
 pub fn unsubscribed(identifier: &str) -> Value {
     json!({
-        "type": "unsubscribe_confirmed",
+        "type": ClientMessage::UnsubscribeConfirmed,
         "identifier": identifier,
         "message": format!("Unsubscribed from call {identifier}"),
     })
@@ -96,7 +97,7 @@ pub fn unsubscribed(identifier: &str) -> Value {
 /// The message `subscription_confirmed` of a bulk run.
 pub fn run_confirmed(run: &str) -> Value {
     json!({
-        "type": "subscription_confirmed",
+        "type": ClientMessage::SubscriptionConfirmed,
         "identifier": format!("{RUN}{run}"),
         "run_id": run,
         "message": format!("Subscribed to run {run}"),
@@ -106,7 +107,7 @@ pub fn run_confirmed(run: &str) -> Value {
 /// The message `unsubscribe_confirmed` of a bulk run.
 pub fn run_unsubscribed(run: &str) -> Value {
     json!({
-        "type": "unsubscribe_confirmed",
+        "type": ClientMessage::UnsubscribeConfirmed,
         "identifier": format!("{RUN}{run}"),
         "message": format!("Unsubscribed from run {run}"),
     })
@@ -115,7 +116,7 @@ pub fn run_unsubscribed(run: &str) -> Value {
 /// The message `transcription`.
 pub fn transcription(call: &CallRecord, utterance: &Utterance, user_label: &str) -> Value {
     let mut message = json!({
-        "type": "transcription",
+        "type": ClientMessage::Transcription,
         "conversation_id": call.alias("conversation_id"),
         "call_sid": call_sid(call),
         "transcription_id": utterance.id,
@@ -153,7 +154,7 @@ pub fn in_spoken_order(utterances: &[Utterance]) -> Vec<&Utterance> {
 /// The message `partial`: an utterance that may still change.
 pub fn partial(call: &CallRecord, partial: &Partial, user_label: &str) -> Value {
     json!({
-        "type": "partial",
+        "type": ClientMessage::Partial,
         "conversation_id": call.alias("conversation_id"),
         "call_sid": call_sid(call),
         "speaker_type": speaker_type(partial.speaker, user_label),
@@ -165,7 +166,7 @@ pub fn partial(call: &CallRecord, partial: &Partial, user_label: &str) -> Value 
 /// The message `call_status` of an ended call.
 pub fn call_status(call: &CallRecord) -> Value {
     json!({
-        "type": "call_status",
+        "type": ClientMessage::CallStatus,
         "conversation_id": call.alias("conversation_id"),
         "call_sid": call_sid(call),
         "status": status(call),
@@ -179,7 +180,7 @@ pub fn call_completed(call: &CallRecord, told: Option<&StoredPostCall>) -> Value
     let (call_sid, conversation_id) = (call_sid(call), call.alias("conversation_id"));
     let seconds = call.ended_at.map(|ended| (ended - call.answered_at.unwrap_or(call.admitted_at)).max(0) / 1000);
     json!({
-        "type": "call_completed",
+        "type": ClientMessage::CallCompleted,
         "conversation_id": conversation_id,
         "call_sid": call_sid,
         "call_data": {

@@ -17,6 +17,7 @@ use tracing::debug;
 use super::wake::Wake;
 use crate::call::Outcome;
 use crate::ids::CallId;
+use crate::metrics::ClientMessage;
 use crate::store::runs::{ChangedJob, JobState, Run, RunCounts};
 use crate::store::{Result, Store};
 use crate::sync::lock;
@@ -81,7 +82,7 @@ struct JobStatus {
 /// A message of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct RunMessage {
-    pub(super) kind: &'static str,
+    pub(super) kind: ClientMessage,
     pub(super) text: Utf8Bytes,
 }
 
@@ -277,14 +278,14 @@ fn compare(
     (jobs, messages)
 }
 
-fn message(kind: &'static str, text: &Value) -> RunMessage {
+fn message(kind: ClientMessage, text: &Value) -> RunMessage {
     RunMessage { kind, text: text.to_string().into() }
 }
 
 /// `run_job`: the state of a job.
 fn of_job(run: &str, job: &ChangedJob) -> RunMessage {
     let text = json!({
-        "type": "run_job",
+        "type": ClientMessage::RunJob,
         "run_id": run,
         "lead": job.seq,
         "state": job.state,
@@ -293,13 +294,13 @@ fn of_job(run: &str, job: &ChangedJob) -> RunMessage {
         "call_id": job.call,
         "error": job.error,
     });
-    message("run_job", &text)
+    message(ClientMessage::RunJob, &text)
 }
 
 /// `run_progress`: the state of a run.
 fn progress(run: &Run, counts: &RunCounts) -> RunMessage {
     let text = json!({
-        "type": "run_progress",
+        "type": ClientMessage::RunProgress,
         "run_id": run.id,
         "business": run.business,
         "name": run.name,
@@ -319,12 +320,12 @@ fn progress(run: &Run, counts: &RunCounts) -> RunMessage {
             "canceled": counts.canceled,
         },
     });
-    message("run_progress", &text)
+    message(ClientMessage::RunProgress, &text)
 }
 
 /// `run_jobs_skipped`: some `run_job` messages were skipped.
 fn skipped(run: &str) -> RunMessage {
-    message("run_jobs_skipped", &json!({"type": "run_jobs_skipped", "run_id": run}))
+    message(ClientMessage::RunJobsSkipped, &json!({"type": ClientMessage::RunJobsSkipped, "run_id": run}))
 }
 
 #[cfg(test)]

@@ -26,6 +26,7 @@ use super::wake::Wake;
 use crate::call::Phase;
 use crate::clock::UnixMs;
 use crate::ids::CallId;
+use crate::metrics::ClientMessage;
 use crate::net::WebSocket;
 use crate::store::{CallRecord, StoredPostCall};
 use crate::token::Principal;
@@ -236,8 +237,10 @@ impl Connection {
     }
 
     async fn send(&mut self, message: &Value) -> Going {
-        let kind = message["type"].as_str().unwrap_or_default();
-        self.client.lifecycle.metrics.client_messages(kind, 1);
+        // Each message is built with one of these types.
+        if let Some(kind) = message["type"].as_str().and_then(|kind| kind.parse::<ClientMessage>().ok()) {
+            self.client.lifecycle.metrics.client_messages(kind, 1);
+        }
         self.write(Message::text(message.to_string())).await
     }
 
@@ -294,7 +297,7 @@ impl Connection {
                     followed.sent = reached;
                 }
             }
-            self.client.lifecycle.metrics.client_messages("transcription", count as u64);
+            self.client.lifecycle.metrics.client_messages(ClientMessage::Transcription, count as u64);
             let is_behind = self.calls.get(call).is_some_and(|followed| followed.sent < last);
             if is_behind && count > 0 {
                 continue;
@@ -382,7 +385,7 @@ impl Connection {
             Ok(Command::UnsubscribeBusiness(business)) => {
                 self.businesses.remove(&business);
                 self.client.feed.follow_businesses(self.number, &self.businesses, &self.wake);
-                self.send(&json!({"type": "business_unsubscribed", "business": business})).await
+                self.send(&json!({"type": ClientMessage::BusinessUnsubscribed, "business": business})).await
             }
             Ok(Command::Renew(token)) => self.renew(&token).await,
         }
@@ -480,7 +483,7 @@ impl Connection {
         if self.businesses.len() >= FOLLOWED_MAX && !self.businesses.contains(&business) {
             return self.error(ErrorCode::SubscriptionFailed, "Too many businesses are followed").await;
         }
-        self.send(&json!({"type": "business_subscribed", "business": business})).await?;
+        self.send(&json!({"type": ClientMessage::BusinessSubscribed, "business": business})).await?;
         self.businesses.insert(business);
         self.client.feed.follow_businesses(self.number, &self.businesses, &self.wake);
         Ok(())
@@ -509,7 +512,7 @@ impl Connection {
         self.see_as(visitor).await;
         token.clone_into(&mut self.token);
         let expires_at = crate::clock::rfc3339(self.visitor.expires_at.saturating_mul(1000));
-        self.send(&json!({"type": "token_renewed", "expires_at": expires_at})).await
+        self.send(&json!({"type": ClientMessage::TokenRenewed, "expires_at": expires_at})).await
     }
 
     /// Restricts the connection to what this principal may see.

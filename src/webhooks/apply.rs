@@ -9,6 +9,7 @@ use super::outcome::WebhookOutcome;
 use super::parsed::ParsedWebhook;
 use super::settings::InboundMode;
 use super::spool;
+use crate::admission::AdmissionError;
 use crate::call::{Direction, Event, Origin, Phase, Source};
 use crate::calls::arrival::{Arrival, ArrivalOutcome};
 use crate::ids::{Alias, CallId};
@@ -18,10 +19,14 @@ use crate::store::{ApplyOutcome, Change, Contradiction, EventOutcome, Result};
 /// Pause and number of look-ups for a call that is about to be recorded.
 const MOMENT: (Duration, u32) = (Duration::from_millis(250), 4);
 
+/// The outcome of applying a webhook. It fails where the store does, or where no limiter can decide about the inbound call that it
+/// reports.
+type Applied = std::result::Result<WebhookOutcome, AdmissionError>;
+
 impl Webhooks {
     /// Applies a webhook to its call, and stores its post-call record, if it has one. If the call is unknown, a stored webhook
     /// waits for it.
-    pub(super) async fn apply_all(&self, parsed: &ParsedWebhook<'_>, event_id: &str) -> Result<WebhookOutcome> {
+    pub(super) async fn apply_all(&self, parsed: &ParsedWebhook<'_>, event_id: &str) -> Applied {
         let mut outcome = self.apply(parsed, event_id).await?;
         if parsed.is_exact() && outcome.is_deferred() {
             outcome = self.apply_in_a_moment(parsed, event_id, outcome).await?;
@@ -45,7 +50,7 @@ impl Webhooks {
         parsed: &ParsedWebhook<'_>,
         event_id: &str,
         mut outcome: WebhookOutcome,
-    ) -> Result<WebhookOutcome> {
+    ) -> Applied {
         let store = &self.calls.lifecycle.store;
         for _ in 0..MOMENT.1 {
             tokio::time::sleep(MOMENT.0).await;
@@ -59,14 +64,14 @@ impl Webhooks {
 
     /// Translates the event into a transition of a call. An event of an unknown outbound call never admits or ends a call: it is
     /// stored under its ids.
-    pub(super) async fn apply(&self, parsed: &ParsedWebhook<'_>, event_id: &str) -> Result<WebhookOutcome> {
+    pub(super) async fn apply(&self, parsed: &ParsedWebhook<'_>, event_id: &str) -> Applied {
         if parsed.raw.is_unreadable() && parsed.aliases.is_empty() {
             // It may have reported an end: the provider's own list has that too.
             self.calls.sweep_requests.request(&parsed.from.account.name);
             return Ok(WebhookOutcome::new(EventOutcome::Unreadable));
         }
         if let Some(utterance) = &parsed.utterance {
-            return self.ingest(parsed, utterance, event_id).boxed().await;
+            return Ok(self.ingest(parsed, utterance, event_id).boxed().await?);
         }
         let Some(news) = parsed.news else { return Ok(WebhookOutcome::new(EventOutcome::Ignored)) };
         let (own, outside): (Vec<Alias>, Vec<Alias>) =
@@ -111,7 +116,7 @@ impl Webhooks {
         WebhookOutcome::applied(applied)
     }
 
-    async fn arrived(&self, parsed: &ParsedWebhook<'_>, aliases: Vec<Alias>, phase: Phase) -> Result<WebhookOutcome> {
+    async fn arrived(&self, parsed: &ParsedWebhook<'_>, aliases: Vec<Alias>, phase: Phase) -> Applied {
         let webhook = parsed.from.webhook();
         let mut facts = webhook.facts.read(&parsed.message, parsed.direction);
         let front = self.settings.inbound_mode == InboundMode::Front && webhook.reply == Some(Reply::Twiml);

@@ -8,10 +8,11 @@ use tracing::{info, warn};
 use super::context::Webhooks;
 use super::parsed::parse;
 use super::raw::RawWebhook;
-use super::spool;
+use super::spool::{self, Share};
+use crate::admission::{AdmissionError, Role};
 use crate::calls::post_call::records::{Redacted, Searched};
 use crate::provider::sign::Keys;
-use crate::store::{EventOutcome, NewEvent, Result, StoreError};
+use crate::store::{EventOutcome, ExpiredBody, NewEvent, Result, StoreError};
 
 /// How often missing records, and calls of deferred webhooks, are looked for.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -26,14 +27,17 @@ impl Webhooks {
     /// Closes deferred webhooks that expired.
     async fn expire_deferred(&self) -> Result<()> {
         let before_ms = self.calls.lifecycle.clock.now_ms() - WAITS_MS;
-        let forget = self.calls.post_call.forgets_bodies(None).await?;
-        self.calls.lifecycle.store.expire_deferred(before_ms, forget).await
+        let body = match self.calls.post_call.forgets_bodies(None).await? {
+            true => ExpiredBody::Forget,
+            false => ExpiredBody::Keep,
+        };
+        self.calls.lifecycle.store.expire_deferred(before_ms, body).await
     }
 
     /// Applies deferred webhooks whose call is known by now.
-    async fn apply_found(&self, leads: bool) -> Result<()> {
+    async fn apply_found(&self, share: Share) -> Result<()> {
         let since_ms = self.calls.lifecycle.clock.now_ms() - WAITS_MS;
-        let found = self.calls.lifecycle.store.found_events(since_ms, STEP, &self.reach(leads)).await?;
+        let found = self.calls.lifecycle.store.found_events(since_ms, STEP, &self.reach(share)).await?;
         for (id, why) in found.damaged {
             warn!(event = id, why, "failed to read a deferred webhook");
             self.calls.lifecycle.store.mark_matched(&id, None, EventOutcome::Unusable).await?;
@@ -47,32 +51,36 @@ impl Webhooks {
                     }
                     info!(event = id, "deferred webhook applied");
                 }
+                // Its time has not come: it is tried again.
+                Err(error @ AdmissionError::Gate(_)) => {
+                    warn!(event = id, %error, "failed to apply a deferred webhook; retrying");
+                }
                 // A webhook that cannot be written must not block the others.
-                Err(error)
+                Err(AdmissionError::Store(error))
                     if matches!(error, StoreError::Damaged(_)) || self.calls.lifecycle.store.ping().await.is_ok() =>
                 {
                     warn!(event = id, %error, "failed to apply a deferred webhook");
                     self.calls.lifecycle.store.mark_matched(&id, None, EventOutcome::Unusable).await?;
                 }
-                Err(error) => return Err(error),
+                Err(AdmissionError::Store(error)) => return Err(error),
             }
         }
         Ok(())
     }
 
-    async fn apply_one_found(&self, mut event: NewEvent) -> Result<()> {
+    async fn apply_one_found(&self, mut event: NewEvent) -> std::result::Result<(), AdmissionError> {
         let store = &self.calls.lifecycle.store;
         let Some(body) = self.body_of(&mut event).await? else {
-            return store.mark_matched(&event.id, None, EventOutcome::BodyLost).await;
+            return Ok(store.mark_matched(&event.id, None, EventOutcome::BodyLost).await?);
         };
         let raw = RawWebhook::of_stored(&event, body);
         let Some(from) = self.sender_of(&event) else {
-            return store.mark_matched(&event.id, None, EventOutcome::Unusable).await;
+            return Ok(store.mark_matched(&event.id, None, EventOutcome::Unusable).await?);
         };
         let parsed = parse(&raw, &from, Keys::default(), self.voucher_again(&from, &raw), event.id.clone());
         let outcome = self.apply(&parsed, &event.id).await?;
         let Some(record) = outcome.record else {
-            return store.mark_matched(&event.id, None, EventOutcome::Unusable).await;
+            return Ok(store.mark_matched(&event.id, None, EventOutcome::Unusable).await?);
         };
         if let Some((found, complete)) = parsed.record() {
             self.calls.post_call.store_reported(&record, &parsed.from.account, found, complete).await?;
@@ -87,23 +95,23 @@ impl Webhooks {
 
 /// Applies deferred webhooks whose call is known by now and whose body is in this process's spool; on the leader, all others too,
 /// and missing records. `inbox` is the newest generation's.
-pub async fn deferred_loop(inbox: impl Fn() -> Webhooks, leads: impl Fn() -> bool, stop: CancellationToken) {
+pub async fn deferred_loop(inbox: impl Fn() -> Webhooks, role: impl Fn() -> Role, stop: CancellationToken) {
     let (mut searched, mut redacted, mut expired_at) = (Searched::default(), Redacted::default(), None::<Instant>);
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(LOOK_EVERY) => {}
         }
-        let (inbox, leads) = (inbox(), leads());
-        if !leads {
+        let (inbox, share) = (inbox(), Share::of(&role()));
+        if share == Share::Spooled {
             (searched, redacted) = Default::default();
             if inbox.spool.name().is_empty() {
                 continue;
             }
         }
         let steps = async {
-            if !leads {
-                return inbox.apply_found(false).await.err();
+            if share == Share::Spooled {
+                return inbox.apply_found(share).await.err();
             }
             let mut failed = None;
             if expired_at.is_none_or(|at| at.elapsed() >= EXPIRE_EVERY) {
@@ -113,7 +121,7 @@ pub async fn deferred_loop(inbox: impl Fn() -> Webhooks, leads: impl Fn() -> boo
                 }
             }
             // A failure must not block the others.
-            failed = inbox.apply_found(true).await.err().or(failed);
+            failed = inbox.apply_found(share).await.err().or(failed);
             failed = inbox.calls.post_call.redact(&mut redacted).await.err().or(failed);
             Box::pin(inbox.calls.post_call.seek_records(&mut searched)).await.err().or(failed)
         };

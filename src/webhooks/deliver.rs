@@ -284,7 +284,7 @@ pub async fn run(newest: impl Fn() -> Calls, spool: Spool, wake: Arc<Notify>, st
             let claimed = calls
                 .lifecycle
                 .store
-                .take_deliveries(now_ms, room, spool.name(), calls.settings.strict_order)
+                .take_deliveries(now_ms, room, spool.name(), calls.settings.delivery_order)
                 .await
                 .unwrap_or_else(|error| {
                     warn!(%error, "failed to read the outbox");
@@ -326,13 +326,8 @@ async fn one(calls: &Calls, spool: &Spool, delivery: &Delivery) {
     });
     if let DeliveryResult::Retry { why, .. } | DeliveryResult::GivenUp { why } = &result {
         let attempt = delivery.attempts + 1;
-        warn!(
-            delivery = delivery.id,
-            event = delivery.event_id,
-            attempt,
-            error = why,
-            "a webhook did not reach the app"
-        );
+        let (delivery, event) = (&delivery.id, &delivery.event_id);
+        warn!(delivery, event, attempt, error = why, "failed to deliver a webhook to the app");
     }
     let is_done = result == DeliveryResult::Done;
     if let Err(error) = record(calls, delivery, now_ms, result).await {

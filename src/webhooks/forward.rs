@@ -43,7 +43,10 @@ impl Webhooks {
             if webhook.answer.is_some() {
                 return Ok(fixed_answer(webhook, None));
             }
-            warn!(path = exchange.path(), "no app answers this webhook: neither app.forward_url nor front mode is set");
+            warn!(
+                path = exchange.path(),
+                "failed to answer a voice webhook: neither app.forward_url nor front mode is set"
+            );
             if let Some(call) = call.filter(|_| incoming) {
                 self.calls.lifecycle.end(call, Outcome::Failed, EndProof::Webhook, Source::Webhook).await?;
             }
@@ -70,7 +73,7 @@ impl Webhooks {
             Err(error) => Some(error.to_string()),
         };
         if let Some(why) = failed {
-            warn!(webhook = webhook.name, why, "app did not answer a voice webhook");
+            warn!(webhook = webhook.name, why, "failed to get the app's answer to a voice webhook");
             if incoming
                 && webhook.reply == Some(Reply::Twiml)
                 && let Some(instead) = &self.settings.when_down

@@ -13,12 +13,12 @@ use super::log_limit::LogLimit;
 use crate::net::{Exchange, PeerKey};
 use crate::reply::problem;
 
-/// Limits of the log lines about denied requests.
+/// Limits of the log lines about rejected webhooks.
 static NOT_ALLOWED: LogLimit = LogLimit::new();
 static TOO_MANY: LogLimit = LogLimit::new();
 
 impl Webhooks {
-    /// The answer to a request that is denied.
+    /// The answer to a webhook that is rejected.
     pub(super) fn reject_by_address(&self, exchange: &Exchange) -> Option<Response<Bytes>> {
         let settings = &self.settings;
         if settings.allow_from.is_none() && settings.rate_per_address.is_none() {
@@ -28,7 +28,7 @@ impl Webhooks {
         let from = exchange.client_address()?;
         if settings.allow_from.as_ref().is_some_and(|allowed| !allowed.contain(from)) {
             if let Some(left_out) = NOT_ALLOWED.admits() {
-                warn!(%from, left_out, "webhook denied: address not in webhooks.allow_from");
+                warn!(%from, left_out, "webhook rejected: address not in webhooks.allow_from");
             }
             let message = "Webhooks from this address are not allowed.";
             return Some(problem(StatusCode::FORBIDDEN, "ADDRESS_NOT_ALLOWED", message));
@@ -36,7 +36,7 @@ impl Webhooks {
         let rate = settings.rate_per_address?;
         let wait = self.arrivals.take(PeerKey::of(from), rate, Instant::now()).err()?;
         if let Some(left_out) = TOO_MANY.admits() {
-            warn!(%from, %rate, left_out, "webhook denied: webhooks.rate_per_address");
+            warn!(%from, %rate, left_out, "webhook rejected: webhooks.rate_per_address");
         }
         let mut answer =
             problem(StatusCode::TOO_MANY_REQUESTS, "TOO_MANY_REQUESTS", "This address sends too many requests.");

@@ -16,6 +16,7 @@ use tracing::{debug, error, info, warn};
 use super::answers::{fixed_answer, not_recorded};
 use super::context::Webhooks;
 use super::parsed::ParsedWebhook;
+use crate::admission::AdmissionError;
 use crate::failpoint;
 use crate::ids::CallId;
 use crate::metrics::NotApplied;
@@ -78,13 +79,13 @@ impl Webhooks {
     /// Answers a stored webhook that could not be applied: it is applied from the inbox later.
     ///
     /// # Errors
-    /// The store's error, for a webhook whose response depends on its outcome.
+    /// The same error, for a webhook whose response depends on its outcome.
     pub(super) fn defer(
         &self,
         parsed: &ParsedWebhook<'_>,
         event_id: &str,
-        error: StoreError,
-    ) -> Result<Response<Bytes>> {
+        error: AdmissionError,
+    ) -> std::result::Result<Response<Bytes>, AdmissionError> {
         if !Self::can_wait(parsed) {
             return Err(error);
         }

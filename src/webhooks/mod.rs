@@ -85,7 +85,7 @@ impl Webhooks {
     /// Rejects a request at a webhook path that is not a webhook.
     async fn reject_path(&self, exchange: &mut Exchange, code: &'static str, message: &str) -> u16 {
         let path: String = exchange.path().chars().take(LOGGED_PATH_MAX).collect();
-        warn!(path, code, "webhook request denied");
+        warn!(path, code, "webhook rejected");
         self.answer(exchange, problem(StatusCode::BAD_REQUEST, code, message)).await
     }
 

@@ -5,7 +5,9 @@ use super::route::Candidate;
 use crate::call::{Direction, EndProof, Event};
 use crate::ids::Alias;
 use crate::provider::account::Account;
-use crate::provider::description::{OWN_ID_KIND, PostCall, SUBACCOUNT_KIND, UtteranceDraft, WebhookEvent};
+use crate::provider::description::{
+    Completeness, OWN_ID_KIND, PostCall, SUBACCOUNT_KIND, UtteranceDraft, WebhookEvent,
+};
 use crate::provider::select::Message;
 use crate::provider::sign::Keys;
 use crate::store::Voucher;
@@ -54,10 +56,10 @@ impl ParsedWebhook<'_> {
     }
 
     /// Its post-call record, and whether that is complete.
-    pub(super) fn record(&self) -> Option<(PostCall, bool)> {
+    pub(super) fn record(&self) -> Option<(PostCall, Completeness)> {
         let rules = self.event?.record.as_ref().filter(|_| matches!(self.news, Some(Event::Ended(..))))?;
         let (found, complete) = rules.read(&self.message);
-        (complete || found != PostCall::default()).then_some((found, complete))
+        (complete == Completeness::Complete || found != PostCall::default()).then_some((found, complete))
     }
 
     /// The most reliable external id: the one that the call is looked up by.

@@ -21,6 +21,7 @@ use super::parsed::{ParsedWebhook, parse};
 use super::raw::RawWebhook;
 use super::route::Candidate;
 use super::settings::BODY_BYTES_MAX;
+use crate::admission::AdmissionError;
 use crate::failpoint;
 use crate::metrics::{MessageKind, NotApplied};
 use crate::net::{BodyError, Exchange};
@@ -35,14 +36,19 @@ use crate::words::NamedEnum;
 /// The signer of a webhook, its keys and voucher.
 type Authenticated<'c> = (&'c Candidate, Keys, Voucher);
 
+/// What had become of a webhook before it came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Before {
+    /// Its outcome was recorded.
+    Settled,
+    /// It is new, or its outcome is open.
+    Unsettled,
+}
+
 /// The outcome of persisting a webhook.
 enum Persisted {
     /// In the inbox, to be applied.
-    Inbox {
-        event_id: String,
-        /// It was stored before, and settled.
-        is_settled: bool,
-    },
+    Inbox { event_id: String, before: Before },
     /// Nothing more is to be done with it now; with its response.
     Done(Response<Bytes>),
 }
@@ -73,8 +79,17 @@ impl Webhooks {
         let response = match self.process(exchange, &parsed).await {
             Ok(response) => response,
             Err(error) => {
-                warn!(account = %from.account.name, webhook = from.webhook().name, %error, "failed to record a webhook");
-                self.count(&parsed, NotApplied::Failed);
+                let (account, webhook) = (&from.account.name, &from.webhook().name);
+                match &error {
+                    AdmissionError::Store(error) => {
+                        warn!(%account, webhook, %error, "failed to record a webhook");
+                        self.count(&parsed, NotApplied::Failed);
+                    }
+                    AdmissionError::Gate(why) => {
+                        warn!(%account, webhook, why, "failed to admit an inbound call: the limiter cannot decide");
+                        self.count(&parsed, NotApplied::Undecided);
+                    }
+                }
                 // In observe mode the app is reached in any case.
                 let asks = self.calls.observes() && from.webhook().reply.is_some();
                 match asks {
@@ -90,10 +105,14 @@ impl Webhooks {
     }
 
     /// Persist → apply → reply or deliver.
-    async fn process(&self, exchange: &mut Exchange, parsed: &ParsedWebhook<'_>) -> Result<Response<Bytes>> {
+    async fn process(
+        &self,
+        exchange: &mut Exchange,
+        parsed: &ParsedWebhook<'_>,
+    ) -> std::result::Result<Response<Bytes>, AdmissionError> {
         failpoint::hit("webhook.read").await;
-        let (event_id, is_settled) = match self.persist(parsed).boxed().instrument(traces::step("persist")).await? {
-            Persisted::Inbox { event_id, is_settled } => (event_id, is_settled),
+        let (event_id, before) = match self.persist(parsed).boxed().instrument(traces::step("persist")).await? {
+            Persisted::Inbox { event_id, before } => (event_id, before),
             Persisted::Done(answer) => return Ok(answer),
         };
         traces::note("ringfence.event_id", &event_id);
@@ -110,12 +129,12 @@ impl Webhooks {
         }
         match parsed.from.webhook().reply {
             None => {
-                let delivering = self.deliver_and_answer(parsed, &event_id, is_settled, applied);
+                let delivering = self.deliver_and_answer(parsed, &event_id, before, applied);
                 delivering.instrument(traces::step("settle")).await
             }
             Some(reply) => {
                 let replying = self.answer_with_reply(exchange, parsed, &event_id, reply, applied);
-                replying.instrument(traces::step("reply")).await
+                Ok(replying.instrument(traces::step("reply")).await?)
             }
         }
     }
@@ -237,7 +256,7 @@ impl Webhooks {
         };
         failpoint::hit("webhook.received").await;
         Ok(match received {
-            ReceiveOutcome::New => Persisted::Inbox { event_id: parsed.event_id.clone(), is_settled: false },
+            ReceiveOutcome::New => Persisted::Inbox { event_id: parsed.event_id.clone(), before: Before::Unsettled },
             ReceiveOutcome::Before { id, outcome } => {
                 // Its unknown call may be known by now; the position of its utterance is looked up by storing it again.
                 let is_deferred = outcome == Some(EventOutcome::Deferred);
@@ -246,7 +265,8 @@ impl Webhooks {
                     self.count(parsed, NotApplied::Duplicate);
                     return Ok(Persisted::Done(fixed_answer(webhook, None)));
                 }
-                Persisted::Inbox { event_id: id, is_settled: outcome.is_some() }
+                let before = if outcome.is_some() { Before::Settled } else { Before::Unsettled };
+                Persisted::Inbox { event_id: id, before }
             }
         })
     }
@@ -258,13 +278,13 @@ impl Webhooks {
         &self,
         parsed: &ParsedWebhook<'_>,
         event_id: &str,
-        was_settled: bool,
+        before: Before,
         applied: WebhookOutcome,
-    ) -> Result<Response<Bytes>> {
+    ) -> std::result::Result<Response<Bytes>, AdmissionError> {
         if let Err(error) = self.settle(parsed, event_id, &applied).await {
-            return self.defer(parsed, event_id, error);
+            return self.defer(parsed, event_id, error.into());
         }
-        if let Some(call) = applied.call.as_ref().filter(|_| was_settled) {
+        if let Some(call) = applied.call.as_ref().filter(|_| before == Before::Settled) {
             let store = &self.calls.lifecycle.store;
             store.mark_matched(event_id, Some(call), applied.outcome).await?;
         }

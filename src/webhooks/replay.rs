@@ -12,6 +12,8 @@ use super::context::Webhooks;
 use super::parsed::parse;
 use super::raw::RawWebhook;
 use super::route::{Candidate, candidates};
+use super::spool::Share;
+use crate::admission::{AdmissionError, Role};
 use crate::calls::lifecycle::finish;
 use crate::failpoint;
 use crate::provider::sign::Keys;
@@ -46,7 +48,8 @@ impl Webhooks {
         let began_ms = self.calls.lifecycle.clock.now_ms();
         let (mut count, mut after) = (0, Some(Cursor::default()));
         while let Some(from) = after.filter(|(received_at, _)| *received_at <= began_ms) {
-            let waiting = self.calls.lifecycle.store.unsettled_events(i64::MAX, &self.reach(true), &from, PAGE).await?;
+            let waiting =
+                self.calls.lifecycle.store.unsettled_events(i64::MAX, &self.reach(Share::All), &from, PAGE).await?;
             self.park(&waiting.damaged).await?;
             count += waiting.events.len();
             for event in waiting.events {
@@ -59,9 +62,9 @@ impl Webhooks {
 
     /// Applies webhooks that their replica stored a while ago and did not settle: it died, or could not apply them. If it is
     /// still about to settle one, only the first of the two notifies the app.
-    async fn replay_stale(&self, leads: bool) {
+    async fn replay_stale(&self, share: Share) {
         let before_ms = self.calls.lifecycle.clock.now_ms() - STALE_MS;
-        let (store, reach) = (&self.calls.lifecycle.store, self.reach(leads));
+        let (store, reach) = (&self.calls.lifecycle.store, self.reach(share));
         let mut after = Some(Cursor::default());
         while let Some(from) = after {
             let waiting = match store.unsettled_events(before_ms, &reach, &from, PAGE).await {
@@ -171,18 +174,13 @@ impl Webhooks {
         found.into_iter().find(|one| one.account.name.as_str() == event.account)
     }
 
-    async fn replay_one(&self, mut event: NewEvent) -> Result<()> {
+    async fn replay_one(&self, mut event: NewEvent) -> std::result::Result<(), AdmissionError> {
         let at_ms = self.calls.lifecycle.clock.now_ms();
         let Some(body) = self.body_of(&mut event).await? else {
             // The sweep finds its call's end; the app cannot be notified.
             warn!(event = event.id, "webhook body lost");
-            return self
-                .calls
-                .lifecycle
-                .store
-                .settle(&event.id, None, EventOutcome::BodyLost, None, at_ms)
-                .await
-                .map(drop);
+            self.calls.lifecycle.store.settle(&event.id, None, EventOutcome::BodyLost, None, at_ms).await?;
+            return Ok(());
         };
         let raw = RawWebhook::of_stored(&event, body);
         match self.sender_of(&event) {
@@ -206,15 +204,15 @@ impl Webhooks {
 
 /// Applies, every `REPLAY_EVERY`, webhooks whose body is in this process's spool; on the leader also those that another process
 /// stored and left. `inbox` is the newest generation's. Two leaders at a time do no harm.
-pub async fn replay_loop(inbox: impl Fn() -> Webhooks, leads: impl Fn() -> bool, stop: CancellationToken) {
+pub async fn replay_loop(inbox: impl Fn() -> Webhooks, role: impl Fn() -> Role, stop: CancellationToken) {
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(REPLAY_EVERY) => {}
         }
-        let (inbox, leads) = (inbox(), leads());
-        if leads || !inbox.spool.name().is_empty() {
-            inbox.replay_stale(leads).await;
+        let (inbox, share) = (inbox(), Share::of(&role()));
+        if share == Share::All || !inbox.spool.name().is_empty() {
+            inbox.replay_stale(share).await;
         }
     }
 }

@@ -7,8 +7,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::context::Webhooks;
+use crate::admission::Role;
 use crate::calls::Calls;
-use crate::store::{NewEvent, Reach, Result, Spool, Spooled, StoreError};
+use crate::store::{NewEvent, ParkReason, Reach, Result, Spool, Spooled, StoreError};
 
 /// How often the spool is scanned.
 const SWEEP_EVERY: Duration = Duration::from_secs(300);
@@ -16,16 +17,28 @@ const SWEEP_EVERY: Duration = Duration::from_secs(300);
 const YOUNG_MS: i64 = 10 * 60_000;
 /// How long past its due time a body in another process's spool is waited for, in milliseconds.
 const STRANDED_MS: i64 = 3_600_000;
-/// Why a body in another process's spool is given up: a code, by which [`is_stranded`] recognises it, and a sentence.
+/// What gives up a body in another process's spool.
+const STRANDED_BY: Option<ParkReason> = Some(ParkReason::SpoolUnreachable);
+/// The same as a sentence.
 const STRANDED: &str =
     "spool_unreachable: the replica that owns its body is down for an hour; delivered when it returns";
 /// The reason for a missing body.
 pub(super) const BODY_GONE: &str = "its body is not in the spool any more";
 
-/// Whether a webhook or a delivery was given up because its spool was away.
-fn is_stranded(error: Option<&str>) -> bool {
-    let code = |text: &str| text.split(':').next().map(str::to_owned);
-    error.is_some_and(|error| code(error) == code(STRANDED))
+/// The stored webhooks that a process works on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Share {
+    /// Those whose body is in its spool.
+    Spooled,
+    /// Those, and all whose body is in the database.
+    All,
+}
+
+impl Share {
+    /// The leader's is all.
+    pub(super) fn of(role: &Role) -> Self {
+        if role.leads { Share::All } else { Share::Spooled }
+    }
 }
 
 /// Deletes a webhook's body if it is no longer needed. The next scan retries a failure.
@@ -38,9 +51,9 @@ pub(super) async fn release(spool: &Spool, calls: &Calls, event_id: &str) {
 }
 
 impl Webhooks {
-    /// The bodies that this process can read.
-    pub(super) fn reach(&self, record: bool) -> Reach {
-        Reach { spool: self.spool.name().to_owned(), record }
+    /// The bodies that this process reads.
+    pub(super) fn reach(&self, share: Share) -> Reach {
+        Reach { spool: self.spool.name().to_owned(), record: share == Share::All }
     }
 
     /// The body of a stored webhook. `None`: it is lost.
@@ -60,14 +73,14 @@ impl Webhooks {
 
     /// Deletes bodies that are unneeded or too old, and resumes what was given up while this spool was unavailable. The leader
     /// gives up webhooks whose spool is gone.
-    async fn sweep_spool(&self, leads: bool) -> Result<()> {
+    async fn sweep_spool(&self, role: &Role) -> Result<()> {
         let (store, now_ms) = (&self.calls.lifecycle.store, self.calls.lifecycle.clock.now_ms());
         let files = self.spool.list().await;
         let files = files.map_err(|error| StoreError::Failed(format!("the spool cannot be read: {error}")))?;
         for file in files {
             self.sweep_file(&file, now_ms).await?;
         }
-        if leads {
+        if role.leads {
             let stranded = store.park_unreachable(now_ms - STRANDED_MS, self.spool.name(), STRANDED, now_ms).await?;
             if stranded > 0 {
                 warn!(stranded, "spooled bodies belong to a dead replica: see `ringfence events list`");
@@ -88,12 +101,12 @@ impl Webhooks {
             return Ok(());
         }
         release(&self.spool, &self.calls, id).await;
-        if store.inbox_event(id).await?.is_some_and(|event| is_stranded(event.error.as_deref())) {
+        if store.inbox_event(id).await?.is_some_and(|event| event.park_reason == STRANDED_BY) {
             info!(event = id, "spool available again; webhook applied");
             store.reopen(id).await?;
         }
         let deliveries = store.deliveries_of(id).await?;
-        if deliveries.iter().any(|one| one.done_at.is_none() && is_stranded(one.last_error.as_deref())) {
+        if deliveries.iter().any(|one| one.done_at.is_none() && one.park_reason == STRANDED_BY) {
             info!(event = id, "spool available again; webhook delivered");
             store.redeliver(id, now_ms).await?;
             self.deliver.notify_one();
@@ -103,12 +116,12 @@ impl Webhooks {
 }
 
 /// Scans the spool regularly.
-pub async fn spool_loop(inbox: impl Fn() -> Webhooks, leads: impl Fn() -> bool, stop: CancellationToken) {
+pub async fn spool_loop(inbox: impl Fn() -> Webhooks, role: impl Fn() -> Role, stop: CancellationToken) {
     loop {
-        let inbox = inbox();
+        let (inbox, role) = (inbox(), role());
         let swept = tokio::select! {
             () = stop.cancelled() => return,
-            swept = Box::pin(inbox.sweep_spool(leads())) => swept,
+            swept = Box::pin(inbox.sweep_spool(&role)) => swept,
         };
         if let Err(error) = swept {
             warn!(%error, "failed to clean the spool");

@@ -123,7 +123,7 @@ async fn no_secret_and_no_whole_number_gets_out() {
     for there in ["\"/status\"", "\"/metrics\"", "[redacted]", "\"mistakes\"", "ringfence_limit_max"] {
         assert!(bundle.contains(there), "{there} is not in the bundle: {bundle}");
     }
-    assert!(scene.log().contains("admitted") && scene.log().contains("request denied"), "the log has what happened");
+    assert!(scene.log().contains("admitted") && scene.log().contains("request rejected"), "the log has what happened");
     for (name, text) in &seen {
         for secret in secrets.iter().map(String::as_str).chain([OPERATORS]) {
             assert!(!text.contains(secret), "{name} has a secret ({secret}): {text}");

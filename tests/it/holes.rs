@@ -1,5 +1,5 @@
-//! The holes that a gate over several processes has, each with the tests that open it. The numbers are those of the list that
-//! the gate was built by; [`HOLES`] says what each is about, and where it is tested.
+//! The holes that a gate over several processes can have, each with the tests that open it: [`HOLES`] says what each is about, and
+//! where it is tested. A test that is written for one hole has its number in its name: `hole_3_02_…`.
 
 use std::path::{Path, PathBuf};
 

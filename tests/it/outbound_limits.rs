@@ -285,6 +285,43 @@ async fn observe_mode_counts_and_says_but_refuses_nothing() {
     stage.finish().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn observe_mode_passes_a_compressed_create_through_and_says_so_in_counter_and_record() {
+    let stage = stage("mode = \"observe\"", "").await;
+    let headers = [("content-type", "application/json"), ("content-encoding", "gzip"), ("x-business-id", "acme")];
+    let send = async || stage.send("POST", &stage.api(EL), &headers, "\u{1f}").await;
+    let passed = send().await;
+    assert_ne!(passed.status, 415, "the provider answers");
+    assert_eq!(passed.header("x-ringfence-would-refuse"), None, "it passes through");
+    let rows = async || stage.ask("/api/refusals").await["refusals"].as_array().unwrap().clone();
+    stage.wait("it is on record", async || rows().await.len() == 1).await;
+    let row = &rows().await[0];
+    assert_eq!((&row["observed"], &row["business"]), (&json!(true), &json!("acme")));
+    assert_eq!(row["code"], "UNSUPPORTED_CONTENT_ENCODING");
+    let count = async |name: &str| {
+        let sample = format!("\n{name}{{limit=\"UNSUPPORTED_CONTENT_ENCODING\"}} ");
+        let text = stage.ask("/metrics").await.as_str().unwrap().to_owned();
+        text.split_once(&sample).map(|(_, rest)| rest.lines().next().unwrap().to_owned())
+    };
+    assert_eq!(count("ringfence_shadow_refusals_total").await.as_deref(), Some("1"));
+    assert_eq!(count("ringfence_bypassed_total").await, None);
+    stage.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_compressed_create_counts_as_bypassed_while_a_bypass_is_on() {
+    let stage = stage("mode = \"enforce\"", "").await;
+    let bypass = json!({"for_secs": 600, "reason": "test"}).to_string();
+    let on = stage.send("PUT", &stage.admin("/api/bypass"), &[("content-type", "application/json")], bypass).await;
+    assert_eq!(on.status, 200, "{on:?}");
+    let headers = [("content-type", "application/json"), ("content-encoding", "gzip")];
+    assert_ne!(stage.send("POST", &stage.api(EL), &headers, "\u{1f}").await.status, 415);
+    let text = stage.ask("/metrics").await;
+    let counted = "\nringfence_bypassed_total{limit=\"UNSUPPORTED_CONTENT_ENCODING\"} 1\n";
+    assert!(text.as_str().unwrap().contains(counted));
+    stage.finish().await;
+}
+
 // === how long to wait ===
 
 #[tokio::test(flavor = "multi_thread")]

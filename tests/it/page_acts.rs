@@ -1,5 +1,6 @@
 //! What an operator finds and does on the page, in a real browser.
 
+use ringfence::call::Direction;
 use ringfence::ids::RejectionId;
 use ringfence::store::{NewEvent, RejectionRecord};
 use serde_json::{Value, json};
@@ -30,14 +31,14 @@ fn refusals(count: usize, business: &str, at_ms: i64) -> Vec<RejectionRecord> {
         at: at_ms,
         business: business.to_owned(),
         account: "twilio".to_owned(),
-        direction: "outbound".to_owned(),
+        direction: Direction::Outbound,
         code: "LIMIT_EXCEEDED".to_owned(),
         limit_name: Some("night".to_owned()),
         current: Some(9),
         limit: Some(9),
         observed: false,
         attempts: 1,
-        tell: false,
+        notice: ringfence::store::AppNotice::Omit,
     };
     (0..count).map(one).collect()
 }

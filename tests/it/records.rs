@@ -89,10 +89,10 @@ async fn fetch(stage: &Stage, id: &str) -> Answer {
     stage.send("POST", &stage.admin(&format!("/conversations/{id}/fetch")), &[], "").await
 }
 
-// === seed 002, 4.1 to 4.3 and 4.12 ===
+// === post-call webhooks (docs/post-call-records.md) ===
 
 #[tokio::test(flavor = "multi_thread")]
-async fn t4_1_post_call_webhooks_are_answered_200_and_end_their_call() {
+async fn post_call_webhooks_are_answered_200_and_end_their_call() {
     let stage = Stage::start(by_hand("")).await;
     let conversation = dialled(&stage).await;
     for _ in 0..2 {
@@ -111,13 +111,13 @@ async fn t4_1_post_call_webhooks_are_answered_200_and_end_their_call() {
     );
     assert_eq!((stage.held().await, &call["record"]["complete"]), (0, &json!(true)));
     let metrics = stage.ask("/metrics").await;
-    let counted = r#"ringfence_post_call_records_total{account="elevenlabs",came="webhook"} 1"#;
+    let counted = r#"ringfence_post_call_records_total{account="elevenlabs",source="webhook"} 1"#;
     assert!(metrics.as_str().unwrap().contains(counted), "once, however often it comes");
     stage.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn t4_2_what_a_post_call_webhook_tells_is_stored() {
+async fn what_a_post_call_webhook_tells_is_stored() {
     let stage = Stage::start(by_hand("")).await;
     let conversation = dialled(&stage).await;
     assert_eq!(shown(&stage, &conversation).await["record"], Value::Null);
@@ -138,7 +138,7 @@ async fn t4_2_what_a_post_call_webhook_tells_is_stored() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn t4_3_invalid_payloads_unknown_conversations_and_bad_signatures_are_told_apart() {
+async fn invalid_payloads_unknown_conversations_and_bad_signatures_are_told_apart() {
     let stage = Stage::start(by_hand("")).await;
     let (mut no_type, mut no_id) = (payload("conv_x"), payload("conv_x"));
     no_type.as_object_mut().unwrap().remove("type");
@@ -164,7 +164,7 @@ async fn t4_3_invalid_payloads_unknown_conversations_and_bad_signatures_are_told
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn t4_12_a_post_call_webhook_needs_nobody_who_listens() {
+async fn a_post_call_webhook_needs_nobody_who_listens() {
     let stage = Stage::start(by_hand("")).await;
     let conversation = dialled(&stage).await;
     let mut bells = stage.app().calls().lifecycle.hub.listen();
@@ -234,7 +234,7 @@ async fn a_record_whose_webhook_is_lost_is_asked_for_until_the_provider_has_told
     assert!(record["transcript_summary"].is_string() && record["asked_again_at"].is_null(), "{record}");
     assert_eq!((&record["recorded_by"], &record["call_successful"]), (&json!("poll"), &json!(true)));
     let metrics = stage.ask("/metrics").await;
-    assert!(metrics.as_str().unwrap().contains(r#"records_total{account="elevenlabs",came="asked"} 1"#));
+    assert!(metrics.as_str().unwrap().contains(r#"records_total{account="elevenlabs",source="asked"} 1"#));
     stage.finish().await;
 }
 

@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use ringfence::reply::RejectionCode as Code;
+use ringfence::words::NamedEnum;
 
 use crate::support::source::{files, is_test};
 
@@ -205,7 +206,84 @@ fn metrics_are_those_of_the_program() {
         let _ = writeln!(table, "| `{}` | {} | {} | {} |", one.name, one.kind, labels.join(", "), cell(&one.help));
     }
     assert!(all.len() > 40);
+    let _ = write!(table, "\n## Label values\n\n| metric | label | values |\n|---|---|---|\n");
+    let values = label_values();
+    for one in &values {
+        let metric = all.iter().find(|known| known.name == one.metric);
+        let labels = metric.map(|metric| metric.labels.iter().any(|label| *label == one.label));
+        assert_eq!(labels, Some(true), "{} has no label {}", one.metric, one.label);
+        let words: Vec<_> = one.values.iter().map(|word| format!("`{word}`")).collect();
+        let _ = writeln!(table, "| `{}` | `{}` | {} |", one.metric, one.label, words.join(", "));
+    }
+    let shown: BTreeSet<&str> = values.iter().flat_map(|one| one.types.iter().copied()).collect();
+    let declared = read("src/metrics/labels.rs");
+    for words in declared.split("words!(").skip(1) {
+        let name = words.lines().find_map(|line| line.trim().strip_suffix(" {")).unwrap();
+        assert!(shown.contains(name), "the label values lack {name}");
+    }
     page("metrics", &table);
+}
+
+/// A label with few values.
+struct LabelValues {
+    metric: &'static str,
+    label: &'static str,
+    /// The enums that declare them.
+    types: Vec<&'static str>,
+    values: Vec<&'static str>,
+}
+
+impl LabelValues {
+    fn of<E: NamedEnum>(metric: &'static str, label: &'static str) -> Self {
+        Self { metric, label, types: vec![], values: vec![] }.and::<E>()
+    }
+
+    fn and<E: NamedEnum>(mut self) -> Self {
+        self.types.extend(std::any::type_name::<E>().rsplit("::").next());
+        self.values.extend(E::ALL.iter().map(|value| value.name()));
+        self
+    }
+
+    fn and_word(mut self, word: &'static str) -> Self {
+        self.values.push(word);
+        self
+    }
+}
+
+fn label_values() -> Vec<LabelValues> {
+    use ringfence::metrics as m;
+    use ringfence::{call, destinations, net, policy, provider, store};
+    vec![
+        LabelValues::of::<call::Direction>("ringfence_calls_admitted_total", "direction"),
+        LabelValues::of::<call::Outcome>("ringfence_calls_ended_total", "outcome"),
+        LabelValues::of::<call::EndProof>("ringfence_calls_ended_total", "proof"),
+        LabelValues::of::<m::CreateOutcome>("ringfence_create_added_duration_seconds", "outcome"),
+        LabelValues::of::<m::CallbackUse>("ringfence_callbacks_refused_total", "at"),
+        LabelValues::of::<net::BadCallbackReason>("ringfence_callbacks_refused_total", "reason"),
+        LabelValues::of::<m::CertificateReload>("ringfence_certificate_reloads_total", "result"),
+        LabelValues::of::<net::CertificateUse>("ringfence_certificate_expiry_timestamp_seconds", "certificate"),
+        LabelValues::of::<m::ClientMessage>("ringfence_client_messages_total", "type"),
+        LabelValues::of::<m::ReloadOutcome>("ringfence_config_reloads_total", "result"),
+        LabelValues::of::<m::Delivered>("ringfence_deliveries_total", "result"),
+        LabelValues::of::<destinations::BlockRule>("ringfence_destinations_refused_total", "rule"),
+        LabelValues::of::<m::Degraded>("ringfence_gate_degraded_total", "decided"),
+        LabelValues::of::<policy::decision::GateMode>("ringfence_gate_transitions_total", "mode"),
+        LabelValues::of::<m::Repair>("ringfence_gate_repairs_total", "what"),
+        LabelValues::of::<m::RecordSource>("ringfence_post_call_records_total", "source"),
+        LabelValues::of::<provider::description::LimitClass>("ringfence_provider_limit_total", "class"),
+        LabelValues::of::<m::ApiRequest>("ringfence_requests_total", "kind")
+            .and::<m::WebhookRequest>()
+            .and::<m::ClientRequest>()
+            .and_word("admin"),
+        LabelValues::of::<m::RunDial>("ringfence_run_dials_total", "result"),
+        LabelValues::of::<m::Firing>("ringfence_schedule_firings_total", "result"),
+        LabelValues::of::<m::SweepResult>("ringfence_sweeps_total", "result"),
+        LabelValues::of::<m::MessageKind>("ringfence_unreadable_total", "source"),
+        LabelValues::of::<provider::select::Flaw>("ringfence_unreadable_total", "flaw").and_word("unknown_state"),
+        LabelValues::of::<store::EventOutcome>("ringfence_webhooks_total", "outcome")
+            .and::<m::NotApplied>()
+            .and::<m::Unverified>(),
+    ]
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Live transcripts as seed 002 lays them down: its checks 4.4 to 4.13, by their numbers.
+//! Live transcripts, as docs/live-transcripts.md describes them and clients of the replaced systems expect them (docs/compatibility.md).
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
@@ -31,7 +31,7 @@ async fn ready() -> Stage {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn t4_4_a_client_with_a_valid_token_connects_and_is_counted() {
+async fn a_client_with_a_valid_token_connects_and_is_counted() {
     let stage = ready().await;
     let mut socket = Socket::open(&stage, &token()).await;
     assert_eq!(open_sockets(&stage).await, 1);
@@ -42,7 +42,7 @@ async fn t4_4_a_client_with_a_valid_token_connects_and_is_counted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn t4_5_a_call_is_subscribed_by_either_of_its_ids() {
+async fn a_call_is_subscribed_by_either_of_its_ids() {
     let stage = ready().await;
     let sid = live_call(&stage, "conv_1").await;
     let mut socket = Socket::open(&stage, &token()).await;
@@ -78,7 +78,7 @@ async fn t4_5_a_call_is_subscribed_by_either_of_its_ids() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn t4_6_what_is_said_reaches_the_subscriber() {
+async fn what_is_said_reaches_the_subscriber() {
     let stage = Stage::start(setup("", "user_label = \"driver\"\ncompletion_wait_secs = 0", "")).await;
     let sid = live_call(&stage, "conv_1").await;
     let mut socket = Socket::open(&stage, &token()).await;
@@ -99,7 +99,7 @@ async fn t4_6_what_is_said_reaches_the_subscriber() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn t4_7_a_completed_call_is_told_status_first_and_once() {
+async fn a_completed_call_is_told_status_first_and_once() {
     // The record comes with the end, so nobody waits for it.
     let stage = Stage::start(setup("", "completion_wait_secs = 3600", "")).await;
     let sid = live_call(&stage, "conv_1").await;
@@ -140,7 +140,7 @@ async fn t4_7_a_completed_call_is_told_status_first_and_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn t4_8_every_subscriber_gets_each_message_once() {
+async fn every_subscriber_gets_each_message_once() {
     let stage = ready().await;
     live_call(&stage, "conv_1").await;
     let token = token();
@@ -172,7 +172,7 @@ async fn t4_8_every_subscriber_gets_each_message_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn t4_9_no_token_an_expired_one_and_an_invalid_one_are_refused() {
+async fn no_token_an_expired_one_and_an_invalid_one_are_refused() {
     let stage = ready().await;
     let expired = token_of(&json!({"exp": now_secs() - 60, "businesses": ["*"]}));
     let foreign = ringfence::jws::sign(b"another secret", &json!({"exp": now_secs() + 60, "businesses": ["*"]}));
@@ -194,7 +194,7 @@ async fn t4_9_no_token_an_expired_one_and_an_invalid_one_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn t4_10_who_disconnects_leaves_nothing() {
+async fn who_disconnects_leaves_nothing() {
     let stage = ready().await;
     live_call(&stage, "conv_1").await;
     let token = token();
@@ -213,7 +213,7 @@ async fn t4_10_who_disconnects_leaves_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn t4_11_a_call_from_its_dialling_to_its_record() {
+async fn a_call_from_its_dialling_to_its_record() {
     let stage = Stage::start(setup("", "completion_wait_secs = 3600", "")).await;
     let placed = stage.dial(None, "+15550002201").await.json();
     let (sid, conversation) = (placed["callSid"].as_str().unwrap(), placed["conversation_id"].as_str().unwrap());
@@ -240,7 +240,7 @@ async fn t4_11_a_call_from_its_dialling_to_its_record() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn t4_12_webhooks_succeed_with_nobody_connected() {
+async fn webhooks_succeed_with_nobody_connected() {
     let stage = ready().await;
     // The first dialogue of an unknown conversation makes its record. An app's word proves no call: it takes no place.
     let first = say(&stage, "conv_unknown", "agent", "Hello?").await;
@@ -274,7 +274,7 @@ async fn t4_12_webhooks_succeed_with_nobody_connected() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn t4_13_many_calls_on_one_socket_do_not_mix() {
+async fn many_calls_on_one_socket_do_not_mix() {
     const CALLS: usize = 8;
     const LINES: usize = 10;
     let stage = ready().await;

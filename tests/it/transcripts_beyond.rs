@@ -1,4 +1,4 @@
-//! Live transcripts beyond seed 002: resuming, businesses, slow clients, tokens, partials, many at once.
+//! Live transcripts beyond what the replaced systems had: resuming, businesses, slow clients, tokens, partials, many at once.
 
 use std::path::Path;
 use std::time::Duration;

@@ -1,77 +1,93 @@
 //! The meaning of each refusal code, and its fix.
 
-/// The meaning of a code, and its fix.
+use crate::calls::rejection::CAPACITY_INBOUND;
+use crate::reply::RejectionCode;
+
+/// The meaning of the code of a recorded rejection, and its fix. A code that is not ours is a provider's for its own limit.
 pub(super) fn meaning(code: &str) -> (&'static str, &'static str) {
-    match code {
-        "GLOBAL_CAPACITY_EXCEEDED" => (
+    if code == CAPACITY_INBOUND {
+        return (
+            "an inbound call arrived while a limit was full; when_full applied",
+            "wait for a call to end, or raise the limit named here",
+        );
+    }
+    match RejectionCode::parse(code).unwrap_or(RejectionCode::ProviderLimit) {
+        RejectionCode::GlobalCapacityExceeded => (
             "all calls that were bought, at the account or on the whole platform, were in use",
             "wait for a call to end, end one, or raise `concurrent` if more was bought",
         ),
-        "BUSINESS_CONCURRENT_LIMIT_EXCEEDED" => (
+        RejectionCode::BusinessLimitExceeded => (
             "the business had all its calls in use",
             "wait for one of its calls to end, or give it another plan or max_calls",
         ),
-        "CONCURRENT_LIMIT_EXCEEDED" => {
+        RejectionCode::LimitExceeded => {
             ("one of the limits under [[limits]] was full", "wait for a call in it to end, or raise that limit")
         }
-        "REQUEST_RATE_EXCEEDED" => (
+        RejectionCode::RateExceeded => (
             "too many creates came within the window of a rate",
             "send them more slowly, or raise the rate if more was bought",
         ),
-        "PLAN_NOT_ALLOWED" => ("the plan of the business allows 0 calls", "give the business another plan"),
-        "UNKNOWN_BUSINESS" => (
+        RejectionCode::PlanNotAllowed => ("the plan of the business allows 0 calls", "give the business another plan"),
+        RejectionCode::UnknownBusiness => (
             "the request names no known business",
             "register the business (ringfence businesses import), or set businesses.unknown to a plan",
         ),
-        "CALL_INITIATION_FAILED" => (
+        RejectionCode::InitiationFailed => (
             "the provider could not be reached, so nothing was dialled",
             "check the network and the provider's status: ringfence doctor",
         ),
-        "ACCOUNT_REMOVED" => ("its account was removed from the config at that moment", "send it to another account"),
-        "BATCH_ENDED" => ("the batch that was to be retried had ended", "submit a new one"),
-        "BATCH_SIZE_UNKNOWN" => (
+        RejectionCode::AccountRemoved => {
+            ("its account was removed from the config at that moment", "send it to another account")
+        }
+        RejectionCode::BatchEnded => ("the batch that was to be retried had ended", "submit a new one"),
+        RejectionCode::BatchSizeUnknown => (
             "the number of concurrent calls of the batch is unknown",
             "submit a new batch, whose size is in the request",
         ),
-        "PROCESS_PAUSED" => (
+        RejectionCode::ProcessPaused => (
             "the process paused past the send deadline, so nothing was dialled",
             "look for CPU limits, swapping or a paused machine",
         ),
-        "OVERLOADED" => {
+        RejectionCode::Overloaded => {
             ("there was no memory for the request's body", "reduce concurrency, or give the process more memory")
         }
-        "IDEMPOTENCY_KEY_REUSED" => ("its Idempotency-Key belonged to another request", "use a new key for every call"),
-        "INVALID_DESTINATION_PHONE" => (
+        RejectionCode::KeyReused => ("its Idempotency-Key belonged to another request", "use a new key for every call"),
+        RejectionCode::InvalidDestination => (
             "the destination is not a valid telephone number",
             "write it in E.164, as in +905321234567, or set destinations.default_country",
         ),
-        "DO_NOT_CALL_BLOCKED" => (
+        RejectionCode::DoNotCall => (
             "the destination is blocked: a do-not-call list, or the rules of [destinations]",
             "do not call it, or check the rule named in blockedBy",
         ),
-        "CLIENT_HUNG_UP" => (
+        RejectionCode::ClientDisconnected => (
             "the app disconnected before its request was admitted, so nothing was dialled",
             "raise the app's own time-out",
         ),
-        "CALL_STORE_UNAVAILABLE" => {
+        RejectionCode::StoreUnavailable => {
             ("the call could not be recorded, so nothing was dialled", "check the database: ringfence status")
         }
-        "GATE_REBUILDING" => (
+        RejectionCode::GateUnavailable => (
             "the limiter was unavailable or being rebuilt",
             "it recovers within seconds; if not, check Redis: ringfence status",
         ),
-        "capacity_inbound" => (
-            "an inbound call arrived while a limit was full; when_full applied",
-            "wait for a call to end, or raise the limit named here",
-        ),
-        "INVALID_REQUEST"
-        | "BODY_TOO_LARGE"
-        | "UNSUPPORTED_CONTENT_ENCODING"
-        | "ACCOUNT_MISMATCH"
-        | "UNKNOWN_ROUTE" => {
-            ("the request could not be read, or its route is unknown", "read the message of the response")
+        RejectionCode::InvalidRequest
+        | RejectionCode::BodyTooLarge
+        | RejectionCode::EncodedBody
+        | RejectionCode::AccountMismatch => {
+            ("the request could not be read, or belongs to another account", "read the message of the response")
         }
-        _ => (
+        RejectionCode::UpstreamRedirects => (
+            "the provider redirects creates, and ringfence follows no redirect",
+            "set the account's `upstream` to where it leads",
+        ),
+        RejectionCode::UpstreamUnreachable => {
+            ("the provider could not be reached", "check the network and the provider's status: ringfence doctor")
+        }
+        RejectionCode::OutcomeUnknown | RejectionCode::AlreadyPlaced | RejectionCode::UpstreamSilent => {
+            ("the request was carried out, or may have been", "read the message of the response")
+        }
+        RejectionCode::ProviderLimit => (
             "the provider's own limit was full: it answered 429",
             "compare `concurrent` with what was bought (ringfence doctor), and look for calls placed outside ringfence",
         ),

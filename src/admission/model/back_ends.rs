@@ -18,7 +18,7 @@ use crate::policy::decision::GateMode;
 use crate::provider::secret::Secret;
 use crate::store::postgres::{self, PostgresSettings, PostgresStore};
 use crate::store::sqlite::SqliteStore;
-use crate::store::{OwnershipMode, Store};
+use crate::store::{Migrate, OwnershipMode, Store};
 
 /// Sequences for CI: over a local file, for one replica and for two, and with a server.
 const OF_ONE: u32 = 1_500;
@@ -66,7 +66,7 @@ impl World {
         let folder = Folder::new();
         let mut stores: Vec<Arc<dyn Store>> = vec![];
         for _ in 0..replicas(home) {
-            let store = SqliteStore::open(&folder.0.join("ringfence.db"), true, sharing(home)).await.unwrap();
+            let store = SqliteStore::open(&folder.0.join("ringfence.db"), Migrate::Run, sharing(home)).await.unwrap();
             stores.push(Arc::new(store));
         }
         Self::new(home, stores, redis, Some(folder))
@@ -80,10 +80,11 @@ impl World {
     /// `None` where there is no Postgres.
     async fn over_postgres(home: GateMode, redis: Option<Server>) -> Option<Self> {
         let mut settings = PostgresSettings::new(Secret::new(&postgres::tests::database().await?)).unwrap();
-        settings.callers_clock = true;
+        settings.time_of = postgres::TimeOf::Caller;
         let mut stores: Vec<Arc<dyn Store>> = vec![];
         for _ in 0..replicas(home) {
-            let store = PostgresStore::open(&settings, true, sharing(home), |why| panic!("{why}")).await.unwrap();
+            let store =
+                PostgresStore::open(&settings, Migrate::Run, sharing(home), |why| panic!("{why}")).await.unwrap();
             stores.push(Arc::new(store));
         }
         Some(Self::new(home, stores, redis, None))

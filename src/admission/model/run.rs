@@ -88,7 +88,7 @@ pub(in crate::admission) fn new_call(call: &CallId, at_ms: UnixMs) -> NewCall {
         fingerprint: None,
         keys: vec![],
         replica: None,
-        tell: false,
+        notice: crate::store::AppNotice::Omit,
         aliases: vec![],
     }
 }
@@ -264,7 +264,7 @@ impl Run<'_> {
         }
         let expected = self.model.admit(at, &request, &facts, alias, is_again);
         let deciding = capacity.deciding().await;
-        let answer = match capacity.admit(request.clone(), new).await {
+        let answer = match capacity.admit(&deciding, request.clone(), new).await {
             Ok(Admission::Admitted { lease, would_reject, early }) => {
                 assert_eq!(*lease.call(), call, "{said}");
                 Answer::Admitted(lease.slots(), would_reject, early)
@@ -311,7 +311,7 @@ impl Run<'_> {
         let origin = if over_limit { Origin::Order } else { Origin::Foreign };
         let new = NewCall { origin, over_limit, slots, ..self.new_call(&call, who, None) };
         let deciding = capacity.deciding().await;
-        assert_eq!(capacity.adopt(new).await.unwrap(), InsertOutcome::New(None), "{said}");
+        assert_eq!(capacity.adopt(&deciding, new).await.unwrap(), InsertOutcome::New(None), "{said}");
         drop(deciding);
         let facts = facts(who);
         let keys = keys(&self.model.replicas[at].0.bindings(&facts));

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 use ulid::Ulid;
 
-use super::{Hub, News, Notification, Partial};
+use super::{Hub, News, NewsFrom, Notification, Partial};
 use crate::admission::limiter::Channel;
 use crate::call::Speaker;
 use crate::ids::CallId;
@@ -50,21 +50,24 @@ struct Interim {
     source_sequence: Option<i64>,
 }
 
-impl Message {
-    fn of(
-        from: &str,
-        call: Option<&CallId>,
-        partial: Option<Partial>,
-        is_quiet: bool,
-        is_over: bool,
-    ) -> Option<String> {
-        let partial = partial.map(|partial| Interim {
+impl Interim {
+    fn of(partial: Partial) -> Self {
+        Self {
             is_agent: partial.speaker == Speaker::Agent,
             text: partial.text.to_string(),
             source_sequence: partial.source_sequence,
-        });
-        let (from, call) = (from.to_owned(), call.map(ToString::to_string));
-        serde_json::to_string(&Self { from, call, partial, is_quiet, is_over }).ok()
+        }
+    }
+}
+
+impl Message {
+    /// A message of this process about no call.
+    fn keep_alive(from: &str) -> Self {
+        Self { from: from.to_owned(), call: None, partial: None, is_quiet: false, is_over: false }
+    }
+
+    fn text(&self) -> Option<String> {
+        serde_json::to_string(self).ok()
     }
 }
 
@@ -89,13 +92,13 @@ async fn publish_all(hub: &Hub, mut notifications: broadcast::Receiver<Notificat
             Ok(Err(RecvError::Closed)) => return,
             // The store has what was missed.
             Ok(Err(RecvError::Lagged(_))) => continue,
-            Err(_) => words.extend(Message::of(me, None, None, false, false)),
+            Err(_) => words.extend(Message::keep_alive(me).text()),
             Ok(Ok(notification)) => {
                 // By call: whether there is nothing but a partial, and whether it has ended.
                 let mut pending = BTreeMap::new();
                 let mut next = Some(notification);
                 while let Some(notification) = next.take() {
-                    if notification.is_ours {
+                    if notification.from == NewsFrom::Here {
                         let (is_partial, is_over) = pending.entry(notification.call).or_insert((true, false));
                         *is_partial &= notification.news == News::Partial;
                         *is_over |= notification.news == News::Ended;
@@ -110,7 +113,16 @@ async fn publish_all(hub: &Hub, mut notifications: broadcast::Receiver<Notificat
                     let is_quiet = half.is_none();
                     let partial = half.filter(|_| is_partial);
                     if partial.is_some() || !is_partial {
-                        words.extend(Message::of(me, Some(&call), partial, is_quiet, is_over));
+                        words.extend(
+                            Message {
+                                call: Some(call.to_string()),
+                                partial: partial.map(Interim::of),
+                                is_quiet,
+                                is_over,
+                                ..Message::keep_alive(me)
+                            }
+                            .text(),
+                        );
                     }
                 }
             }
@@ -208,13 +220,14 @@ mod tests {
         tokio::time::sleep(WORD_EVERY * 5).await;
         let shown = |notifications: &mut broadcast::Receiver<Notification>| {
             let all = std::iter::from_fn(|| notifications.try_recv().ok());
-            let mut all: Vec<String> = all.map(|one| format!("{} {} {:?}", one.is_ours, one.call, one.news)).collect();
+            let mut all: Vec<String> = all.map(|one| format!("{:?} {} {:?}", one.from, one.call, one.news)).collect();
             all.sort();
             all
         };
         let expected = |ours: &[(&CallId, News)], others: &[(&CallId, News)]| {
-            let show = |is_ours: bool| move |(call, news): &(&CallId, News)| format!("{is_ours} {call} {news:?}");
-            let mut all: Vec<String> = ours.iter().map(show(true)).chain(others.iter().map(show(false))).collect();
+            let show = |from: NewsFrom| move |(call, news): &(&CallId, News)| format!("{from:?} {call} {news:?}");
+            let mut all: Vec<String> =
+                ours.iter().map(show(NewsFrom::Here)).chain(others.iter().map(show(NewsFrom::Replica))).collect();
             all.sort();
             all
         };
@@ -240,6 +253,6 @@ mod tests {
         }
         assert!(notifications.try_recv().is_err());
         receive(&hub, "me", &format!(r#"{{"from":"x","call":"{call}","more":1}}"#));
-        assert_eq!(notifications.try_recv(), Ok(Notification { call, news: News::Record, is_ours: false }));
+        assert_eq!(notifications.try_recv(), Ok(Notification { call, news: News::Record, from: NewsFrom::Replica }));
     }
 }

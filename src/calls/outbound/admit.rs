@@ -19,7 +19,7 @@ use super::not_sent::NotSent;
 use super::observe::WOULD_REFUSE;
 use super::prepare::{SlotGrant, prepare};
 use super::request::CreateRequest;
-use crate::admission::{AdmissionError, Lease};
+use crate::admission::{AdmissionError, Lease, Permit};
 use crate::call::{EndProof, Outcome, Source};
 use crate::calls::context::{ANSWER_BYTES_MAX, Context};
 use crate::calls::provider_client::ProviderClient;
@@ -36,10 +36,10 @@ use crate::telemetry::traces;
 /// Response header: the concurrent calls that a batch was granted, and how many it asked for (`3/10`).
 const SLOTS_HEADER: &str = "x-ringfence-slots";
 
-/// The right to send one request once: its lease, and its call record, which is written before the lease is given.
+/// The right to send one request once.
 #[must_use]
 pub(super) struct Admitted {
-    lease: Lease,
+    permit: Permit,
     request: Request<Bytes>,
     /// The send deadline, see [`since_boot`].
     send_by: Duration,
@@ -55,10 +55,22 @@ pub(super) struct Marks {
     would_reject: Option<Arc<str>>,
 }
 
+/// Which call a request was sent for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum CallOf {
+    /// Its own call: it ends with the request.
+    Request,
+    /// An open call that it joined, and that continues.
+    Joined,
+    /// None that is on record: the next sweep counts it, if there is one.
+    Uncounted,
+}
+
 /// A sent request with its outcome.
 #[must_use]
 pub(super) struct Sent {
     pub(super) call: CallId,
+    pub(super) call_of: CallOf,
     pub(super) result: SendResult,
     /// How long its provider took.
     pub(super) took: Duration,
@@ -71,7 +83,16 @@ pub(super) struct Sent {
 impl Admitted {
     /// The call.
     pub(super) fn call(&self) -> &CallId {
-        self.lease.call()
+        self.permit.call()
+    }
+
+    /// Which call it is sent for.
+    pub(super) fn call_of(&self) -> CallOf {
+        match (&self.permit, &self.joining) {
+            (Permit::Uncounted(_), _) => CallOf::Uncounted,
+            (Permit::Leased(_), Some(_)) => CallOf::Joined,
+            (Permit::Leased(_), None) => CallOf::Request,
+        }
     }
 
     /// The claim that duplicates of the request wait for.
@@ -87,6 +108,7 @@ impl Admitted {
     /// Sends the request. Nothing else sends a create, and each is sent once.
     pub(super) async fn send(mut self, context: &Context, account: &AccountName) -> Sent {
         failpoint::hit("create.sending").await;
+        let call_of = self.call_of();
         let started = Instant::now();
         let span = traces::request("send");
         traces::put_on(&span, self.request.headers_mut());
@@ -97,7 +119,7 @@ impl Admitted {
         let exemplar = traces::exemplar(&span, context.lifecycle.clock.now_ms());
         context.lifecycle.metrics.upstream_seconds(account, took, exemplar);
         failpoint::hit("create.answered").await;
-        Sent { call: self.lease.call().clone(), result, took, claim: self.claim, joining: self.joining }
+        Sent { call: self.permit.call().clone(), call_of, result, took, claim: self.claim, joining: self.joining }
     }
 }
 
@@ -191,7 +213,7 @@ impl Admitter {
         failpoint::hit("create.joined").await;
         claim.recorded(lease.call());
         let admitted = Admitted {
-            lease,
+            permit: Permit::Leased(lease),
             request: prepared.request,
             send_by: since_boot() + self.context.settings.send_within,
             claim: Some(claim),
@@ -246,8 +268,8 @@ impl Admitter {
             return taken_back;
         }
         let marks = Marks { slots, would_reject: would_reject.map(|full| full.limit) };
-        let request = prepared.request;
-        let admitted = Admitted { lease, request, send_by, claim: Some(claim), joining: None, marks };
+        let (permit, request) = (Permit::Leased(lease), prepared.request);
+        let admitted = Admitted { permit, request, send_by, claim: Some(claim), joining: None, marks };
         Ok(AdmitStep::Admitted(Box::new(admitted)))
     }
 
@@ -273,7 +295,8 @@ impl Admitter {
             return Err(JobPlaced::NotSent("process paused past the send deadline; request not sent".to_owned()));
         }
         let marks = Marks { slots, would_reject: None };
-        Ok(Admitted { lease, request: prepared.request, send_by, claim: None, joining: None, marks })
+        let permit = Permit::Leased(lease);
+        Ok(Admitted { permit, request: prepared.request, send_by, claim: None, joining: None, marks })
     }
 
     /// Ends a recorded call that will not be sent.
@@ -332,9 +355,9 @@ impl Admitter {
     /// In observe mode, allows a request that no limiter could count: observing must not stop calls because a store is down. The
     /// next sweep counts the call. `None` in enforce mode.
     pub(super) fn admit_uncounted(&self, request: &CreateRequest) -> Option<Admitted> {
-        let lease = self.context.lifecycle.capacity.uncounted(CallId::new())?;
+        let uncounted = self.context.lifecycle.capacity.uncounted()?;
         Some(Admitted {
-            lease,
+            permit: Permit::Uncounted(uncounted),
             request: request.to_send(),
             send_by: since_boot() + self.context.settings.send_within,
             claim: None,

@@ -86,7 +86,7 @@ pub(super) async fn decide(context: &Context, request: &CreateRequest, terms: Te
     let call = CallId::new();
     let slots = SlotGrant::all(terms.slots.wanted);
     let mut prepared = prepare(context, request, &call, slots).map_err(DecideError::Rejected)?;
-    let _deciding = lifecycle.capacity.deciding().await;
+    let deciding = lifecycle.capacity.deciding().await;
     let policy = lifecycle.policy.load_full();
     if !policy.has_account(&request.facts.account) {
         return Err(DecideError::AccountRemoved);
@@ -104,7 +104,7 @@ pub(super) async fn decide(context: &Context, request: &CreateRequest, terms: Te
     record.fingerprint = terms.fingerprint;
     record.aliases = terms.aliases;
     record.aliases.extend(request.subaccount.as_ref().and_then(|id| subaccount_alias(id, call.as_str())));
-    match lifecycle.admit(ask, record).boxed().await {
+    match lifecycle.admit(deciding, ask, record).boxed().await {
         Ok(Admission::Admitted { lease, would_reject, .. }) => {
             Ok(Decided::New(Box::new(DecidedCall { lease, prepared, send_by, would_reject })))
         }

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | parse | a [`CreateRequest`] | `proxy/create.rs` |
 //! | deduplicate | a claim to a new request, or the response of the earlier one | [`dedupe`] |
-//! | admit | an `Admitted`: a lease and a call record, or neither | `admit` |
+//! | admit | an `Admitted`: a lease and a call record, or neither (observe mode may send it uncounted) | `admit` |
 //! | send | a `Sent`; only an `Admitted` can be sent, and once | `admit` |
 //! | settle | the call's ids recorded, or its lease released, or the outcome unknown | `settle` |
 //! | respond | the provider's response, or a rejection that is logged, counted and recorded | `rejection` |
@@ -41,7 +41,6 @@ use crate::calls::lifecycle::finish;
 use crate::clock::UnixMs;
 use crate::failpoint;
 use crate::metrics::CallbackUse;
-use crate::net::SendResult;
 use crate::reply::{Rejection, RejectionCode};
 use crate::store::CallRecord;
 use crate::telemetry::traces;
@@ -53,7 +52,7 @@ use job::{JobPlaced, JobTerms, Unavailable, is_of_account};
 pub(super) use joining::Joins;
 use not_sent::NotSent;
 pub use request::CreateRequest;
-use settle::{Settlement, pass_on};
+use settle::Settlement;
 
 /// State that outlives a reload.
 #[derive(Clone, Default)]
@@ -206,7 +205,7 @@ impl Outbound {
 
     /// Sends, and settles by the provider's response, whenever it comes. The app is answered at its time-out.
     async fn send_and_settle(self: &Arc<Self>, admitted: Admitted, request: &Arc<CreateRequest>) -> Response<Bytes> {
-        let (call, marks) = (admitted.call().clone(), admitted.marks());
+        let (call, call_of, marks) = (admitted.call().clone(), admitted.call_of(), admitted.marks());
         traces::note("ringfence.call", call.as_str());
         let in_flight = admitted.claim().map(|claim| claim.request().clone());
         let (this, of) = (self.clone(), request.clone());
@@ -225,7 +224,7 @@ impl Outbound {
             Ok(Err(error)) => {
                 warn!(%call, %error, "failed to finish an exchange");
                 let why = "ringfence failed while placing the call";
-                self.rejections.outcome_unknown(&request.rejected(), &call, why)
+                self.settlement.answer_unknown(&call, call_of, request, why)
             }
             Err(_) => {
                 // The task continues detached.
@@ -235,7 +234,7 @@ impl Outbound {
                 }
                 let secs = create_timeout.as_secs();
                 let why = format!("{} did not answer within {secs} s", request.account.provider.name);
-                self.settlement.unknown(&call, request, &why).await
+                self.settlement.unknown(&call, call_of, request, &why).await
             }
         };
         marks.put_on(&mut response);
@@ -250,27 +249,7 @@ impl Outbound {
         };
         self.rejections.observed(&rejection, &request.rejected());
         let _ = request.would_reject.set(rejection);
-        let (this, of) = (self.clone(), request.clone());
-        let sending = async move { admitted.send(&this.context, &of.account.name).await.result }.boxed();
-        // A client that disconnects, or is answered at its time-out, does not cancel the create.
-        let sending = finish(self.context.tasks.track_future(sending.in_current_span()));
-        let sent = tokio::time::timeout(self.context.settings.create_timeout, sending).await;
-        self.context.sweep_requests.request(&request.account.name);
-        let why = match sent {
-            Ok(Ok(SendResult::Answered(answer))) => return pass_on(answer),
-            Ok(Ok(SendResult::NotSent(error))) => {
-                let message = format!("Not dialled: {} cannot be reached: {error}", request.account.provider.name);
-                let rejection = Rejection::new(RejectionCode::InitiationFailed, message);
-                return self.rejections.respond(rejection, &request.rejected());
-            }
-            Ok(Ok(SendResult::Unknown(error))) => format!("the answer was lost: {error}"),
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => format!("no answer within {} s", self.context.settings.create_timeout.as_secs()),
-        };
-        let message = format!(
-            "It is not known whether the call was dialled: {why}. Do not send it again; it is not counted: the database is unavailable."
-        );
-        self.rejections.respond(Rejection::new(RejectionCode::OutcomeUnknown, message), &request.rejected())
+        self.send_and_settle(admitted, request).await
     }
 
     /// Places a job of a bulk run through the same phases. No client waits for its response, each attempt has its own alias, and

@@ -8,7 +8,7 @@ use http::header::{CONTENT_LENGTH, CONTENT_TYPE, LOCATION};
 use http::{Response, Uri};
 use tracing::warn;
 
-use super::admit::Sent;
+use super::admit::{CallOf, Sent};
 use super::dedupe::in_flight::SendOutcome;
 use super::dedupe::replay::to_record;
 use super::request::CreateRequest;
@@ -24,15 +24,6 @@ use crate::provider::description::LimitAnswer;
 use crate::provider::select::{Document, Message};
 use crate::reply::{Rejection, RejectionCode};
 use crate::store::{Change, CreateAnswer};
-
-/// Which call a request was sent for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum CallOf {
-    /// Its own call: it ends with the request.
-    Request,
-    /// An open call that it joined, and that continues.
-    Joined,
-}
 
 /// A settled create.
 pub(super) struct Settled {
@@ -63,9 +54,15 @@ impl Settlement {
 
     /// Settles a call by the outcome of its request, and builds the app's response.
     pub(super) async fn settle(&self, sent: Sent, request: &CreateRequest) -> Settled {
-        let Sent { call, result, claim, joining, took: _ } = sent;
-        let call_of = if joining.is_none() { CallOf::Request } else { CallOf::Joined };
+        let Sent { call, call_of, result, claim, joining, took: _ } = sent;
+        if call_of == CallOf::Uncounted {
+            self.context.sweep_requests.request(&request.account.name);
+        }
         let settled = match result {
+            SendResult::Answered(answer) if call_of == CallOf::Uncounted => {
+                // There is no record that the answer could settle.
+                Settled::new(SendOutcome::Unknown, pass_on(answer))
+            }
             SendResult::Answered(answer) => self.answered(&call, answer, request, call_of).boxed().await,
             SendResult::NotSent(error) => {
                 failpoint::hit("create.not_sent").await;
@@ -76,7 +73,7 @@ impl Settlement {
             }
             SendResult::Unknown(error) => {
                 let why = format!("the answer of {} was lost: {error}", request.account.provider.name);
-                Settled::new(SendOutcome::Unknown, self.unknown(&call, request, &why).await)
+                Settled::new(SendOutcome::Unknown, self.unknown(&call, call_of, request, &why).await)
             }
         };
         if let Some(claim) = claim {
@@ -130,7 +127,7 @@ impl Settlement {
         if status >= 500 || (300..400).contains(&status) {
             // The other redirects may answer a request that was carried out (RFC 9110 §15.4.4).
             let why = format!("{} answered {status}", provider.name);
-            return Settled::new(SendOutcome::Unknown, self.unknown(call, request, &why).await);
+            return Settled::new(SendOutcome::Unknown, self.unknown(call, call_of, request, &why).await);
         }
         if answer.status().is_success() && !success.status.contains(&status) {
             // A success status that the description does not list is no rejection: there may be a call.
@@ -183,7 +180,7 @@ impl Settlement {
         failpoint::hit("create.bound").await;
     }
 
-    /// Records that there is no call: releases its slot, unless it belongs to a joined call.
+    /// Records that there is no call: releases the slot that the request took.
     async fn not_created(&self, call: &CallId, call_of: CallOf) {
         if call_of == CallOf::Request {
             self.context.lifecycle.end_surely(call, Outcome::NotCreated, EndProof::Provider, Source::Answer).await;
@@ -204,14 +201,40 @@ impl Settlement {
     }
 
     /// Records that the outcome is unknown, and answers the client.
-    pub(super) async fn unknown(&self, call: &CallId, request: &CreateRequest, why: &str) -> Response<Bytes> {
+    pub(super) async fn unknown(
+        &self,
+        call: &CallId,
+        call_of: CallOf,
+        request: &CreateRequest,
+        why: &str,
+    ) -> Response<Bytes> {
+        if call_of == CallOf::Uncounted {
+            return self.answer_unknown(call, call_of, request, why);
+        }
         failpoint::hit("create.unknown").await;
         let lifecycle = &self.context.lifecycle;
         let reported_unknown_by = self.context.replica();
         let change = Change { unsettled: Some(true), reported_unknown_by, ..lifecycle.change(call, Source::Order) };
         lifecycle.apply_with_retry(change).await;
         failpoint::hit("create.unknown.recorded").await;
-        self.rejections.outcome_unknown(&request.rejected(), call, why)
+        self.answer_unknown(call, call_of, request, why)
+    }
+
+    /// Answers the client that the outcome is unknown.
+    pub(super) fn answer_unknown(
+        &self,
+        call: &CallId,
+        call_of: CallOf,
+        request: &CreateRequest,
+        why: &str,
+    ) -> Response<Bytes> {
+        match call_of {
+            CallOf::Request | CallOf::Joined => self.rejections.outcome_unknown(&request.rejected(), call, why),
+            CallOf::Uncounted => {
+                self.context.sweep_requests.request(&request.account.name);
+                self.rejections.uncounted_outcome_unknown(&request.rejected(), why)
+            }
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use crate::ids::{BusinessId, CallId};
 use crate::metrics::RecordSource;
 use crate::policy::{Privacies, Privacy};
 use crate::provider::account::Account;
-use crate::provider::description::PostCall;
+use crate::provider::description::{Completeness, PostCall};
 use crate::store::{CallRecord, Change, Cursor, NewUtterance, Put, PutPostCall, Result, record_kept, text_kept};
 
 /// Pauses between fetches of one record, in seconds. After the last one the record counts as complete.
@@ -79,7 +79,7 @@ impl PostCallRecords {
         record: &CallRecord,
         by: &Account,
         found: PostCall,
-        complete: bool,
+        complete: Completeness,
     ) -> Result<()> {
         if self.record_account(record).is_some_and(|account| account.name != by.name) {
             return Ok(());
@@ -98,22 +98,22 @@ impl PostCallRecords {
         record: &CallRecord,
         account: &Account,
         found: PostCall,
-        complete: bool,
+        complete: Completeness,
         by: Source,
         due_at: Option<UnixMs>,
     ) -> Result<Put> {
         let keep = self.context.policy.privacies().of(&record.facts.business);
-        if complete && keep == Privacy::Keep {
+        if complete == Completeness::Complete && keep == Privacy::Keep {
             self.fill_transcript(record, account, &found).boxed().await?;
         }
         let put = PutPostCall {
             call: record.id.clone(),
             found: record_kept(keep, found),
-            complete,
+            complete: complete == Completeness::Complete,
             by: by.as_str(),
             at_ms: self.context.lifecycle.clock.now_ms(),
             due_at,
-            tell: self.context.lifecycle.tell,
+            notice: self.context.lifecycle.notice,
         };
         let put = self.context.lifecycle.store.put_post_call(put).await?;
         if put != Put::NoCall {

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::records::PostCallRecords;
+use crate::admission::Role;
 use crate::calls::context::Context;
 use crate::clock::{UnixMs, rfc3339};
 use crate::ids::AccountName;
@@ -85,7 +86,7 @@ fn events_of(hook: &Webhook) -> Vec<String> {
 
 /// Updates the metrics of watched webhooks, and logs once when one stops and when it arrives again; `leads` says whether this
 /// process is the leader. `newest` gives the newest generation.
-pub async fn watch_hooks(newest: impl Fn() -> Arc<PostCallRecords>, leads: impl Fn() -> bool, stop: CancellationToken) {
+pub async fn watch_hooks(newest: impl Fn() -> Arc<PostCallRecords>, role: impl Fn() -> Role, stop: CancellationToken) {
     let (mut shown, mut late) = (BTreeMap::<AccountName, Vec<String>>::new(), BTreeSet::new());
     loop {
         let post_call = newest();
@@ -105,7 +106,7 @@ pub async fn watch_hooks(newest: impl Fn() -> Arc<PostCallRecords>, leads: impl 
             match seen {
                 Ok(seen) => {
                     for hook in &seen {
-                        tell(context, account, hook, leads(), &mut late);
+                        tell(context, account, hook, &role(), &mut late);
                     }
                     shown.insert(account.name.clone(), seen.into_iter().map(|hook| hook.webhook).collect());
                 }
@@ -123,7 +124,7 @@ fn tell(
     context: &Context,
     account: &Arc<Account>,
     hook: &WatchedWebhook,
-    leads: bool,
+    role: &Role,
     late: &mut BTreeSet<(AccountName, String)>,
 ) {
     let last_secs = hook.last_ms.map(|ms| ms / 1000);
@@ -131,11 +132,11 @@ fn tell(
     let key = (account.name.clone(), hook.webhook.clone());
     let (account, webhook) = (&account.name, &hook.webhook);
     if hook.late && late.insert(key.clone()) {
-        if leads {
+        if role.leads {
             let (missed, last_came_at) = (hook.missed_in_a_row, hook.last_came_at.as_deref());
             warn!(%account, webhook, missed, last_came_at, "webhook missing for the latest answered calls; see {}", hook.look_at);
         }
-    } else if !hook.late && late.remove(&key) && leads {
+    } else if !hook.late && late.remove(&key) && role.leads {
         info!(%account, webhook, "webhook received again");
     }
 }

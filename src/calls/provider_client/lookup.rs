@@ -13,7 +13,9 @@ use crate::ids::Alias;
 use crate::metrics::MessageKind;
 use crate::net::retry_after_secs;
 use crate::provider::account::Account;
-use crate::provider::description::{CallFacts, DirectionWord, Group, List, Lookup, NextPage, PostCall, StateWord};
+use crate::provider::description::{
+    CallFacts, Completeness, DirectionWord, Group, List, Lookup, NextPage, PostCall, StateWord,
+};
 use crate::provider::render::{Target, render};
 use crate::provider::select::{Document, Flaw, Message, Selector};
 use crate::store::CallRecord;
@@ -73,7 +75,7 @@ pub enum LookedUpRecord {
         /// The record.
         record: Box<PostCall>,
         /// Whether it is complete.
-        complete: bool,
+        complete: Completeness,
         /// The state of the call.
         event: Option<Event>,
     },

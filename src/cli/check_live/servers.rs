@@ -3,6 +3,7 @@
 use super::{Depth, Live, join};
 use crate::admission::limiter::GateError;
 use crate::admission::limiter::redis::{self, RedisGate, RedisSettings};
+use crate::store::Migrate;
 use crate::store::postgres::{self, PostgresSettings};
 use crate::store::sqlite::inspect::{Inspected, holder, inspect};
 
@@ -55,7 +56,7 @@ impl Live<'_> {
         if missing.is_empty() {
             return Some(format!("store {shown}: {server}its schema is up to date{running}"));
         }
-        if self.config.store.migrate_on_start {
+        if self.config.store.migrate_on_start == Migrate::Run {
             let versions = join(missing);
             return Some(format!(
                 "store {shown}: {server}lacks migration {versions}, which the next start applies{running}"

@@ -14,6 +14,7 @@ use super::super::select::{Message, Predicate, Selector};
 use super::{FactSelectors, FixedAnswer, IdSelectors, StateWord};
 use crate::call::Direction;
 use crate::ids::Alias;
+use crate::words::words;
 
 /// A request that creates a call.
 #[derive(Debug, Clone, Deserialize)]
@@ -244,31 +245,17 @@ pub struct LimitAnswer {
     pub wait_secs: u32,
 }
 
-/// The kind of a provider's limit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LimitClass {
-    /// Concurrent calls of the account.
-    Concurrency,
-    /// Requests per interval of the account.
-    Rate,
-    /// The provider is overloaded.
-    Busy,
-}
-
-impl LimitClass {
-    /// All classes.
-    pub const ALL: [Self; 3] = [LimitClass::Concurrency, LimitClass::Rate, LimitClass::Busy];
-
-    /// The label in metrics.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            LimitClass::Concurrency => "concurrency",
-            LimitClass::Rate => "rate",
-            LimitClass::Busy => "busy",
-        }
+words!(
+    /// The kind of a provider's limit.
+    LimitClass {
+        /// Concurrent calls of the account.
+        Concurrency = "concurrency",
+        /// Requests per interval of the account.
+        Rate = "rate",
+        /// The provider is overloaded.
+        Busy = "busy",
     }
-}
+);
 
 /// The format of ringfence's own answers.
 #[derive(Debug, Clone, Deserialize)]

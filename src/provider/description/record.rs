@@ -99,9 +99,18 @@ enum TimeRule {
     After { after: Selector, secs: Selector },
 }
 
+/// How much of a post-call record is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Completeness {
+    /// All that its provider will report.
+    Complete,
+    /// A part: the rest is still to come.
+    Partial,
+}
+
 impl PostCallRules {
     /// Reads a record, and whether it is complete. Malformed or overlong parts are left out.
-    pub fn read(&self, message: &Message<'_>) -> (PostCall, bool) {
+    pub fn read(&self, message: &Message<'_>) -> (PostCall, Completeness) {
         let text = |selector: &Option<Selector>| {
             let text = selector.as_ref()?.text(message)?;
             // Postgres cannot store NUL.
@@ -138,7 +147,8 @@ impl PostCallRules {
             }),
             transcript_json: json(&self.transcript_json),
         };
-        (found, self.complete.holds(message))
+        let is_complete = self.complete.holds(message);
+        (found, if is_complete { Completeness::Complete } else { Completeness::Partial })
     }
 }
 
@@ -171,7 +181,7 @@ mod tests {
     use crate::provider::Registry;
     use crate::provider::select::Document;
 
-    fn read(rules: &PostCallRules, body: Document) -> (PostCall, bool) {
+    fn read(rules: &PostCallRules, body: Document) -> (PostCall, Completeness) {
         let (path, headers) = (BTreeMap::new(), HeaderMap::new());
         rules.read(&Message { body: &body, query: &[], path: &path, headers: &headers })
     }
@@ -195,18 +205,18 @@ mod tests {
         let asked = provider.lookup.as_ref().unwrap().record.as_ref().unwrap();
         let body = json!({"type": "post_call_transcription", "data": conversation()});
         let (told, complete) = read(posted.record.as_ref().unwrap(), Document::Json(body));
-        assert!(complete);
+        assert_eq!(complete, Completeness::Complete);
         assert_eq!(told.transcript_summary.as_deref(), Some("They said hello."));
         assert_eq!((told.call_duration_seconds, told.cost, told.cost_fiat), (Some(42), Some(420.0), Some(0.084)));
         assert_eq!(told.call_end_time, Some(1_760_000_052_000));
         assert_eq!(told.metadata_json, Some(conversation()["metadata"].clone()));
         assert_eq!(told.transcript_json, Some(conversation()["transcript"].clone()));
-        assert_eq!(read(asked, Document::Json(conversation())), (told.clone(), true));
+        assert_eq!(read(asked, Document::Json(conversation())), (told.clone(), Completeness::Complete));
         let mut processing = conversation();
         processing["status"] = json!("processing");
         processing["analysis"] = Value::Null;
         let (part, complete) = read(asked, Document::Json(processing));
-        assert!(!complete, "its analysis is still to come");
+        assert_eq!(complete, Completeness::Partial, "its analysis is still to come");
         assert_eq!((part.transcript_summary, part.analysis_data), (None, None));
     }
 
@@ -217,14 +227,14 @@ mod tests {
         let odd = json!({"status": "done", "metadata": {"call_duration_secs": -5, "cost": "NaN",
             "start_time_unix_secs": "soon"}, "analysis": {"call_successful": "unknown", "transcript_summary": 7}});
         let (told, complete) = read(asked, Document::Json(odd));
-        assert!(complete);
+        assert_eq!(complete, Completeness::Complete);
         assert_eq!((told.call_duration_seconds, told.cost), (None, None));
         assert_eq!((told.call_successful, told.call_end_time), (None, None));
         let long = json!({"status": "done", "analysis": {"transcript_summary": "x".repeat(PART_BYTES_MAX + 1)}});
         let (told, _) = read(asked, Document::Json(long));
         assert_eq!((told.transcript_summary, told.analysis_data), (None, None), "too long to be kept");
         let (told, complete) = read(asked, Document::Empty);
-        assert_eq!((told, complete), (PostCall::default(), false));
+        assert_eq!((told, complete), (PostCall::default(), Completeness::Partial));
     }
 
     #[test]
@@ -237,14 +247,14 @@ mod tests {
         let pairs = form.map(|(k, v)| (k.to_owned(), v.to_owned())).to_vec();
         let (told, complete) = read(status.events[0].record.as_ref().unwrap(), Document::Form(pairs));
         assert_eq!((told.call_duration_seconds, told.call_end_time), (Some(42), Some(1_760_000_052_000)));
-        assert!(!complete && told.cost.is_none());
+        assert_eq!((complete, told.cost), (Completeness::Partial, None));
         let asked = provider.lookup.as_ref().unwrap().record.as_ref().unwrap();
         let mut call = json!({"sid": "CA1", "status": "completed", "duration": "42", "price": null, "price_unit": "USD",
             "end_time": "Thu, 09 Oct 2025 08:54:12 +0000"});
-        assert!(!read(asked, Document::Json(call.clone())).1, "not billed yet");
+        assert_eq!(read(asked, Document::Json(call.clone())).1, Completeness::Partial, "not billed yet");
         call["price"] = json!("-0.0085");
         let (told, complete) = read(asked, Document::Json(call));
-        assert!(complete);
+        assert_eq!(complete, Completeness::Complete);
         assert_eq!((told.cost, told.cost_unit.as_deref()), (Some(0.0085), Some("USD")));
         assert_eq!((told.call_duration_seconds, told.call_end_time), (Some(42), Some(1_760_000_052_000)));
     }

@@ -1,7 +1,8 @@
-//! Vectors. Those of ElevenLabs and Twilio are facts A5 and B5; the others were made, and accepted, by the providers' own packages:
+//! Vectors. Those of ElevenLabs and Twilio follow their documentation (elevenlabs.io/docs/agents-platform/workflows/post-call-webhooks;
+//! twilio.com/docs/usage/webhooks/webhooks-security); the others were made, and accepted, by the providers' own packages:
 //! plivo 4.63.0 (`get_signature_v3`, `validate_v3_signature`), retell-sdk 6.2.13 (`webhook_auth`), standardwebhooks' README, telnyx
 //! 4.189.0 (`webhooks.unwrap`), vonage-jwt 1.1.5, twilio 9.13.0 (SignalWire cXML) and signalwire 2.1.1 (`RequestValidator`). LiveKit's
-//! is PyJWT's, with the claims of facts §8; Bland's and Vapi's are plain HMAC by facts §1 and §7.
+//! is PyJWT's, with the claims of its documentation's page on webhooks; Bland's and Vapi's are plain HMAC, as theirs say.
 
 use base64::Engine as _;
 use ring::hmac;

@@ -19,10 +19,12 @@ use tracing::{debug, info, warn};
 use super::Runs;
 use super::load::LoadError;
 use super::spec::Spec;
-use crate::call::Outcome;
+use crate::call::{Direction, Outcome};
 use crate::calls::Calls;
 use crate::calls::batches::{BatchCalling, OtherRequest};
 use crate::calls::outbound::CreateRequest;
+use crate::calls::rejection::{RejectedRequest, RequestKind};
+use crate::metrics::PLAN_UNKNOWN;
 use crate::provider::account::Account;
 use crate::provider::path::{percent_decode, readings};
 use crate::provider::select::Document;
@@ -149,7 +151,11 @@ impl BatchCalling for Runs {
             Asked::Get(id) => self.show_batch(calls, account, &id).await,
             Asked::Cancel(id) => self.cancel_batch(calls, account, &id).await,
         };
-        answered.unwrap_or_else(|error| Some(answer_of(LoadError::Store(error))))
+        answered.unwrap_or_else(|error| {
+            warn!(account = %account.name, %error, "failed to answer a request about a batch");
+            let why = "The database does not answer; try again.";
+            Some(rejected(calls, account, RejectionCode::StoreUnavailable, why))
+        })
     }
 }
 
@@ -365,7 +371,8 @@ async fn with_providers_own(
         Ok(answer) => answer,
         Err(error) => {
             warn!(account = %account.name, %error, "failed to list batches of provider");
-            problem(StatusCode::BAD_GATEWAY, "UPSTREAM_UNREACHABLE", "The provider's own batches cannot be listed.")
+            let why = "The provider's own batches cannot be listed.";
+            rejected(calls, account, RejectionCode::UpstreamUnreachable, why)
         }
     }
 }
@@ -409,7 +416,22 @@ fn is_temporary(status: StatusCode) -> bool {
     matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS)
 }
 
-/// What is wrong, in the provider's shape.
+/// The rejection of a request that creates no call, in the provider's shape.
+fn rejected(calls: &Calls, account: &Account, code: RejectionCode, why: &str) -> Response<Bytes> {
+    let of = RejectedRequest {
+        kind: RequestKind::Other,
+        account,
+        business: "unknown",
+        plan: PLAN_UNKNOWN,
+        direction: Direction::Outbound,
+        to: None,
+        sdk_sleeps: false,
+        retry_key: None,
+    };
+    calls.rejections.respond(Rejection::new(code, why), &of)
+}
+
+/// Why a batch was not taken, in the provider's shape.
 fn answer_of(error: LoadError) -> Response<Bytes> {
     let invalid = |detail: Value| json_answer(StatusCode::UNPROCESSABLE_ENTITY, &json!({"detail": detail}));
     match error {
@@ -422,7 +444,7 @@ fn answer_of(error: LoadError) -> Response<Bytes> {
         LoadError::Conflict(why) => problem(StatusCode::CONFLICT, "RUN_CONFLICT", &why),
         LoadError::Unknown => problem(StatusCode::NOT_FOUND, "NOT_FOUND", "no batch of this id is known"),
         LoadError::Store(error) => {
-            warn!(%error, "failed to answer batch");
+            warn!(%error, "failed to take a batch");
             let why = "The database does not answer; try again.";
             problem(StatusCode::SERVICE_UNAVAILABLE, "STORE_UNAVAILABLE", why)
         }

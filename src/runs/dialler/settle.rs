@@ -53,11 +53,11 @@ impl Dialler {
         {
             let (run, lead) = (one.job.run.as_str(), one.job.seq);
             if settle.waits_until.is_some() {
-                debug!(run, "call ended for lead={lead}; waiting for the word who answered");
+                debug!(run, lead, "call of a lead ended; not known yet who answered");
                 continue;
             }
             let outcome = settle.outcome.unwrap_or(one.outcome);
-            info!(run, %outcome, again = settle.state == JobState::Queued, "Call completed for lead={lead}");
+            info!(run, lead, %outcome, again = settle.state == JobState::Queued, "call of a lead ended");
             calls.lifecycle.metrics.run_call(outcome);
             if one.run_state == RunState::Running {
                 let (failed, why) = results.entry(run).or_default();
@@ -88,7 +88,7 @@ impl Dialler {
         if let Err(error) = &spec
             && self.unreadable.insert(run.id.clone())
         {
-            warn!(run = run.id, %error, "failed to read what a run asks for; its ended calls are left to replicas of another version");
+            warn!(run = run.id, %error, "failed to read the spec of a run; its ended calls are left to replicas of another version");
         }
         Ok(spec.ok())
     }
@@ -113,7 +113,7 @@ impl Dialler {
         if recovered > 0 {
             info!(jobs = recovered, "lost claims recovered");
         }
-        for run in store.resume_runs(now_ms, calls.lifecycle.tell).await? {
+        for run in store.resume_runs(now_ms, calls.lifecycle.notice).await? {
             info!(run, "run resumed");
         }
         Ok(())

@@ -74,7 +74,10 @@ pub(in crate::store) async fn a_delivery_is_one_senders_and_comes_back_if_that_d
     }
     let mut taken = vec![];
     for _ in 0..20 {
-        let (one, two) = tokio::join!(a.take_deliveries(1, 2, "", false), b.take_deliveries(1, 3, "", false));
+        let (one, two) = tokio::join!(
+            a.take_deliveries(1, 2, "", DeliveryOrder::FailedStepAside),
+            b.take_deliveries(1, 3, "", DeliveryOrder::FailedStepAside)
+        );
         for delivery in one.unwrap().into_iter().chain(two.unwrap()) {
             assert_eq!(delivery.attempts, 0);
             taken.push(delivery.id);
@@ -88,25 +91,25 @@ pub(in crate::store) async fn a_delivery_is_one_senders_and_comes_back_if_that_d
     a.delivered(&taken[0], 2, DeliveryResult::Done).await.unwrap();
     a.delivered(&taken[1], 2, DeliveryResult::Retry { why: "refused".to_owned(), at: 50 }).await.unwrap();
     b.delivered(&taken[2], 2, DeliveryResult::GivenUp { why: "refused".to_owned() }).await.unwrap();
-    assert_eq!(b.take_deliveries(49, 100, "", false).await.unwrap(), []);
+    assert_eq!(b.take_deliveries(49, 100, "", DeliveryOrder::FailedStepAside).await.unwrap(), []);
     fresh.execute("UPDATE deliveries SET taken_until = taken_until - 30000").await;
-    let back = b.take_deliveries(49, 100, "", false).await.unwrap();
+    let back = b.take_deliveries(49, 100, "", DeliveryOrder::FailedStepAside).await.unwrap();
     assert_eq!((back.len(), back.iter().any(|d| taken[..3].contains(&d.id))), (57, false));
-    let again = a.take_deliveries(50, 100, "", false).await.unwrap();
+    let again = a.take_deliveries(50, 100, "", DeliveryOrder::FailedStepAside).await.unwrap();
     assert_eq!(again.iter().map(|d| (&d.id, d.attempts)).collect::<Vec<_>>(), [(&taken[1], 1)]);
     // A sender that was stopped reports late what another has done since.
     b.delivered(&back[0].id, 60, DeliveryResult::Done).await.unwrap();
     a.delivered(&back[0].id, 61, DeliveryResult::Retry { why: "too late".to_owned(), at: 62 }).await.unwrap();
-    assert_eq!(a.take_deliveries(99, 100, "", false).await.unwrap(), []);
+    assert_eq!(a.take_deliveries(99, 100, "", DeliveryOrder::FailedStepAside).await.unwrap(), []);
     // A process that has the record alone knows that nobody sends any more.
     a.close().await;
     b.close().await;
     let alone = fresh.open().await;
-    assert_eq!(alone.take_deliveries(99, 100, "", false).await.unwrap().len(), 57);
+    assert_eq!(alone.take_deliveries(99, 100, "", DeliveryOrder::FailedStepAside).await.unwrap().len(), 57);
 }
 
 pub(in crate::store) async fn deliveries_of_a_call_go_in_order_and_others_do_not_wait(fresh: &impl Fresh) {
-    let strict = true;
+    let strict = DeliveryOrder::Strict;
     let (a, b) = (fresh.open_shared().await, fresh.open_shared().await);
     let (call, other) = (CallId::new(), CallId::new());
     // The later ones are due earlier.
@@ -137,14 +140,34 @@ pub(in crate::store) async fn a_delivery_that_failed_holds_nothing_back(fresh: &
     let first = to_deliver(&store, 0, Some(&call), 10).await;
     let second = to_deliver(&store, 1, Some(&call), 10).await;
     let third = to_deliver(&store, 2, Some(&call), 10).await;
-    assert_eq!(store.take_deliveries(10, 10, "", false).await.unwrap(), std::slice::from_ref(&first));
-    assert_eq!(store.take_deliveries(10, 10, "", false).await.unwrap(), [], "the first is under way");
+    assert_eq!(
+        store.take_deliveries(10, 10, "", DeliveryOrder::FailedStepAside).await.unwrap(),
+        std::slice::from_ref(&first)
+    );
+    assert_eq!(
+        store.take_deliveries(10, 10, "", DeliveryOrder::FailedStepAside).await.unwrap(),
+        [],
+        "the first is under way"
+    );
     store.delivered(&first.id, 11, DeliveryResult::Retry { why: "refused".to_owned(), at: 50 }).await.unwrap();
-    assert_eq!(store.take_deliveries(11, 10, "", false).await.unwrap(), std::slice::from_ref(&second));
-    assert_eq!(store.take_deliveries(11, 10, "", false).await.unwrap(), [], "the third waits for the second, in order");
+    assert_eq!(
+        store.take_deliveries(11, 10, "", DeliveryOrder::FailedStepAside).await.unwrap(),
+        std::slice::from_ref(&second)
+    );
+    assert_eq!(
+        store.take_deliveries(11, 10, "", DeliveryOrder::FailedStepAside).await.unwrap(),
+        [],
+        "the third waits for the second, in order"
+    );
     store.delivered(&second.id, 12, DeliveryResult::Done).await.unwrap();
     // The first is tried again by itself, beside the third.
-    let ids: Vec<String> = store.take_deliveries(50, 10, "", false).await.unwrap().into_iter().map(|d| d.id).collect();
+    let ids: Vec<String> = store
+        .take_deliveries(50, 10, "", DeliveryOrder::FailedStepAside)
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|d| d.id)
+        .collect();
     assert_eq!(ids, [third.id.clone(), first.id.clone()]);
 }
 

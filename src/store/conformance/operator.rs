@@ -33,6 +33,7 @@ pub(in crate::store) async fn a_webhook_that_cannot_be_applied_is_parked_and_ope
         assert_eq!(store.inbox(which, &of_account("another"), 9).await.unwrap(), []);
     }
     assert_eq!((parked[0].parked_at, parked[0].error.as_deref()), (Some(600), Some("never")));
+    assert_eq!(parked[0].park_reason, Some(ParkReason::Failed));
     assert_eq!(store.parked().await.unwrap(), 1);
     assert_eq!(store.inbox(Inbox::Unsettled, &EventFilter::default(), 9).await.unwrap(), []);
     assert!(store.reopen(&event.id).await.unwrap());
@@ -57,7 +58,7 @@ pub(in crate::store) async fn what_was_delivered_or_given_up_is_delivered_again_
     let store = fresh.open().await;
     let first = to_deliver(&store, 1, None, 1).await;
     let second = to_deliver(&store, 2, None, 1).await;
-    assert_eq!(store.take_deliveries(1, 9, "", false).await.unwrap().len(), 2);
+    assert_eq!(store.take_deliveries(1, 9, "", DeliveryOrder::FailedStepAside).await.unwrap().len(), 2);
     store.delivered(&first.id, 2, DeliveryResult::Done).await.unwrap();
     store.delivered(&second.id, 2, DeliveryResult::GivenUp { why: "no".to_owned() }).await.unwrap();
     assert_eq!(store.outbox(Outbox::Pending, &EventFilter::default(), 9).await.unwrap(), []);
@@ -68,12 +69,12 @@ pub(in crate::store) async fn what_was_delivered_or_given_up_is_delivered_again_
         given_up
     );
     assert_eq!(store.outbox(Outbox::GivenUp, &of_account("another"), 9).await.unwrap(), []);
-    assert_eq!(given_up[0].last_error.as_deref(), Some("no"));
+    assert_eq!((given_up[0].last_error.as_deref(), given_up[0].park_reason), (Some("no"), Some(ParkReason::Failed)));
     for delivery in [&first, &second] {
         assert_eq!(store.redeliver(&delivery.event_id, 3).await.unwrap(), 1);
     }
     assert_eq!(store.redeliver("nobody", 3).await.unwrap(), 0);
-    let mut again = store.take_deliveries(3, 9, "", false).await.unwrap();
+    let mut again = store.take_deliveries(3, 9, "", DeliveryOrder::FailedStepAside).await.unwrap();
     again.sort_by(|a, b| a.event_id.cmp(&b.event_id));
     assert_eq!(again, [first.clone(), second], "as they were");
     store.delivered(&first.id, 4, DeliveryResult::Done).await.unwrap();
@@ -87,7 +88,7 @@ pub(in crate::store) async fn a_business_is_purged_and_its_open_calls_stay(fresh
     let of = |business: &str, aliases: &[(&str, &str)]| {
         let mut call = new_call(aliases);
         call.facts.business = BusinessId::parse(business).unwrap();
-        call.tell = true;
+        call.notice = AppNotice::Send;
         call
     };
     let (gone, up) = (of("acme", &[("call_sid", "CA1")]), of("acme", &[("call_sid", "CA2")]));
@@ -100,7 +101,7 @@ pub(in crate::store) async fn a_business_is_purged_and_its_open_calls_stay(fresh
         store.expect_post_calls(vec![call.id.clone()], 1).await.unwrap();
         to_deliver(&store, n, Some(&call.id), 1).await;
     }
-    let rejection = |business: &str| RejectionRecord { at: 1, ..rejection(business, false) };
+    let rejection = |business: &str| RejectionRecord { at: 1, ..rejection(business, AppNotice::Omit) };
     store.record_rejections(vec![rejection("acme"), rejection("other")]).await.unwrap();
     let purged = store.purge_business("acme").await.unwrap();
     // Its webhook's delivery, and the event of our own that told of its admission.
@@ -159,8 +160,11 @@ pub(in crate::store) async fn a_body_in_a_spool_is_its_replicas_alone(fresh: &im
     assert!(!store.clear_spool(&event.id, "mine").await.unwrap(), "it is not applied yet");
     assert!(store.settle(&event.id, None, EventOutcome::Deferred, Some(delivery.clone()), 5).await.unwrap());
     store.set_spool(&event.id, "other").await.unwrap();
-    assert_eq!(store.take_deliveries(5, 9, "other", false).await.unwrap(), []);
-    assert_eq!(store.take_deliveries(5, 9, "mine", false).await.unwrap(), std::slice::from_ref(&delivery));
+    assert_eq!(store.take_deliveries(5, 9, "other", DeliveryOrder::FailedStepAside).await.unwrap(), []);
+    assert_eq!(
+        store.take_deliveries(5, 9, "mine", DeliveryOrder::FailedStepAside).await.unwrap(),
+        std::slice::from_ref(&delivery)
+    );
     let alias = Alias { kind: "call_sid".to_owned(), id: "CA1".to_owned() };
     store.defer_until_known(&event.id, &alias).await.unwrap();
     store.delivered(&delivery.id, 6, DeliveryResult::Done).await.unwrap();
@@ -196,15 +200,18 @@ pub(in crate::store) async fn what_is_in_the_spool_of_a_replica_that_is_gone_is_
     let parked = store.inbox(Inbox::Parked, &EventFilter::default(), 9).await.unwrap();
     assert_eq!((parked.len(), parked[0].id.as_str()), (1, unsettled.0.id.as_str()));
     assert_eq!((parked[0].error.as_deref(), parked[0].has_body), (Some("gone"), true));
+    assert_eq!(parked[0].park_reason, Some(ParkReason::SpoolUnreachable));
     let given_up = store.outbox(Outbox::GivenUp, &EventFilter::default(), 9).await.unwrap();
     assert_eq!((given_up.len(), given_up[0].last_error.as_deref()), (1, Some("gone")));
-    assert_eq!(store.take_deliveries(200, 9, "mine", false).await.unwrap(), [mine.1]);
+    assert_eq!(given_up[0].park_reason, Some(ParkReason::SpoolUnreachable));
+    assert_eq!(store.take_deliveries(200, 9, "mine", DeliveryOrder::FailedStepAside).await.unwrap(), [mine.1]);
     // It comes back.
     assert!(store.reopen(&unsettled.0.id).await.unwrap());
     assert_eq!(store.redeliver(&pending.0.id, 200).await.unwrap(), 1);
+    assert_eq!(store.deliveries_of(&pending.0.id).await.unwrap()[0].park_reason, None);
     let reach = Reach { spool: "gone".to_owned(), record: false };
     assert_eq!(store.unsettled_events(200, &reach, &Cursor::default(), 99).await.unwrap().events, [unsettled.0]);
-    assert_eq!(store.take_deliveries(200, 9, "gone", false).await.unwrap(), [pending.1]);
+    assert_eq!(store.take_deliveries(200, 9, "gone", DeliveryOrder::FailedStepAside).await.unwrap(), [pending.1]);
 }
 
 pub(in crate::store) async fn a_purge_tells_spools_which_files_must_go(fresh: &impl Fresh) {
@@ -248,7 +255,10 @@ pub(in crate::store) async fn a_damaged_row_keeps_no_other_from_its_turn(fresh: 
         store.defer_until_known(&event.id, &alias).await.unwrap();
     }
     fresh.execute("UPDATE deliveries SET headers = '7' WHERE event_id = 'ev_001'").await;
-    assert_eq!(store.take_deliveries(5, 9, "", false).await.unwrap(), [all[1].1.clone(), all[2].1.clone()]);
+    assert_eq!(
+        store.take_deliveries(5, 9, "", DeliveryOrder::FailedStepAside).await.unwrap(),
+        [all[1].1.clone(), all[2].1.clone()]
+    );
     let given_up = store.outbox(Outbox::GivenUp, &EventFilter::default(), 9).await.unwrap();
     assert_eq!((given_up.len(), given_up[0].event_id.as_str()), (1, ids[0]));
     assert!(given_up[0].last_error.is_some());
@@ -331,9 +341,9 @@ pub(in crate::store) async fn lists_are_narrowed_before_they_are_cut(fresh: &imp
     assert_eq!(now, [quiet_id.clone(), carried_id.clone()], "those that were up then, the oldest first");
     assert_eq!(store.calls_at(0, 9).await.unwrap(), []);
 
-    let mut wanted = rejection("quiet", false);
+    let mut wanted = rejection("quiet", AppNotice::Omit);
     wanted.at = 1;
-    let loud: Vec<RejectionRecord> = (0..100).map(|_| rejection("loud", false)).collect();
+    let loud: Vec<RejectionRecord> = (0..100).map(|_| rejection("loud", AppNotice::Omit)).collect();
     store.record_rejections(vec![wanted.clone()]).await.unwrap();
     store.record_rejections(loud).await.unwrap();
     let rejections = async |filter: ListFilter| store.list_rejections(&filter, 3).await.unwrap();
@@ -399,7 +409,7 @@ pub(in crate::store) async fn webhooks_are_narrowed_and_what_can_be_replayed_is_
     let named = |account: &str| EventFilter { account: Some(account.to_owned()), ..EventFilter::default() };
     assert_eq!(ids(Inbox::All, &named("nobody's")).await, [0_i64; 0]);
     // The delivery of one is given up, and one of our own.
-    assert_eq!(store.take_deliveries(9, 9, "", false).await.unwrap().len(), 1);
+    assert_eq!(store.take_deliveries(9, 9, "", DeliveryOrder::FailedStepAside).await.unwrap().len(), 1);
     let pending = store.outbox(Outbox::Pending, &of("quiet"), 9).await.unwrap();
     assert_eq!(pending.len(), 1);
     store.delivered(&pending[0].id, 9, DeliveryResult::GivenUp { why: "no".to_owned() }).await.unwrap();

@@ -9,7 +9,15 @@ use crate::call::AnsweredBy;
 use crate::provider::description::PostCall;
 
 fn told(call: &CallId, complete: bool, found: PostCall) -> PutPostCall {
-    PutPostCall { call: call.clone(), found, complete, by: "webhook", at_ms: 5_000, due_at: Some(9_000), tell: true }
+    PutPostCall {
+        call: call.clone(),
+        found,
+        complete,
+        by: "webhook",
+        at_ms: 5_000,
+        due_at: Some(9_000),
+        notice: AppNotice::Send,
+    }
 }
 
 fn whole() -> PostCall {
@@ -130,15 +138,15 @@ pub(in crate::store) async fn a_webhook_waits_for_its_call(fresh: &impl Fresh) {
     assert_eq!(store.found_events(0, 9, &in_record()).await.unwrap().events, std::slice::from_ref(&event));
     store.mark_matched(&event.id, Some(&call.id), EventOutcome::Applied).await.unwrap();
     assert_eq!(store.found_events(0, 9, &in_record()).await.unwrap().events, []);
-    for (forget, left) in [(false, 1), (true, 0)] {
-        let (mut other, _) = event_and_delivery(2 + usize::from(forget), None);
+    for (body, left) in [(ExpiredBody::Keep, 1), (ExpiredBody::Forget, 0)] {
+        let (mut other, _) = event_and_delivery(if body == ExpiredBody::Keep { 2 } else { 3 }, None);
         other.body = Some(b"{}".to_vec());
         store.receive(other.clone()).await.unwrap();
         store.defer_until_known(&other.id, &Alias::new("conversation_id", "conv_2").unwrap()).await.unwrap();
-        store.expire_deferred(1, forget).await.unwrap();
+        store.expire_deferred(1, body).await.unwrap();
         let waiting = "SELECT count(*) FROM webhook_events WHERE waits_id IS NOT NULL";
         assert_eq!(fresh.number(waiting).await, 1, "it is not that old");
-        store.expire_deferred(2, forget).await.unwrap();
+        store.expire_deferred(2, body).await.unwrap();
         assert_eq!(fresh.number(waiting).await, 0);
         let kept = format!("SELECT count(*) FROM webhook_events WHERE id = '{}' AND body IS NOT NULL", other.id);
         assert_eq!(fresh.number(&kept).await, left);
@@ -149,11 +157,11 @@ pub(in crate::store) async fn a_webhook_waits_for_its_call(fresh: &impl Fresh) {
 
 pub(in crate::store) async fn the_app_is_told_in_the_transaction_of_the_fact(fresh: &impl Fresh) {
     let store = fresh.open().await;
-    let wanted = |call: NewCall| NewCall { tell: true, ..call };
+    let wanted = |call: NewCall| NewCall { notice: AppNotice::Send, ..call };
     let call = wanted(new_call(&[("call_sid", "CA1"), (KEY_KIND, "secret of the app")]));
     store.open(call.clone(), None).await.unwrap();
     assert_eq!(store.open(call.clone(), None).await.unwrap(), InsertOutcome::Known(call.id.clone()), "told once");
-    let tell = |event| Change { tell: true, ..change(&call.id, event) };
+    let tell = |event| Change { notice: AppNotice::Send, ..change(&call.id, event) };
     for event in [Event::Reached(Phase::Ringing), Event::Reached(Phase::Live), Event::Reached(Phase::Live), END, END] {
         store.apply(tell(event)).await.unwrap();
     }
@@ -164,7 +172,7 @@ pub(in crate::store) async fn the_app_is_told_in_the_transaction_of_the_fact(fre
     store.open(new_call(&[]), None).await.unwrap();
     let mut kinds = Vec::new();
     loop {
-        let taken = store.take_deliveries(10_000, 9, "", false).await.unwrap();
+        let taken = store.take_deliveries(10_000, 9, "", DeliveryOrder::FailedStepAside).await.unwrap();
         assert!(taken.len() <= 1, "one after the other");
         let Some(delivery) = taken.first() else { break };
         assert!(delivery.route == DeliveryRoute::OwnEvent && delivery.call.as_deref() == Some(call.id.as_str()));
@@ -178,7 +186,7 @@ pub(in crate::store) async fn the_app_is_told_in_the_transaction_of_the_fact(fre
     store.open(live.clone(), None).await.unwrap();
     let of_live = format!("SELECT count(*) FROM deliveries WHERE call_id = '{}'", live.id);
     assert_eq!(fresh.number(&of_live).await, 2, "admitted, and live already");
-    let rejection = RejectionRecord { at: 1, ..rejection("b", true) };
+    let rejection = RejectionRecord { at: 1, ..rejection("b", AppNotice::Send) };
     let observed = RejectionRecord { id: RejectionId::new(), observed: true, ..rejection.clone() };
     store.record_rejections(vec![rejection.clone(), observed, rejection.clone()]).await.unwrap();
     store.record_rejections(vec![rejection]).await.unwrap();
@@ -189,10 +197,10 @@ pub(in crate::store) async fn the_app_is_told_in_the_transaction_of_the_fact(fre
 /// A webhook that waits for an app that is down keeps no event of our own waiting, nor the other way round.
 pub(in crate::store) async fn own_events_do_not_wait_for_webhooks(fresh: &impl Fresh) {
     let store = fresh.open().await;
-    let call = NewCall { tell: true, ..new_call(&[]) };
+    let call = NewCall { notice: AppNotice::Send, ..new_call(&[]) };
     store.open(call.clone(), None).await.unwrap();
     to_deliver(&store, 1, Some(&call.id), 1_000).await;
-    let taken = store.take_deliveries(1_000, 9, "", false).await.unwrap();
+    let taken = store.take_deliveries(1_000, 9, "", DeliveryOrder::FailedStepAside).await.unwrap();
     assert_eq!(taken.iter().filter(|delivery| delivery.route == DeliveryRoute::OwnEvent).count(), 1);
     assert_eq!(taken.len(), 2);
 }

@@ -99,12 +99,12 @@ pub(in crate::store) async fn an_order_is_found_at_another_replica_and_taken_by_
     a.undelivered(&first.id, &two.id).await.unwrap();
     assert!(!find().await[0].undelivered, "only who answers for it says so");
     a.undelivered(&first.id, &one.id).await.unwrap();
-    assert!(!b.take_in_flight(&found[0], &two.id, false).await.unwrap(), "it was seen otherwise");
+    assert!(!b.take_in_flight(&found[0], &two.id, Owner::Live).await.unwrap(), "it was seen otherwise");
     let found = find().await;
     assert!(found[0].undelivered);
     // Both take it, and of a dead one's.
-    for (row, is_dead) in [(&found[0], false), (&found[1], true)] {
-        let (at_a, at_b) = tokio::join!(a.take_in_flight(row, "01c", is_dead), b.take_in_flight(row, &two.id, is_dead));
+    for (row, owner) in [(&found[0], Owner::Live), (&found[1], Owner::Dead)] {
+        let (at_a, at_b) = tokio::join!(a.take_in_flight(row, "01c", owner), b.take_in_flight(row, &two.id, owner));
         assert!(at_a.unwrap() ^ at_b.unwrap());
     }
     let taken = find().await;

@@ -4,6 +4,7 @@ use crate::store::{DeliveryResult, EventOutcome};
 use serde_json::json;
 
 use super::*;
+use crate::call::Direction;
 use crate::policy::Privacy;
 use crate::provider::description::PostCall;
 
@@ -41,32 +42,32 @@ async fn left_behind(store: &Arc<dyn Store>, business: &str, n: usize) -> (NewCa
         by: "webhook",
         at_ms: 2_000,
         due_at: None,
-        tell: false,
+        notice: AppNotice::Omit,
     };
     store.put_post_call(put).await.unwrap();
     let (event, delivery) = event_and_delivery(n, Some(&call.id));
     let event = NewEvent { body: Some(b"7".to_vec()), received_at: 2_000, ..event };
     store.receive(event.clone()).await.unwrap();
     store.settle(&event.id, Some(&call.id), EventOutcome::Applied, Some(delivery.clone()), 2_000).await.unwrap();
-    store.record_rejections(vec![rejection(business, false)]).await.unwrap();
+    store.record_rejections(vec![rejection(business, AppNotice::Omit)]).await.unwrap();
     (call, event, delivery)
 }
 
 /// Of 2000; with `tell`, the app is told of it.
-pub(super) fn rejection(business: &str, tell: bool) -> RejectionRecord {
+pub(super) fn rejection(business: &str, notice: AppNotice) -> RejectionRecord {
     RejectionRecord {
         id: RejectionId::new(),
         at: 2_000,
         business: business.to_owned(),
         account: "a".to_owned(),
-        direction: "outbound".to_owned(),
+        direction: Direction::Outbound,
         code: "X".to_owned(),
         limit_name: None,
         current: None,
         limit: None,
         observed: false,
         attempts: 1,
-        tell,
+        notice,
     }
 }
 
@@ -77,9 +78,9 @@ pub(in crate::store) async fn each_business_is_forgotten_at_its_own_age(fresh: &
     let store = fresh.open().await;
     for (n, business) in ["short", "usual", "long"].into_iter().enumerate() {
         left_behind(&store, business, n + 1).await;
-        store.record_rejections(vec![rejection(business, true)]).await.unwrap();
+        store.record_rejections(vec![rejection(business, AppNotice::Send)]).await.unwrap();
     }
-    let taken = store.take_deliveries(2_000, 99, "", false).await.unwrap();
+    let taken = store.take_deliveries(2_000, 99, "", DeliveryOrder::FailedStepAside).await.unwrap();
     assert_eq!(taken.len(), 6);
     for delivery in taken {
         store.delivered(&delivery.id, 2_000, DeliveryResult::Done).await.unwrap();
@@ -118,9 +119,15 @@ pub(in crate::store) async fn what_the_app_still_waits_for_outlives_its_call(fre
     assert_eq!(store.call(&call.id).await.unwrap(), None);
     assert_eq!(store.inbox_event(&event.id).await.unwrap(), None);
     assert!(!store.clear_spool(&spooled.id, "mine").await.unwrap(), "the app does not have it");
-    assert_eq!(store.take_deliveries(2_000, 9, "mine", false).await.unwrap(), std::slice::from_ref(&delivery));
+    assert_eq!(
+        store.take_deliveries(2_000, 9, "mine", DeliveryOrder::FailedStepAside).await.unwrap(),
+        std::slice::from_ref(&delivery)
+    );
     store.delivered(&delivery.id, 2_000, DeliveryResult::Done).await.unwrap();
-    assert_eq!(store.take_deliveries(2_000, 9, "mine", false).await.unwrap(), std::slice::from_ref(&pending));
+    assert_eq!(
+        store.take_deliveries(2_000, 9, "mine", DeliveryOrder::FailedStepAside).await.unwrap(),
+        std::slice::from_ref(&pending)
+    );
     store.delivered(&pending.id, 2_000, DeliveryResult::Done).await.unwrap();
     assert!(store.clear_spool(&spooled.id, "mine").await.unwrap());
     store.purge(&old).await.unwrap();

@@ -44,11 +44,11 @@ fn change(from: RunState, to: RunState) -> RunChange {
 
 /// A run with so many jobs, which is running.
 pub(in crate::store) async fn running(store: &Arc<dyn Store>, n: i64) {
-    assert_eq!(store.create_run(&run("run_1", None), false).await.unwrap(), RunMade::New);
+    assert_eq!(store.create_run(&run("run_1", None), AppNotice::Omit).await.unwrap(), RunMade::New);
     assert!(store.add_jobs("run_1", "first", leads(1, n)).await.unwrap());
     assert_eq!(store.run_counts("run_1").await.unwrap().queued, n.unsigned_abs());
     let loaded = RunChange { loaded: Some((n, "all".to_owned())), ..change(RunState::Loading, RunState::Running) };
-    assert!(store.move_run(loaded, false).await.unwrap());
+    assert!(store.move_run(loaded, AppNotice::Omit).await.unwrap());
 }
 
 fn claim_of(limit: u32, token: &str, replica: &str) -> Claim {
@@ -69,11 +69,13 @@ fn calling(job: &Job, call: &CallId) -> Settle {
 
 pub(in crate::store) async fn a_run_is_made_once_for_a_key_and_loaded_by_one(fresh: &impl Fresh) {
     let store = fresh.open().await;
-    assert_eq!(store.create_run(&run("run_1", Some("k")), false).await.unwrap(), RunMade::New);
-    let RunMade::Known(known) = store.create_run(&run("run_2", Some("k")), false).await.unwrap() else { panic!("two") };
+    assert_eq!(store.create_run(&run("run_1", Some("k")), AppNotice::Omit).await.unwrap(), RunMade::New);
+    let RunMade::Known(known) = store.create_run(&run("run_2", Some("k")), AppNotice::Omit).await.unwrap() else {
+        panic!("two")
+    };
     assert_eq!(*known, run("run_1", Some("k")));
     let other = Run { business: "beta".to_owned(), ..run("run_3", Some("k")) };
-    assert_eq!(store.create_run(&other, false).await.unwrap(), RunMade::New, "of another business");
+    assert_eq!(store.create_run(&other, AppNotice::Omit).await.unwrap(), RunMade::New, "of another business");
     assert!(!store.add_jobs("run_1", "another", leads(1, 1)).await.unwrap());
     assert!(store.add_jobs("run_1", "first", leads(1, 10)).await.unwrap());
     // Of two that take a load over one does, and what had it before writes and ends nothing any more.
@@ -88,16 +90,16 @@ pub(in crate::store) async fn a_run_is_made_once_for_a_key_and_loaded_by_one(fre
     assert!(!store.take_load(take("third")).await.unwrap(), "somebody was first");
     assert!(!store.add_jobs("run_1", "first", leads(11, 1)).await.unwrap());
     let late = |to| RunChange { load: Some("first".to_owned()), ..change(RunState::Loading, to) };
-    assert!(!store.move_run(late(RunState::Running), false).await.unwrap());
-    assert!(!store.move_run(late(RunState::Ready), false).await.unwrap());
+    assert!(!store.move_run(late(RunState::Running), AppNotice::Omit).await.unwrap());
+    assert!(!store.move_run(late(RunState::Ready), AppNotice::Omit).await.unwrap());
     assert_eq!(store.forget_jobs("run_1").await.unwrap(), 10);
     assert!(store.add_jobs("run_1", "second", leads(1, 1_203)).await.unwrap());
     assert_eq!(store.due_runs().await.unwrap(), [], "it is not whole");
     assert_eq!(store.claim_jobs(claim_of(9, "t", "me")).await.unwrap(), [], "it is not whole");
     let whole = RunChange { loaded: Some((1_203, "all".to_owned())), ..change(RunState::Loading, RunState::Running) };
     let loaded = RunChange { load: Some("second".to_owned()), ..whole };
-    assert!(store.move_run(loaded.clone(), false).await.unwrap());
-    assert!(!store.move_run(loaded, false).await.unwrap(), "once");
+    assert!(store.move_run(loaded.clone(), AppNotice::Omit).await.unwrap());
+    assert!(!store.move_run(loaded, AppNotice::Omit).await.unwrap(), "once");
     assert!(!store.add_jobs("run_1", "second", leads(2_000, 1)).await.unwrap());
     let due = store.due_runs().await.unwrap();
     assert_eq!((due.len(), due[0].open, due[0].next_due), (1, 0, Some(0)));
@@ -107,7 +109,7 @@ pub(in crate::store) async fn a_run_is_made_once_for_a_key_and_loaded_by_one(fre
     assert_eq!(store.latest_runs(of("beta"), 9).await.unwrap()[0].id, "run_3");
     assert_eq!(store.latest_runs(of("gamma"), 9).await.unwrap(), []);
     let again = RunChange { is_retry: true, ..change(RunState::Running, RunState::Running) };
-    assert!(store.move_run(again, false).await.unwrap());
+    assert!(store.move_run(again, AppNotice::Omit).await.unwrap());
     assert_eq!(store.run_of("run_1").await.unwrap().unwrap().retries, 1);
     let page = store.job_results("run_1", 1_200, 2).await.unwrap();
     assert_eq!(page.iter().map(|one| one.job.seq).collect::<Vec<_>>(), [1_201, 1_202]);
@@ -124,10 +126,10 @@ pub(in crate::store) async fn runs_that_were_batches_are_found(fresh: &impl Fres
         ("run_6", "batch:a:0e"),
     ];
     for (id, key) in keys {
-        assert_eq!(store.create_run(&run(id, Some(key)), false).await.unwrap(), RunMade::New);
+        assert_eq!(store.create_run(&run(id, Some(key)), AppNotice::Omit).await.unwrap(), RunMade::New);
     }
     let of_beta = Run { business: "beta".to_owned(), ..run("run_7", Some("batch:a:0f:run_2")) };
-    assert_eq!(store.create_run(&of_beta, false).await.unwrap(), RunMade::New);
+    assert_eq!(store.create_run(&of_beta, AppNotice::Omit).await.unwrap(), RunMade::New);
     let batches = async |account: &str, before: Option<&str>, limit| {
         let found = store.batch_runs(account, before.map(str::to_owned), limit).await.unwrap();
         found.into_iter().map(|run| run.id).collect::<Vec<_>>()
@@ -255,7 +257,7 @@ pub(in crate::store) async fn a_job_is_settled_with_its_call_and_once(fresh: &im
     let results = store.job_results("run_1", 0, 9).await.unwrap();
     assert_eq!((results[0].job.attempts, results[0].ended_at, results[2].ended_at), (1, Some(2_000), None));
     assert!(results[0].ids.contains_key(crate::store::runs::JOB_KIND));
-    assert_eq!(store.finish_runs(12, false).await.unwrap(), Vec::<String>::new());
+    assert_eq!(store.finish_runs(12, AppNotice::Omit).await.unwrap(), Vec::<String>::new());
     assert_eq!(store.retry_jobs("run_1", vec![Outcome::Busy], 12).await.unwrap(), 0);
     assert_eq!(store.retry_jobs("run_1", vec![Outcome::Completed], 12).await.unwrap(), 1);
     let again = store.claim_jobs(Claim { now_ms: 12, ..claim_of(3, "t2", "me") }).await.unwrap();
@@ -275,7 +277,7 @@ pub(in crate::store) async fn a_job_waits_for_the_word_who_answered(fresh: &impl
         by: "webhook",
         at_ms: 3_000,
         due_at: None,
-        tell: false,
+        notice: AppNotice::Omit,
     };
     let due = async |now_ms| store.ended_jobs(None, vec![], i64::MAX, now_ms, 9).await.unwrap();
     let mut ended = vec![];
@@ -298,7 +300,7 @@ pub(in crate::store) async fn a_job_waits_for_the_word_who_answered(fresh: &impl
         ended.push((call.id, one.job));
     }
     assert_eq!(due(4_999).await.len(), 1, "one has its word");
-    assert_eq!(store.finish_runs(12, false).await.unwrap(), Vec::<String>::new(), "it is not done");
+    assert_eq!(store.finish_runs(12, AppNotice::Omit).await.unwrap(), Vec::<String>::new(), "it is not done");
     assert_eq!(due(5_000).await.len(), 2, "the time of the first is over");
     store.put_post_call(told(&ended[1].0, None, true)).await.unwrap();
     assert!(!due(5_000).await.iter().any(|one| one.awaits_fetch), "none is to be fetched");
@@ -337,20 +339,20 @@ pub(in crate::store) async fn a_breaker_and_a_hold_are_of_the_run_and_not_of_a_r
         resume_at: Some(50),
         now_ms: 20,
     };
-    assert_eq!(store.record_results(results(&[false]), true).await.unwrap(), None);
-    assert_eq!(store.record_results(results(&[true, false]), true).await.unwrap(), None);
+    assert_eq!(store.record_results(results(&[false]), AppNotice::Send).await.unwrap(), None);
+    assert_eq!(store.record_results(results(&[true, false]), AppNotice::Send).await.unwrap(), None);
     let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..6 {
         let (store, results) = (store.clone(), results(&[true]));
-        tasks.spawn(async move { store.record_results(results, true).await.unwrap() });
+        tasks.spawn(async move { store.record_results(results, AppNotice::Send).await.unwrap() });
     }
     let tripped: Vec<_> = tasks.join_all().await.into_iter().flatten().collect();
     assert_eq!(tripped, ["4 of the last 8 calls failed; it was busy"], "once, at the fourth");
     let paused = store.run_of("run_1").await.unwrap().unwrap();
     assert_eq!((paused.state, paused.resume_at), (RunState::Paused, Some(50)));
     assert_eq!(fresh.number("SELECT count(*) FROM deliveries").await, 1);
-    store.resume_runs(50, false).await.unwrap();
-    assert_eq!(store.record_results(results(&[true; 3]), true).await.unwrap(), None, "it counts anew");
+    store.resume_runs(50, AppNotice::Omit).await.unwrap();
+    assert_eq!(store.record_results(results(&[true; 3]), AppNotice::Send).await.unwrap(), None, "it counts anew");
     // The same end of a call is settled by one of several.
     let job = store.claim_jobs(claim_of(1, "t", "me")).await.unwrap().remove(0);
     let call = placed(&store, &job).await;
@@ -370,10 +372,10 @@ pub(in crate::store) async fn a_breaker_and_a_hold_are_of_the_run_and_not_of_a_r
         store.explain_run("run_1", why).await.unwrap();
         assert_eq!(reason().await.as_deref(), why);
     }
-    assert!(store.move_run(change(RunState::Running, RunState::Paused), false).await.unwrap());
+    assert!(store.move_run(change(RunState::Running, RunState::Paused), AppNotice::Omit).await.unwrap());
     store.explain_run("run_1", Some("no account")).await.unwrap();
     assert_eq!(reason().await, None, "it is paused");
-    assert!(store.move_run(change(RunState::Paused, RunState::Running), false).await.unwrap());
+    assert!(store.move_run(change(RunState::Paused, RunState::Running), AppNotice::Omit).await.unwrap());
     // A hold is seen by all, and is not shortened.
     for (account, until, held) in [("another", 90, 0), ("twilio", 70, 70), ("twilio", 60, 70), ("twilio", 80, 80)] {
         store.hold_runs(account, until).await.unwrap();
@@ -388,12 +390,18 @@ pub(in crate::store) async fn an_app_is_told_of_a_job_that_ends_without_a_call(f
     let jobs = store.claim_jobs(claim_of(2, "t", "me")).await.unwrap();
     let ends = |job: &Job| {
         let error = Some("DO_NOT_CALL_BLOCKED: it is on a list".to_owned());
-        Settle { state: JobState::Done, outcome: Some(Outcome::Failed), error, tell: true, ..Settle::of(job) }
+        Settle {
+            state: JobState::Done,
+            outcome: Some(Outcome::Failed),
+            error,
+            notice: AppNotice::Send,
+            ..Settle::of(job)
+        }
     };
     let both: Vec<Settle> = jobs.iter().map(ends).collect();
     assert_eq!(store.settle_jobs(both[..1].to_vec(), 11).await.unwrap(), 1);
     assert_eq!(store.settle_jobs(both, 12).await.unwrap(), 1, "the first was settled before");
-    let told = store.take_deliveries(20, 9, "", false).await.unwrap();
+    let told = store.take_deliveries(20, 9, "", DeliveryOrder::FailedStepAside).await.unwrap();
     let told: Vec<serde_json::Value> = told.iter().map(|one| serde_json::from_slice(&one.body).unwrap()).collect();
     assert_eq!(told.iter().map(|one| one["data"]["lead"].as_i64()).collect::<Vec<_>>(), [Some(1), Some(2)]);
     let data = &told[0]["data"];
@@ -427,7 +435,7 @@ pub(in crate::store) async fn claims_of_the_dead_come_back_after_their_calls_wer
     let results = store.job_results("run_1", 0, 9).await.unwrap();
     assert_eq!((results[4].job.state, results[4].job.due_at), (JobState::Queued, 31));
     // Of a run that was canceled meanwhile nothing is queued again.
-    assert!(store.move_run(change(RunState::Running, RunState::Canceled), false).await.unwrap());
+    assert!(store.move_run(change(RunState::Running, RunState::Canceled), AppNotice::Omit).await.unwrap());
     assert_eq!(store.cancel_jobs("run_1", 31).await.unwrap(), 2);
     assert_eq!(store.recover_jobs(lost(&[], &[], 11), 32).await.unwrap(), 2);
     let counts = store.run_counts("run_1").await.unwrap();
@@ -463,9 +471,9 @@ pub(in crate::store) async fn a_job_whose_call_was_purged_is_settled_and_a_run_t
 pub(in crate::store) async fn an_app_is_told_of_a_run_that_fails_at_once(fresh: &impl Fresh) {
     let store = fresh.open().await;
     let failed = Run { state: RunState::Failed, finished_at: Some(1), load: None, ..run("run_1", None) };
-    assert_eq!(store.create_run(&failed, true).await.unwrap(), RunMade::New);
-    assert_eq!(store.create_run(&run("run_2", None), true).await.unwrap(), RunMade::New);
-    let told = store.take_deliveries(22, 9, "", false).await.unwrap();
+    assert_eq!(store.create_run(&failed, AppNotice::Send).await.unwrap(), RunMade::New);
+    assert_eq!(store.create_run(&run("run_2", None), AppNotice::Send).await.unwrap(), RunMade::New);
+    let told = store.take_deliveries(22, 9, "", DeliveryOrder::FailedStepAside).await.unwrap();
     let body: serde_json::Value = serde_json::from_slice(&told[0].body).unwrap();
     assert_eq!((told.len(), &body["type"], &body["data"]["runId"]), (1, &"run.failed".into(), &"run_1".into()));
 }
@@ -473,24 +481,24 @@ pub(in crate::store) async fn an_app_is_told_of_a_run_that_fails_at_once(fresh: 
 pub(in crate::store) async fn a_run_is_done_with_its_last_job_and_forgotten_in_time(fresh: &impl Fresh) {
     let store = fresh.open().await;
     running(&store, 1_500).await;
-    assert!(store.move_run(change(RunState::Running, RunState::Paused), false).await.unwrap());
+    assert!(store.move_run(change(RunState::Running, RunState::Paused), AppNotice::Omit).await.unwrap());
     assert_eq!(store.claim_jobs(claim_of(3, "t", "me")).await.unwrap(), [], "it is paused");
-    assert_eq!(store.finish_runs(20, false).await.unwrap(), Vec::<String>::new());
+    assert_eq!(store.finish_runs(20, AppNotice::Omit).await.unwrap(), Vec::<String>::new());
     let resumable = RunChange { resume_at: Some(9), ..change(RunState::Paused, RunState::Paused) };
-    assert!(store.move_run(resumable, false).await.unwrap());
-    assert_eq!(store.resume_runs(8, false).await.unwrap(), Vec::<String>::new());
-    assert_eq!(store.resume_runs(9, false).await.unwrap(), ["run_1"]);
-    assert!(store.move_run(change(RunState::Running, RunState::Paused), false).await.unwrap());
-    assert!(store.move_run(change(RunState::Paused, RunState::Running), false).await.unwrap());
+    assert!(store.move_run(resumable, AppNotice::Omit).await.unwrap());
+    assert_eq!(store.resume_runs(8, AppNotice::Omit).await.unwrap(), Vec::<String>::new());
+    assert_eq!(store.resume_runs(9, AppNotice::Omit).await.unwrap(), ["run_1"]);
+    assert!(store.move_run(change(RunState::Running, RunState::Paused), AppNotice::Omit).await.unwrap());
+    assert!(store.move_run(change(RunState::Paused, RunState::Running), AppNotice::Omit).await.unwrap());
     assert_eq!(store.cancel_jobs("run_1", 21).await.unwrap(), 1_500);
-    assert_eq!(store.finish_runs(22, true).await.unwrap(), ["run_1"]);
-    let told = store.take_deliveries(22, 9, "", false).await.unwrap();
+    assert_eq!(store.finish_runs(22, AppNotice::Send).await.unwrap(), ["run_1"]);
+    let told = store.take_deliveries(22, 9, "", DeliveryOrder::FailedStepAside).await.unwrap();
     let body: serde_json::Value = serde_json::from_slice(&told[0].body).unwrap();
     assert_eq!((told.len(), &body["type"], &body["data"]["runId"]), (1, &"run.done".into(), &"run_1".into()));
     let over = store.run_of("run_1").await.unwrap().unwrap();
     assert_eq!((over.state, over.finished_at), (RunState::Done, Some(22)));
     // Nobody has finished loading this one.
-    store.create_run(&run("run_2", None), false).await.unwrap();
+    store.create_run(&run("run_2", None), AppNotice::Omit).await.unwrap();
     store.purge(&RetentionCutoffs::of_all(22, 0)).await.unwrap();
     assert_eq!(store.run_of("run_2").await.unwrap(), None);
     assert!(store.run_of("run_1").await.unwrap().is_some());
@@ -505,7 +513,7 @@ pub(in crate::store) async fn a_run_is_done_with_its_last_job_and_forgotten_in_t
     running(&store, 2).await;
     assert_eq!(store.purge_business("acme").await.unwrap().runs, 0, "it is running");
     store.cancel_jobs("run_1", 21).await.unwrap();
-    store.finish_runs(22, false).await.unwrap();
+    store.finish_runs(22, AppNotice::Omit).await.unwrap();
     assert_eq!(store.purge_business("acme").await.unwrap().runs, 1);
 }
 

@@ -111,7 +111,7 @@ pub(in crate::store) async fn what_is_said_is_taken_numbered_and_settled_in_one_
     let stands = [("ev_1".to_owned(), "one".to_owned()), ("ev_2".to_owned(), "two".to_owned())];
     assert_eq!(texts(store.utterances(&call, 0, 10).await.unwrap()), stands);
     assert!(store.unsettled_events(i64::MAX, &in_record(), &Cursor::default(), 99).await.unwrap().events.is_empty());
-    let due = store.take_deliveries(i64::MAX, 10, "", false).await.unwrap();
+    let due = store.take_deliveries(i64::MAX, 10, "", DeliveryOrder::FailedStepAside).await.unwrap();
     assert_eq!(
         due.iter().map(|one| (one.id.as_str(), one.call.as_deref())).collect::<Vec<_>>(),
         [("dl_ev_1", Some(call.as_str()))]
@@ -145,7 +145,7 @@ pub(in crate::store) async fn what_is_said_is_taken_numbered_and_settled_in_one_
     }
     assert_eq!(store.unsettled_events(i64::MAX, &in_record(), &Cursor::default(), 99).await.unwrap().events.len(), 4);
     assert_eq!((store.last_sequence(&call).await.unwrap(), store.last_sequence(&dialled.id).await.unwrap()), (2, 0));
-    assert!(store.take_deliveries(i64::MAX, 10, "", false).await.unwrap().is_empty());
+    assert!(store.take_deliveries(i64::MAX, 10, "", DeliveryOrder::FailedStepAside).await.unwrap().is_empty());
 }
 
 pub(in crate::store) async fn what_is_taken_in_one_step_twice_and_at_once_has_one_number(fresh: &impl Fresh) {
@@ -246,7 +246,7 @@ pub(in crate::store) async fn what_changed_in_calls_is_seen_without_reading_them
         by: "webhook",
         at_ms: 3000,
         due_at: None,
-        tell: false,
+        notice: AppNotice::Omit,
     };
     store.put_post_call(put).await.unwrap();
     assert_eq!(store.positions(&[silent]).await.unwrap(), [UtterancePosition { recorded_at: Some(3000), ..ended }]);

@@ -11,6 +11,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot};
 
 use super::super::{AdmitOutcome, IngestOutcome, Result, StoreError, UtteranceIngest};
+use super::TimeOf;
 use super::gate::{self, PendingAdmission};
 use super::transaction::{Db, Gate, TransactionId};
 use super::utterance_batch;
@@ -107,14 +108,14 @@ async fn run_all<A, R>(db: Arc<Db>, transact: Transact<A, R>, mut waiting: mpsc:
 }
 
 /// The task of decisions.
-pub(super) fn decisions(db: Arc<Db>, doubts: InDoubt, callers_clock: bool) -> Batches<PendingAdmission, AdmitOutcome> {
+pub(super) fn decisions(db: Arc<Db>, doubts: InDoubt, time_of: TimeOf) -> Batches<PendingAdmission, AdmitOutcome> {
     let at = db.clone();
     let transact = move |asks: Arc<[Arc<PendingAdmission>]>| {
         let (db, doubts, batch) = (db.clone(), doubts.clone(), asks.clone());
         let work = async move {
             let decided = db.write_at(Gate::Alone, move |c, state| {
                 let batch = batch.clone();
-                Box::pin(async move { gate::admit(c, state, &batch, callers_clock).await })
+                Box::pin(async move { gate::admit(c, state, &batch, time_of).await })
             });
             decided.await.map_err(|failed| doubts.note(asks.iter().map(|ask| &ask.call.id), failed))
         };

@@ -86,7 +86,8 @@ async fn what_became_of_a_commit_without_an_answer_is_found_out() {
     let through = relay(port, at_commit.clone()).await;
     let mut settings = settings(&url.replace(&port.to_string(), &through.to_string()));
     settings.pooler = Pooler::None;
-    let store = PostgresStore::open(&settings, true, OwnershipMode::Exclusive, |why| panic!("{why}")).await.unwrap();
+    let store =
+        PostgresStore::open(&settings, Migrate::Run, OwnershipMode::Exclusive, |why| panic!("{why}")).await.unwrap();
     // No COMMIT but those of this test.
     store.beating.lock().await.take().unwrap().abort();
     for (fault, written) in [(AtCommit::LoseTheAnswer, true), (AtCommit::LoseIt, false)] {
@@ -172,7 +173,8 @@ async fn a_crash_at_commit_does_not_lend_a_write_the_outcome_of_another() {
     let through = relay(server.port, at_commit.clone()).await;
     let mut settings = settings(&database.replace(&server.port.to_string(), &through.to_string()));
     settings.pooler = Pooler::None;
-    let store = PostgresStore::open(&settings, true, OwnershipMode::Exclusive, |why| panic!("{why}")).await.unwrap();
+    let store =
+        PostgresStore::open(&settings, Migrate::Run, OwnershipMode::Exclusive, |why| panic!("{why}")).await.unwrap();
     // Nobody else's COMMIT writes the log.
     store.beating.lock().await.take().unwrap().abort();
     let store = Arc::new(store);

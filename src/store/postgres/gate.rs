@@ -11,10 +11,12 @@ use sqlx::{PgConnection, Row as _};
 use super::super::app_events;
 use super::super::driver::damaged;
 use super::super::queries::bindings::{Claim, claim, claimed, is_own};
+use super::super::queries::calls::call_columns;
 use super::super::queries::messages::tell;
 use super::super::rows::call_id;
 use super::super::usage::CountedUsage;
 use super::super::{AdmitOutcome, NewCall};
+use super::TimeOf;
 use super::driver::{Pg, lock_ids};
 use super::sql::{Sql, query, to_json};
 use crate::call::{Event, Phase};
@@ -69,7 +71,7 @@ pub(super) async fn admit(
     c: &mut PgConnection,
     state: Option<GateState>,
     asks: &[Arc<PendingAdmission>],
-    callers_clock: bool,
+    time_of: TimeOf,
 ) -> Sql<Vec<AdmitOutcome>> {
     let state = state.ok_or_else(|| damaged("the gate was not locked"))?;
     let is_due = |ask: &PendingAdmission| state == GateState { epoch: ask.epoch, mode: GateMode::Database };
@@ -78,7 +80,7 @@ pub(super) async fn admit(
     let mut answers = Vec::with_capacity(asks.len());
     for ask in asks {
         answers.push(match is_due(ask) {
-            true => round.answer(c, ask, callers_clock).await?,
+            true => round.answer(c, ask, time_of).await?,
             false => Answer::Outdated(state),
         });
     }
@@ -158,7 +160,7 @@ async fn read(c: &mut PgConnection, asks: &[&PendingAdmission]) -> Sql<Round> {
 }
 
 impl Round {
-    async fn answer(&mut self, c: &mut PgConnection, ask: &PendingAdmission, callers_clock: bool) -> Sql<Answer> {
+    async fn answer(&mut self, c: &mut PgConnection, ask: &PendingAdmission, time_of: TimeOf) -> Sql<Answer> {
         let (call, request) = (&ask.call, &ask.request);
         match self.recorded.get(&call.id) {
             Some(Some(slots)) => return Ok(Answer::Again(*slots)),
@@ -176,7 +178,7 @@ impl Round {
                 Claim::Free(freed) => Some(freed),
             },
         };
-        if callers_clock {
+        if time_of == TimeOf::Caller {
             self.counted.now_ms = request.at_ms;
         }
         let at_ms = self.counted.now_ms;
@@ -232,7 +234,7 @@ async fn name_oldest(c: &mut PgConnection, asks: &[Arc<PendingAdmission>], answe
     Ok(())
 }
 
-/// A row of `calls`, as JSON: one statement writes any number of them.
+/// A row of `calls`, as JSON, with the columns of [`call_columns`]: one statement writes any number of them.
 #[derive(Serialize)]
 struct NewRow<'a> {
     id: &'a str,
@@ -255,6 +257,8 @@ struct NewRow<'a> {
     phase_at: UnixMs,
     deadline_at: UnixMs,
     answered_at: Option<UnixMs>,
+    seen_at: UnixMs,
+    seen_by: &'a str,
     callback: Option<String>,
     fingerprint: Option<&'a str>,
     keys: Vec<String>,
@@ -285,6 +289,8 @@ impl<'a> NewRow<'a> {
             phase_at: call.at_ms,
             deadline_at: call.deadline_at,
             answered_at: (call.phase == Phase::Live).then_some(call.at_ms),
+            seen_at: call.at_ms,
+            seen_by: call.origin.as_str(),
             callback: call.callback.as_ref().map(to_json).transpose()?,
             fingerprint: call.fingerprint.as_deref(),
             keys: keys(&ask.request.bindings),
@@ -328,7 +334,7 @@ async fn write(
         return Ok(());
     }
     let rates: Vec<_> = rates.iter().map(|(key, log)| NewRate { key, log: log.to_string() }).collect();
-    query(
+    query(concat!(
         "WITH rates AS (
              INSERT INTO gate_rates (key, log)
              SELECT key, log FROM json_to_recordset($3::json) AS r(key text, log text)
@@ -338,17 +344,12 @@ async fn write(
              SELECT kind, id, call_id, seen_at
              FROM json_to_recordset($2::json) AS a(kind text, id text, call_id text, seen_at bigint)
          )
-         INSERT INTO calls (id, business, plan, account, provider, carrier, direction, operation, agent, own_number,
-             other_number, origin, phase, over_limit, polled, slots, admitted_at, phase_at, deadline_at, answered_at, seen_at,
-             seen_by, callback, fingerprint, keys, replica)
-         SELECT id, business, plan, account, provider, carrier, direction, operation, agent, own_number,
-             other_number, origin, phase, over_limit, polled, slots, admitted_at, phase_at, deadline_at, answered_at, phase_at,
-             origin, callback, fingerprint, keys, replica
-         FROM json_to_recordset($1::json) AS c(id text, business text, plan text, account text, provider text, carrier text,
-             direction text, operation text, agent text, own_number text, other_number text, origin text, phase text,
-             over_limit boolean, polled boolean, slots bigint, admitted_at bigint, phase_at bigint, deadline_at bigint,
-             answered_at bigint, callback text, fingerprint text, keys text[], replica text)",
-    )
+         INSERT INTO calls (",
+        call_columns!(),
+        ") SELECT ",
+        call_columns!(),
+        " FROM json_populate_recordset(NULL::calls, $1::json)"
+    ))
     .bind(to_json(&rows)?)
     .bind(to_json(&aliases)?)
     .bind(to_json(&rates)?)

@@ -26,8 +26,8 @@ use tracing::{info, warn};
 use super::driver::{Backend, Db as Connection, Work};
 use super::queries::messages;
 use super::{
-    AdmitOutcome, IngestOutcome, NewCall, NewUtterance, OwnershipMode, Result, Ring, StoreError, UtteranceIngest,
-    UtteranceRef,
+    AdmitOutcome, IngestOutcome, Migrate, NewCall, NewUtterance, OwnershipMode, Result, Ring, StoreError,
+    UtteranceIngest, UtteranceRef,
 };
 use crate::clock::UnixMs;
 use crate::ids::CallId;
@@ -37,7 +37,7 @@ use batch::{Batches, InDoubt};
 use driver::Pg;
 use gate::PendingAdmission;
 use ownership::{BEAT_EVERY, OWNER_TIMEOUT, ProcessId, WATCH_EVERY};
-pub use settings::{Pooler, PostgresSettings};
+pub use settings::{Pooler, PostgresSettings, TimeOf};
 use sql::{explain, query};
 use transaction::{CommitOutcome, Db, Gate};
 
@@ -89,18 +89,18 @@ pub struct PostgresStore {
     listens: Arc<AtomicBool>,
     /// Names this store among the senders of notifications.
     bell: String,
-    callers_clock: bool,
+    time_of: TimeOf,
 }
 
 impl PostgresStore {
     /// Opens the database, exclusively or shared, however long its server is unavailable: `waits` gets the reason whenever it
-    /// changes. With `migrate`, a missing or older schema is migrated; without, it is rejected.
+    /// changes. `migrate`: what becomes of a missing or older schema.
     ///
     /// # Errors
     /// A live process owns it and does not share it; or waiting does not help.
     pub async fn open(
         settings: &PostgresSettings,
-        migrate: bool,
+        migrate: Migrate,
         sharing: OwnershipMode,
         waits: impl Fn(&str) + Send,
     ) -> std::result::Result<Self, OpenError> {
@@ -124,7 +124,7 @@ impl PostgresStore {
 
     async fn try_open(
         settings: &PostgresSettings,
-        migrate: bool,
+        migrate: Migrate,
         sharing: OwnershipMode,
         waits: &impl Fn(&str),
     ) -> std::result::Result<Self, NotYet> {
@@ -145,8 +145,8 @@ impl PostgresStore {
         let taken = if is_made { Some(take(&db, &me, waits).await?) } else { None };
         let fits = match (missing, migrate) {
             (Ok(missing), _) if missing.is_empty() => Ok(()),
-            (Ok(_), true) => migrate::up_all(&db).await,
-            (Ok(_), false) => migrate::check(&db).await,
+            (Ok(_), Migrate::Run) => migrate::up_all(&db).await,
+            (Ok(_), Migrate::Reject) => migrate::check(&db).await,
             (Err(why), _) => Err(why),
         };
         // The server may have become unavailable meanwhile; then it is retried.
@@ -169,8 +169,8 @@ impl PostgresStore {
         }
         info!(store = %shown, version = %server.version, pooler = server.pooled, generation, ?sharing, "database opened");
         let beating = tokio::spawn(heartbeat(db.clone(), me.clone()));
-        let (doubts, callers_clock) = (InDoubt::default(), settings.callers_clock);
-        let decisions = batch::decisions(db.clone(), doubts.clone(), callers_clock);
+        let (doubts, time_of) = (InDoubt::default(), settings.time_of);
+        let decisions = batch::decisions(db.clone(), doubts.clone(), time_of);
         let listens = Arc::<AtomicBool>::default();
         let speeches = batch::speeches(db.clone(), listens.clone());
         Ok(Self {
@@ -182,7 +182,7 @@ impl PostgresStore {
             speeches,
             listens,
             bell: ulid::Ulid::new().to_string(),
-            callers_clock,
+            time_of,
         })
     }
 }
@@ -319,7 +319,7 @@ impl Backend for PostgresStore {
     }
 
     fn move_time(&self, now_ms: UnixMs) -> Option<UnixMs> {
-        self.callers_clock.then_some(now_ms)
+        (self.time_of == TimeOf::Caller).then_some(now_ms)
     }
 
     async fn decide(&self, call: NewCall, request: AdmissionRequest, epoch: i64) -> Result<AdmitOutcome> {

@@ -18,6 +18,15 @@ pub enum Pooler {
     None,
 }
 
+/// Whose time decisions use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TimeOf {
+    /// The server's: the clocks of replicas may differ.
+    Server,
+    /// The request's, for tests that step the clock.
+    Caller,
+}
+
 /// The store's settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PostgresSettings {
@@ -30,8 +39,8 @@ pub struct PostgresSettings {
     pub acquire_timeout: Duration,
     /// The kind of pooler before the server.
     pub pooler: Pooler,
-    /// Decisions use the request's time, not the server's. For tests that step the clock.
-    pub callers_clock: bool,
+    /// Whose time decisions use.
+    pub time_of: TimeOf,
 }
 
 impl PostgresSettings {
@@ -46,7 +55,7 @@ impl PostgresSettings {
             statement_timeout: Duration::from_secs(5),
             acquire_timeout: Duration::from_secs(2),
             pooler: Pooler::Detect,
-            callers_clock: false,
+            time_of: TimeOf::Server,
         };
         settings.options().map_err(|error| match error {
             // Parse errors may contain a part of the URL.

@@ -9,7 +9,7 @@ use crate::policy::decision::GateMode;
 use crate::provider::secret::Secret;
 use crate::store::conformance::{self, Fresh, new_call};
 use crate::store::queries::calls;
-use crate::store::{Bell, Change, InsertOutcome, NewUtterance, Replica, Store};
+use crate::store::{AppNotice, Bell, Change, InsertOutcome, NewUtterance, Replica, Store};
 
 mod limiter;
 mod processes;
@@ -30,7 +30,7 @@ pub(super) fn settings(url: &str) -> PostgresSettings {
     let mut settings = PostgresSettings::new(Secret::new(url)).unwrap();
     settings.acquire_timeout = Duration::from_secs(60);
     settings.statement_timeout = Duration::from_secs(30);
-    settings.callers_clock = true;
+    settings.time_of = TimeOf::Caller;
     settings
 }
 
@@ -62,10 +62,13 @@ async fn pooled() -> Option<Fence> {
 
 impl Fence {
     async fn store(&self) -> PostgresStore {
-        PostgresStore::open(&self.settings, true, OwnershipMode::Exclusive, |why| panic!("{why}")).await.unwrap()
+        PostgresStore::open(&self.settings, Migrate::Run, OwnershipMode::Exclusive, |why| panic!("{why}"))
+            .await
+            .unwrap()
     }
     async fn refused(&self) -> String {
-        let Err(error) = PostgresStore::open(&self.settings, true, OwnershipMode::Exclusive, |_| {}).await else {
+        let Err(error) = PostgresStore::open(&self.settings, Migrate::Run, OwnershipMode::Exclusive, |_| {}).await
+        else {
             panic!("it opened")
         };
         error.to_string()
@@ -78,7 +81,7 @@ impl Fresh for Fence {
         Arc::new(self.store().await)
     }
     async fn open_shared(&self) -> Arc<dyn Store> {
-        let store = PostgresStore::open(&self.settings, true, OwnershipMode::Shared, |why| panic!("{why}"));
+        let store = PostgresStore::open(&self.settings, Migrate::Run, OwnershipMode::Shared, |why| panic!("{why}"));
         Arc::new(store.await.unwrap())
     }
     async fn one_migration_back(&self) {
@@ -129,7 +132,8 @@ async fn a_schema_is_made_once_by_many_and_goes_down_again() {
         };
         assert!(!applied().await.contains(&true), "looking makes nothing");
         assert_eq!(fence.number("SELECT count(*) FROM pg_namespace WHERE nspname = 'ringfence'").await, 0);
-        let Err(error) = PostgresStore::open(&fence.settings, false, OwnershipMode::Exclusive, |_| {}).await else {
+        let Err(error) = PostgresStore::open(&fence.settings, Migrate::Reject, OwnershipMode::Exclusive, |_| {}).await
+        else {
             panic!("it opened")
         };
         assert!(error.to_string().contains("ringfence migrate up"), "{error}");
@@ -210,7 +214,7 @@ async fn a_server_that_forgets_is_refused_and_a_database_that_is_not_there_is_na
     let Some(fence) = fresh().await else { return };
     let name = fence.url.split('?').next().unwrap().rsplit('/').next().unwrap().to_owned();
     let error = PostgresSettings::new(Secret::new(&fence.url.replace(&name, "nowhere"))).unwrap();
-    let Err(error) = PostgresStore::open(&error, true, OwnershipMode::Exclusive, |_| {}).await else {
+    let Err(error) = PostgresStore::open(&error, Migrate::Run, OwnershipMode::Exclusive, |_| {}).await else {
         panic!("it opened")
     };
     assert!(error.to_string().contains("\"nowhere\" does not exist"), "{error}");
@@ -238,9 +242,10 @@ async fn a_server_has_to_prove_its_name_where_that_is_asked_for() {
             format!("postgres://postgres@{host}:{port}/{database}?sslmode=verify-full&sslrootcert={}", ca.display());
         settings(&url)
     };
-    let store = PostgresStore::open(&at("localhost", &cert), true, OwnershipMode::Exclusive, |why| panic!("{why}"))
-        .await
-        .unwrap();
+    let store =
+        PostgresStore::open(&at("localhost", &cert), Migrate::Run, OwnershipMode::Exclusive, |why| panic!("{why}"))
+            .await
+            .unwrap();
     assert!(matches!(store.open(new_call(&[]), None).await, Ok(InsertOutcome::New(None))));
     let plain = "SELECT count(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid)
                  WHERE application_name = 'ringfence' AND NOT ssl";
@@ -267,7 +272,7 @@ async fn a_server_that_is_away_is_waited_for_and_its_password_is_told_to_nobody(
     let told = Arc::new(Mutex::new(String::new()));
     let (tell, waiting) = (told.clone(), settings.clone());
     let opening = tokio::spawn(async move {
-        PostgresStore::open(&waiting, true, OwnershipMode::Exclusive, move |why| {
+        PostgresStore::open(&waiting, Migrate::Run, OwnershipMode::Exclusive, move |why| {
             why.clone_into(&mut tell.lock().unwrap())
         })
         .await
@@ -400,7 +405,7 @@ async fn a_run_is_not_ended_with_jobs_that_are_just_queued_again() {
     sqlx::query("SELECT 1 FROM runs WHERE id = 'run_1' FOR SHARE").execute(&mut *other).await.unwrap();
     let ends = tokio::spawn({
         let store = store.clone();
-        async move { store.finish_runs(6, false).await.unwrap() }
+        async move { store.finish_runs(6, AppNotice::Omit).await.unwrap() }
     });
     until_one_waits().await;
     let again = "UPDATE run_jobs SET state = 'queued', outcome = NULL, settled_at = NULL WHERE run_id = 'run_1'";
@@ -417,7 +422,7 @@ async fn a_run_is_not_ended_with_jobs_that_are_just_queued_again() {
     until_one_waits().await;
     other.commit().await.unwrap();
     assert_eq!(fills.await.unwrap(), 2);
-    assert_eq!(store.finish_runs(9, false).await.unwrap(), Vec::<String>::new());
+    assert_eq!(store.finish_runs(9, AppNotice::Omit).await.unwrap(), Vec::<String>::new());
     store.close().await;
 }
 

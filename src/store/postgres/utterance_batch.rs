@@ -8,7 +8,8 @@ use sqlx::{PgConnection, Row as _};
 
 use super::super::driver::damaged;
 use super::super::queries::calls::calls;
-use super::super::queries::messages::settled_as;
+use super::super::queries::messages::{delivery_columns, settled_as};
+use super::super::queries::transcripts::utterance_columns;
 use super::super::row::Row;
 use super::super::rows::{call_id, record};
 use super::super::{
@@ -136,12 +137,13 @@ async fn say(c: &mut PgConnection, whole: &[(&UtteranceIngest, &CallId)]) -> Sql
         Ok(*last)
     };
     let numbers = whole.iter().map(number).collect::<Sql<Vec<i64>>>()?;
-    let rows = query(
-        "INSERT INTO utterances (call_id, sequence, event_id, speaker, message, said_at, source_sequence, source, heard_at)
-         SELECT * FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bigint[], $8::text[],
+    let rows = query(concat!(
+        "INSERT INTO utterances (",
+        utterance_columns!(),
+        ") SELECT * FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bigint[], $8::text[],
              $9::bigint[])
-         RETURNING event_id, id",
-    )
+         RETURNING event_id, id"
+    ))
     .bind(whole.iter().map(|(_, call)| call.as_str()).collect::<Vec<_>>())
     .bind(&numbers)
     .bind(whole.iter().map(|(one, _)| one.said.event_id.as_str()).collect::<Vec<_>>())
@@ -182,20 +184,25 @@ async fn settle(c: &mut PgConnection, whole: &[(&UtteranceIngest, &CallId)]) -> 
         return Ok(());
     }
     let headers = told.iter().map(|(one, ..)| to_json(&one.headers)).collect::<Sql<Vec<_>>>()?;
-    query(
-        "INSERT INTO deliveries (id, event_id, url, method, headers, body, attempts, due_at, call_id, noted_at)
-         SELECT id, event_id, url, method, headers, body, 0, at, call_id, at
-         FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bytea[], $7::bigint[], $8::text[])
-             WITH ORDINALITY AS t(id, event_id, url, method, headers, body, at, call_id, n) ORDER BY n",
-    )
+    query(concat!(
+        "INSERT INTO deliveries (",
+        delivery_columns!(),
+        ") SELECT id, event_id, url, method, headers, body, attempts, at, call_id, at, spool, route
+         FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bytea[], $7::bigint[], $8::text[],
+             $9::bigint[], $10::text[], $11::text[])
+             WITH ORDINALITY AS t(id, event_id, url, method, headers, body, at, call_id, attempts, spool, route, n) ORDER BY n"
+    ))
     .bind(told.iter().map(|(one, ..)| one.id.as_str()).collect::<Vec<_>>())
     .bind(told.iter().map(|(one, ..)| one.event_id.as_str()).collect::<Vec<_>>())
     .bind(told.iter().map(|(one, ..)| one.url.as_str()).collect::<Vec<_>>())
     .bind(told.iter().map(|(one, ..)| one.method.as_str()).collect::<Vec<_>>())
     .bind(headers)
-    .bind(told.iter().map(|(one, ..)| one.body.as_slice()).collect::<Vec<_>>())
+    .bind(told.iter().map(|(one, ..)| one.spool.is_none().then_some(&one.body[..])).collect::<Vec<_>>())
     .bind(told.iter().map(|(_, one, _)| one.said.at_ms).collect::<Vec<_>>())
     .bind(told.iter().map(|(.., call)| call.as_str()).collect::<Vec<_>>())
+    .bind(told.iter().map(|(one, ..)| i64::from(one.attempts)).collect::<Vec<_>>())
+    .bind(told.iter().map(|(one, ..)| one.spool.as_deref()).collect::<Vec<_>>())
+    .bind(told.iter().map(|(one, ..)| one.route.as_str()).collect::<Vec<_>>())
     .execute(c)
     .await
     .map(drop)
@@ -264,14 +271,15 @@ pub(super) async fn say_one(
     }
     lock(c, call).await?;
     // A separate statement, so that it sees what the previous one waited for.
-    let row = query(
+    let row = query(concat!(
         "WITH before AS (SELECT id, sequence FROM utterances WHERE event_id = $2),
          next AS (UPDATE transcripts SET last_sequence = last_sequence + 1
              WHERE call_id = $1 AND NOT EXISTS (SELECT 1 FROM before) RETURNING last_sequence),
-         new AS (INSERT INTO utterances (call_id, sequence, event_id, speaker, message, said_at, source_sequence, source, heard_at)
-             SELECT $1, last_sequence, $2, $3, $4, $5, $6, $7, $8 FROM next RETURNING id, sequence)
-         SELECT id, sequence FROM before UNION ALL SELECT id, sequence FROM new",
-    )
+         new AS (INSERT INTO utterances (",
+        utterance_columns!(),
+        ") SELECT $1, last_sequence, $2, $3, $4, $5, $6, $7, $8 FROM next RETURNING id, sequence)
+         SELECT id, sequence FROM before UNION ALL SELECT id, sequence FROM new"
+    ))
     .bind(call.as_str())
     .bind(&said.event_id)
     .bind(said.speaker.as_str())

@@ -1,5 +1,6 @@
 //! Calls.
 
+use super::super::AppNotice;
 use super::super::app_events;
 use super::super::decide::decide;
 use super::super::driver::{Driver, Sql, binds};
@@ -39,6 +40,16 @@ pub(in crate::store) async fn open(c: &mut dyn Driver, call: &NewCall) -> Sql<In
     }
 }
 
+/// The columns of a new row of `calls`.
+macro_rules! call_columns {
+    () => {
+        "id, business, plan, account, provider, carrier, direction, operation, agent, own_number, other_number, origin, phase,
+             over_limit, polled, slots, admitted_at, phase_at, deadline_at, answered_at, seen_at, seen_by, callback, fingerprint,
+             keys, replica"
+    };
+}
+pub(in crate::store) use call_columns;
+
 /// Writes a new call and binds its ids. Returns the news that waited under them.
 pub(in crate::store) async fn write(
     c: &mut dyn Driver,
@@ -48,11 +59,13 @@ pub(in crate::store) async fn write(
 ) -> Sql<Option<Event>> {
     let f = &call.facts;
     c.execute(
-        "INSERT INTO calls (id, business, plan, account, provider, carrier, direction, operation, agent, own_number,
-             other_number, origin, phase, over_limit, polled, slots, admitted_at, phase_at, deadline_at, answered_at, seen_at,
-             seen_by, callback, fingerprint, keys, replica)
+        concat!(
+            "INSERT INTO calls (",
+            call_columns!(),
+            ")
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $18, $12, $21, $22,
-             $23, $24)",
+             $23, $24)"
+        ),
         &binds![
             call.id.as_str(),
             f.business.as_str(),
@@ -106,7 +119,7 @@ pub(super) async fn apply(c: &mut dyn Driver, change: &Change) -> Sql<Option<App
     record.aliases.extend(change.bind.iter().filter(|a| !conflicts.iter().any(|(other, _)| other == *a)).cloned());
     record.aliases.sort();
     record.aliases.dedup();
-    if change.tell
+    if change.notice == AppNotice::Send
         && let Some(told) = app_events::stepped(&record, step, change.at_ms)
     {
         tell(c, &[told]).await?;

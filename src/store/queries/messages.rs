@@ -6,10 +6,20 @@ use super::super::app_events::{self, AppEvent};
 use super::super::driver::{Driver, Sql, binds};
 use super::super::row::Row;
 use super::super::rows::delivery;
-use super::super::{Delivery, EventOutcome, NewEvent, ReceiveOutcome, RejectionRecord, TAKEN_MS};
+use super::super::{
+    AppNotice, Delivery, DeliveryOrder, EventOutcome, NewEvent, ParkReason, ReceiveOutcome, RejectionRecord, TAKEN_MS,
+};
 use super::{first, to_json};
 use crate::clock::UnixMs;
 use crate::policy::Business;
+
+/// The columns of a new delivery of a webhook.
+macro_rules! delivery_columns {
+    () => {
+        "id, event_id, url, method, headers, body, attempts, due_at, call_id, noted_at, spool, route"
+    };
+}
+pub(in crate::store) use delivery_columns;
 
 pub(in crate::store) async fn receive(c: &mut dyn Driver, event: &NewEvent) -> Sql<ReceiveOutcome> {
     let inserted = c
@@ -54,7 +64,7 @@ pub(in crate::store) async fn settle(
     delivery: Option<&Delivery>,
     at_ms: UnixMs,
 ) -> Sql<bool> {
-    let sql = "UPDATE webhook_events SET outcome = $2, call_id = coalesce($3, call_id), parked_at = NULL, error = NULL
+    let sql = "UPDATE webhook_events SET outcome = $2, call_id = coalesce($3, call_id), parked_at = NULL, park_reason = NULL, error = NULL
          WHERE id = $1 AND outcome IS NULL";
     if c.execute(sql, &binds![event_id, outcome.as_str(), call]).await? == 0 {
         return Ok(false);
@@ -62,8 +72,12 @@ pub(in crate::store) async fn settle(
     let Some(delivery) = delivery else { return Ok(true) };
     // A repeated event was delivered to the app already.
     c.execute(
-        "INSERT INTO deliveries (id, event_id, url, method, headers, body, attempts, due_at, call_id, noted_at, spool, route)
-         SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $8, $10, $11 WHERE NOT EXISTS (SELECT 1 FROM deliveries WHERE event_id = $2)",
+        concat!(
+            "INSERT INTO deliveries (",
+            delivery_columns!(),
+            ") SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $8, $10, $11
+             WHERE NOT EXISTS (SELECT 1 FROM deliveries WHERE event_id = $2)"
+        ),
         &binds![
             &delivery.id,
             &delivery.event_id,
@@ -99,7 +113,7 @@ pub(super) async fn take(
     at_ms: UnixMs,
     limit: u32,
     spool: &str,
-    strict: bool,
+    order: DeliveryOrder,
 ) -> Sql<Vec<Delivery>> {
     let mut rows = c
         .fetch(
@@ -113,7 +127,7 @@ pub(super) async fn take(
              UPDATE deliveries SET taken_until = (extract(epoch FROM clock_timestamp()) * 1000)::bigint + $3
              WHERE seq IN (SELECT seq FROM due)
              RETURNING seq, id, event_id, url, method, headers, body, attempts, due_at, call_id, spool, own, route",
-            &binds![at_ms, limit, TAKEN_MS, spool, strict],
+            &binds![at_ms, limit, TAKEN_MS, spool, order == DeliveryOrder::Strict],
         )
         .await?;
     let place = |row: &Row| Sql::Ok((row.number("due_at")?, row.number("seq")?));
@@ -131,8 +145,9 @@ pub(super) async fn take(
 
 async fn give_up(c: &mut dyn Driver, id: &str, why: &str) -> Sql<()> {
     tracing::warn!(delivery = id, why, "failed to read a delivery; given up");
-    let sql = "UPDATE deliveries SET due_at = NULL, taken_until = NULL, last_error = $2 WHERE id = $1";
-    c.execute(sql, &binds![id, why]).await.map(drop)
+    let sql =
+        "UPDATE deliveries SET due_at = NULL, taken_until = NULL, last_error = $2, park_reason = $3 WHERE id = $1";
+    c.execute(sql, &binds![id, why, ParkReason::Failed.as_str()]).await.map(drop)
 }
 
 /// Releases claims of a process that is gone.
@@ -140,7 +155,7 @@ pub(in crate::store) const TAKE_BACK: &str = "UPDATE deliveries SET taken_until 
      WHERE done_at IS NULL AND due_at IS NOT NULL AND taken_until IS NOT NULL";
 
 pub(super) async fn record_rejections(c: &mut dyn Driver, rejections: &[RejectionRecord]) -> Sql<()> {
-    if rejections.iter().any(|rejection| rejection.tell) {
+    if rejections.iter().any(|rejection| rejection.notice == AppNotice::Send) {
         let ids: Vec<String> = rejections.iter().map(|rejection| rejection.id.to_string()).collect();
         let rows = c.fetch("SELECT id FROM refusals WHERE id = ANY($1)", &binds![&ids]).await?;
         let mut known = rows.iter().map(|row| row.text("id")).collect::<Sql<BTreeSet<String>>>()?;
@@ -162,7 +177,7 @@ pub(super) async fn record_rejections(c: &mut dyn Driver, rejections: &[Rejectio
             r.at,
             &r.business,
             &r.account,
-            &r.direction,
+            r.direction.as_str(),
             &r.code,
             &r.limit_name,
             r.current,

@@ -14,7 +14,7 @@ pub(super) mod run_jobs;
 pub(super) mod runs;
 mod schedules;
 mod store;
-mod transcripts;
+pub(super) mod transcripts;
 
 use super::driver::{Sql, damaged};
 

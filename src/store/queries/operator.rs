@@ -9,18 +9,18 @@ use super::super::listing::from_the_top;
 use super::super::rows::{audit_record, bypass, call_id, event, inbox_event, outbox_delivery};
 use super::super::runs::Runs as _;
 use super::super::{
-    AuditRecord, Bypass, Cursor, Desk, EventFilter, Inbox, InboxEvent, NewEvent, Outbox, OutboxDelivery, Purged,
-    Replayable, Result,
+    AuditRecord, Bypass, Cursor, Desk, EventFilter, Inbox, InboxEvent, NewEvent, Outbox, OutboxDelivery, ParkReason,
+    Purged, Replayable, Result,
 };
 use super::first;
-use super::retention::{PURGE_BATCH, forget_calls};
+use super::retention::{Forget, PURGE_BATCH, forget_calls};
 use crate::clock::UnixMs;
 
 macro_rules! inbox {
     ($($rest:literal),+) => {
         concat!(
             "SELECT id, account, webhook, event, received_at, path, (body IS NOT NULL OR spool IS NOT NULL) AS has_body, spool,
-                 call_id, outcome, tries, due_at, parked_at, error FROM webhook_events ",
+                 call_id, outcome, tries, due_at, parked_at, park_reason, error FROM webhook_events ",
             $($rest),+
         )
     };
@@ -29,7 +29,7 @@ macro_rules! inbox {
 macro_rules! outbox {
     ($($rest:literal),+) => {
         concat!(
-            "SELECT id, event_id, call_id, url, own, route, attempts, due_at, done_at, last_error,
+            "SELECT id, event_id, call_id, url, own, route, attempts, due_at, done_at, last_error, park_reason,
                  (SELECT account FROM webhook_events e WHERE e.id = deliveries.event_id) AS account,
                  coalesce((SELECT received_at FROM webhook_events e WHERE e.id = deliveries.event_id), noted_at) AS received_at
              FROM deliveries ",
@@ -124,13 +124,14 @@ async fn clear_spool(c: &mut dyn Driver, event_id: &str, spool: &str) -> Sql<boo
 }
 
 async fn park_unreachable(c: &mut dyn Driver, before_ms: UnixMs, spool: &str, why: &str, now_ms: UnixMs) -> Sql<u64> {
-    let deliveries = "UPDATE deliveries SET due_at = NULL, taken_until = NULL, last_error = $3
+    let reason = ParkReason::SpoolUnreachable.as_str();
+    let deliveries = "UPDATE deliveries SET due_at = NULL, taken_until = NULL, last_error = $3, park_reason = $4
          WHERE spool IS NOT NULL AND spool <> $2 AND done_at IS NULL AND due_at < $1";
-    let deliveries = c.execute(deliveries, &binds![before_ms, spool, why]).await?;
-    let events = "UPDATE webhook_events SET parked_at = $4, due_at = NULL, error = $3
+    let deliveries = c.execute(deliveries, &binds![before_ms, spool, why, reason]).await?;
+    let events = "UPDATE webhook_events SET parked_at = $5, due_at = NULL, error = $3, park_reason = $4
          WHERE spool IS NOT NULL AND spool <> $2 AND outcome IS NULL AND parked_at IS NULL
          AND coalesce(due_at, received_at) < $1";
-    Ok(deliveries + c.execute(events, &binds![before_ms, spool, why, now_ms]).await?)
+    Ok(deliveries + c.execute(events, &binds![before_ms, spool, why, reason, now_ms]).await?)
 }
 
 async fn purge_rejections(c: &mut dyn Driver, business: &str) -> Sql<u64> {
@@ -209,20 +210,22 @@ impl<B: Backend> Desk for B {
     }
 
     async fn failed_try(&self, event_id: &str, why: &str, due_at: Option<UnixMs>, now_ms: UnixMs) -> Result<()> {
-        let sql = "UPDATE webhook_events SET error = $2, due_at = $3, parked_at = $4 WHERE id = $1 AND outcome IS NULL";
+        let sql = "UPDATE webhook_events SET error = $2, due_at = $3, parked_at = $4, park_reason = $5
+             WHERE id = $1 AND outcome IS NULL";
         let parked_at = due_at.is_none().then_some(now_ms);
-        self.run(sql, binds![event_id.to_owned(), why.to_owned(), due_at, parked_at].into()).await.map(drop)
+        let reason = parked_at.map(|_| ParkReason::Failed.as_str());
+        self.run(sql, binds![event_id.to_owned(), why.to_owned(), due_at, parked_at, reason].into()).await.map(drop)
     }
 
     async fn reopen(&self, event_id: &str) -> Result<bool> {
-        let sql = "UPDATE webhook_events SET outcome = NULL, tries = 0, due_at = NULL, parked_at = NULL, error = NULL
+        let sql = "UPDATE webhook_events SET outcome = NULL, tries = 0, due_at = NULL, parked_at = NULL, park_reason = NULL, error = NULL
              WHERE id = $1 AND (body IS NOT NULL OR spool IS NOT NULL)";
         Ok(self.run(sql, binds![event_id.to_owned()].into()).await? > 0)
     }
 
     async fn redeliver(&self, event_id: &str, at_ms: UnixMs) -> Result<u64> {
         let sql =
-            "UPDATE deliveries SET done_at = NULL, due_at = $2, attempts = 0, taken_until = NULL, last_error = NULL
+            "UPDATE deliveries SET done_at = NULL, due_at = $2, attempts = 0, taken_until = NULL, last_error = NULL, park_reason = NULL
              WHERE event_id = $1 AND (body IS NOT NULL OR spool IS NOT NULL)";
         self.run(sql, binds![event_id.to_owned(), at_ms].into()).await
     }
@@ -290,7 +293,7 @@ impl<B: Backend> Desk for B {
             if some.is_empty() {
                 break;
             }
-            let gone = self.write(some, |c, ids| forget_calls(c, ids, true).boxed()).await?;
+            let gone = self.write(some, |c, ids| forget_calls(c, ids, Forget::Everything).boxed()).await?;
             all.calls += gone.calls;
             all.events += gone.events;
             all.deliveries += gone.deliveries;

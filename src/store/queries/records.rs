@@ -9,7 +9,8 @@ use super::super::driver::{Backend, Driver, Sql, binds};
 use super::super::records::LATEST;
 use super::super::rows::{call_id, post_call, waiting};
 use super::super::{
-    Put, PutPostCall, Reach, Records, Result, StoredPostCall, UnsettledEvents, WebhookHealth, WebhookHealthQuery,
+    AppNotice, ExpiredBody, Put, PutPostCall, Reach, Records, Result, StoredPostCall, UnsettledEvents, WebhookHealth,
+    WebhookHealthQuery,
 };
 use super::messages::tell;
 use super::{calls, run_jobs, to_json};
@@ -74,7 +75,7 @@ async fn put(c: &mut dyn Driver, put: &PutPostCall) -> Sql<Put> {
         (0, _) => Ok(Put::NoCall),
         (_, false) => Ok(Put::Kept),
         (_, true) => {
-            if put.tell
+            if put.notice == AppNotice::Send
                 && let Some(record) = calls::one(c, &put.call).await?
             {
                 tell(c, &[app_events::recorded(&record, found, put.at_ms)]).await?;
@@ -154,11 +155,11 @@ impl<B: Backend> Records for B {
         self.read(binds, move |c, binds| async move { waiting(&c.fetch(sql, binds).await?) }.boxed()).await
     }
 
-    async fn expire_deferred(&self, before_ms: UnixMs, forget: bool) -> Result<()> {
+    async fn expire_deferred(&self, before_ms: UnixMs, body: ExpiredBody) -> Result<()> {
         let sql =
             "UPDATE webhook_events SET waits_kind = NULL, waits_id = NULL, body = CASE WHEN $2 THEN NULL ELSE body END
              WHERE waits_id IS NOT NULL AND received_at < $1";
-        self.run(sql, binds![before_ms, forget].into()).await.map(drop)
+        self.run(sql, binds![before_ms, body == ExpiredBody::Forget].into()).await.map(drop)
     }
 
     async fn mark_matched(&self, event_id: &str, call: Option<&CallId>, outcome: EventOutcome) -> Result<()> {

@@ -3,7 +3,7 @@
 use super::super::driver::{Backend, Driver, Sql, binds, damaged};
 use super::super::membership::{FORGOTTEN_MS, LIVE_MS};
 use super::super::rows::{in_flight_row, living};
-use super::super::{Fleet, IN_FLIGHT_MAX, InFlightRow, Replica, Result};
+use super::super::{Fleet, IN_FLIGHT_MAX, InFlightRow, Owner, Replica, Result};
 use crate::clock::UnixMs;
 
 /// Records a heartbeat, deletes replicas that are long gone, and returns the live ones, by the store's time.
@@ -45,9 +45,9 @@ pub(super) async fn find_in_flight(
     Ok(found)
 }
 
-pub(super) async fn take_in_flight(store: &impl Backend, row: &InFlightRow, me: &str, is_dead: bool) -> Result<bool> {
+pub(super) async fn take_in_flight(store: &impl Backend, row: &InFlightRow, me: &str, owner: Owner) -> Result<bool> {
     let sql = "UPDATE calls SET replica = $2, undelivered = false, unsettled = unsettled OR ($5 AND phase = 'reserved')
          WHERE id = $1 AND replica IS NOT DISTINCT FROM $3 AND undelivered = $4";
-    let taken = binds![row.id.to_string(), me.to_owned(), row.replica.clone(), row.undelivered, is_dead];
+    let taken = binds![row.id.to_string(), me.to_owned(), row.replica.clone(), row.undelivered, owner == Owner::Dead];
     Ok(store.run(sql, taken.into()).await? == 1)
 }

@@ -8,7 +8,7 @@ use super::super::driver::{Backend, Driver, Sql, binds};
 use super::super::retention::{Old, RetentionScope, SaidParts, page, text_kept};
 use super::super::row::Row;
 use super::super::rows::ended_call;
-use super::super::runs::Runs as _;
+use super::super::runs::{Businesses, Runs as _};
 use super::super::{Cursor, EndedCall, Purged, Result, Retention, RetentionCutoffs};
 use crate::clock::UnixMs;
 use crate::policy::Privacy;
@@ -16,8 +16,17 @@ use crate::policy::Privacy;
 /// Rows that one write deletes or changes, so that other writes get their turn.
 pub(super) const PURGE_BATCH: u32 = 500;
 
-/// Deletes ended calls with all their data; unless `wholly`, keeps undelivered notifications and unsettled webhooks.
-pub(super) async fn forget_calls(c: &mut dyn Driver, ids: &[String], wholly: bool) -> Sql<Purged> {
+/// What is deleted of ended calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Forget {
+    /// All but undelivered notifications and unsettled webhooks.
+    Content,
+    /// All.
+    Everything,
+}
+
+/// Deletes ended calls with their data.
+pub(super) async fn forget_calls(c: &mut dyn Driver, ids: &[String], what: Forget) -> Sql<Purged> {
     // The lock serialises with utterances of these calls: they are deleted too, or come too late.
     c.lock_calls(&ids.iter().map(String::as_str).collect::<Vec<_>>()).await?;
     let [mut deliveries, mut spooled, mut events, mut calls] = [0; 4];
@@ -44,7 +53,7 @@ pub(super) async fn forget_calls(c: &mut dyn Driver, ids: &[String], wholly: boo
                  OR (waits_kind, waits_id) IN (SELECT kind, id FROM call_aliases WHERE call_id = ANY($1)))",
         ),
     ] {
-        *gone = c.execute(sql, &binds![ids, wholly]).await?;
+        *gone = c.execute(sql, &binds![ids, what == Forget::Everything]).await?;
     }
     for sql in [
         "DELETE FROM call_records WHERE call_id = ANY($1)",
@@ -114,7 +123,7 @@ impl List {
     async fn forget(self, c: &mut dyn Driver, ids: &[String]) -> Sql<u64> {
         let sql = match self {
             Self::Calls => {
-                let gone = forget_calls(c, ids, false).await?;
+                let gone = forget_calls(c, ids, Forget::Content).await?;
                 return Ok(gone.calls + gone.events + gone.deliveries);
             }
             Self::Refusals => {
@@ -174,11 +183,11 @@ const RUNS: u32 = 10_000;
 
 /// Deletes expired runs, and those whose loading was abandoned.
 async fn purge_runs(store: &impl Backend, ages: &RetentionCutoffs) -> Result<u64> {
-    let own = ages.of_business.iter().map(|(id, before)| (*before, true, vec![id.to_string()]));
-    let others = (ages.before_ms, false, ages.of_business.keys().map(ToString::to_string).collect());
+    let own = ages.of_business.iter().map(|(id, before)| (*before, Businesses::Only(vec![id.to_string()])));
+    let others = (ages.before_ms, Businesses::AllBut(ages.of_business.keys().map(ToString::to_string).collect()));
     let mut gone = 0;
-    for (before, of_these, businesses) in own.chain([others]) {
-        for run in store.old_runs(before, of_these, businesses, RUNS).await? {
+    for (before, of) in own.chain([others]) {
+        for run in store.old_runs(before, of, RUNS).await? {
             gone += store.forget_run(&run).await?;
         }
     }

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use super::super::AppNotice;
 use super::super::app_events;
 use super::super::driver::{Driver, Sql, Value, binds};
 use super::super::row::Row;
@@ -102,7 +103,7 @@ pub(super) async fn stepped(
     Ok(moved.into_iter().map(|run| run.id).collect())
 }
 
-pub(super) async fn step(c: &mut dyn Driver, change: &RunChange, tell: bool) -> Sql<bool> {
+pub(super) async fn step(c: &mut dyn Driver, change: &RunChange, notice: AppNotice) -> Sql<bool> {
     let from: Vec<String> = change.from.iter().map(|state| state.as_str().to_owned()).collect();
     let finished = change.to.is_finished().then_some(change.now_ms);
     let (total, digest) =
@@ -124,7 +125,7 @@ pub(super) async fn step(c: &mut dyn Driver, change: &RunChange, tell: bool) -> 
         change.load.is_none(),
         &change.load,
     ];
-    Ok(!stepped(c, sql, &binds, tell.then_some(change.now_ms)).await?.is_empty())
+    Ok(!stepped(c, sql, &binds, notice.at(change.now_ms)).await?.is_empty())
 }
 
 /// The positions are an array, and their state is not asked for again: Postgres may read the whole queue otherwise, as long as it has no
@@ -194,7 +195,7 @@ pub(super) async fn settle(c: &mut dyn Driver, settles: &[Settle], now_ms: UnixM
             one.waits_until,
         ])
     };
-    let (told, quiet): (Vec<&Settle>, Vec<&Settle>) = settles.iter().partition(|one| one.tell);
+    let (told, quiet): (Vec<&Settle>, Vec<&Settle>) = settles.iter().partition(|one| one.notice == AppNotice::Send);
     let mut settled = 0;
     for some in quiet.chunks(INSERTED) {
         settled += c.execute_all(SETTLE, some.iter().map(|one| row(one)).collect()).await?;
@@ -265,7 +266,11 @@ pub(super) async fn end(c: &mut dyn Driver, settles: &[Settle], now_ms: UnixMs) 
     Ok(open)
 }
 
-pub(super) async fn record_results(c: &mut dyn Driver, results: &CallResults, tell: bool) -> Sql<Option<String>> {
+pub(super) async fn record_results(
+    c: &mut dyn Driver,
+    results: &CallResults,
+    notice: AppNotice,
+) -> Sql<Option<String>> {
     let locked = "SELECT recent FROM runs WHERE id = $1 AND state = 'running' FOR UPDATE";
     let Some(before) =
         c.fetch(locked, &binds![&results.run]).await?.first().map(|row| row.text("recent")).transpose()?
@@ -283,7 +288,7 @@ pub(super) async fn record_results(c: &mut dyn Driver, results: &CallResults, te
         resume_at: results.resume_at,
         ..RunChange::of(&results.run, &[RunState::Running], RunState::Paused, results.now_ms)
     };
-    Ok(step(c, &change, tell).await?.then_some(reason))
+    Ok(step(c, &change, notice).await?.then_some(reason))
 }
 
 pub(super) async fn postpone(c: &mut dyn Driver, run: &str, later: &[(i64, UnixMs)]) -> Sql<u64> {

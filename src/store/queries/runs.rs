@@ -9,10 +9,10 @@ use super::super::driver::{Backend, Driver, Owned, Sql, binds, damaged};
 use super::super::row::Row;
 use super::super::rows::call_id;
 use super::super::runs::{
-    CallResults, ChangedJob, Claim, DueRun, EndedJob, FAILED, Job, JobResult, JobState, LostClaims, NewJob, Run,
-    RunChange, RunCounts, RunMade, RunState, Runs, Settle, TakeLoad,
+    Businesses, CallResults, ChangedJob, Claim, DueRun, EndedJob, FAILED, Job, JobResult, JobState, LostClaims, NewJob,
+    Run, RunChange, RunCounts, RunMade, RunState, Runs, Settle, TakeLoad,
 };
-use super::super::{Result, app_events};
+use super::super::{AppNotice, Result, app_events};
 use super::messages::tell;
 #[cfg(test)]
 use super::run_jobs::{CLAIM, ENDING, FINISH, FINISHED, LOST_CLAIMS, MACHINE_ANSWERED, WORD_CAME};
@@ -49,7 +49,7 @@ fn result(row: &Row) -> Sql<JobResult> {
     })
 }
 
-async fn create(c: &mut dyn Driver, new: &Run, tells: bool) -> Sql<RunMade> {
+async fn create(c: &mut dyn Driver, new: &Run, notice: AppNotice) -> Sql<RunMade> {
     let sql = "INSERT INTO runs (id, business, account, name, idempotency_key, digest, state, spec, total, start_at, created_at,
              updated_at, reason, replica, finished_at, load_token)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $11, $12, $13, $14, $15) ON CONFLICT DO NOTHING";
@@ -71,7 +71,7 @@ async fn create(c: &mut dyn Driver, new: &Run, tells: bool) -> Sql<RunMade> {
         &new.load,
     ];
     if c.execute(sql, &binds).await? == 1 {
-        if tells && new.state == RunState::Failed {
+        if notice == AppNotice::Send && new.state == RunState::Failed {
             tell(c, &[app_events::run(new, new.created_at)]).await?;
         }
         return Ok(RunMade::New);
@@ -139,8 +139,8 @@ async fn little_by_little(store: &impl Backend, sql: &'static str, binds: Owned)
 
 #[async_trait]
 impl<B: Backend> Runs for B {
-    async fn create_run(&self, run: &Run, tell: bool) -> Result<RunMade> {
-        self.write(run.clone(), move |c, run| create(c, run, tell).boxed()).await
+    async fn create_run(&self, run: &Run, notice: AppNotice) -> Result<RunMade> {
+        self.write(run.clone(), move |c, run| create(c, run, notice).boxed()).await
     }
 
     async fn take_load(&self, load: TakeLoad) -> Result<bool> {
@@ -155,8 +155,8 @@ impl<B: Backend> Runs for B {
         self.write(args, |c, (run, load, jobs)| add(c, run, load, jobs).boxed()).await
     }
 
-    async fn move_run(&self, change: RunChange, tell: bool) -> Result<bool> {
-        self.write(change, move |c, change| step(c, change, tell).boxed()).await
+    async fn move_run(&self, change: RunChange, notice: AppNotice) -> Result<bool> {
+        self.write(change, move |c, change| step(c, change, notice).boxed()).await
     }
 
     async fn forget_jobs(&self, run: &str) -> Result<u64> {
@@ -164,9 +164,9 @@ impl<B: Backend> Runs for B {
         little_by_little(self, jobs, binds![SOME, run.to_owned()].into()).await
     }
 
-    async fn resume_runs(&self, now_ms: UnixMs, tell: bool) -> Result<Vec<String>> {
+    async fn resume_runs(&self, now_ms: UnixMs, notice: AppNotice) -> Result<Vec<String>> {
         let binds: Owned = binds![now_ms].into();
-        self.write(binds, move |c, binds| stepped(c, RESUME, binds, tell.then_some(now_ms)).boxed()).await
+        self.write(binds, move |c, binds| stepped(c, RESUME, binds, notice.at(now_ms)).boxed()).await
     }
 
     async fn forget_run(&self, run: &str) -> Result<u64> {
@@ -266,7 +266,7 @@ impl<B: Backend> Runs for B {
         self.write(settles, move |c, settles| end(c, settles, now_ms).boxed()).await
     }
 
-    async fn record_results(&self, results: CallResults, tell: bool) -> Result<Option<String>> {
+    async fn record_results(&self, results: CallResults, notice: AppNotice) -> Result<Option<String>> {
         if !results.failed.contains(&true) {
             // Nearly always all is well, and nothing is written.
             let sql = "SELECT recent FROM runs WHERE id = $1 AND state = 'running'";
@@ -275,7 +275,7 @@ impl<B: Backend> Runs for B {
                 return Ok(None);
             }
         }
-        self.write(results, move |c, results| record_results(c, results, tell).boxed()).await
+        self.write(results, move |c, results| record_results(c, results, notice).boxed()).await
     }
 
     async fn explain_run(&self, run: &str, why: Option<&str>) -> Result<()> {
@@ -308,8 +308,8 @@ impl<B: Backend> Runs for B {
         self.write(lost, move |c, lost| recover(c, lost, now_ms).boxed()).await
     }
 
-    async fn finish_runs(&self, now_ms: UnixMs, tell: bool) -> Result<Vec<String>> {
-        self.write((), move |c, ()| finish(c, now_ms, tell.then_some(now_ms)).boxed()).await
+    async fn finish_runs(&self, now_ms: UnixMs, notice: AppNotice) -> Result<Vec<String>> {
+        self.write((), move |c, ()| finish(c, now_ms, notice.at(now_ms)).boxed()).await
     }
 
     async fn cancel_jobs(&self, run: &str, now_ms: UnixMs) -> Result<u64> {
@@ -340,13 +340,11 @@ impl<B: Backend> Runs for B {
         self.select(sql, binds![run.to_owned(), after, limit].into(), result).await
     }
 
-    async fn old_runs(
-        &self,
-        before: UnixMs,
-        of_these: bool,
-        businesses: Vec<String>,
-        limit: u32,
-    ) -> Result<Vec<String>> {
+    async fn old_runs(&self, before: UnixMs, of: Businesses, limit: u32) -> Result<Vec<String>> {
+        let (of_these, businesses) = match of {
+            Businesses::Only(businesses) => (true, businesses),
+            Businesses::AllBut(businesses) => (false, businesses),
+        };
         let sql = "SELECT id FROM runs WHERE finished_at < $1 AND (business = ANY($3)) = $4
              UNION ALL SELECT id FROM runs WHERE finished_at IS NULL AND state IN ('loading', 'ready') AND updated_at < $1
              AND (business = ANY($3)) = $4 LIMIT $2";

@@ -9,9 +9,9 @@ use super::super::driver::{Backend, binds};
 use super::super::listing::from_the_top;
 use super::super::rows::{admitted, business, create_answer, readable, record, rejection, waiting};
 use super::super::{
-    AdmitOutcome, ApplyOutcome, CallRecord, Change, Confirmed, CreateAnswer, Cursor, Delivery, DeliveryResult,
-    EpochBump, EventOutcome, Fleet, InFlightRow, InsertOutcome, ListFilter, NewCall, NewEvent, Reach, ReceiveOutcome,
-    RejectionRecord, Replica, Result, Store, UnsettledEvents, Voucher,
+    AdmitOutcome, ApplyOutcome, CallRecord, Change, Confirmed, CreateAnswer, Cursor, Delivery, DeliveryOrder,
+    DeliveryResult, EpochBump, EventOutcome, Fleet, InFlightRow, InsertOutcome, ListFilter, NewCall, NewEvent, Owner,
+    ParkReason, Reach, ReceiveOutcome, RejectionRecord, Replica, Result, Store, UnsettledEvents, Voucher,
 };
 use super::calls::calls;
 use super::{bindings, calls, gate, messages, replicas};
@@ -76,8 +76,8 @@ impl<B: Backend> Store for B {
         replicas::find_in_flight(self, fingerprint, since_ms).await
     }
 
-    async fn take_in_flight(&self, row: &InFlightRow, me: &str, is_dead: bool) -> Result<bool> {
-        replicas::take_in_flight(self, row, me, is_dead).await
+    async fn take_in_flight(&self, row: &InFlightRow, me: &str, owner: Owner) -> Result<bool> {
+        replicas::take_in_flight(self, row, me, owner).await
     }
 
     async fn undelivered(&self, call: &CallId, me: &str) -> Result<()> {
@@ -194,22 +194,30 @@ impl<B: Backend> Store for B {
         self.read(binds, move |c, binds| async move { waiting(&c.fetch(sql, binds).await?) }.boxed()).await
     }
 
-    async fn take_deliveries(&self, at_ms: UnixMs, limit: u32, spool: &str, strict: bool) -> Result<Vec<Delivery>> {
+    async fn take_deliveries(
+        &self,
+        at_ms: UnixMs,
+        limit: u32,
+        spool: &str,
+        order: DeliveryOrder,
+    ) -> Result<Vec<Delivery>> {
         if !self.any_due(at_ms, spool).await? {
             return Ok(vec![]);
         }
-        self.write(spool.to_owned(), move |c, spool| messages::take(c, at_ms, limit, spool, strict).boxed()).await
+        self.write(spool.to_owned(), move |c, spool| messages::take(c, at_ms, limit, spool, order).boxed()).await
     }
 
     async fn delivered(&self, id: &str, at_ms: UnixMs, result: DeliveryResult) -> Result<()> {
-        let (done_at, due_at, error) = match result {
-            DeliveryResult::Done => (Some(at_ms), None, None),
-            DeliveryResult::Retry { why, at } => (None, Some(at), Some(why)),
-            DeliveryResult::GivenUp { why } => (None, None, Some(why)),
+        let failed = ParkReason::Failed.as_str();
+        let (done_at, due_at, error, reason) = match result {
+            DeliveryResult::Done => (Some(at_ms), None, None, None),
+            DeliveryResult::Retry { why, at } => (None, Some(at), Some(why), None),
+            DeliveryResult::GivenUp { why } => (None, None, Some(why), Some(failed)),
         };
-        let sql = "UPDATE deliveries SET attempts = attempts + 1, done_at = $2, due_at = $3, last_error = $4, taken_until = NULL
+        let sql = "UPDATE deliveries SET attempts = attempts + 1, done_at = $2, due_at = $3, last_error = $4, park_reason = $5,
+                 taken_until = NULL
              WHERE id = $1 AND done_at IS NULL";
-        self.run(sql, binds![id.to_owned(), done_at, due_at, error].into()).await.map(drop)
+        self.run(sql, binds![id.to_owned(), done_at, due_at, error, reason].into()).await.map(drop)
     }
 
     async fn record_rejections(&self, rejections: Vec<RejectionRecord>) -> Result<()> {

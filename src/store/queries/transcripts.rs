@@ -10,6 +10,14 @@ use super::super::{
 use crate::clock::UnixMs;
 use crate::ids::CallId;
 
+/// The columns of a new row of `utterances`. Each database writes it itself: Postgres by what it has locked, and many at once.
+macro_rules! utterance_columns {
+    () => {
+        "call_id, sequence, event_id, speaker, message, said_at, source_sequence, source, heard_at"
+    };
+}
+pub(in crate::store) use utterance_columns;
+
 #[async_trait]
 impl<B: Backend> Transcripts for B {
     async fn say(&self, call: &CallId, said: NewUtterance) -> Result<Option<UtteranceRef>> {

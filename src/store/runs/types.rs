@@ -7,6 +7,7 @@ use serde::Serialize;
 use crate::call::{AnsweredBy, EndProof, Outcome};
 use crate::clock::UnixMs;
 use crate::ids::{Alias, CallId};
+use crate::store::AppNotice;
 use crate::words::words;
 
 /// The prefix of the idempotency keys of runs that were submitted as batches.
@@ -232,7 +233,7 @@ pub struct Settle {
     /// Its call has ended, and until this time it waits for the word who answered.
     pub waits_until: Option<UnixMs>,
     /// It is done without a call: sends the app an event, as the end of a call does.
-    pub tell: bool,
+    pub notice: AppNotice,
 }
 
 impl Settle {
@@ -252,7 +253,7 @@ impl Settle {
             due_at: job.due_at,
             error: job.error.clone(),
             waits_until: None,
-            tell: false,
+            notice: AppNotice::Omit,
         }
     }
 }
@@ -462,4 +463,13 @@ mod tests {
         assert_eq!(of(&[true], 3).after(&recent), (String::new(), Some(3)), "it begins anew");
         assert_eq!(of(&[true; 9], 0).after(""), ("1111".to_owned(), None), "it is off");
     }
+}
+
+/// Whose rows are meant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Businesses {
+    /// Those of these.
+    Only(Vec<String>),
+    /// Those of all others.
+    AllBut(Vec<String>),
 }

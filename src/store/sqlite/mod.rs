@@ -20,7 +20,9 @@ use futures_util::FutureExt as _;
 
 use super::driver::{Backend, Db, Driver as _, Work, binds};
 use super::queries::{gate as shared, messages};
-use super::{AdmitOutcome, IngestOutcome, NewCall, NewUtterance, OwnershipMode, Result, UtteranceIngest, UtteranceRef};
+use super::{
+    AdmitOutcome, IngestOutcome, Migrate, NewCall, NewUtterance, OwnershipMode, Result, UtteranceIngest, UtteranceRef,
+};
 use crate::clock::UnixMs;
 use crate::ids::CallId;
 use crate::policy::decision::{AdmissionRequest, GateState};
@@ -64,11 +66,11 @@ async fn connect(path: &Path) -> std::result::Result<Sqlite, String> {
 }
 
 impl SqliteStore {
-    /// Opens the file, exclusively or shared. With `migrate`, a missing or older schema is migrated; without, it is rejected.
+    /// Opens the file, exclusively or shared. `migrate`: what becomes of a missing or older schema.
     ///
     /// # Errors
     /// Another process has it open and does not share it; or it cannot be used.
-    pub async fn open(path: &Path, migrate: bool, sharing: OwnershipMode) -> std::result::Result<Self, OpenError> {
+    pub async fn open(path: &Path, migrate: Migrate, sharing: OwnershipMode) -> std::result::Result<Self, OpenError> {
         let shown = path.display().to_string();
         let file = |why: String| OpenError::File { path: shown.clone(), why };
         if let Some(folder) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
@@ -82,7 +84,7 @@ impl SqliteStore {
             let missing = migrate::missing(&mut first).map_err(schema)?;
             match sharing {
                 _ if missing.is_empty() => break (held, first),
-                _ if !migrate => migrate::check(&mut first).map_err(schema)?,
+                _ if migrate == Migrate::Reject => migrate::check(&mut first).map_err(schema)?,
                 OwnershipMode::Exclusive => up(first).await.map_err(schema)?,
                 OwnershipMode::Shared => {
                     // Not while other processes run: their compiled statements would not match any more.

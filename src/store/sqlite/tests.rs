@@ -38,10 +38,10 @@ impl Drop for Folder {
 #[async_trait]
 impl Fresh for Folder {
     async fn open(&self) -> Arc<dyn Store> {
-        Arc::new(SqliteStore::open(&self.file(), true, OwnershipMode::Exclusive).await.unwrap())
+        Arc::new(SqliteStore::open(&self.file(), Migrate::Run, OwnershipMode::Exclusive).await.unwrap())
     }
     async fn open_shared(&self) -> Arc<dyn Store> {
-        Arc::new(SqliteStore::open(&self.file(), true, OwnershipMode::Shared).await.unwrap())
+        Arc::new(SqliteStore::open(&self.file(), Migrate::Run, OwnershipMode::Shared).await.unwrap())
     }
     async fn one_migration_back(&self) {
         migrate::down(&self.file(), None).await.unwrap();
@@ -63,7 +63,7 @@ crate::store::conformance::behaves_as_a_store!(fresh);
 #[tokio::test]
 async fn ended_calls_are_found_by_their_index() {
     let folder = Folder::new();
-    let store = SqliteStore::open(&folder.file(), true, OwnershipMode::Exclusive).await.unwrap();
+    let store = SqliteStore::open(&folder.file(), Migrate::Run, OwnershipMode::Exclusive).await.unwrap();
     let plan = store.select(
         "EXPLAIN QUERY PLAN SELECT id FROM calls WHERE phase = 'ended' AND ended_at < 1 ORDER BY ended_at, id LIMIT 1",
         vec![],
@@ -76,25 +76,25 @@ async fn ended_calls_are_found_by_their_index() {
 #[tokio::test]
 async fn a_second_process_is_refused_and_told_who_has_it() {
     let folder = Folder::new();
-    let store = SqliteStore::open(&folder.file(), true, OwnershipMode::Exclusive).await.unwrap();
-    let Err(error) = SqliteStore::open(&folder.file(), true, OwnershipMode::Exclusive).await else {
+    let store = SqliteStore::open(&folder.file(), Migrate::Run, OwnershipMode::Exclusive).await.unwrap();
+    let Err(error) = SqliteStore::open(&folder.file(), Migrate::Run, OwnershipMode::Exclusive).await else {
         panic!("two gates over one file")
     };
     let text = error.to_string();
     assert!(text.contains(&format!("process {}", std::process::id())), "{text}");
     store.close().await;
     drop(store);
-    SqliteStore::open(&folder.file(), true, OwnershipMode::Exclusive).await.unwrap();
+    SqliteStore::open(&folder.file(), Migrate::Run, OwnershipMode::Exclusive).await.unwrap();
 }
 
 #[tokio::test]
 async fn a_file_is_one_processs_alone_or_shared_by_several() {
     let folder = Folder::new();
     let refused = async |sharing| {
-        let Err(error) = SqliteStore::open(&folder.file(), true, sharing).await else { panic!("it opened") };
+        let Err(error) = SqliteStore::open(&folder.file(), Migrate::Run, sharing).await else { panic!("it opened") };
         error.to_string()
     };
-    let alone = SqliteStore::open(&folder.file(), true, OwnershipMode::Exclusive).await.unwrap();
+    let alone = SqliteStore::open(&folder.file(), Migrate::Run, OwnershipMode::Exclusive).await.unwrap();
     assert!(refused(OwnershipMode::Shared).await.contains("has the database exclusively"));
     alone.close().await;
     let (one, two) = (folder.open_shared().await, folder.open_shared().await);
@@ -105,7 +105,7 @@ async fn a_file_is_one_processs_alone_or_shared_by_several() {
     assert!(refused(OwnershipMode::Exclusive).await.contains("in use"), "one is left");
     two.close().await;
     assert_eq!(inspect::holder(&folder.file()).await, None);
-    SqliteStore::open(&folder.file(), true, OwnershipMode::Exclusive).await.unwrap();
+    SqliteStore::open(&folder.file(), Migrate::Run, OwnershipMode::Exclusive).await.unwrap();
 }
 
 #[tokio::test]
@@ -113,7 +113,7 @@ async fn a_schema_is_not_changed_under_processes_that_run() {
     let folder = Folder::new();
     let running = folder.open_shared().await;
     folder.execute("DELETE FROM _sqlx_migrations WHERE version = (SELECT max(version) FROM _sqlx_migrations)").await;
-    let refused = SqliteStore::open(&folder.file(), true, OwnershipMode::Shared).await;
+    let refused = SqliteStore::open(&folder.file(), Migrate::Run, OwnershipMode::Shared).await;
     let Err(error) = refused else { panic!("it opened") };
     assert!(error.to_string().contains("older schema"), "{error}");
     running.ping().await.unwrap();
@@ -183,7 +183,7 @@ async fn a_newer_schema_that_only_adds_is_used() {
     folder.execute("ALTER TABLE calls ADD COLUMN tomorrow TEXT").await;
     folder.execute("CREATE TABLE tomorrow (call_id TEXT REFERENCES calls (id) ON DELETE CASCADE)").await;
     folder.execute("INSERT INTO _sqlx_migrations VALUES (9998, 'expand tomorrow', 0, true, '', 0)").await;
-    let store = SqliteStore::open(&folder.file(), true, OwnershipMode::Exclusive).await.unwrap();
+    let store = SqliteStore::open(&folder.file(), Migrate::Run, OwnershipMode::Exclusive).await.unwrap();
     let call = conformance::new_call(&[("call_sid", "CA1")]);
     assert!(matches!(Store::open(&store, call.clone(), None).await, Ok(InsertOutcome::New(None))));
     assert!(store.call(&call.id).await.unwrap().is_some());
@@ -199,7 +199,7 @@ async fn a_schema_that_other_scripts_made_is_refused_and_left_alone() {
     let folder = Folder::new();
     migrate::up_in(&mut folder.past(), &migrate::MIGRATIONS).unwrap();
     folder.execute("UPDATE _sqlx_migrations SET checksum = x'00'").await;
-    let refused = SqliteStore::open(&folder.file(), true, OwnershipMode::Exclusive).await;
+    let refused = SqliteStore::open(&folder.file(), Migrate::Run, OwnershipMode::Exclusive).await;
     let said = refused.err().map(|error| error.to_string()).unwrap();
     assert!(said.contains("another build of ringfence") && said.contains("new, empty store"), "{said}");
     let told = inspect::inspect(&folder.file()).await.unwrap_err().to_string();
@@ -216,7 +216,9 @@ async fn a_file_that_is_no_database_is_named_and_left_alone() {
     let folder = Folder::new();
     std::fs::create_dir_all(&folder.0).unwrap();
     std::fs::write(folder.file(), vec![b'x'; 8192]).unwrap();
-    let Err(error) = SqliteStore::open(&folder.file(), true, OwnershipMode::Exclusive).await else { panic!("opened") };
+    let Err(error) = SqliteStore::open(&folder.file(), Migrate::Run, OwnershipMode::Exclusive).await else {
+        panic!("opened")
+    };
     assert!(error.to_string().contains("damaged or no SQLite file"), "{error}");
     assert_eq!(std::fs::read(folder.file()).unwrap(), vec![b'x'; 8192]);
 }
@@ -239,7 +241,7 @@ async fn a_store_is_looked_at_without_a_trace() {
     assert_eq!(inspect(&path).await.unwrap(), Inspected::Absent);
     assert!(!path.exists() && holder(&path).await.is_none());
 
-    let store = SqliteStore::open(&path, true, OwnershipMode::Exclusive).await.unwrap();
+    let store = SqliteStore::open(&path, Migrate::Run, OwnershipMode::Exclusive).await.unwrap();
     assert_eq!(inspect(&path).await.unwrap(), Inspected::Ready);
     assert!(holder(&path).await.is_some_and(|who| who.contains(&format!("process {}", std::process::id()))));
     store.close().await;
@@ -264,19 +266,19 @@ async fn a_move_that_dies_half_way_was_none() {
     const FILE: &str = "RINGFENCE_TEST_MOVES";
     let policy = conformance::policy(7, None);
     if let Some(file) = std::env::var_os(FILE) {
-        let store = SqliteStore::open(Path::new(&file), true, OwnershipMode::Exclusive).await.unwrap();
+        let store = SqliteStore::open(Path::new(&file), Migrate::Run, OwnershipMode::Exclusive).await.unwrap();
         let moved = store.bump_epoch(1, 0, GateMode::Database, policy, 1).await;
         panic!("it lives: {moved:?}");
     }
     let folder = Folder::new();
-    let store = SqliteStore::open(&folder.file(), true, OwnershipMode::Exclusive).await.unwrap();
+    let store = SqliteStore::open(&folder.file(), Migrate::Run, OwnershipMode::Exclusive).await.unwrap();
     Store::open(&store, conformance::new_call(&[]), Some(1)).await.unwrap();
     let before = store.leases().await.unwrap();
     store.close().await;
     drop(store);
     conformance::dies_at("store.advancing", "sqlite::tests::a_move_that_dies_half_way_was_none", FILE, folder.file())
         .await;
-    let store = SqliteStore::open(&folder.file(), true, OwnershipMode::Exclusive).await.unwrap();
+    let store = SqliteStore::open(&folder.file(), Migrate::Run, OwnershipMode::Exclusive).await.unwrap();
     assert_eq!(store.gate_state().await.unwrap(), GateState { epoch: 1, mode: GateMode::Memory });
     assert_eq!(store.leases().await.unwrap(), before);
     assert!(store.bump_epoch(1, 0, GateMode::Database, policy, 1).await.unwrap().is_some());
@@ -288,7 +290,7 @@ async fn a_move_that_dies_half_way_was_none() {
 async fn measures_decisions() {
     let folder = Folder::new();
     let store: Arc<dyn Store> =
-        Arc::new(SqliteStore::open(&folder.file(), true, OwnershipMode::Exclusive).await.unwrap());
+        Arc::new(SqliteStore::open(&folder.file(), Migrate::Run, OwnershipMode::Exclusive).await.unwrap());
     conformance::measure(&store, &folder).await;
 }
 

@@ -1,6 +1,7 @@
 //! Utterances. The single writer runs nothing between these statements.
 
 use super::super::driver::{Driver, Sql, binds, damaged};
+use super::super::queries::transcripts::utterance_columns;
 use super::super::queries::{bindings, calls, messages};
 use super::super::rows::call_id;
 use super::super::{
@@ -50,8 +51,11 @@ async fn say_next(c: &mut dyn Driver, call: &CallId, said: &NewUtterance) -> Sql
          ON CONFLICT (call_id) DO UPDATE SET last_sequence = last_sequence + 1 RETURNING last_sequence";
     let rows = c.fetch(next, &binds![call.as_str()]).await?;
     let sequence = rows.first().ok_or_else(|| damaged("a call has no last number"))?.number("last_sequence")?;
-    let put = "INSERT INTO utterances (call_id, sequence, event_id, speaker, message, said_at, source_sequence, source, heard_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) RETURNING id";
+    let put = concat!(
+        "INSERT INTO utterances (",
+        utterance_columns!(),
+        ") VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) RETURNING id"
+    );
     let binds = binds![
         call.as_str(),
         sequence,

@@ -22,7 +22,7 @@ use super::state::{IdempotencyState, state_of};
 use crate::call::Phase;
 use crate::calls::context::Context;
 use crate::clock::UnixMs;
-use crate::store::{InFlightRow, LIVE_MS, StoreError};
+use crate::store::{InFlightRow, LIVE_MS, Owner, StoreError};
 
 /// Requests older than this are not retried, in milliseconds.
 const LOOKED_BACK_MS: i64 = 3_600_000;
@@ -111,10 +111,10 @@ impl Cluster {
             let store = &self.context.lifecycle.store;
             let rows = store.find_in_flight(fingerprint.as_str(), now_ms - LOOKED_BACK_MS).await?;
             let waited_ms = i64::try_from(came.elapsed().as_millis()).unwrap_or(i64::MAX);
-            let (row, is_dead) = match choose(&rows, &me, now_ms, waited_ms) {
+            let (row, owner) = match choose(&rows, &me, now_ms, waited_ms) {
                 Choice::Own => return Ok(ClusterLookup::New(claim)),
-                Choice::Earlier(row) => (row, false),
-                Choice::OfDead(row) => (row, true),
+                Choice::Earlier(row) => (row, Owner::Live),
+                Choice::OfDead(row) => (row, Owner::Dead),
                 // The client is gone; the caller handles that.
                 Choice::Wait if client.has_left() => return Ok(ClusterLookup::New(claim)),
                 Choice::Wait => {
@@ -123,7 +123,7 @@ impl Cluster {
                 }
             };
             // Another duplicate may have been faster; then the store has changed.
-            if store.take_in_flight(row, &me, is_dead).await? {
+            if store.take_in_flight(row, &me, owner).await? {
                 let is_unknown = row.unsettled || row.phase == Phase::Reserved;
                 let progress = if is_unknown { Progress::Unknown } else { Progress::Created(None) };
                 return Ok(ClusterLookup::Duplicate(claim.merge_into(&row.id, progress)));
@@ -141,7 +141,7 @@ impl Cluster {
         // A request that joined another request's call is not found under its own fingerprint.
         let Some(row) = rows.iter().find(|row| row.id == call) else { return true };
         let mine = row.replica.as_deref() == Some(&*me);
-        mine && (!row.undelivered || store.take_in_flight(row, &me, false).await.unwrap_or(true))
+        mine && (!row.undelivered || store.take_in_flight(row, &me, Owner::Live).await.unwrap_or(true))
     }
 
     /// Records that a request's client disconnected without its response, as soon as it does.

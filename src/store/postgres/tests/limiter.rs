@@ -8,7 +8,7 @@ async fn a_move_that_dies_half_way_was_none() {
     const URL: &str = "RINGFENCE_TEST_MOVES";
     let policy = conformance::policy(7, None);
     if let Ok(url) = std::env::var(URL) {
-        let store = PostgresStore::open(&settings(&url), true, OwnershipMode::Exclusive, |_| {}).await.unwrap();
+        let store = PostgresStore::open(&settings(&url), Migrate::Run, OwnershipMode::Exclusive, |_| {}).await.unwrap();
         let moved = store.bump_epoch(1, 0, GateMode::Database, policy, 1).await;
         panic!("it lives: {moved:?}");
     }
@@ -116,8 +116,9 @@ async fn who_comes_while_a_move_is_under_way_is_told_the_new_epoch() {
 async fn decisions_go_by_the_servers_clock() {
     let Some(fence) = fresh().await else { return };
     let mut settings = fence.settings.clone();
-    settings.callers_clock = false;
-    let store = PostgresStore::open(&settings, true, OwnershipMode::Exclusive, |why| panic!("{why}")).await.unwrap();
+    settings.time_of = TimeOf::Server;
+    let store =
+        PostgresStore::open(&settings, Migrate::Run, OwnershipMode::Exclusive, |why| panic!("{why}")).await.unwrap();
     let rate = crate::policy::Rate::parse("1/h").unwrap();
     let policy = conformance::policy(9, Some(rate));
     store.bump_epoch(1, 0, GateMode::Database, policy.clone(), 1).await.unwrap().unwrap();

@@ -31,7 +31,7 @@ async fn the_record_of_a_process_that_died_here_is_taken_at_once_and_of_one_else
     fence.store().await.close().await;
     fence.execute("UPDATE holders SET beat_at = 1, host = 'web-1', place = 'another boot 7 1'").await;
     let told = Mutex::new(Vec::new());
-    let store = PostgresStore::open(&fence.settings, true, OwnershipMode::Exclusive, |why| {
+    let store = PostgresStore::open(&fence.settings, Migrate::Run, OwnershipMode::Exclusive, |why| {
         told.lock().unwrap().push(why.to_owned())
     })
     .await
@@ -45,7 +45,9 @@ async fn the_record_of_a_process_that_died_here_is_taken_at_once_and_of_one_else
 async fn a_record_is_one_processs_alone_or_shared_by_several() {
     let Some(fence) = fresh().await else { return };
     let refused = async |sharing| {
-        let Err(error) = PostgresStore::open(&fence.settings, true, sharing, |_| {}).await else { panic!("it opened") };
+        let Err(error) = PostgresStore::open(&fence.settings, Migrate::Run, sharing, |_| {}).await else {
+            panic!("it opened")
+        };
         error.to_string()
     };
     let alone = fence.store().await;
@@ -89,10 +91,10 @@ async fn a_record_is_one_processs_alone_or_shared_by_several() {
 async fn replicas_that_were_silent_are_locked_out_by_who_has_the_record_alone() {
     let Some(fence) = fresh().await else { return };
     let asleep =
-        PostgresStore::open(&fence.settings, true, OwnershipMode::Shared, |why| panic!("{why}")).await.unwrap();
+        PostgresStore::open(&fence.settings, Migrate::Run, OwnershipMode::Shared, |why| panic!("{why}")).await.unwrap();
     asleep.beating.lock().await.take().unwrap().abort();
     let waited = Instant::now();
-    let alone = PostgresStore::open(&fence.settings, true, OwnershipMode::Exclusive, |_| {}).await.unwrap();
+    let alone = PostgresStore::open(&fence.settings, Migrate::Run, OwnershipMode::Exclusive, |_| {}).await.unwrap();
     assert!(waited.elapsed() >= OWNER_TIMEOUT, "a replica cannot be seen to be dead");
     assert!(asleep.open(new_call(&[]), None).await.is_err() && asleep.heartbeat(&Replica::new()).await.is_err());
     alone.open(new_call(&[]), None).await.unwrap();
