@@ -225,6 +225,9 @@ fn advice(now: &Now, full: &BindingUsage) -> Vec<String> {
         Scope::Account => {
             format!("if more was bought at the provider, raise {from}; external calls count too (ringfence status)")
         }
+        _ if from == "built in" => {
+            format!("to allow more, set {}.concurrent", binding.limit.replacen("plan.", "plans.", 1))
+        }
         _ => format!("to allow more, raise {from}"),
     });
     advice

@@ -77,13 +77,13 @@ pub(super) fn alarms(status: &Value) -> Vec<Alarm> {
         add(Level::Warn, what, "ringfence check, then ringfence reload");
     }
     for account in list(status, "accounts") {
-        of_account(account, &mut add);
+        of_account(status, account, &mut add);
     }
     all.sort_by_key(|alarm| alarm.level);
     all
 }
 
-fn of_account(account: &Value, add: &mut impl FnMut(Level, String, &'static str)) {
+fn of_account(status: &Value, account: &Value, add: &mut impl FnMut(Level, String, &'static str)) {
     let name = field(account, "name");
     let count = |key: &str| account[key].as_u64().unwrap_or(0);
     if let Some(error) = account["sweepError"].as_str() {
@@ -93,7 +93,9 @@ fn of_account(account: &Value, add: &mut impl FnMut(Level, String, &'static str)
     if let Some(limit) = account["limit"].as_u64().filter(|limit| *limit > 0) {
         let in_use = count("inUse");
         let what = format!("account {name}: {in_use} of {limit} calls in use");
-        if in_use >= limit {
+        if in_use >= limit && status["mode"] == "observe" {
+            add(Level::Warn, what, "the mode is observe: creates go on; enforce would reject them");
+        } else if in_use >= limit {
             add(Level::Bad, what, "creates are rejected until one ends: ringfence calls list --account NAME");
         } else if in_use * 5 >= limit * 4 {
             add(Level::Warn, what, "nearly full");
@@ -147,5 +149,7 @@ mod tests {
         assert!(found[0].what.starts_with("bypass on until soon, by local: test"), "{found:?}");
         ill["accounts"][0]["inUse"] = json!(10);
         assert!(alarms(&ill).iter().any(|a| a.level == Level::Bad && a.what.contains("10 of 10 calls in use")));
+        ill["mode"] = json!("observe");
+        assert!(alarms(&ill).iter().any(|a| a.level == Level::Warn && a.what.contains("10 of 10 calls in use")));
     }
 }

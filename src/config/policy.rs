@@ -203,7 +203,7 @@ fn warn(root: &Table<'_>, rules: Option<&[Rule]>, unknown: &Unknown, businesses:
         );
     }
     if *unknown == Unknown::Reject && businesses.is_empty() {
-        let title = "`businesses.unknown` is \"reject\", and this file has no business: until one is created over HTTP, every create is refused";
+        let title = "`businesses.unknown` is \"reject\", and this file has no business: only those that were imported, or created over HTTP, may call";
         report.warning("W021", table.span("unknown"), title, "write unknown = \"default\" to accept them");
     }
     if *unknown == Unknown::Reject && !businesses.is_empty() {
