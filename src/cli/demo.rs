@@ -125,7 +125,12 @@ impl Stage {
     async fn set() -> anyhow::Result<Self> {
         crate::net::install_crypto_provider();
         let folder = std::env::temp_dir().join(format!("ringfence-demo-{}", CallId::new()));
-        std::fs::create_dir_all(&folder)?;
+        std::fs::create_dir_all(&folder).map_err(|error| {
+            anyhow::anyhow!(
+                "failed to make the demo's folder {}: {error}; TMPDIR names another place",
+                folder.display()
+            )
+        })?;
         let log_file = folder.join("ringfence.log");
         logs::start_file(&log_file)?;
         let simulator = Simulator::start(SimSettings {
