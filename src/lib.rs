@@ -24,8 +24,8 @@
 //!     telemetry    spans, log lines, panics and errors, sent to collectors; the only caller of opentelemetry and Sentry's types
 //!     reply        rejections and errors as response bytes, in the provider's own shape
 //! L5  admission    admits or rejects a call: the limiters (memory, Redis, the database), which of them decides, under which epoch
-//! L6  calls        placing, looking up and ending calls; inbound calls; `lifecycle`, the only writer of a call's phase,
-//!                  ids and end (persist → release if ended); `reconcile`, which compares our calls with the providers'
+//! L6  calls        placing, looking up and ending calls; inbound calls; `lifecycle`, the only writer of a call's phase, ids
+//!                  and end (persist → release if ended); `reconcile`, which compares our calls with the providers'
 //! L7  proxy        listen.api: routes, parses and answers one request
 //!     webhooks     listen.webhooks: authenticate → persist → translate → apply → reply or deliver
 //!     transcripts  listen.client: live transcripts for clients with a token

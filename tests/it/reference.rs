@@ -259,7 +259,7 @@ fn label_values() -> Vec<LabelValues> {
         LabelValues::of::<call::EndProof>("ringfence_calls_ended_total", "proof"),
         LabelValues::of::<m::CreateOutcome>("ringfence_create_added_duration_seconds", "outcome"),
         LabelValues::of::<m::CallbackUse>("ringfence_callbacks_refused_total", "at"),
-        LabelValues::of::<net::BadCallbackReason>("ringfence_callbacks_refused_total", "reason"),
+        LabelValues::of::<net::CallbackErrorReason>("ringfence_callbacks_refused_total", "reason"),
         LabelValues::of::<m::CertificateReload>("ringfence_certificate_reloads_total", "result"),
         LabelValues::of::<net::CertificateUse>("ringfence_certificate_expiry_timestamp_seconds", "certificate"),
         LabelValues::of::<m::ClientMessage>("ringfence_client_messages_total", "type"),
@@ -509,10 +509,18 @@ fn items(text: &str) -> Vec<Item> {
                 close = format!("{}}}", " ".repeat(indent));
             }
             (docs, default, rename) = (vec![], false, None);
+        } else if let Some(name) = code.strip_suffix(" {").filter(|name| !open && is_word_table(name)) {
+            // Declared by `words!`, which also reads it.
+            found.push(Item { name: name.to_owned(), docs: std::mem::take(&mut docs), rows: vec![] });
+            (open, close) = (true, format!("{}}}", " ".repeat(indent)));
         } else if open && std::mem::take(&mut skip) {
             (docs, default, rename) = (vec![], false, None);
         } else if open {
             let item = found.last_mut().unwrap();
+            if let Some(word) = code.split_once(" = ").and_then(|(_, word)| word.strip_suffix(',')) {
+                item.rows.push((word.to_owned(), String::new(), false, std::mem::take(&mut docs).join(" ")));
+                continue;
+            }
             let field = code.trim_start_matches("pub(super) ").trim_start_matches("pub ");
             let one_line =
                 code.contains(" { ").then(|| code.split_once('{').unwrap().1.trim_end_matches([' ', '}', ',']));
@@ -547,6 +555,10 @@ fn items(text: &str) -> Vec<Item> {
         }
     }
     found
+}
+
+fn is_word_table(name: &str) -> bool {
+    TABLES.iter().any(|(table, ..)| *table == name)
 }
 
 fn type_of(kind: &str) -> String {
