@@ -29,6 +29,7 @@ use crate::sync::lock;
 const STORE_RETRY_DELAY: Duration = Duration::from_secs(1);
 /// The pauses, in milliseconds, of a run while no limiter can decide, and of a job whose provider is unreachable.
 const NO_LIMITER_PAUSE_MS: i64 = 1_000;
+const LATE_PAUSE_MS: i64 = 1_000;
 const UNREACHABLE_PAUSE_MS: i64 = 5_000;
 /// The longest hold of an account for an answer 503, in milliseconds: it may be about one lead, whatever the answer says.
 const UNAVAILABLE_PAUSE_MS_MAX: i64 = 300_000;
@@ -281,6 +282,12 @@ impl Placement {
                 // It keeps its place in the queue.
                 self.settle(Settle { tries: job.tries + 1, ..queued(job) }).await;
                 RunDial::ProviderLimit
+            }
+            JobPlaced::Late => {
+                // The breaker is for the provider's faults. A machine that is too busy is asked for less.
+                self.feedback.hold(&job.run, now_ms + LATE_PAUSE_MS);
+                self.settle(Settle { tries: job.tries + 1, ..queued(job) }).await;
+                RunDial::NotSent
             }
             JobPlaced::NotSent(why) => {
                 let due_at = now_ms + UNREACHABLE_PAUSE_MS;

@@ -358,6 +358,29 @@ async fn a_death_on_the_way_of_a_job_costs_nothing() {
     }
 }
 
+/// A process that is too slow to send in time dials nobody, and blames neither the provider nor a lead: the run goes on, and is done once
+/// the machine has time again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_is_too_slow_pauses_no_run() {
+    let mut scene = Scene::set(sim(100), "front", "send_within_secs = 1", "[businesses.1]\nmax_calls = 4").await;
+    scene.start("run.recorded=sleep:1500").await;
+    let run = with(twilio(), json!({"breaker": {"window": 4, "failures": 2}, "leads": leads(4)})).to_string();
+    let made = scene.ask("admin", "POST", "/api/runs", &[], run).await.unwrap().json();
+    let path = format!("/api/runs/{}", made["runId"].as_str().unwrap_or_else(|| panic!("{made}")));
+    let late = || scene.log().matches("process paused past the send deadline").count();
+    scene.wait("more jobs are late than the breaker takes", async || late() >= 5).await;
+    let run = scene.ask("admin", "GET", &path, &[], "").await.unwrap().json();
+    assert_eq!((&run["state"], &run["counts"]["failed"]), (&json!("running"), &json!(0)), "{run}");
+    assert!(scene.control.calls().is_empty());
+    scene.kill();
+    scene.start_well().await;
+    let show = async || scene.ask("admin", "GET", &path, &[], "").await.unwrap().json();
+    scene.wait("the run is done", async || show().await["state"] == "done").await;
+    assert_eq!(show().await["counts"]["completed"], 4);
+    check_once(&scene.control.calls(), 4);
+    scene.finish().await;
+}
+
 /// Many slots, filled by three processes: never more than there are, nobody twice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn fifty_slots_are_shared_by_three_processes() {

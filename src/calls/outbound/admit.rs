@@ -292,7 +292,7 @@ impl Admitter {
         if since_boot() > send_by {
             self.context.lifecycle.end_surely(&call, Outcome::NotCreated, EndProof::Deadline, Source::Order).await;
             warn!(%call, "process paused past the send deadline; a job was not sent");
-            return Err(JobPlaced::NotSent("process paused past the send deadline; request not sent".to_owned()));
+            return Err(JobPlaced::Late);
         }
         let marks = Marks { slots, would_reject: None };
         let permit = Permit::Leased(lease);

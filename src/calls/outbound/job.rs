@@ -44,6 +44,8 @@ pub enum JobPlaced {
     },
     /// It was not sent, or the provider takes no call of the account: its credentials are wrong, or it is not paid for.
     NotSent(String),
+    /// This process was paused past the send deadline, so it was not sent: neither the provider's fault nor the lead's.
+    Late,
     /// Its provider rejected it, or it cannot be sent as it is.
     Rejected(String),
     /// No limiter can decide at present.

@@ -41,6 +41,7 @@ use crate::calls::lifecycle::finish;
 use crate::clock::UnixMs;
 use crate::failpoint;
 use crate::metrics::CallbackUse;
+use crate::net::{SendResult, UpstreamError};
 use crate::reply::{Rejection, RejectionCode};
 use crate::store::CallRecord;
 use crate::telemetry::traces;
@@ -274,6 +275,7 @@ impl Outbound {
         failpoint::hit("run.sending").await;
         let sent = admitted.send(&self.context, &request.account.name).boxed().await;
         failpoint::hit("run.answered").await;
+        let is_late = matches!(sent.result, SendResult::NotSent(UpstreamError::Late));
         let unavailable = Unavailable::of(&sent.result, self.context.lifecycle.clock.now_ms());
         let settled = self.settlement.settle(sent, &request).boxed().instrument(traces::step("settle")).await;
         match (settled.outcome, settled.rejection) {
@@ -282,6 +284,7 @@ impl Outbound {
             (SendOutcome::NotCreated, Some(rejection)) if rejection.code == RejectionCode::ProviderLimit => {
                 JobPlaced::ProviderLimit { wait_secs: rejection.wait_secs().unwrap_or(1) }
             }
+            (SendOutcome::NotCreated, _) if is_late => JobPlaced::Late,
             (SendOutcome::NotCreated, Some(rejection)) => JobPlaced::NotSent(rejection.message),
             (SendOutcome::NotCreated, None) => {
                 let status = settled.response.status();
