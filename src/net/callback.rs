@@ -3,7 +3,7 @@
 //! <https://owasp.org/Top10/A10_2021-Server-Side_Request_Forgery_%28SSRF%29/>).
 //!
 //! An address is checked twice: as written, before it is stored ([`CallbackRules::check_url`]), and as resolved, for
-//! every connection ([`CallbackRules::check_address`]), which then goes to exactly the address that was checked.
+//! every connection (`CallbackRules::check_address`), which then goes to exactly the address that was checked.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::pin::Pin;
@@ -22,7 +22,7 @@ use super::headers::TrustedPeers;
 use crate::words::words;
 
 /// Marks requests to URLs that tenants chose. ringfence's own listeners reject them: a second line of defence behind
-/// [`CallbackRules::check_address`].
+/// `CallbackRules::check_address`.
 pub const CALLBACK_MARK: HeaderName = HeaderName::from_static("x-ringfence-callback");
 
 /// The timeout per address.

@@ -56,7 +56,7 @@ words!(
 
 impl Document {
     /// Decodes a body. One that does not match its content type is tried as JSON, and is [`Document::Empty`] otherwise; so is a form or
-    /// XML beyond [`FORM_PAIRS_MAX`] or [`XML_BYTES_MAX`].
+    /// XML beyond [`FORM_PAIRS_MAX`] or `XML_BYTES_MAX`.
     pub fn decode(content_type: Option<&str>, body: &[u8]) -> Self {
         Self::read(content_type, body, &[]).document
     }

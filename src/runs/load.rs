@@ -227,7 +227,7 @@ impl Runs {
     }
 }
 
-/// [`NO_PUBLIC_HOST`], if the plan's provider needs a callback URL and there is none.
+/// `NO_PUBLIC_HOST`, if the plan's provider needs a callback URL and there is none.
 pub fn no_public_host(plan: &Plan, calls: &Calls) -> Option<&'static str> {
     (plan.needs_public_url && calls.settings.app.public_url.is_none()).then_some(NO_PUBLIC_HOST)
 }

@@ -393,7 +393,7 @@ pub struct Claim {
     pub now_ms: UnixMs,
 }
 
-/// Parameters of [`Runs::take_load`].
+/// Parameters of [`super::Runs::take_load`].
 #[derive(Debug, Clone)]
 pub struct TakeLoad {
     /// The run.
