@@ -21,13 +21,14 @@ mod run_board;
 mod runs;
 mod schedules;
 mod schemas;
+mod status;
 mod stream;
 
 pub use board::Board;
 pub use bulk::LIST_BYTES_MAX as BUSINESSES_BYTES_MAX;
 pub use history::follow_use;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
@@ -39,7 +40,6 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::admission::Member;
 use crate::call::{EndProof, Outcome, Phase, Source, session_status};
 use crate::calls::Calls;
 use crate::calls::provider_client::hang_up::HangUpResult;
@@ -48,7 +48,7 @@ use crate::clock::rfc3339;
 use crate::ids::{BusinessId, CallId, mask_number};
 use crate::metrics::Served;
 use crate::net::{Exchange, Handler};
-use crate::policy::{Bound, Limit, Per, Policy};
+use crate::policy::{Bound, Policy};
 use crate::provider::path::percent_decode;
 use crate::reply::{for_browsers, health, json_answer, problem};
 use crate::runs::Runs;
@@ -61,9 +61,6 @@ use reload::{ReloadTrigger, Running};
 const BODY_BYTES_MAX: usize = 64 * 1024;
 /// Calls and rejections per list.
 const LIST_MAX: u32 = 1000;
-/// Maximum kept slots in the status.
-const KEPT_MAX: usize = 50;
-
 /// The handler of `listen.admin`.
 #[derive(Clone)]
 pub struct Admin {
@@ -387,114 +384,6 @@ impl Admin {
         }
     }
 
-    // === health ===
-
-    /// Answers `/ready`, on any listener. Why it is not is for operators alone.
-    pub async fn answer_ready(&self, exchange: &mut Exchange, is_admin: bool) {
-        let now_secs = self.calls.lifecycle.clock.now_ms() / 1000;
-        let may_read = is_admin && self.access.caller(exchange, Scope::Read, now_secs).is_ok();
-        let answer = self.ready(may_read).await.unwrap_or_else(Problem::into_response);
-        exchange.respond(secured(exchange, answer)).await;
-    }
-
-    /// "Can serve": never a provider's health, never one dependency's.
-    async fn ready(&self, may_read: bool) -> Answer {
-        if self.draining.is_cancelled() {
-            return Err(Problem::Is(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "DRAINING",
-                "this process is stopping".to_owned(),
-            ));
-        }
-        if let Err(error) = self.calls.lifecycle.store.ping().await {
-            // Addresses and system errors are not for unauthenticated clients.
-            let message = if may_read { error.to_string() } else { RECORD_AWAY.to_owned() };
-            return Err(Problem::Is(StatusCode::SERVICE_UNAVAILABLE, "STORE_UNAVAILABLE", message));
-        }
-        ok(&json!({"status": "ready"}))
-    }
-
-    /// The whole status. While the database cannot be read (`None`), its parts are null, and `store` has the reason.
-    async fn status_of(&self, open: Option<&[CallRecord]>) -> Result<Value, Problem> {
-        let policy = self.calls.lifecycle.policy.load_full();
-        let known = open.is_some();
-        let open = open.unwrap_or_default();
-        let counts = self.calls.lifecycle.capacity.counts().await;
-        // Else the limiter does not answer, and its figures say nothing.
-        let is_counted = counts.is_ok();
-        let counts = counts.unwrap_or_default();
-        let sightings = self.sightings.lock().map(|s| s.clone()).unwrap_or_default();
-        let mut hooks = BTreeMap::new();
-        for account in self.calls.accounts.values() {
-            if let Ok(seen) = self.calls.post_call.watched_webhooks(account).await {
-                hooks.insert(&account.name, seen);
-            }
-        }
-        let accounts: Vec<Value> = self
-            .calls
-            .accounts
-            .values()
-            .map(|account| {
-                let limit =
-                    policy.settings().accounts.iter().find(|a| a.name == account.name).and_then(|a| a.concurrent);
-                let of = |call: &&CallRecord| {
-                    call.facts.account == account.name || call.facts.carrier.as_ref() == Some(&account.name)
-                };
-                let mine: Vec<&CallRecord> = open.iter().filter(|call| call.counts()).filter(of).collect();
-                let unread = sightings.get(account.name.as_str()).map(|seen| &seen.unread);
-                let seen = self.calls.lifecycle.capacity.sighting(account.name.as_str());
-                let seen = seen.as_ref();
-                json!({
-                    "name": account.name, "provider": account.provider.name, "inUse": known.then(|| mine.iter().map(|c| c.slots).sum::<u32>()), "limit": limit,
-                    "foreign": known.then(|| mine.iter().filter(|c| c.origin == crate::call::Origin::Foreign).map(|c| c.slots).sum::<u32>()),
-                    "unsettled": known.then(|| mine.iter().filter(|c| c.unsettled).count()),
-                    "overLimit": known.then(|| mine.iter().filter(|c| c.over_limit).count()),
-                    "canBeAsked": account.can_ask(), "terminate": account.hang_up_methods,
-                    "providerLive": seen.map(|s| s.provider_live), "sweptAt": seen.and_then(|s| s.as_of_ms).map(rfc3339),
-                    "sweepTriedAt": seen.map(|s| rfc3339(s.tried_at_ms)),
-                    "sweepError": seen.and_then(|s| s.error.clone()), "unread": unread, "hooks": hooks.get(&account.name),
-                })
-            })
-            .collect();
-        let written = self.calls.lifecycle.store.ping().await;
-        Ok(json!({
-            "version": env!("CARGO_PKG_VERSION"),
-            "mode": policy.mode().as_str(), "bypass": self.bypass_shown(),
-            "limits": policy.in_force(), "unknownBusinesses": policy.settings().unknown.means(),
-            "policy": self.program()?.in_force().shown(),
-            "policiesDiffer": self.calls.lifecycle.capacity.policies_differ(),
-            "replicas": self.calls.lifecycle.capacity.members().iter().map(|one| self.replica_shown(one)).collect::<Vec<_>>(),
-            "draining": self.draining.is_cancelled(),
-            "gate": {"standing": self.calls.lifecycle.capacity.status(), "backend": self.calls.lifecycle.capacity.status().backend, "counted": is_counted, "calls": counts.calls, "over_limit": counts.over_limit, "byLimit": by_limit(&policy.settings().limits, &counts.by_key), "businesses": board::fullest(&policy, &counts.by_key), "kept": self.kept_slots()},
-            "store": {"backend": self.store_backend, "path": self.store_path, "ok": written.is_ok(), "error": written.err().map(|e| e.to_string()), "journaled": self.journal.waiting()},
-            "accounts": accounts,
-        }))
-    }
-
-    /// The slots that calls of bulk runs leave for a call that was refused.
-    fn kept_slots(&self) -> Vec<Value> {
-        let now_ms = self.calls.lifecycle.clock.now_ms();
-        let ms = |span: std::time::Duration| i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
-        let kept = self.calls.lifecycle.capacity.kept_slots();
-        let shown = kept.into_iter().take(KEPT_MAX).map(|one| {
-            // Whole seconds: the same until it changes.
-            let refused_at = (now_ms - ms(one.ago)) / 1000 * 1000;
-            let until = refused_at + ms(one.ago + one.left);
-            json!({"limit": one.limit, "business": one.business, "refusedAt": rfc3339(refused_at), "keptUntil": rfc3339(until)})
-        });
-        shown.collect()
-    }
-
-    fn replica_shown(&self, one: &Member) -> Value {
-        let policy = one.policy.as_ref();
-        json!({
-            "id": one.replica.id, "host": one.replica.host, "process": one.replica.process, "version": one.replica.version,
-            "self": one.replica.id == self.calls.lifecycle.capacity.replica(), "leads": one.leads,
-            "policy": policy.map(|(hash, _)| hash), "policySince": policy.map(|(_, since_ms)| rfc3339(*since_ms)),
-            "startedAt": one.started_at.map(rfc3339), "heardAt": one.heard_at.map(rfc3339),
-        })
-    }
-
     fn program(&self) -> Result<Arc<dyn Running>, Problem> {
         let gone = || Problem::Is(StatusCode::SERVICE_UNAVAILABLE, "DRAINING", "this process is stopping".to_owned());
         self.program.upgrade().ok_or_else(gone)
@@ -574,22 +463,6 @@ impl Admin {
     }
 }
 
-/// Held slots by limit. A limit may be counted per telephone number; those are masked.
-fn by_limit(limits: &[Limit], by_key: &BTreeMap<String, u32>) -> BTreeMap<String, u32> {
-    let per_number = |name: &str| {
-        limits.iter().any(|l| l.name.as_ref() == name && matches!(l.per, Per::OwnNumber | Per::Destination))
-    };
-    let mut shown = BTreeMap::new();
-    for (key, n) in by_key {
-        let key = match key.split_once('|') {
-            Some((limit, number)) if per_number(limit) => format!("{limit}|{}", mask_number(number)),
-            _ => key.clone(),
-        };
-        *shown.entry(key).or_default() += n;
-    }
-    shown
-}
-
 fn limit_of(query: &str) -> u32 {
     let given = form_urlencoded::parse(query.as_bytes()).find(|(k, _)| k == "limit").and_then(|(_, v)| v.parse().ok());
     given.unwrap_or(100).clamp(1, LIST_MAX)
@@ -628,25 +501,4 @@ fn call_json_with(call: &CallRecord, number: fn(&str) -> String) -> Value {
 pub fn bounds(policy: &Policy) -> String {
     let named = policy.settings().limits.iter().filter(|l| matches!(l.bound, Bound::Concurrent(_))).count();
     format!("{} in all, {named} named limits", policy.global_limit())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn limits_per_number_show_no_number() {
-        let counts = [("global|", 3), ("business|acme", 2), ("night|+15550001101", 1), ("night|+15550002201", 1)];
-        let night = Limit {
-            name: "night".into(),
-            scope: crate::policy::Scope::Named,
-            selects: Default::default(),
-            per: Per::Destination,
-            bound: Bound::Concurrent(1),
-            on_outage: None,
-        };
-        let shown = by_limit(&[night], &counts.into_iter().map(|(key, n)| (key.to_owned(), n)).collect());
-        let wanted = [("business|acme", 2), ("global|", 3), ("night|+155••••••01", 2)];
-        assert_eq!(shown, wanted.into_iter().map(|(key, n)| (key.to_owned(), n)).collect());
-    }
 }

@@ -12,7 +12,7 @@ use super::rejection_log::RejectionLog;
 use super::sdk_retries::SdkRetries;
 use crate::call::Direction;
 use crate::ids::{AccountName, CallId, mask_number};
-use crate::metrics::{PLAN_INBOUND, RejectedCall};
+use crate::metrics::{PLAN_INBOUND, PLAN_UNKNOWN, RejectedCall};
 use crate::policy::decision::LimitExceeded;
 use crate::policy::{Bound, Facts};
 use crate::provider::account::Account;
@@ -53,6 +53,22 @@ pub struct RejectedRequest<'a> {
     pub sdk_sleeps: bool,
     /// The key that all attempts of one request share: they count as one rejection.
     pub retry_key: Option<&'a str>,
+}
+
+impl<'a> RejectedRequest<'a> {
+    /// A request that, as far as is known, creates no call: no business is told from it.
+    pub fn other(account: &'a Account) -> Self {
+        RejectedRequest {
+            kind: RequestKind::Other,
+            account,
+            business: "unknown",
+            plan: PLAN_UNKNOWN,
+            direction: Direction::Outbound,
+            to: None,
+            sdk_sleeps: false,
+            retry_key: None,
+        }
+    }
 }
 
 /// State that outlives a reload.

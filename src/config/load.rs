@@ -1,6 +1,5 @@
 //! Reads a config: each section by its own function, then what several of them decide together.
 
-use std::cell::RefCell;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -31,15 +30,7 @@ const ROOT_KEYS: &[&str] = &["mode", "concurrent", "rate", "burst", "per_busines
 pub fn admin_address(text: &str, folder: &Path, env: Env<'_>) -> Option<AdminAddress> {
     let report = Report::default();
     let (parsed, _) = DeTable::parse_recoverable(text);
-    let source = Source {
-        report: &report,
-        env,
-        folder,
-        asked: RefCell::default(),
-        variables: RefCell::default(),
-        inputs: RefCell::default(),
-        root_keys: ROOT_KEYS,
-    };
+    let source = Source::new(&report, env, folder, ROOT_KEYS);
     let root = Table::root(source, parsed.get_ref());
     let in_postgres = root.table("store").has("url");
     let store = store::store(&root, folder);
@@ -74,15 +65,7 @@ pub fn load(text: &str, folder: &Path, env: Env<'_>) -> Loaded {
             None => report.error("E001", error.span(), title, ""),
         }
     }
-    let source = Source {
-        report: &report,
-        env,
-        folder,
-        asked: RefCell::default(),
-        variables: RefCell::default(),
-        inputs: RefCell::default(),
-        root_keys: ROOT_KEYS,
-    };
+    let source = Source::new(&report, env, folder, ROOT_KEYS);
     let root = Table::root(source, parsed.get_ref());
     let config = read_all(&root, folder);
     root.finish();

@@ -47,6 +47,21 @@ pub struct Source<'a> {
     pub root_keys: &'static [&'static str],
 }
 
+impl<'a> Source<'a> {
+    /// A source of which nothing was read yet.
+    pub fn new(report: &'a Report, env: Env<'a>, folder: &'a Path, root_keys: &'static [&'static str]) -> Self {
+        Source {
+            report,
+            env,
+            folder,
+            asked: RefCell::default(),
+            variables: RefCell::default(),
+            inputs: RefCell::default(),
+            root_keys,
+        }
+    }
+}
+
 /// A table being read.
 pub struct Table<'a> {
     source: Rc<Source<'a>>,

@@ -6,10 +6,8 @@ use futures_util::FutureExt as _;
 use tracing::debug;
 
 use super::route::sdk_sleeps;
-use crate::call::Direction;
 use crate::calls::Calls;
-use crate::calls::rejection::{RejectedRequest, RequestKind};
-use crate::metrics::PLAN_UNKNOWN;
+use crate::calls::rejection::RejectedRequest;
 use crate::net::{Exchange, RelayError, RelayTarget, Tap, relay_tapped};
 use crate::provider::account::Account;
 use crate::reply::{Rejection, RejectionCode};
@@ -68,16 +66,7 @@ pub(super) async fn relay_rejected(
     account: &Account,
     rejection: Rejection,
 ) -> u16 {
-    let of = RejectedRequest {
-        kind: RequestKind::Other,
-        account,
-        business: "unknown",
-        plan: PLAN_UNKNOWN,
-        direction: Direction::Outbound,
-        to: None,
-        sdk_sleeps: sdk_sleeps(exchange.headers(), account),
-        retry_key: None,
-    };
+    let of = RejectedRequest { sdk_sleeps: sdk_sleeps(exchange.headers(), account), ..RejectedRequest::other(account) };
     let response = calls.rejections.respond(rejection, &of);
     let status = response.status().as_u16();
     exchange.respond(response).await;

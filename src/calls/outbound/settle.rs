@@ -208,15 +208,14 @@ impl Settlement {
         request: &CreateRequest,
         why: &str,
     ) -> Response<Bytes> {
-        if call_of == CallOf::Uncounted {
-            return self.answer_unknown(call, call_of, request, why);
+        if call_of != CallOf::Uncounted {
+            failpoint::hit("create.unknown").await;
+            let lifecycle = &self.context.lifecycle;
+            let reported_unknown_by = self.context.replica();
+            let change = Change { unsettled: Some(true), reported_unknown_by, ..lifecycle.change(call, Source::Order) };
+            lifecycle.apply_with_retry(change).await;
+            failpoint::hit("create.unknown.recorded").await;
         }
-        failpoint::hit("create.unknown").await;
-        let lifecycle = &self.context.lifecycle;
-        let reported_unknown_by = self.context.replica();
-        let change = Change { unsettled: Some(true), reported_unknown_by, ..lifecycle.change(call, Source::Order) };
-        lifecycle.apply_with_retry(change).await;
-        failpoint::hit("create.unknown.recorded").await;
         self.answer_unknown(call, call_of, request, why)
     }
 

@@ -19,12 +19,11 @@ use tracing::{debug, info, warn};
 use super::Runs;
 use super::load::LoadError;
 use super::spec::Spec;
-use crate::call::{Direction, Outcome};
+use crate::call::Outcome;
 use crate::calls::Calls;
 use crate::calls::batches::{BatchCalling, OtherRequest};
 use crate::calls::outbound::CreateRequest;
-use crate::calls::rejection::{RejectedRequest, RequestKind};
-use crate::metrics::PLAN_UNKNOWN;
+use crate::calls::rejection::RejectedRequest;
 use crate::provider::account::Account;
 use crate::provider::path::{percent_decode, readings};
 use crate::provider::select::Document;
@@ -418,17 +417,7 @@ fn is_temporary(status: StatusCode) -> bool {
 
 /// The rejection of a request that creates no call, in the provider's shape.
 fn rejected(calls: &Calls, account: &Account, code: RejectionCode, why: &str) -> Response<Bytes> {
-    let of = RejectedRequest {
-        kind: RequestKind::Other,
-        account,
-        business: "unknown",
-        plan: PLAN_UNKNOWN,
-        direction: Direction::Outbound,
-        to: None,
-        sdk_sleeps: false,
-        retry_key: None,
-    };
-    calls.rejections.respond(Rejection::new(code, why), &of)
+    calls.rejections.respond(Rejection::new(code, why), &RejectedRequest::other(account))
 }
 
 /// Why a batch was not taken, in the provider's shape.
