@@ -1,18 +1,19 @@
 //! Data of the operator's page. It is read once for all viewers, at most once a second, and only while there are viewers; each
 //! reading is serialised once for all viewers of the same rights. A viewer costs only the bytes that are sent.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::history::{History, Points};
 use super::reload::Running;
-use super::run_board::{Lists, RunBoard};
+pub(super) use super::run_board::Rights;
+use super::run_board::{Lists, RunBoard, lean};
 use super::{Admin, shown};
 use crate::clock::{UnixMs, rfc3339};
 use crate::ids::BusinessId;
@@ -36,9 +37,6 @@ const BUSINESSES_MAX: usize = 2_000;
 const KNOWN_MAX: usize = 5_000;
 /// Maximum businesses in the status.
 const FULLEST_MAX: usize = 20;
-
-/// The businesses that a viewer may see; `None`: all, and shared data.
-pub(super) type Rights = Option<BTreeSet<String>>;
 
 /// The data of the page, shared by its viewers. Cloning is cheap.
 #[derive(Clone, Default)]
@@ -336,14 +334,6 @@ fn known(policy: &Policy, sees: impl Fn(&str) -> bool) -> Value {
     ids.sort();
     let shown: Vec<Value> = ids.iter().take(KNOWN_MAX).map(|id| business_of(policy, id)).collect();
     json!({"all": ids.len(), "businesses": shown})
-}
-
-/// An object without its empty fields.
-pub(super) fn lean(value: Value) -> Value {
-    match value {
-        Value::Object(fields) => fields.into_iter().filter(|(_, value)| !value.is_null()).collect::<Map<_, _>>().into(),
-        other => other,
-    }
 }
 
 #[cfg(test)]

@@ -1,13 +1,12 @@
 //! Runs and schedules of the operator's page. Counting a run's leads may take long, so it is done within a share of each reading, the
 //! longest uncounted first; what is over is counted once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::Admin;
-use super::board::{Rights, lean};
 use crate::clock::UnixMs;
 use crate::store::runs::{Run, RunCounts};
 
@@ -27,6 +26,9 @@ struct CountedRun {
     is_final: bool,
     of_ms: UnixMs,
 }
+
+/// The businesses that a viewer may see; `None`: all, and shared data.
+pub(super) type Rights = Option<BTreeSet<String>>;
 
 /// The lists of one reading, as its viewers get them; null: the database does not answer.
 pub(super) type Lists = BTreeMap<Rights, (Value, Value)>;
@@ -78,5 +80,13 @@ impl RunBoard {
 
     fn is_final(&self, run: &Run) -> bool {
         self.0.get(&run.id).is_some_and(|counted| counted.is_final && counted.of_ms == run.updated_at)
+    }
+}
+
+/// An object without its empty fields.
+pub(super) fn lean(value: Value) -> Value {
+    match value {
+        Value::Object(fields) => fields.into_iter().filter(|(_, value)| !value.is_null()).collect::<Map<_, _>>().into(),
+        other => other,
     }
 }
