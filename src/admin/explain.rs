@@ -13,7 +13,7 @@ use crate::call::{Direction, Phase};
 use crate::clock::{UnixMs, rfc3339};
 use crate::ids::{AccountName, BusinessId, mask_number};
 use crate::policy::decision::LimitExceeded;
-use crate::policy::{Binding, Bound, Facts, Mode, Policy, RequestAttributes, Scope};
+use crate::policy::{Binding, Bound, DEMO_BUSINESS, Facts, Mode, Policy, RequestAttributes, Scope};
 use crate::provider::account::Account;
 use crate::reply::RejectionCode;
 use crate::store::{CallRecord, RejectionRecord};
@@ -225,6 +225,7 @@ fn advice(now: &Now, full: &BindingUsage) -> Vec<String> {
         Scope::Account => {
             format!("if more was bought at the provider, raise {from}; external calls count too (ringfence status)")
         }
+        _ if from == "built in: demo business" => format!("to allow more, set businesses.{DEMO_BUSINESS}.max_calls"),
         _ if from == "built in" => {
             format!("to allow more, set {}.concurrent", binding.limit.replacen("plan.", "plans.", 1))
         }

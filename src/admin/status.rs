@@ -104,14 +104,10 @@ impl Admin {
 
     /// The slots that calls of bulk runs leave for a call that was refused.
     fn kept_slots(&self) -> Vec<Value> {
-        let now_ms = self.calls.lifecycle.clock.now_ms();
-        let ms = |span: std::time::Duration| i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
         let kept = self.calls.lifecycle.capacity.kept_slots();
         let shown = kept.into_iter().take(KEPT_MAX).map(|one| {
-            // Whole seconds: the same until it changes.
-            let refused_at = (now_ms - ms(one.ago)) / 1000 * 1000;
-            let until = refused_at + ms(one.ago + one.left);
-            json!({"limit": one.limit, "business": one.business, "refusedAt": rfc3339(refused_at), "keptUntil": rfc3339(until)})
+            let (refused_at, until) = (rfc3339(one.refused_at), rfc3339(one.kept_until));
+            json!({"limit": one.limit, "business": one.business, "refusedAt": refused_at, "keptUntil": until})
         });
         shown.collect()
     }

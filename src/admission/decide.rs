@@ -59,7 +59,12 @@ impl Capacity {
                 Attempt::Done(admission) => {
                     match &admission {
                         Admission::Rejected(full) if !is_bulk => {
-                            self.0.turned_away.rejected(&request.bindings, &full.limit, &business, Instant::now());
+                            self.0.turned_away.rejected(
+                                &request.bindings,
+                                &full.limit,
+                                &business,
+                                (Instant::now(), request.at_ms),
+                            );
                         }
                         Admission::Admitted { .. } if !is_bulk => self.0.turned_away.admitted(&request.bindings),
                         _ => {}

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::clock::UnixMs;
 use crate::ids::BusinessId;
 use crate::policy::{Binding, Bound};
 use crate::sync::lock;
@@ -22,16 +23,17 @@ pub struct KeptSlot {
     pub limit: String,
     /// The business of the call.
     pub business: BusinessId,
-    /// How long ago the call was turned away.
-    pub ago: Duration,
-    /// How much longer the slot is left for it.
-    pub left: Duration,
+    /// When the call was turned away.
+    pub refused_at: UnixMs,
+    /// Until when the slot is left for it.
+    pub kept_until: UnixMs,
 }
 
 /// The latest call that was turned away under a key.
 #[derive(Debug)]
 struct Turned {
     at: Instant,
+    at_ms: UnixMs,
     limit: Arc<str>,
     business: BusinessId,
 }
@@ -42,7 +44,13 @@ pub(super) struct TurnedAway(Mutex<HashMap<String, Turned>>);
 
 impl TurnedAway {
     /// Notes that a limit, by its name, was full for a call of this business with these bindings.
-    pub(super) fn rejected(&self, bindings: &[Binding], limit: &str, business: &BusinessId, now: Instant) {
+    pub(super) fn rejected(
+        &self,
+        bindings: &[Binding],
+        limit: &str,
+        business: &BusinessId,
+        (now, now_ms): (Instant, UnixMs),
+    ) {
         let full = |binding: &&Binding| &*binding.limit == limit && matches!(binding.bound, Bound::Concurrent(_));
         let Some(binding) = bindings.iter().find(full) else { return };
         let mut keys = lock(&self.0);
@@ -50,7 +58,7 @@ impl TurnedAway {
             keys.retain(|_, turned| now.duration_since(turned.at) < KEPT_FOR);
         }
         if keys.len() < KEYS_MAX {
-            let turned = Turned { at: now, limit: binding.limit.clone(), business: business.clone() };
+            let turned = Turned { at: now, at_ms: now_ms, limit: binding.limit.clone(), business: business.clone() };
             keys.insert(binding.key.clone(), turned);
         }
     }
@@ -72,14 +80,16 @@ impl TurnedAway {
     /// The slots that are left for somebody now, those that are left longest first.
     pub(super) fn kept(&self, now: Instant) -> Vec<KeptSlot> {
         let keys = lock(&self.0);
-        let kept = keys.values().filter_map(|Turned { at, limit, business }| {
-            let ago = now.duration_since(*at);
-            let left = KEPT_FOR.checked_sub(ago).filter(|left| !left.is_zero())?;
-            Some(KeptSlot { limit: limit.to_string(), business: business.clone(), ago, left })
+        let is_left = |turned: &&Turned| now.duration_since(turned.at) < KEPT_FOR;
+        let kept = keys.values().filter(is_left).map(|turned| KeptSlot {
+            limit: turned.limit.to_string(),
+            business: turned.business.clone(),
+            refused_at: turned.at_ms,
+            kept_until: turned.at_ms + KEPT_FOR.as_millis() as UnixMs,
         });
         let mut kept: Vec<KeptSlot> = kept.collect();
         drop(keys);
-        kept.sort_by(|a, b| (b.left, &a.limit, &a.business).cmp(&(a.left, &b.limit, &b.business)));
+        kept.sort_by(|a, b| (b.kept_until, &a.limit, &a.business).cmp(&(a.kept_until, &b.limit, &b.business)));
         kept
     }
 }
@@ -96,13 +106,12 @@ mod tests {
         let bindings = [binding("a", Bound::Concurrent(1)), binding("b", Bound::Concurrent(2))];
         let (turned_away, now) = (TurnedAway::default(), Instant::now());
         let acme = BusinessId::parse("acme").unwrap();
-        turned_away.rejected(&bindings, "b", &acme, now);
-        turned_away.rejected(&bindings, "none", &acme, now);
+        turned_away.rejected(&bindings, "b", &acme, (now, 5_000));
+        turned_away.rejected(&bindings, "none", &acme, (now, 5_000));
         let waits = |key, after| turned_away.waits_for(key, now + Duration::from_secs(after));
         assert_eq!([waits("b|x", 0), waits("b|x", 29), waits("b|x", 30), waits("a|x", 0)], [true, true, false, false]);
         let after = Duration::from_secs(12);
-        let kept =
-            KeptSlot { limit: "b".to_owned(), business: acme, ago: after, left: KEPT_FOR.checked_sub(after).unwrap() };
+        let kept = KeptSlot { limit: "b".to_owned(), business: acme, refused_at: 5_000, kept_until: 35_000 };
         assert_eq!(turned_away.kept(now + after), [kept]);
         assert_eq!(turned_away.kept(now + KEPT_FOR), []);
         turned_away.admitted(&bindings);

@@ -216,8 +216,9 @@ impl Live<'_> {
         lines
     }
 
+    /// Warns that a list, in the plural, cannot be looked at.
     fn unlisted(&self, account: &Account, what: &str, why: &str) {
-        let title = format!("account {}: its {what}s cannot be looked at: {why}", account.name);
+        let title = format!("account {}: its {what} cannot be looked at: {why}", account.name);
         let help = "the key may lack the right to list them: check them by hand";
         self.report.warning("W013", None, title, help);
     }
@@ -228,7 +229,7 @@ impl Live<'_> {
         let items = match self.list(account, &listed.path, &listed.items, listed.next.as_ref()).await {
             Ok(items) => items,
             Err(why) => {
-                self.unlisted(account, what, &why);
+                self.unlisted(account, &format!("{what}s"), &why);
                 return vec![];
             }
         };
@@ -249,7 +250,7 @@ impl Live<'_> {
                     }
                     longest_secs = longest_secs.max(judged.longest_secs.unwrap_or(0));
                 }
-                Err(why) => self.unlisted(account, what, why),
+                Err(why) => self.unlisted(account, &format!("{what}s"), why),
             }
         }
         for (fault, names) in found {

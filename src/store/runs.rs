@@ -19,7 +19,7 @@ pub use types::*;
 /// The bulk runs of a [`super::Store`].
 #[async_trait]
 pub trait Runs: Send + Sync {
-    /// Creates a run, unless its business has one with its key. `tell`: with an event for the app, if it has failed at once.
+    /// Creates a run, unless its business has one with its key. `notice`: with or without an event for the app, if it has failed at once.
     async fn create_run(&self, run: &Run, notice: AppNotice) -> Result<RunMade>;
 
     /// Begins a load of a run, or takes one over, if the last load had the token `before`. `false`: another load was first, or the run
@@ -29,7 +29,7 @@ pub trait Runs: Send + Sync {
     /// Adds jobs to a run under the token of its load. `false`: the load was taken over.
     async fn add_jobs(&self, run: &str, load: &str, jobs: Vec<NewJob>) -> Result<bool>;
 
-    /// Changes the state of a run that is in one of the given states. `tell`: with an event for the app. `false`: it is in another state.
+    /// Changes the state of a run that is in one of the given states. `notice`: with or without an event for the app. `false`: it is in another state.
     async fn move_run(&self, change: RunChange, notice: AppNotice) -> Result<bool>;
 
     /// Deletes the jobs of a run, batch by batch. Their calls stay.
@@ -78,7 +78,7 @@ pub trait Runs: Send + Sync {
     async fn end_jobs(&self, settles: Vec<Settle>, now_ms: UnixMs) -> Result<HashSet<CallId>>;
 
     /// Records the results of calls of a running run, of all replicas, and pauses it if its breaker trips. Returns the reason of the
-    /// pause. Afterwards, and after every other change of its state, it counts anew. `tell`: with an event for the app.
+    /// pause. Afterwards, and after every other change of its state, it counts anew. `notice`: with or without an event for the app.
     async fn record_results(&self, results: CallResults, notice: AppNotice) -> Result<Option<String>>;
 
     /// Records why a running run is not dialled at present; `None`: it is.

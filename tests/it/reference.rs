@@ -240,7 +240,9 @@ impl LabelValues {
 
     fn and<E: NamedEnum>(mut self) -> Self {
         self.types.extend(std::any::type_name::<E>().rsplit("::").next());
-        self.values.extend(E::ALL.iter().map(|value| value.name()));
+        // Two enums of one label may share a word.
+        let new = E::ALL.iter().map(|value| value.name()).filter(|word| !self.values.contains(word));
+        self.values.extend(new.collect::<Vec<_>>());
         self
     }
 

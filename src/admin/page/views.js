@@ -256,7 +256,7 @@ function drawBusinesses({ businesses, calls, history, known }) {
   const all = [...inUse, ...idle];
   const use = filter("business-filters", "use");
   const sought = wordsOf("business-filters");
-  const found = all.filter((one) => (use !== "up" || one.inUse) && (use !== "full" || (one.limit && one.inUse >= one.limit))
+  const found = all.filter((one) => (use !== "up" || one.inUse) && (use !== "full" || (one.inUse && (one.limit ?? null) !== null && one.inUse >= one.limit))
     && fits(sought, [one.id, one.plan]));
   const shown = found.slice(0, rows.businesses);
   const isNarrowed = sought.length > 0 || Boolean(use);
@@ -290,7 +290,7 @@ function limits({ status, businesses, history }) {
   const counted = Object.entries(status.gate.byLimit ?? {}).map(([key, count]) => [...key.split(/\|(.*)/s), count]);
   return status.limits.map((limit) => {
     const of = limit.name.startsWith("plan.")
-      ? (businesses ?? []).filter((one) => `plan.${one.plan}` === limit.name && !one.own).map((one) => [one.id, one.inUse])
+      ? (businesses ?? []).filter((one) => `plan.${one.plan}` === limit.name && (one.own ?? null) === null).map((one) => [one.id, one.inUse])
       : counted.filter(([name, whose]) => name === limit.name || `${name}.${whose}` === limit.name)
         .map(([name, whose, , count]) => [name === limit.name ? whose : "", count]);
     const [whose, count] = of.reduce((most, one) => (one[1] > most[1] ? one : most), ["", 0]);

@@ -20,7 +20,7 @@ impl Live<'_> {
         let mut items = match self.list(account, &hooks.path, &hooks.items, hooks.next.as_ref()).await {
             Ok(items) => items,
             Err(why) => {
-                self.unlisted(account, what, &why);
+                self.unlisted(account, &format!("{what}s"), &why);
                 return (vec![], None);
             }
         };
@@ -76,17 +76,22 @@ impl Live<'_> {
         let ids: Vec<String> = match listed {
             Ok(accounts) => accounts.iter().filter_map(|one| below.id_of(one)).filter(|id| *id != own).collect(),
             Err(why) => {
-                self.unlisted(account, &format!("{} of an account below it", hooks.what), &why);
+                self.unlisted(account, &format!("{}s of accounts below it", hooks.what), &why);
                 vec![]
             }
         };
+        let more = ids.len().saturating_sub(EACH_MAX);
+        if more > 0 {
+            let why = format!("{more} more than the {EACH_MAX} that are looked at");
+            self.unlisted(account, &format!("{}s of accounts below it", hooks.what), &why);
+        }
         let asked = ids.iter().take(EACH_MAX).map(|id| self.of_account(account, hooks, below, id));
         let answers: Vec<Result<Vec<Value>, String>> = stream::iter(asked).buffered(AT_ONCE).collect().await;
         let mut items = Vec::new();
         for (id, answer) in ids.iter().zip(answers) {
             match answer {
                 Ok(more) => items.extend(more),
-                Err(why) => self.unlisted(account, &format!("{} of {}", hooks.what, plain(id)), &why),
+                Err(why) => self.unlisted(account, &format!("{}s of {}", hooks.what, plain(id)), &why),
             }
         }
         items
