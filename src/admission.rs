@@ -25,6 +25,7 @@ mod model;
 mod pending_ops;
 #[cfg(test)]
 mod races;
+mod recording;
 mod state;
 pub mod supervisor;
 mod turned_away;
@@ -50,6 +51,7 @@ use crate::store::{CallRecord, Replica, Result, Store, StoreError};
 use crate::sync::lock;
 pub use failover::Compared;
 pub use lease::{Lease, Permit, Uncounted};
+pub use recording::Recording;
 use state::{BypassState, GateOp, Peers, PendingOps};
 pub use state::{Member, Sighting};
 pub use supervisor::Role;
@@ -119,6 +121,7 @@ struct Inner {
     role: watch::Sender<Role>,
     peers: Mutex<Peers>,
     bypass: BypassState,
+    recordings: Arc<recording::Recordings>,
     turned_away: turned_away::TurnedAway,
 }
 
@@ -215,6 +218,7 @@ impl Capacity {
             role: watch::Sender::new(Role::default()),
             peers: Mutex::default(),
             bypass: BypassState::default(),
+            recordings: Arc::default(),
             turned_away: turned_away::TurnedAway::default(),
         }))
     }

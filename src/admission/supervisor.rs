@@ -15,6 +15,8 @@ use crate::sync::lock;
 
 /// The interval of heartbeats.
 const BEAT_EVERY: Duration = Duration::from_millis(BEAT_EVERY_MS);
+/// How long a heartbeat waits for what it must not overtake.
+const RECORDED_WITHIN: Duration = Duration::from_millis(200);
 /// The interval of checks when nothing is urgent.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// The interval while the limiter is unavailable or operations are pending.
@@ -72,6 +74,9 @@ fn next(settings: &AdmissionSettings, view: &View) -> Option<GateMode> {
 
 impl Capacity {
     /// Sends a heartbeat, and reads the other live replicas. Called once before anything else, then by the supervisor.
+    ///
+    /// It speaks for the moment before which everything is recorded that the others must know ([`Capacity::recording`]). While that
+    /// cannot be recorded it is not sent: a replica that is silent for long counts as dead, which dials nobody twice.
     pub async fn heartbeat(&self) -> Result<()> {
         if !self.is_shared() {
             // There are no other replicas.
@@ -82,7 +87,12 @@ impl Capacity {
             return Ok(());
         }
         let told = self.0.bypass.told();
-        let fleet = self.0.store.heartbeat(&self.myself()).await?;
+        let as_of = self.0.store.now_ms().await?;
+        if !self.0.recordings.are_done(RECORDED_WITHIN).await {
+            debug!("heartbeat put off: what it would overtake is not recorded yet");
+            return Ok(());
+        }
+        let fleet = self.0.store.heartbeat(&self.myself(), Some(as_of)).await?;
         self.update_members(&fleet.live);
         self.apply_stored_bypass(fleet.bypass.clone(), told).boxed().await;
         let role = Role {

@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use tracing::{error, info, warn};
 
 pub use crate::admission::LivePolicy;
-use crate::admission::{Admission, AdmissionError, Capacity, Deciding};
+use crate::admission::{Admission, AdmissionError, Capacity, Deciding, Recording};
 use crate::call::{Deadlines, EndProof, Event, Origin, Outcome, Phase, Source, Step};
 use crate::calls::notify::Hub;
 use crate::clock::{Clock, UnixMs};
@@ -137,7 +137,7 @@ impl Lifecycle {
     async fn after_opening(&self, call: &CallId, news: Option<Event>) {
         self.opened.notify_waiters();
         if let Some(news) = news {
-            self.apply_surely(Change { event: Some(news), ..self.change(call, Source::Webhook) }).await;
+            self.apply_surely(Change { event: Some(news), ..self.change(call, Source::Webhook) }, None).await;
         }
     }
 
@@ -146,7 +146,7 @@ impl Lifecycle {
         if let StoreError::Unknown(_) = error {
             // If it was recorded after all, nothing holds its slot. News of the call would count it again.
             let never = Some(Event::Ended(Outcome::NotCreated, EndProof::Deadline));
-            self.apply_later(Change { event: never, ..self.change(call, Source::Order) });
+            self.apply_later(Change { event: never, ..self.change(call, Source::Order) }, None);
         }
     }
 
@@ -195,16 +195,18 @@ impl Lifecycle {
 
     /// Applies a change that will not be reported again: now, or when the store is back. Until then the call's slot is held.
     pub async fn apply_with_retry(&self, change: Change) {
-        let (this, lost) = (self.clone(), change.clone());
-        if finish(async move { this.apply_surely(change).await }).await.is_err() {
-            self.apply_later(lost);
+        // Another replica must not dial again because it has heard from this one since.
+        let recording = change.reported_unknown_by.is_some().then(|| Arc::new(self.capacity.recording()));
+        let (this, lost) = (self.clone(), (change.clone(), recording.clone()));
+        if finish(async move { this.apply_surely(change, recording).await }).await.is_err() {
+            self.apply_later(lost.0, lost.1);
         }
     }
 
-    async fn apply_surely(&self, change: Change) {
+    async fn apply_surely(&self, change: Change, recording: Option<Arc<Recording>>) {
         if let Err(error) = self.apply_once(change.clone(), Try::First).await {
             warn!(call = %change.call, by = %change.seen_by, %error, "failed to record a change of a call; slot held until it is recorded");
-            self.apply_later(change);
+            self.apply_later(change, recording);
         }
     }
 
@@ -257,7 +259,7 @@ impl Lifecycle {
     async fn apply_now(&self, change: Change) -> Result<Option<ApplyOutcome>> {
         let applied = self.apply_once(change.clone(), Try::First).await;
         if let Err(StoreError::Unknown(_)) = &applied {
-            self.apply_later(change);
+            self.apply_later(change, None);
         }
         applied
     }
@@ -271,11 +273,12 @@ impl Lifecycle {
     }
 
     /// Applies a failed change again until the store is back: the slot of a call that it ends is held until then. Applying a change
-    /// twice has no effect.
-    fn apply_later(&self, change: Change) {
+    /// twice has no effect. `recording` ends with it.
+    fn apply_later(&self, change: Change, recording: Option<Arc<Recording>>) {
         let this = self.clone();
         // A drain does not wait for this task: the next process reads the record.
         tokio::spawn(async move {
+            let _recording = recording;
             let mut tries = 0_u32;
             loop {
                 tokio::time::sleep(STORE_AGAIN).await;

@@ -264,8 +264,11 @@ pub trait Store:
     /// Deletes a business. `true` if it existed.
     async fn delete_business(&self, id: &str) -> Result<bool>;
 
-    /// Records a replica's heartbeat, and returns the live ones.
-    async fn heartbeat(&self, me: &Replica) -> Result<Fleet>;
+    /// The time by the store's clock.
+    async fn now_ms(&self) -> Result<UnixMs>;
+
+    /// Records a replica's heartbeat as of this time by the store's clock, or of now, and returns the live ones.
+    async fn heartbeat(&self, me: &Replica, as_of: Option<UnixMs>) -> Result<Fleet>;
 
     /// Deregisters a replica that stops.
     async fn deregister(&self, id: &str) -> Result<()>;

@@ -203,8 +203,6 @@ pub struct InFlightRow {
     pub replica: Option<String>,
     /// When it was admitted.
     pub admitted_at: UnixMs,
-    /// When it entered its phase.
-    pub phase_at: UnixMs,
     /// When it ended.
     pub ended_at: Option<UnixMs>,
     /// Milliseconds since its replica's last heartbeat, by the store's clock. `None`: the replica deregistered, or is long gone.

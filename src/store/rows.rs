@@ -321,7 +321,6 @@ pub(super) fn in_flight_row(row: &Row) -> Sql<InFlightRow> {
         undelivered: row.flag("undelivered")?,
         replica: row.optional_text("replica")?,
         admitted_at: row.number("admitted_at")?,
-        phase_at: row.number("phase_at")?,
         ended_at: row.optional_number("ended_at")?,
         silent_ms: row.optional_number("silent_ms")?,
     })

@@ -11,6 +11,7 @@ use tokio::task::block_in_place;
 use crate::chaos::DATABASE;
 use crate::support::chance::Dice;
 use crate::support::child::OWN_NUMBER;
+use crate::support::faults::Weather;
 use crate::support::fleet::{self, Fleet, Store};
 use crate::support::postgres::{self, Server};
 use crate::support::stage::{PATIENCE, Setup};
@@ -40,7 +41,7 @@ async fn until_phase(fleet: &Fleet, phase: &str) {
     let started = Instant::now();
     loop {
         let of_all: Vec<String> = sqlx::query_scalar("SELECT phase FROM calls").fetch_all(&fleet.record).await.unwrap();
-        if of_all == [phase] {
+        if of_all.iter().all(|of_one| of_one == phase) && !of_all.is_empty() {
             return;
         }
         assert!(started.elapsed() < PATIENCE, "{of_all:?}");
@@ -82,6 +83,66 @@ async fn an_order_of_unknown_outcome_comes_again_elsewhere_after_it_was_settled(
             fleet.done().await;
         }
     }
+}
+
+/// Its app was told that the outcome is unknown, and sends the order again twice at once: both are that order.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_of_unknown_outcome_that_comes_again_twice_at_once_is_one_call() {
+    if postgres::is_missing() {
+        return;
+    }
+    let server = block_in_place(Server::start);
+    let fleet = two(&server).await;
+    for n in 0..10 {
+        let to = format!("+1555000300{n}");
+        fleet.control.fault(Fault::next(Provider::ElevenLabs, FaultKind::AcceptThenDrop, 1));
+        let order = async || fleet.dial(0, "alpha", &to, None, PATIENCE).await.unwrap();
+        let first = order().await;
+        assert_eq!(first.status, 424, "{first:?}");
+        let again = tokio::join!(order(), order());
+        for one in [&again.0, &again.1] {
+            assert!(one.header(DUPLICATE).is_some(), "{one:?}");
+        }
+        assert_eq!(fleet.control.calls().len(), n + 1);
+        fleet.end_all();
+        until_phase(&fleet, "ended").await;
+    }
+    fleet.stop().await;
+    fleet.done().await;
+}
+
+/// A replica tells its app that the outcome is unknown and cannot record that it did. The order comes again elsewhere as soon as
+/// the database is back: whether that replica was heard or not, nobody dials again.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_comes_again_elsewhere_before_its_replica_could_record_what_it_said() {
+    if postgres::is_missing() {
+        return;
+    }
+    let server = block_in_place(Server::start);
+    let fleet = two(&server).await;
+    for (n, ends) in [false, true].into_iter().enumerate() {
+        let to = format!("+1555000400{n}");
+        fleet.control.fault(Fault { ms: 8_000, ..Fault::next(Provider::ElevenLabs, FaultKind::Slow, 1) });
+        let first = fleet.dial(0, "alpha", &to, None, PATIENCE);
+        let trouble = async {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            if ends {
+                fleet.end_all();
+            }
+            tokio::time::sleep(Duration::from_millis(1_200)).await;
+            fleet.replicas[0].postgres.set(Weather::BlackHole);
+        };
+        let (first, ()) = tokio::join!(first, trouble);
+        assert!(matches!(first.as_ref().unwrap().status, 424 | 504), "{first:?}");
+        fleet.replicas[0].postgres.set(Weather::Pass);
+        let again = fleet.dial(1, "alpha", &to, None, PATIENCE).await.unwrap();
+        assert!(again.header(DUPLICATE).is_some(), "over: {ends}: {again:?}");
+        assert_eq!(fleet.control.calls().len(), n + 1, "over: {ends}");
+        fleet.end_all();
+        until_phase(&fleet, "ended").await;
+    }
+    fleet.stop().await;
+    fleet.done().await;
 }
 
 /// The `/status` of both, once they are as wanted.

@@ -50,7 +50,7 @@ pub(in crate::store) async fn a_number_is_put_on_a_list_and_taken_off(fresh: &im
 pub(in crate::store) async fn changes_of_lists_are_read_from_where_one_stands(fresh: &impl Fresh) {
     let (a, b) = (fresh.open_shared().await, fresh.open_shared().await);
     let me = Replica::new();
-    assert_eq!(b.heartbeat(&me).await.unwrap().do_not_call_change, 0);
+    assert_eq!(b.heartbeat(&me, None).await.unwrap().do_not_call_change, 0);
     assert_eq!(b.do_not_call_changes(0, 9).await.unwrap(), ListChanges::default());
     a.put_do_not_call(EVERYBODY, vec![1, 2, 3], None, 9).await.unwrap();
     a.put_do_not_call("acme", vec![1], None, 8).await.unwrap();
@@ -59,9 +59,9 @@ pub(in crate::store) async fn changes_of_lists_are_read_from_where_one_stands(fr
     assert!(first.more && first.until == 2, "{first:?}");
     let rest = b.do_not_call_changes(first.until, 9).await.unwrap();
     assert_eq!(rest.changes, [change("", 3, true), change("acme", 1, true)]);
-    assert!(!rest.more && rest.until == b.heartbeat(&me).await.unwrap().do_not_call_change);
+    assert!(!rest.more && rest.until == b.heartbeat(&me, None).await.unwrap().do_not_call_change);
     a.delete_do_not_call(EVERYBODY, vec![2], 10).await.unwrap();
-    assert_ne!(b.heartbeat(&me).await.unwrap().do_not_call_change, rest.until);
+    assert_ne!(b.heartbeat(&me, None).await.unwrap().do_not_call_change, rest.until);
     let last = b.do_not_call_changes(rest.until, 9).await.unwrap();
     assert_eq!(last.changes, [change("", 2, false)]);
     // Who comes new reads everything there is, the gone ones too.

@@ -434,15 +434,15 @@ pub(in crate::store) async fn webhooks_are_narrowed_and_what_can_be_replayed_is_
 pub(in crate::store) async fn a_bypass_is_known_to_all_until_it_is_off(fresh: &impl Fresh) {
     let (a, b) = (fresh.open_shared().await, fresh.open_shared().await);
     let me = Replica::new();
-    assert_eq!((b.bypass().await.unwrap(), b.heartbeat(&me).await.unwrap().bypass), (None, None));
+    assert_eq!((b.bypass().await.unwrap(), b.heartbeat(&me, None).await.unwrap().bypass), (None, None));
     let first = Bypass { since_ms: 1, until_ms: 9, who: "ops \"x\"".to_owned(), reason: "a, b\nc".to_owned() };
     let second = Bypass { until_ms: 20, ..first.clone() };
     for bypass in [first, second] {
         a.set_bypass(Some(bypass.clone())).await.unwrap();
         assert_eq!(b.bypass().await.unwrap().as_ref(), Some(&bypass));
-        assert_eq!(b.heartbeat(&me).await.unwrap().bypass, Some(bypass), "the latest counts");
+        assert_eq!(b.heartbeat(&me, None).await.unwrap().bypass, Some(bypass), "the latest counts");
     }
     b.set_bypass(None).await.unwrap();
     b.set_bypass(None).await.unwrap();
-    assert_eq!((a.bypass().await.unwrap(), a.heartbeat(&me).await.unwrap().bypass), (None, None));
+    assert_eq!((a.bypass().await.unwrap(), a.heartbeat(&me, None).await.unwrap().bypass), (None, None));
 }

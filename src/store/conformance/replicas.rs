@@ -33,31 +33,35 @@ pub(in crate::store) async fn many_that_share_start_at_once_over_nothing_and_ove
 pub(in crate::store) async fn replicas_know_who_lives_and_who_leads(fresh: &impl Fresh) {
     let (a, b) = (fresh.open_shared().await, fresh.open_shared().await);
     let [one, two] = ["01a", "01b"].map(|id| Replica { id: id.to_owned(), ..Replica::new() });
-    assert!(a.heartbeat(&one).await.unwrap().leads(), "alone it leads");
-    let fleet = b.heartbeat(&two).await.unwrap();
+    assert!(a.heartbeat(&one, None).await.unwrap().leads(), "alone it leads");
+    let fleet = b.heartbeat(&two, None).await.unwrap();
     assert_eq!(fleet.live.iter().map(|l| &l.replica).collect::<Vec<_>>(), [&one, &two]);
-    assert!(!fleet.leads() && a.heartbeat(&one).await.unwrap().leads());
+    assert!(!fleet.leads() && a.heartbeat(&one, None).await.unwrap().leads());
     // What one says of itself the others read, as of its last beat.
     for says in [Some("{\"n\":1}"), Some("{\"n\":2}"), None] {
         let state = says.map(str::to_owned);
-        a.heartbeat(&Replica { state: state.clone(), ..one.clone() }).await.unwrap();
-        assert_eq!(b.heartbeat(&two).await.unwrap().live[0].replica.state, state);
+        a.heartbeat(&Replica { state: state.clone(), ..one.clone() }, None).await.unwrap();
+        assert_eq!(b.heartbeat(&two, None).await.unwrap().live[0].replica.state, state);
     }
     // Silent: the other leads. It comes back, and leads again.
     fresh.execute(&format!("UPDATE replicas SET beat_at = beat_at - 6100 WHERE id = '{}'", one.id)).await;
-    let fleet = b.heartbeat(&two).await.unwrap();
+    let fleet = b.heartbeat(&two, None).await.unwrap();
     assert!(fleet.leads() && fleet.live.len() == 1);
     let started = fleet.live[0].started_at;
-    let back = a.heartbeat(&one).await.unwrap();
+    let back = a.heartbeat(&one, None).await.unwrap();
     assert!(back.leads() && back.live[1].started_at == started && back.live[1].beat_at >= started, "{back:?}");
+    // A heartbeat may speak for an earlier moment.
+    let now_ms = a.now_ms().await.unwrap();
+    let fleet = a.heartbeat(&one, Some(now_ms - 700)).await.unwrap();
+    assert_eq!((fleet.live[0].beat_at, fleet.live[0].started_at == now_ms - 700), (now_ms - 700, false));
     // Silent for longer than anybody remembers, both at once.
     fresh.execute("UPDATE replicas SET beat_at = beat_at - 3600100").await;
-    let (first, second) = tokio::join!(a.heartbeat(&one), b.heartbeat(&two));
+    let (first, second) = tokio::join!(a.heartbeat(&one, None), b.heartbeat(&two, None));
     assert_eq!(first.unwrap().me, one.id);
     second.unwrap();
-    assert_eq!(b.heartbeat(&two).await.unwrap().live.len(), 2);
+    assert_eq!(b.heartbeat(&two, None).await.unwrap().live.len(), 2);
     a.deregister(&one.id).await.unwrap();
-    assert!(b.heartbeat(&two).await.unwrap().leads());
+    assert!(b.heartbeat(&two, None).await.unwrap().leads());
     assert_eq!(fresh.number("SELECT count(*) FROM replicas").await, 1);
 }
 
@@ -65,16 +69,16 @@ pub(in crate::store) async fn a_change_of_businesses_is_noticed_elsewhere(fresh:
     let (a, b) = (fresh.open_shared().await, fresh.open_shared().await);
     let me = Replica::new();
     let [acme, other] = ["acme", "other"].map(|id| Business::named(BusinessId::parse(id).unwrap()));
-    let mut seen = vec![b.heartbeat(&me).await.unwrap().businesses_version];
+    let mut seen = vec![b.heartbeat(&me, None).await.unwrap().businesses_version];
     // Clocks of replicas differ: a later change may seem to be older, or of the same moment.
     for (business, at_ms) in [(Some(&acme), 50), (Some(&acme), 50), (Some(&acme), 40), (Some(&other), 10), (None, 0)] {
         match business {
             Some(business) => drop(a.put_business(business, at_ms).await.unwrap()),
             None => drop(a.delete_business("acme").await.unwrap()),
         }
-        let version = b.heartbeat(&me).await.unwrap().businesses_version;
+        let version = b.heartbeat(&me, None).await.unwrap().businesses_version;
         assert!(!seen.contains(&version), "{version} after {seen:?}");
-        assert_eq!(b.heartbeat(&me).await.unwrap().businesses_version, version, "nothing has changed since");
+        assert_eq!(b.heartbeat(&me, None).await.unwrap().businesses_version, version, "nothing has changed since");
         seen.push(version);
     }
 }
@@ -82,8 +86,8 @@ pub(in crate::store) async fn a_change_of_businesses_is_noticed_elsewhere(fresh:
 pub(in crate::store) async fn an_order_is_found_at_another_replica_and_taken_by_one(fresh: &impl Fresh) {
     let (a, b) = (fresh.open_shared().await, fresh.open_shared().await);
     let [one, two] = ["01a", "01b"].map(|id| Replica { id: id.to_owned(), ..Replica::new() });
-    a.heartbeat(&one).await.unwrap();
-    b.heartbeat(&two).await.unwrap();
+    a.heartbeat(&one, None).await.unwrap();
+    b.heartbeat(&two, None).await.unwrap();
     let print = |call: NewCall| NewCall { fingerprint: Some("print".to_owned()), ..call };
     let first = NewCall { replica: Some(one.id.clone()), ..print(new_call(&[])) };
     let second = NewCall { at_ms: 2000, ..print(new_call(&[])) };

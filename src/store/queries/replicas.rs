@@ -3,18 +3,25 @@
 use super::super::driver::{Backend, Driver, Sql, binds, damaged};
 use super::super::membership::{FORGOTTEN_MS, LIVE_MS};
 use super::super::rows::{in_flight_row, living};
-use super::super::{Fleet, IN_FLIGHT_MAX, InFlightRow, Owner, Replica, Result};
+use super::super::{Fleet, IN_FLIGHT_MAX, InFlightRow, Owner, Replica, Result, StoreError};
 use crate::clock::UnixMs;
 
+pub(super) async fn now_ms(store: &impl Backend) -> Result<UnixMs> {
+    let sql = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now_ms";
+    let found = store.select(sql, binds![].into(), |row| row.number("now_ms")).await?;
+    found.first().copied().ok_or_else(|| StoreError::Failed("the store does not tell the time".to_owned()))
+}
+
 /// Records a heartbeat, deletes replicas that are long gone, and returns the live ones, by the store's time.
-pub(super) async fn heartbeat(c: &mut dyn Driver, me: &Replica) -> Sql<Fleet> {
+pub(super) async fn heartbeat(c: &mut dyn Driver, me: &Replica, as_of: Option<UnixMs>) -> Sql<Fleet> {
     let gone = "DELETE FROM replicas WHERE id <> $1
          AND beat_at < (extract(epoch FROM clock_timestamp()) * 1000)::bigint - $2";
     c.execute(gone, &binds![&me.id, FORGOTTEN_MS]).await?;
     let mine = "INSERT INTO replicas (id, host, process, version, started_at, beat_at, state)
-         SELECT $1, $2, $3, $4, at, at, $5 FROM (SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS at) AS now WHERE true
+         SELECT $1, $2, $3, $4, at, at, $5
+         FROM (SELECT coalesce($6, (extract(epoch FROM clock_timestamp()) * 1000)::bigint) AS at) AS now WHERE true
          ON CONFLICT (id) DO UPDATE SET beat_at = excluded.beat_at, state = excluded.state";
-    c.execute(mine, &binds![&me.id, &me.host, me.process, &me.version, &me.state]).await?;
+    c.execute(mine, &binds![&me.id, &me.host, me.process, &me.version, &me.state, as_of]).await?;
     let live = "SELECT *, (SELECT count(*) || '.' || coalesce(sum(updated_at), 0) FROM businesses) AS businesses,
              (SELECT last FROM do_not_call_changes WHERE pool = 'default') AS do_not_call,
              (SELECT json_build_array(since_ms, until_ms, who, reason)::text FROM bypass WHERE pool = 'default') AS bypass
@@ -34,8 +41,7 @@ pub(super) async fn find_in_flight(
     fingerprint: &str,
     since_ms: UnixMs,
 ) -> Result<Vec<InFlightRow>> {
-    let sql =
-        "SELECT c.id, c.phase, c.outcome, c.unsettled, c.undelivered, c.replica, c.admitted_at, c.phase_at, c.ended_at,
+    let sql = "SELECT c.id, c.phase, c.outcome, c.unsettled, c.undelivered, c.replica, c.admitted_at, c.ended_at,
              (extract(epoch FROM clock_timestamp()) * 1000)::bigint - r.beat_at AS silent_ms
          FROM calls c LEFT JOIN replicas r ON r.id = c.replica
          WHERE c.fingerprint = $1 AND c.admitted_at >= $2 ORDER BY c.admitted_at DESC, c.id DESC LIMIT $3";

@@ -260,8 +260,12 @@ impl<B: Backend> Store for B {
         Ok(self.run("DELETE FROM businesses WHERE id = $1", binds![id.to_owned()].into()).await? > 0)
     }
 
-    async fn heartbeat(&self, me: &Replica) -> Result<Fleet> {
-        self.write(me.clone(), |c, me| replicas::heartbeat(c, me).boxed()).await
+    async fn now_ms(&self) -> Result<UnixMs> {
+        replicas::now_ms(self).await
+    }
+
+    async fn heartbeat(&self, me: &Replica, as_of: Option<UnixMs>) -> Result<Fleet> {
+        self.write(me.clone(), move |c, me| replicas::heartbeat(c, me, as_of).boxed()).await
     }
 
     async fn deregister(&self, id: &str) -> Result<()> {

@@ -6,15 +6,16 @@
 //! and may not have responded. The process that joins it owns it from then on; what the first process remembers of it is no
 //! longer valid.
 //!
-//! A process that died a moment ago still counts as alive, and a live one may not have noticed yet that its client disconnected.
-//! So a request that was answered after its process's last heartbeat, or is in progress there, is waited for until that process
-//! sends a heartbeat or is dead. Equal requests sent to several processes at the same time incur that wait.
+//! A process that died a moment ago still counts as alive, and a live one may not have noticed yet that its client disconnected,
+//! or may not have been able to record it. So a request that may have been in progress at its process's last heartbeat is waited
+//! for until that process sends a later one or is dead: a heartbeat is sent only once everything before it is recorded
+//! ([`crate::admission::Recording`]). Equal requests sent to several processes within the time of an answer incur that wait.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tracing::warn;
+use tracing::{error, warn};
 
 use super::fingerprint::Fingerprint;
 use super::in_flight::{Claim, ClientState, InFlightRef, Progress, UNCONFIRMED_WINDOW_MS};
@@ -32,6 +33,10 @@ const NOTICED_MS: i64 = 250;
 const CLOCKS_MS: i64 = 1_000;
 /// How often the store is polled while another process is waited for.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// How often it is tried to record that a client disconnected.
+const RECORDED_AGAIN: Duration = Duration::from_secs(1);
+/// How long it may take, at most, to settle a request whose provider has answered.
+const SETTLED_WITHIN: Duration = Duration::from_secs(10);
 /// How often the store is polled for the record of a request whose client disconnected.
 const OPENED_EVERY: Duration = Duration::from_millis(20);
 
@@ -48,8 +53,9 @@ enum Choice<'a> {
     Wait,
 }
 
-/// `waited_ms`: milliseconds since the request arrived.
-fn choose<'a>(orders: &'a [InFlightRow], me: &str, now_ms: UnixMs, waited_ms: i64) -> Choice<'a> {
+/// `waited_ms`: milliseconds since the request arrived. `answered_ms`: milliseconds after its admission by which a request is
+/// answered, whatever happened.
+fn choose<'a>(orders: &'a [InFlightRow], me: &str, now_ms: UnixMs, waited_ms: i64, answered_ms: i64) -> Choice<'a> {
     let mut choice = Choice::Own;
     for row in orders {
         let over = state_of(row.phase, row.outcome, row.ended_at, row.unsettled, now_ms) == IdempotencyState::Over;
@@ -67,8 +73,9 @@ fn choose<'a>(orders: &'a [InFlightRow], me: &str, now_ms: UnixMs, waited_ms: i6
         if row.unsettled || row.undelivered {
             return Choice::Earlier(row);
         }
-        let heard_since_it_came = waited_ms >= NOTICED_MS && silent_ms < waited_ms;
-        let heard_since_its_answer = !under_way && now_ms - row.phase_at > silent_ms + CLOCKS_MS;
+        let heard_since_it_came = silent_ms < waited_ms - NOTICED_MS;
+        // When its phase changed says nothing: webhooks change it while the client still waits.
+        let heard_since_its_answer = !under_way && now_ms - row.admitted_at > silent_ms + answered_ms + CLOCKS_MS;
         if !heard_since_it_came && !heard_since_its_answer {
             choice = Choice::Wait;
         }
@@ -111,7 +118,7 @@ impl Cluster {
             let store = &self.context.lifecycle.store;
             let rows = store.find_in_flight(fingerprint.as_str(), now_ms - LOOKED_BACK_MS).await?;
             let waited_ms = i64::try_from(came.elapsed().as_millis()).unwrap_or(i64::MAX);
-            let (row, owner) = match choose(&rows, &me, now_ms, waited_ms) {
+            let (row, owner) = match choose(&rows, &me, now_ms, waited_ms, self.answered_ms()) {
                 Choice::Own => return Ok(ClusterLookup::New(claim)),
                 Choice::Earlier(row) => (row, Owner::Live),
                 Choice::OfDead(row) => (row, Owner::Dead),
@@ -131,36 +138,58 @@ impl Cluster {
         }
     }
 
+    fn answered_ms(&self) -> i64 {
+        let settings = &self.context.settings;
+        let answered = settings.send_within + settings.create_timeout + SETTLED_WITHIN;
+        i64::try_from(answered.as_millis()).unwrap_or(i64::MAX)
+    }
+
     /// Whether this process still owns an earlier request that it remembers: another process may have joined and answered it.
     pub(super) async fn still_owned(&self, fingerprint: &Fingerprint, earlier: &InFlightRef) -> bool {
         let Some(me) = self.context.replica() else { return true };
         let Some((Some(call), _)) = earlier.look() else { return true };
         let store = &self.context.lifecycle.store;
         let since_ms = self.context.lifecycle.clock.now_ms() - LOOKED_BACK_MS;
-        let Ok(rows) = store.find_in_flight(fingerprint.as_str(), since_ms).await else { return true };
-        // A request that joined another request's call is not found under its own fingerprint.
-        let Some(row) = rows.iter().find(|row| row.id == call) else { return true };
-        let mine = row.replica.as_deref() == Some(&*me);
-        mine && (!row.undelivered || store.take_in_flight(row, &me, Owner::Live).await.unwrap_or(true))
+        loop {
+            let Ok(rows) = store.find_in_flight(fingerprint.as_str(), since_ms).await else { return true };
+            // A request that joined another request's call is not found under its own fingerprint.
+            let Some(row) = rows.iter().find(|row| row.id == call) else { return true };
+            if row.replica.as_deref() != Some(&*me) {
+                return false;
+            }
+            if !row.undelivered || store.take_in_flight(row, &me, Owner::Live).await.unwrap_or(true) {
+                return true;
+            }
+            // Another duplicate took it since it was read, here or elsewhere.
+        }
     }
 
     /// Records that a request's client disconnected without its response, as soon as it does.
     pub(super) fn record_if_undelivered(&self, client: &Arc<ClientState>, request: &InFlightRef) {
         let Some(me) = self.context.replica() else { return };
-        let (store, client, request) = (self.context.lifecycle.store.clone(), client.clone(), request.clone());
+        let (client, request) = (client.clone(), request.clone());
+        let (store, capacity) = (self.context.lifecycle.store.clone(), self.context.lifecycle.capacity.clone());
         tokio::spawn(async move {
             if !client.disconnects().await {
                 return;
             }
+            let mut recording = None;
             // Another client may have taken its place, or the request may have made no call.
             while request.is_of(&client) {
                 if let Some((Some(call), _)) = request.look() {
-                    if let Err(error) = store.undelivered(&call, &me).await {
-                        warn!(%call, %error, "failed to record undelivered response");
+                    recording.get_or_insert_with(|| capacity.recording());
+                    match store.undelivered(&call, &me).await {
+                        Ok(()) => return,
+                        Err(StoreError::Damaged(error)) => {
+                            error!(%call, %error, "failed to record an undelivered response; gave up");
+                            return;
+                        }
+                        Err(error) => warn!(%call, %error, "failed to record an undelivered response; trying again"),
                     }
-                    return;
+                    tokio::time::sleep(RECORDED_AGAIN).await;
+                } else {
+                    tokio::time::sleep(OPENED_EVERY).await;
                 }
-                tokio::time::sleep(OPENED_EVERY).await;
             }
         });
     }
@@ -173,6 +202,7 @@ mod tests {
     use crate::ids::CallId;
 
     const NOW: UnixMs = 1_000_000;
+    const ANSWERED_MS: i64 = 12_000;
 
     fn row(replica: &str, silent_ms: Option<i64>) -> InFlightRow {
         InFlightRow {
@@ -182,15 +212,14 @@ mod tests {
             unsettled: false,
             undelivered: false,
             replica: Some(replica.to_owned()),
-            admitted_at: NOW - 10_000,
-            phase_at: NOW - 10_000,
+            admitted_at: NOW - 20_000,
             ended_at: None,
             silent_ms,
         }
     }
 
     fn chosen(row: &InFlightRow, waited_ms: i64) -> Choice<'_> {
-        choose(std::slice::from_ref(row), "me", NOW, waited_ms)
+        choose(std::slice::from_ref(row), "me", NOW, waited_ms, ANSWERED_MS)
     }
 
     #[test]
@@ -232,14 +261,19 @@ mod tests {
         let under_way = |silent_ms| InFlightRow { phase: Phase::Reserved, ..row("a", Some(silent_ms)) };
         assert_eq!(chosen(&under_way(1_900), 0), Choice::Wait);
         assert_eq!(chosen(&under_way(100), 150), Choice::Wait, "it may not have noticed yet");
-        assert_eq!(chosen(&under_way(100), 300), Choice::Own, "it was heard since");
+        assert_eq!(chosen(&under_way(100), 300), Choice::Wait, "its heartbeat came before it has noticed for certain");
+        assert_eq!(chosen(&under_way(100), 400), Choice::Own, "it was heard since");
         assert_eq!(chosen(&under_way(5_000), 3_500), Choice::Wait);
         assert!(matches!(chosen(&under_way(6_100), 4_500), Choice::OfDead(_)));
-        let answered = |ago_ms, silent_ms| InFlightRow { phase_at: NOW - ago_ms, ..row("a", Some(silent_ms)) };
-        assert_eq!(chosen(&answered(1_500, 1_900), 0), Choice::Wait);
-        assert_eq!(chosen(&answered(4_000, 1_900), 0), Choice::Own, "it was heard since its answer");
-        let (waits, joins) = (answered(1_500, 1_900), InFlightRow { undelivered: true, ..answered(1_000, 100) });
+        let admitted = |ago_ms, silent_ms| InFlightRow { admitted_at: NOW - ago_ms, ..row("a", Some(silent_ms)) };
+        assert_eq!(
+            chosen(&admitted(14_000, 1_900), 0),
+            Choice::Wait,
+            "its client may still wait, whatever webhooks said"
+        );
+        assert_eq!(chosen(&admitted(15_000, 1_900), 0), Choice::Own, "it was heard since its answer");
+        let (waits, joins) = (admitted(1_500, 1_900), InFlightRow { undelivered: true, ..admitted(1_000, 100) });
         let both = [waits, joins.clone()];
-        assert_eq!(choose(&both, "me", NOW, 0), Choice::Earlier(&joins));
+        assert_eq!(choose(&both, "me", NOW, 0, ANSWERED_MS), Choice::Earlier(&joins));
     }
 }

@@ -74,8 +74,8 @@ async fn a_record_is_one_processs_alone_or_shared_by_several() {
     assert!(error.contains("and other replicas") && error.contains("needs the database exclusively"), "{error}");
     // Who leaves leaves it to the others; the last gives it up.
     let [a, b] = ["a", "b"].map(|id| Replica { id: id.to_owned(), ..Replica::new() });
-    one.heartbeat(&a).await.unwrap();
-    two.heartbeat(&b).await.unwrap();
+    one.heartbeat(&a, None).await.unwrap();
+    two.heartbeat(&b, None).await.unwrap();
     one.deregister(&a.id).await.unwrap();
     one.close().await;
     two.open(new_call(&[]), None).await.unwrap();
@@ -96,7 +96,7 @@ async fn replicas_that_were_silent_are_locked_out_by_who_has_the_record_alone() 
     let waited = Instant::now();
     let alone = PostgresStore::open(&fence.settings, Migrate::Run, OwnershipMode::Exclusive, |_| {}).await.unwrap();
     assert!(waited.elapsed() >= OWNER_TIMEOUT, "a replica cannot be seen to be dead");
-    assert!(asleep.open(new_call(&[]), None).await.is_err() && asleep.heartbeat(&Replica::new()).await.is_err());
+    assert!(asleep.open(new_call(&[]), None).await.is_err() && asleep.heartbeat(&Replica::new(), None).await.is_err());
     alone.open(new_call(&[]), None).await.unwrap();
     alone.close().await;
     let next = fence.open_shared().await;
