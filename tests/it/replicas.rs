@@ -49,6 +49,17 @@ async fn until_phase(fleet: &Fleet, phase: &str) {
     }
 }
 
+/// Waits until the first replica has sent a heartbeat.
+async fn heartbeat(fleet: &Fleet) {
+    let sql = "SELECT beat_at FROM replicas ORDER BY id LIMIT 1";
+    let read = async || sqlx::query_scalar::<_, i64>(sql).fetch_one(&fleet.record).await.unwrap();
+    let (before, started) = (read().await, Instant::now());
+    while read().await == before {
+        assert!(started.elapsed() < PATIENCE, "it sends no heartbeat");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 /// Its app was told that the outcome is unknown. Whatever has been found out since, by whom, an order that comes again is that one,
 /// wherever it comes, until somebody has told it so.
 #[tokio::test(flavor = "multi_thread")]
@@ -123,13 +134,15 @@ async fn an_order_comes_again_elsewhere_before_its_replica_could_record_what_it_
     for (n, ends) in [false, true].into_iter().enumerate() {
         let to = format!("+1555000400{n}");
         fleet.control.fault(Fault { ms: 8_000, ..Fault::next(Provider::ElevenLabs, FaultKind::Slow, 1) });
+        // Its next heartbeat comes just before it answers, and is the last that the database gets of it.
+        heartbeat(&fleet).await;
         let first = fleet.dial(0, "alpha", &to, None, PATIENCE);
         let trouble = async {
-            tokio::time::sleep(Duration::from_millis(500)).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
             if ends {
                 fleet.end_all();
             }
-            tokio::time::sleep(Duration::from_millis(1_200)).await;
+            heartbeat(&fleet).await;
             fleet.replicas[0].postgres.set(Weather::BlackHole);
         };
         let (first, ()) = tokio::join!(first, trouble);
