@@ -93,7 +93,9 @@ fn of_account(status: &Value, account: &Value, add: &mut impl FnMut(Level, Strin
     if let Some(limit) = account["limit"].as_u64().filter(|limit| *limit > 0) {
         let in_use = count("inUse");
         let what = format!("account {name}: {in_use} of {limit} calls in use");
-        if in_use >= limit && status["mode"] == "observe" {
+        if in_use >= limit && status["bypass"].is_object() {
+            add(Level::Warn, what, "the bypass is on: creates go on; once it ends, they are rejected");
+        } else if in_use >= limit && status["mode"] == "observe" {
             add(Level::Warn, what, "the mode is observe: creates go on; enforce would reject them");
         } else if in_use >= limit {
             add(Level::Bad, what, "creates are rejected until one ends: ringfence calls list --account NAME");
@@ -148,8 +150,14 @@ mod tests {
         assert_eq!(levels, [Level::Bad, Level::Bad, Level::Warn, Level::Warn, Level::Warn], "{found:?}");
         assert!(found[0].what.starts_with("bypass on until soon, by local: test"), "{found:?}");
         ill["accounts"][0]["inUse"] = json!(10);
-        assert!(alarms(&ill).iter().any(|a| a.level == Level::Bad && a.what.contains("10 of 10 calls in use")));
+        let full = |status: &Value| {
+            let alarm = alarms(status).into_iter().find(|alarm| alarm.what.contains("10 of 10 calls in use")).unwrap();
+            (alarm.level, alarm.fix.split(':').next().unwrap_or_default().to_owned())
+        };
+        assert_eq!(full(&ill), (Level::Warn, "the bypass is on".to_owned()));
+        ill["bypass"] = Value::Null;
+        assert_eq!(full(&ill), (Level::Bad, "creates are rejected until one ends".to_owned()));
         ill["mode"] = json!("observe");
-        assert!(alarms(&ill).iter().any(|a| a.level == Level::Warn && a.what.contains("10 of 10 calls in use")));
+        assert_eq!(full(&ill), (Level::Warn, "the mode is observe".to_owned()));
     }
 }
