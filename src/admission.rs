@@ -1,4 +1,4 @@
-//! Which limiter decides at present, and under which epoch: this process's memory, Redis, or the database.
+//! The limiter that decides at present (this process's memory, Redis, or the database), and its epoch.
 //!
 //! An admission by a limiter counts only once the call is recorded under the epoch that the database holds at that moment
 //! ([`GateState`]). Each transition (fail-over, return, new limits) increments the epoch and recounts the open calls in the same
@@ -137,7 +137,7 @@ pub struct Deciding(#[expect(dead_code, reason = "held, not read")] OwnedRwLockR
 pub enum Admission {
     /// Admitted and recorded.
     Admitted {
-        /// Its claim on the slots.
+        /// The call's claim on the slots.
         lease: Lease,
         /// In observe mode: what would have rejected it.
         would_reject: Option<LimitExceeded>,
@@ -181,7 +181,7 @@ pub struct GateStatus {
     pub replica: String,
     /// Live replicas.
     pub replicas: usize,
-    /// This one is the leader.
+    /// Whether this replica is the leader.
     pub leads: bool,
 }
 

@@ -8,11 +8,11 @@ use serde::{Deserialize, Serialize};
 use crate::words::words;
 
 words!(
-    /// Which side placed the call.
+    /// The side that placed the call.
     Direction {
         /// The other side called.
         Inbound = "inbound",
-        /// We called the other side.
+        /// Our side called.
         Outbound = "outbound",
     }
 );
@@ -84,17 +84,17 @@ words!(
 words!(
     /// How an ended call ended.
     Outcome {
-        /// It was answered, and has ended.
+        /// Answered, and ended.
         Completed = "completed",
         /// The other side was busy, or we rejected an inbound call as busy.
         Busy = "busy",
-        /// Nobody answered.
+        /// Not answered.
         NoAnswer = "no_answer",
         /// Cancelled before it was answered.
         Canceled = "canceled",
         /// The provider could not place or carry it.
         Failed = "failed",
-        /// We ended or rejected it because a limit was full.
+        /// Ended or rejected by ringfence because a limit was full.
         Capacity = "capacity",
         /// The provider rejected the create: there was no call.
         NotCreated = "not_created",
@@ -104,7 +104,7 @@ words!(
 );
 
 words!(
-    /// Who answered a call, as far as its provider can tell.
+    /// The party that answered a call, as far as its provider can tell.
     AnsweredBy {
         /// A person.
         Human = "human",
@@ -141,11 +141,11 @@ pub enum Event {
 /// The effect of an event on a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// It moves to this later phase.
+    /// The call moves to this later phase.
     Move(Phase),
-    /// It ends.
+    /// The call ends.
     End(Outcome, EndProof),
-    /// It stays in its phase: its deadline is renewed.
+    /// The call stays in its phase: its deadline is renewed.
     Renew,
     /// None: the event is late, or the call has ended.
     Ignore,

@@ -35,16 +35,16 @@ pub enum JwsError {
     /// `alg` is none of [`Algorithm`].
     #[error("alg must be HS256, RS256 or ES256")]
     Algorithm,
-    /// It requires an unsupported extension (RFC 7515 §4.1.11, RFC 7797).
+    /// The token requires an unsupported extension (RFC 7515 §4.1.11, RFC 7797).
     #[error("crit and b64 must not be in its header")]
     Critical,
 }
 
 /// A parsed token, with an unverified signature.
 pub struct Token<'a> {
-    /// Its algorithm.
+    /// The token's algorithm.
     pub algorithm: Algorithm,
-    /// Its key id.
+    /// The token's key id.
     pub key_id: Option<String>,
     signed: &'a str,
     payload: Vec<u8>,
@@ -106,10 +106,10 @@ impl<'a> Token<'a> {
             }
     }
 
-    /// Its claims. Trust them only after verifying the signature.
+    /// Returns the token's claims. Trust them only after verifying the signature.
     ///
     /// # Errors
-    /// It is no JSON object.
+    /// The payload is no JSON object.
     pub fn claims(&self) -> Result<Map<String, Value>, JwsError> {
         serde_json::from_slice(&self.payload).map_err(|_| JwsError::Malformed)
     }

@@ -1,4 +1,4 @@
-//! Which limits bind a call, and which business a request belongs to. Pure: no clock, no I/O.
+//! Limits that bind a call, and the business that a request belongs to. Pure: no clock, no I/O.
 //!
 //! A [`Policy`] is immutable: every change builds a new one and swaps it in.
 
@@ -51,7 +51,7 @@ pub struct Facts {
     /// The account that carries the call, where it is another one and known: its limits bind the call too.
     #[serde(default)]
     pub carrier: Option<AccountName>,
-    /// Which side placed the call.
+    /// The side that placed the call.
     pub direction: Direction,
     /// The operation of the provider description, or the webhook, that created the call.
     pub operation: String,
@@ -63,7 +63,7 @@ pub struct Facts {
     pub other_number: Option<String>,
 }
 
-/// What a limit applies to; an empty list applies to all.
+/// The calls that a limit applies to; an empty list applies to all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Selector {
     /// Business ids.
@@ -106,7 +106,7 @@ impl Selector {
     }
 }
 
-/// What a limit is counted per.
+/// The unit that a limit is counted per.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Per {
@@ -155,25 +155,26 @@ pub struct Limit {
     pub name: Arc<str>,
     /// The owner.
     pub scope: Scope,
-    /// What it applies to.
+    /// The calls that the limit applies to.
     pub selects: Selector,
-    /// What it is counted per.
+    /// The unit that the limit is counted per.
     pub per: Per,
     /// How much it allows.
     pub bound: Bound,
-    /// Who decides while Redis is away; [`PolicySettings::on_outage`] if `None`.
+    /// The fallback while Redis is away; [`PolicySettings::on_outage`] if `None`.
     pub on_outage: Option<OnOutage>,
 }
 
-/// Who decides while the limiter's own store is away. Of the limits that bind a call the strictest, which is the greatest, applies.
+/// The fallback while the limiter's own store is away. Of the limits that bind a call the strictest, which is the greatest,
+/// applies.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum OnOutage {
-    /// Nobody: calls are admitted without a check, and counted.
+    /// Calls are admitted without a check, and counted.
     Open,
     /// The database, exactly.
     #[default]
     Database,
-    /// Nobody: calls are rejected.
+    /// Calls are rejected.
     Closed,
 }
 
@@ -197,7 +198,7 @@ pub struct Plan {
     pub concurrent: Option<u32>,
     /// Creates per interval of each business on the plan.
     pub rate: Option<Rate>,
-    /// What an inbound caller hears when the business is full.
+    /// The response that an inbound caller hears when the business is full.
     pub when_full: Option<WhenFull>,
     /// Destination rules for its businesses, in addition to the global ones.
     pub destinations: destinations::Rules,
@@ -225,7 +226,7 @@ impl Mode {
 /// An account as policy sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AccountLimits {
-    /// Its name.
+    /// The account's name.
     pub name: AccountName,
     /// Concurrent calls bought.
     pub concurrent: Option<u32>,
@@ -250,19 +251,19 @@ pub struct PolicySettings {
     pub plans: BTreeMap<String, Plan>,
     /// The operator's named limits.
     pub limits: Vec<Limit>,
-    /// Who decides while Redis is away, for limits without a setting of their own.
+    /// The fallback while Redis is away, for limits without a setting of their own.
     pub on_outage: OnOutage,
     /// Businesses of the config file.
     pub businesses: Vec<Business>,
     /// The identification rules; `None` if the config has none.
     pub rules: Option<Vec<Rule>>,
-    /// What happens to requests of unknown businesses.
+    /// Treatment of requests of unknown businesses.
     pub unknown: Unknown,
-    /// What happens to a request that names one business and uses an agent or number of another.
+    /// Treatment of a request that names one business and uses an agent or number of another.
     pub contradictions: Contradictions,
     /// Whether [`DEMO_BUSINESS`] exists.
     pub demo: bool,
-    /// What an inbound caller hears unless plan or business override it.
+    /// The response that an inbound caller hears when a limit is full, unless plan or business override it.
     pub when_full: WhenFull,
     /// How much of a call's transcript is kept, unless the business overrides it.
     pub transcripts: Privacy,
@@ -439,7 +440,7 @@ impl Policy {
         }
     }
 
-    /// What an inbound caller of this business hears when it is full.
+    /// Returns the response that an inbound caller of this business hears when it is full.
     pub fn when_full(&self, id: &BusinessId) -> &WhenFull {
         let business = self.businesses.get(id).and_then(|b| b.when_full.as_ref());
         let plan = || self.settings.plans.get(&self.plan_of(id)).and_then(|p| p.when_full.as_ref());
@@ -488,7 +489,7 @@ impl Policy {
         slots.into_iter().collect()
     }
 
-    /// Who decides about a call while Redis is away: the strictest setting of the limits that bind it.
+    /// Returns the fallback for a call while Redis is away: the strictest setting of the limits that bind it.
     pub fn on_outage(&self, facts: &Facts) -> OnOutage {
         let own = self.settings.limits.iter().filter(|limit| limit.selects.matches(facts));
         // Limits of businesses, accounts and the platform have no setting of their own.

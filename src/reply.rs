@@ -26,7 +26,7 @@ const SERVICE: &str = "ringfence";
 /// A limit that was full.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FullLimit {
-    /// Its name.
+    /// The limit's name.
     pub name: String,
     /// Slots in use.
     pub in_use: u32,
@@ -39,7 +39,7 @@ pub struct FullLimit {
 pub struct Rejection {
     /// The rejection's id.
     pub id: RejectionId,
-    /// What went wrong.
+    /// The error code of the rejection.
     pub code: RejectionCode,
     /// A sentence for people.
     pub message: String,

@@ -9,19 +9,19 @@ use super::auth::Scope;
 /// A route.
 #[derive(Debug, Clone, Copy)]
 pub struct ApiRoute {
-    /// Its method.
+    /// HTTP method of the route.
     pub method: &'static str,
-    /// Its path. `{id}` is one part of it, `{id+}` one or more.
+    /// Path of the route. `{id}` is one part of it, `{id+}` one or more.
     pub path: &'static str,
     /// The required access.
     pub needs: Needs,
-    /// Its summary.
+    /// Summary of the route.
     pub about: &'static str,
-    /// Its query parameters: name, schema, meaning.
+    /// Query parameters of the route: name, schema, meaning.
     pub query: &'static [(&'static str, &'static str, &'static str)],
     /// The body: media types, schema, whether it is required.
     pub body: Option<Body>,
-    /// Its answers, except errors that every route has.
+    /// Answers of the route, except errors that every route has.
     pub answers: &'static [(u16, Shape)],
 }
 
@@ -30,7 +30,7 @@ pub struct ApiRoute {
 pub struct Body {
     /// Media types.
     pub kinds: &'static [&'static str],
-    /// Its schema, if it is JSON.
+    /// Schema of the body, if it is JSON.
     pub schema: &'static str,
     /// Whether it is required.
     pub required: bool,
@@ -41,7 +41,7 @@ pub struct Body {
 pub enum Needs {
     /// None.
     Nothing,
-    /// That of a scraper: none for requests whose Host is an IP address or localhost, unless `admin.metrics_token` is set.
+    /// The access of a scraper: none for requests whose Host is an IP address or localhost, unless `admin.metrics_token` is set.
     Scrape,
     /// A token of this scope or higher.
     Scope(Scope),
@@ -56,7 +56,7 @@ pub enum Shape {
     Json(&'static str),
     /// Nothing.
     Empty,
-    /// Something else, by its media types.
+    /// Content of another kind, by its media types.
     Other(&'static [&'static str]),
 }
 

@@ -32,11 +32,11 @@ pub struct Access {
 pub struct Caller {
     /// For the audit log.
     pub name: String,
-    /// Its origin, for the audit log: an address, or the socket's user.
+    /// The client's origin, for the audit log: an address, or the socket's user.
     pub from: String,
-    /// Its scope.
+    /// The client's scope.
     pub scope: Scope,
-    /// It may see whole telephone numbers.
+    /// Whether the client may see whole telephone numbers.
     pub whole_numbers: bool,
     /// The businesses that it may see; `None`: all.
     pub businesses: Option<Vec<String>>,

@@ -64,7 +64,7 @@ enum ListEdit {
 }
 
 impl ListEdit {
-    /// Its name in the audit log.
+    /// The edit's name in the audit log.
     const fn action(self) -> &'static str {
         match self {
             ListEdit::Put => "put do-not-call",
@@ -73,12 +73,12 @@ impl ListEdit {
     }
 }
 
-/// What a change names.
+/// The numbers that a change names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum EditOf {
     /// One number, in the path.
     One,
-    /// Those in the body.
+    /// The numbers in the body.
     Many,
 }
 

@@ -139,14 +139,14 @@ impl Decision {
     }
 }
 
-/// What becomes of a create that should be rejected.
+/// Treatment of a create that should be rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Enforcement {
-    /// It is rejected.
+    /// The create is rejected.
     On,
-    /// It is sent: the mode is observe.
+    /// The create is sent: the mode is observe.
     Observe,
-    /// It is sent: limits are bypassed.
+    /// The create is sent: limits are bypassed.
     Bypassed,
 }
 

@@ -27,7 +27,7 @@ const LINES_MAX: usize = 500;
 
 type Slots = BTreeMap<Arc<str>, u32>;
 
-/// What was held at a time.
+/// Slots held at a time.
 #[derive(Debug, Default)]
 struct Point {
     at_ms: UnixMs,
@@ -82,7 +82,7 @@ fn held_by_limit(policy: &Policy, by_key: &BTreeMap<String, u32>) -> Slots {
     held
 }
 
-/// Those with the most slots.
+/// Returns the entries with the most slots.
 fn most(slots: Slots) -> Slots {
     if slots.len() <= KEPT_MAX {
         return slots;

@@ -72,7 +72,7 @@ pub struct Admin {
     pub sightings: SweepStatuses,
     /// Access rules.
     pub access: Access,
-    /// Those of the newest config, so that open streams end when their token is no longer valid.
+    /// Access rules of the newest config, so that open streams end when their token is no longer valid.
     pub newest_access: watch::Sender<Access>,
     /// Cancelled when the process drains.
     pub draining: CancellationToken,
@@ -294,7 +294,7 @@ impl Admin {
         }
     }
 
-    /// Who asks, if that caller may do what the scope allows.
+    /// Returns the client of a request, if that client may do what the scope allows.
     fn caller(&self, exchange: &Exchange, needs: Scope) -> Result<Caller, AccessError> {
         self.access.caller(exchange, needs, self.calls.lifecycle.clock.now_ms() / 1000)
     }

@@ -6,7 +6,7 @@ use http::{HeaderMap, Response, StatusCode};
 
 use crate::reply::respond;
 
-/// Its files: path, media type, content.
+/// Files of the page: path, media type, content.
 const FILES: [(&str, &str, &str); 12] = [
     ("/", "text/html; charset=utf-8", include_str!("page/index.html")),
     ("/page/app.js", "text/javascript; charset=utf-8", include_str!("page/app.js")),

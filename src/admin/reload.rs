@@ -28,7 +28,7 @@ pub struct ReloadTrigger {
 }
 
 impl ReloadTrigger {
-    /// This process: a signal, or a changed file.
+    /// A trigger in this process: a signal, or a changed file.
     pub fn this_process(who: &str) -> Self {
         Self { who: who.to_owned(), from: "this process".to_owned() }
     }
@@ -52,7 +52,7 @@ pub trait Running: Send + Sync + 'static {
     /// The current console, for tasks that outlive a reload.
     fn console(&self) -> Admin;
 
-    /// Which config is in force.
+    /// Returns the config in force.
     fn in_force(&self) -> InForce;
 }
 
@@ -95,7 +95,7 @@ pub struct InForce {
 }
 
 impl InForce {
-    /// Its JSON in `/status`.
+    /// Returns the JSON of the config in force for `/status`.
     pub fn shown(&self) -> Value {
         let failed = self.last_failed.as_ref();
         json!({

@@ -9,12 +9,12 @@ use super::{Admin, Answer, LIST_MAX, Problem, bad, limit_of, not_found, ok};
 use crate::clock::UnixMs;
 use crate::store::{EventFilter, Inbox, Outbox, OutboxDelivery, Replayable};
 
-/// What one request replays at most: it answers within seconds, and its caller goes on.
+/// The maximum of events that one request replays: it answers within seconds, and its client goes on.
 const REPLAYS_MAX: u32 = 100;
 /// Failures of a replay that are told one by one.
 const ERRORS_MAX: usize = 20;
 
-/// What a query narrows the inbox and the outbox to.
+/// Returns the filter that a query sets on the inbox and the outbox.
 fn filter_of(query: &str, now_ms: UnixMs) -> Result<EventFilter, Problem> {
     Ok(EventFilter {
         account: asked(query, "account"),
@@ -85,7 +85,7 @@ impl Admin {
         Ok(json!({"event": replayed.event.as_ref().map(event), "deliveries": replayed.deliveries}))
     }
 
-    /// What could be replayed of what a filter lets through, the oldest first.
+    /// Lists the replayable events that a filter lets through, the oldest first.
     pub(super) async fn list_replayable(&self, query: &str) -> Answer {
         let (matching, ids, next) = self.find_replayable(query, LIST_MAX).await?;
         ok(&json!({"matching": matching, "ids": ids, "next": next}))

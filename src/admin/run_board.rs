@@ -15,7 +15,7 @@ const LATEST_MAX: u32 = 100;
 /// For how long runs are counted in one reading.
 const COUNTING_MAX: Duration = Duration::from_millis(200);
 
-/// What was counted last.
+/// The latest counts of runs.
 #[derive(Default)]
 pub(super) struct RunBoard(BTreeMap<String, CountedRun>);
 

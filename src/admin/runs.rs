@@ -33,7 +33,7 @@ const WAITING: usize = 4;
 const PAGE: u32 = 1_000;
 const PAGE_MAX: u32 = 10_000;
 
-/// What the reader of a body hands over.
+/// A part of a body that its reader hands over.
 enum UploadPart {
     /// The run, and whether leads follow.
     Head(Map<String, Value>, bool),

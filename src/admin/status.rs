@@ -1,4 +1,4 @@
-//! What `/ready` and `/status` say.
+//! Contents of `/ready` and `/status`.
 
 use std::collections::BTreeMap;
 

@@ -48,7 +48,7 @@ impl Uncounted {
 pub enum Permit {
     /// The call is recorded, and holds its slots.
     Leased(Lease),
-    /// It is not recorded, and holds no slot.
+    /// The create is not recorded, and holds no slot.
     Uncounted(Uncounted),
 }
 

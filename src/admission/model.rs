@@ -46,7 +46,7 @@ struct Open {
 #[derive(Debug, Clone)]
 struct Ghost {
     held: LeaseRow,
-    /// Its record has ended; else it never got one.
+    /// Whether the lease's record has ended; if not, the lease never got one.
     is_ended: bool,
 }
 

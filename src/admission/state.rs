@@ -1,4 +1,4 @@
-//! What a replica keeps beside the limiter: what others share, the bypass, and operations that wait for the limiter.
+//! State of a replica beside the limiter: what other replicas share, the bypass, and operations that wait for the limiter.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Mutex;
@@ -31,15 +31,15 @@ pub struct Sighting {
 /// A replica, as all replicas see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
-    /// Its identity.
+    /// The replica's identity.
     pub replica: Replica,
-    /// Its first heartbeat, in milliseconds since 1970. `None`: this one, without others.
+    /// Time of the replica's first heartbeat, in milliseconds since 1970. `None`: this replica, without others.
     pub started_at: Option<UnixMs>,
-    /// Its last heartbeat.
+    /// Time of the replica's last heartbeat.
     pub heard_at: Option<UnixMs>,
     /// The hash of its policy, and since when that is in force. `None`: a version that does not share it.
     pub policy: Option<(String, UnixMs)>,
-    /// It is the leader.
+    /// Whether the replica is the leader.
     pub leads: bool,
 }
 
@@ -56,7 +56,7 @@ pub(super) struct Peers {
     pub(super) seen_elsewhere: BTreeMap<String, Sighting>,
 }
 
-/// What this process knows of it.
+/// The bypass as this process knows it.
 #[derive(Debug, Default)]
 pub(super) struct BypassState {
     pub(super) latest: ArcSwapOption<Bypass>,
@@ -64,7 +64,7 @@ pub(super) struct BypassState {
     pub(super) versions: Mutex<Versions>,
     /// Held while the store is told.
     pub(super) telling: tokio::sync::Mutex<()>,
-    /// It was in force when the supervisor last looked.
+    /// Whether the bypass was in force when the supervisor last looked.
     pub(super) was_on: AtomicBool,
 }
 
@@ -96,9 +96,9 @@ const EPOCH_PROPAGATION: Duration = Duration::from_secs(10);
 pub(super) enum GateOp {
     /// The call has ended, or was never recorded.
     Release(CallId),
-    /// Its admission under this epoch got no answer.
+    /// The call's admission under this epoch got no answer.
     Forbid(i64, CallId),
-    /// It was recorded under this epoch and has to be counted.
+    /// The call was recorded under this epoch and has to be counted.
     Adopt(i64, LeaseRow),
 }
 

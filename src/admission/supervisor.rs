@@ -31,7 +31,7 @@ const MIN_UPTIME: Duration = Duration::from_secs(1);
 pub struct Role {
     /// Ids of the live replicas, including this one.
     pub live: Vec<String>,
-    /// This one is the leader: it sweeps, compares and replays.
+    /// Whether this replica is the leader: the leader sweeps, compares and replays.
     pub leads: bool,
     /// Changes with every change of a business, on any replica.
     pub businesses_version: String,

@@ -82,7 +82,7 @@ impl Listeners {
         Ok(Self { edges: [api, webhooks, admin, client], admin_socket, probes })
     }
 
-    /// Their addresses.
+    /// Returns the listeners' addresses.
     pub(super) fn addresses(&self) -> Vec<SocketAddr> {
         let probes = self.probes.iter().map(|(running, _)| running.local_addr());
         self.edges.iter().map(Edge::local_addr).chain(probes).collect()

@@ -30,7 +30,7 @@ const EARLY_KEPT_MS: i64 = 24 * 3_600_000;
 /// idempotency keys (<https://docs.stripe.com/api/idempotent_requests>).
 const ANSWER_KEPT_MS: i64 = 24 * 3_600_000;
 
-/// What the loops have in common.
+/// State that the loops have in common.
 pub(super) struct Loops {
     pub(super) live: Arc<Live>,
     pub(super) capacity: Capacity,

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::destinations;
 use crate::ids::BusinessId;
 
-/// What an inbound caller hears when a limit is full.
+/// The response that an inbound caller hears when a limit is full.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WhenFull {
@@ -159,12 +159,12 @@ pub struct RequestAttributes<'a> {
     pub api_key_sha256: Option<String>,
 }
 
-/// What happens to a request of an unknown business.
+/// Treatment of a request of an unknown business.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Unknown {
-    /// It is rejected with 403.
+    /// The request is rejected with 403.
     Reject,
-    /// It is accepted on this plan, under the id it names, or as `default`.
+    /// The request is accepted on this plan, under the id it names, or as `default`.
     Plan(String),
 }
 

@@ -3,13 +3,13 @@
 use super::{Policy, RequestAttributes, Unknown};
 use crate::ids::BusinessId;
 
-/// What happens to a request with contradicting attributes.
+/// Treatment of a request with contradicting attributes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Contradictions {
-    /// It is refused with 403.
+    /// The request is refused with 403.
     #[default]
     Refuse,
-    /// It is logged, and the rules apply in order.
+    /// The contradiction is logged, and the rules apply in order.
     Log,
 }
 

@@ -53,7 +53,7 @@ pub struct AdmissionRequest {
     pub call: CallId,
     /// The limits that bind it, the most specific first.
     pub bindings: Vec<Binding>,
-    /// Its concurrent calls.
+    /// The request's concurrent calls.
     pub slots: Slots,
     /// Whether full limits reject. In observe mode all wanted slots are granted.
     pub mode: Mode,
@@ -86,7 +86,7 @@ pub fn keys(bindings: &[Binding]) -> Vec<String> {
 /// The first limit of a request that had too few free slots.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shortfall {
-    /// Its index among the request's bindings.
+    /// The limit's index among the request's bindings.
     pub binding: usize,
     /// Slots that are held; 0 for rates.
     pub current: u32,
@@ -210,11 +210,11 @@ pub struct GateState {
 /// The first full limit, as reported to a caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LimitExceeded {
-    /// Its name.
+    /// The limit's name.
     pub limit: Arc<str>,
-    /// Its scope.
+    /// The limit's scope.
     pub scope: Scope,
-    /// Its bound.
+    /// The limit's bound.
     pub bound: Bound,
     /// Slots that are held; 0 for rates.
     pub current: u32,

@@ -12,7 +12,7 @@ const BUSINESSES_MAX: usize = 20;
 pub struct InForce {
     /// The name in rejections.
     pub name: String,
-    /// What it is counted per.
+    /// The unit that the limit is counted per.
     pub per: &'static str,
     /// The bound: `5 calls at once`, `5/s`.
     pub allows: String,

@@ -67,7 +67,7 @@ pub enum RejectionCode {
     UpstreamRedirects,
 }
 
-/// What observe mode does where enforce mode answers with a code.
+/// The action of observe mode where enforce mode answers with a code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ObserveAction {
     /// The create is sent and marked: counter, log, record, and a header on the response. A create whose body cannot be read passes
@@ -93,15 +93,15 @@ impl ObserveAction {
 /// Whether a request answered with a code has made a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Disposition {
-    /// It has not.
+    /// The request has made no call.
     NotCalled,
-    /// It may have.
+    /// The request may have made a call.
     Unknown,
-    /// It has, when it was sent the first time.
+    /// The request made a call when it was sent the first time.
     Called,
 }
 
-/// Which of the provider's error formats fits.
+/// The provider's error format that fits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Concurrency,
@@ -156,7 +156,7 @@ impl RejectionCode {
         RejectionCode::UpstreamRedirects,
     ];
 
-    /// What observe mode does instead: it rejects only what cannot be sent at all.
+    /// Returns the action of observe mode instead: only what cannot be sent at all is rejected.
     pub const fn observed(self) -> ObserveAction {
         match self {
             // Limits, and rules about the business or the destination.

@@ -33,10 +33,10 @@ pub enum GateError {
     /// No answer. Unless it was known to be unavailable before, the operation may have happened, or may still happen.
     #[error("the limiter does not answer: {0}")]
     Away(String),
-    /// It is filled for this other epoch. Nothing was done.
+    /// The limiter is filled for this other epoch. Nothing was done.
     #[error("the limiter is at epoch {0}")]
     Epoch(i64),
-    /// It was never filled for the epoch, or has lost data. Nothing was done.
+    /// The limiter was never filled for the epoch, or has lost data. Nothing was done.
     #[error("the limiter needs a rebuild: {0}")]
     Unfilled(String),
 }

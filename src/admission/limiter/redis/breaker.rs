@@ -37,7 +37,7 @@ const INSPECT_EVERY: u32 = 60;
 /// Health of the server, for `/status`, metrics and fail-over.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Health {
-    /// It is used for decisions.
+    /// Whether the server is used for decisions.
     pub up: bool,
     /// How long `up` has had its value.
     pub lasting: Duration,

@@ -23,7 +23,7 @@ const HOPS_MAX: usize = 5;
 /// Why a server gave no usable answer.
 #[derive(Debug)]
 pub(super) enum Fault {
-    /// It did not answer in time. The operation may still happen.
+    /// The server did not answer in time. The operation may still happen.
     Late(Duration),
     /// The connection or the server failed: it is unusable until it was checked.
     Away(String),
@@ -84,7 +84,7 @@ fn sentence(error: &RedisError) -> String {
 pub(super) struct Link {
     connection: MultiplexedConnection,
     hashes: [String; SCRIPTS],
-    /// Its address.
+    /// The server's address.
     pub address: String,
     /// How it was opened.
     pub info: ConnectionInfo,

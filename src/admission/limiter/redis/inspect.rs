@@ -35,7 +35,7 @@ impl Problem {
     }
 }
 
-/// What a server says of itself that a limiter does not depend on.
+/// Facts that a server reports about itself and that a limiter does not depend on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Observed {
     /// How far its clock is ahead of ours, in seconds.
@@ -59,7 +59,7 @@ impl Observed {
         }
     }
 
-    /// What it could not write to its disk, after which it may reject every write.
+    /// Returns the file that the server could not write to its disk, after which it may reject every write.
     pub fn failed(&self) -> Option<&'static str> {
         let is_bad = |state: &Option<String>| state.as_deref().is_some_and(|state| state != "ok");
         match (is_bad(&self.append), is_bad(&self.snapshot)) {

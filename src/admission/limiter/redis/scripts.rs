@@ -22,7 +22,7 @@ macro_rules! guarded {
     };
 }
 
-/// Their sources, in the order of [`Script`].
+/// Sources of the scripts, in the order of [`Script`].
 pub(super) const SOURCES: [&str; SCRIPTS] = [
     include_str!("scripts/probe.lua"),
     guarded!("admit.lua"),

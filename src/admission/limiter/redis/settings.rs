@@ -32,11 +32,11 @@ pub struct RedisSettings {
 /// How the server with the pool's keys is found.
 #[derive(Debug, Clone)]
 pub(super) enum Finding {
-    /// It is the server in the URL.
+    /// The server is the one in the URL.
     Named(ConnectionInfo),
     /// Sentinels know the master of this name.
     Sentinels {
-        /// Their addresses, without credentials.
+        /// The sentinels' addresses, without credentials.
         sentinels: Vec<ConnectionInfo>,
         /// The name of the master's group.
         name: String,

@@ -120,7 +120,7 @@ async fn decisions_go_by_the_servers_clock() {
     assert!((since + 86_400_101..=servers_ms().await + 86_400_101).contains(&token_at), "{token_at}");
 }
 
-/// What a clock that was far ahead has let through says nothing of today.
+/// Creates that a clock far ahead has let through say nothing of today.
 #[tokio::test]
 async fn a_create_of_the_far_future_counts_no_more() {
     let (_server, gate) = fresh().await;

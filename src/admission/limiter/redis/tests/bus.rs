@@ -1,4 +1,4 @@
-//! What is said on the pool's channel.
+//! Messages on the pool's channel.
 
 use std::sync::{Arc, Mutex};
 

@@ -111,7 +111,7 @@ impl Server {
         self.try_say(words).await.unwrap_or_else(|error| panic!("{words:?}: {error}"))
     }
 
-    /// What an `INFO` field says.
+    /// Returns the value of an `INFO` field.
     pub async fn info(&self, field: &str) -> String {
         let info: String = self.say(&["INFO"]).await;
         let line = info.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
