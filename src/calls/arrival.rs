@@ -16,13 +16,13 @@ pub struct Arrival {
     pub account: Arc<Account>,
     /// The webhook, or `sweep`.
     pub operation: String,
-    /// Which side placed it.
+    /// The side that placed the call.
     pub direction: Direction,
-    /// What policy selects by.
+    /// The attributes that policy selects by.
     pub facts: CallFacts,
-    /// Its ids.
+    /// The call's ids.
     pub aliases: Vec<Alias>,
-    /// Its phase.
+    /// The call's phase.
     pub phase: Phase,
     /// The provider waits for our reply, so the call can be rejected before it is answered.
     pub rejectable: bool,
@@ -35,7 +35,7 @@ pub struct Arrival {
 /// The outcome of an inbound call's admission.
 #[derive(Debug, Clone)]
 pub enum ArrivalOutcome {
-    /// It has a slot, new or from before.
+    /// The call has a slot, new or from before.
     Admitted(CallId),
     /// No slot is free. Where the call could not be rejected by a reply, it is being hung up.
     Refused(CallId, WhenFull),

@@ -12,7 +12,7 @@ type Members = BTreeMap<AccountName, HashMap<String, Member>>;
 struct Member {
     /// The batch's call record.
     batch: CallId,
-    /// Its other ids. Its carrier knows it by one of them.
+    /// The call's other ids. Its carrier knows it by one of them.
     also: Vec<Alias>,
 }
 

@@ -21,12 +21,12 @@ pub trait BatchCalling: Send + Sync {
 /// A request that creates no calls.
 #[derive(Debug, Clone, Copy)]
 pub struct OtherRequest<'r> {
-    /// Its method.
+    /// The request's method.
     pub method: &'r Method,
     /// The path at the provider.
     pub path: &'r str,
-    /// Its query, without the question mark.
+    /// The request's query, without the question mark.
     pub query: &'r str,
-    /// Its headers.
+    /// The request's headers.
     pub headers: &'r HeaderMap,
 }

@@ -70,7 +70,7 @@ impl CallSettings {
 pub struct OwnEvents {
     /// The app's URL.
     pub url: http::Uri,
-    /// Their signing secret (see [`crate::provider::sign::sign_standard`]).
+    /// The events' signing secret (see [`crate::provider::sign::sign_standard`]).
     pub secret: Secret,
 }
 

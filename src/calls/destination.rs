@@ -32,7 +32,7 @@ pub(super) struct Lists {
 struct BlockedNumber {
     why: Blocked,
     masked: String,
-    /// Its position among the recipients of a batch, and their number.
+    /// The destination's position among the recipients of a batch, and the number of recipients.
     at: Option<(usize, usize)>,
 }
 

@@ -25,7 +25,7 @@ use crate::store::{Change, Contradiction, InsertOutcome, Result, StoreError};
 /// Number of locks that the ids of arriving calls share. Two calls that share a lock wait one store write for each other.
 const ARRIVALS: usize = 64;
 
-/// What outlives a reload.
+/// State of inbound calls that outlives a reload.
 #[derive(Clone)]
 pub(super) struct InboundState {
     /// Serialises arrivals of one call: each of its ids maps to one of these locks.

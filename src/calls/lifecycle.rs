@@ -56,7 +56,7 @@ const STORE_AGAIN: Duration = Duration::from_secs(1);
 /// Failed tries for each line in the log: about one a minute.
 const LOG_EVERY: u32 = 60;
 
-/// Which try to apply a change.
+/// The first or a later try to apply a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Try {
     First,

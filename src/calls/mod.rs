@@ -72,7 +72,7 @@ pub struct Calls {
     pub post_call: Arc<PostCallRecords>,
     /// Turns rejections into responses.
     pub rejections: Arc<Rejections>,
-    /// Who may be called.
+    /// Rules for the destinations that may be called.
     pub destinations: Arc<Destinations>,
     /// Live calls of open batches.
     pub batch_members: BatchMembers,

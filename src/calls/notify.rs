@@ -46,7 +46,7 @@ pub struct Notification {
 /// A change of a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum News {
-    /// Something was stored: an utterance, an id, a post-call record.
+    /// A part of the call's record was stored: an utterance, an id, a post-call record.
     Record,
     /// The call ended: its end is stored, and its slots are free.
     Ended,

@@ -76,7 +76,7 @@ pub struct Unread {
     pub since_ms: i64,
     /// Why, as of the last try.
     pub why: String,
-    /// It has been unreadable for long enough to raise an alarm.
+    /// Whether the call has been unreadable for long enough to raise an alarm.
     #[serde(skip)]
     is_alarming: bool,
 }
@@ -140,9 +140,9 @@ pub struct SweepCounts {
 pub struct SweepReport {
     /// The account.
     pub account: AccountName,
-    /// It has credentials.
+    /// Whether the account has credentials.
     pub can_be_asked: bool,
-    /// Its open calls in the store, before the comparison.
+    /// The account's open calls in the store, before the comparison.
     pub open: usize,
     /// The provider's number of live calls, if it answered.
     pub provider_live: Option<u32>,

@@ -26,11 +26,11 @@ pub const CAPACITY_INBOUND: &str = "capacity_inbound";
 /// The kind of a rejected request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RequestKind {
-    /// It creates calls: its rejection is logged, counted and recorded.
+    /// The request creates calls: its rejection is logged, counted and recorded.
     Create,
-    /// It is a job of a bulk run: its rejection is reported to the dialler only.
+    /// The request is a job of a bulk run: its rejection is reported to the dialler only.
     Job,
-    /// It is not known to create calls: its rejection is only answered.
+    /// The request is not known to create calls: its rejection is only answered.
     Other,
 }
 
@@ -43,9 +43,9 @@ pub struct RejectedRequest<'a> {
     pub account: &'a Account,
     /// The business, or the unknown name that the request gave.
     pub business: &'a str,
-    /// Its plan.
+    /// The plan of the business.
     pub plan: &'a str,
-    /// Which side places the call.
+    /// The side that places the call.
     pub direction: Direction,
     /// The called number.
     pub to: Option<&'a str>,

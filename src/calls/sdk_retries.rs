@@ -11,7 +11,7 @@ use crate::sync::lock;
 const REMEMBERED_MAX: usize = 50_000;
 /// An SDK that sleeps for `Retry-After` retries no sooner than this; an earlier equal request was sent in parallel.
 const SDK_SLEEPS: Duration = Duration::from_millis(300);
-/// It retries within this time at most, whatever `Retry-After` says.
+/// The time within which an SDK retries at most, whatever `Retry-After` says.
 const SDK_GIVES_UP: Duration = Duration::from_secs(90);
 /// The delay that it may add to `Retry-After`: jitter (a tenth of the wait in ElevenLabs' SDKs), network, a new connection.
 const SDK_DELAY: Duration = Duration::from_secs(2);

@@ -39,9 +39,9 @@ enum CreateSize {
 
 /// A parsed request at the path of a create.
 pub(super) enum Parsed {
-    /// It creates calls.
+    /// The request creates calls.
     Create(Box<CreateRequest>),
-    /// It creates none and is passed through unchanged.
+    /// The request creates no calls and is passed through unchanged.
     Other,
 }
 
@@ -198,7 +198,7 @@ fn decode(calls: &Calls, account: &Account, content_type: Option<&str>, bytes: &
 /// The attributes that a create shows of itself.
 struct Identified {
     facts: Facts,
-    /// It names a business that is not known, or contradicts itself.
+    /// The unknown business, if the create names one that is not known, or contradicts itself.
     unknown: Option<UnknownBusiness>,
     /// The part of it that named a business and was not read.
     ignored: Option<Ignored>,

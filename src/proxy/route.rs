@@ -49,7 +49,7 @@ pub(super) enum RouteError {
     Contradiction {
         /// The account that the URL names.
         account: Arc<Account>,
-        /// Which attribute belongs to which account.
+        /// The account that each attribute belongs to, in a sentence.
         why: String,
     },
 }

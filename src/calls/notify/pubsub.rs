@@ -32,13 +32,13 @@ struct Message {
     /// The changed call; `None`: a keep-alive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     call: Option<String>,
-    /// Its interim utterance; `None`: something was stored.
+    /// The call's interim utterance; `None`: something was stored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     partial: Option<Interim>,
-    /// It has no interim utterance.
+    /// Whether the call has no interim utterance.
     #[serde(default)]
     is_quiet: bool,
-    /// It has ended.
+    /// Whether the call has ended.
     #[serde(default)]
     is_over: bool,
 }

@@ -55,10 +55,10 @@ pub(super) struct Marks {
     would_reject: Option<Arc<str>>,
 }
 
-/// Which call a request was sent for.
+/// The call that a request was sent for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum CallOf {
-    /// Its own call: it ends with the request.
+    /// The request's own call: it ends with the request.
     Request,
     /// An open call that it joined, and that continues.
     Joined,
@@ -86,7 +86,7 @@ impl Admitted {
         self.permit.call()
     }
 
-    /// Which call it is sent for.
+    /// Returns the call that this request is sent for.
     pub(super) fn call_of(&self) -> CallOf {
         match (&self.permit, &self.joining) {
             (Permit::Uncounted(_), _) => CallOf::Uncounted,
@@ -141,7 +141,7 @@ impl Marks {
 
 /// The outcome of admitting a new request.
 pub(super) enum AdmitStep {
-    /// It may be sent.
+    /// The request may be sent.
     Admitted(Box<Admitted>),
     /// Another request with one of its ids was recorded first: deduplication has to run again.
     Overtaken,

@@ -17,7 +17,7 @@ use crate::policy::decision::{AdmissionRequest, LimitExceeded, Slots};
 use crate::policy::{Binding, Bound, Mode};
 use crate::reply::Rejection;
 
-/// What a call is admitted on, beyond the limits of its business.
+/// Terms that a call is admitted on, beyond the limits of its business.
 pub(super) struct Terms {
     pub(super) slots: Slots,
     /// `None`: the mode in force at the decision.
@@ -28,12 +28,12 @@ pub(super) struct Terms {
     pub(super) bindings: Vec<Binding>,
     /// The ids that its record has from the start.
     pub(super) aliases: Vec<Alias>,
-    /// What duplicates of its request are told by.
+    /// The fingerprint that duplicates of the request are recognised by.
     pub(super) fingerprint: Option<String>,
 }
 
 impl Terms {
-    /// Those of a job of a bulk run.
+    /// Returns the terms of a job of a bulk run.
     pub(super) fn of_job(job: &mut JobTerms) -> Self {
         Self {
             slots: Slots::ONE,
@@ -67,13 +67,13 @@ pub(super) struct DecidedCall {
 
 /// Why a call was not admitted. There is no trace of it.
 pub(super) enum DecideError {
-    /// Its request cannot be sent.
+    /// The call's request cannot be sent.
     Rejected(Rejection),
-    /// Its account is no longer in the config.
+    /// The call's account is no longer in the config.
     AccountRemoved,
     /// A limit is full.
     LimitExceeded(LimitExceeded),
-    /// It cannot be decided.
+    /// The call's admission cannot be decided.
     Undecided(AdmissionError),
 }
 

@@ -26,7 +26,7 @@ pub struct JobTerms {
 pub enum JobPlaced {
     /// The provider has the call: its end settles the job.
     Called(CallId),
-    /// It is unknown whether the provider has the call: its end settles the job.
+    /// The outcome is unknown: the provider may have the call, whose end settles the job.
     Unknown {
         /// The call.
         call: CallId,
@@ -42,11 +42,11 @@ pub enum JobPlaced {
         /// Seconds to wait.
         wait_secs: u32,
     },
-    /// It was not sent, or the provider takes no call of the account: its credentials are wrong, or it is not paid for.
+    /// The job was not sent, or the provider takes no call of the account: its credentials are wrong, or it is not paid for.
     NotSent(String),
     /// This process was paused past the send deadline, so it was not sent: neither the provider's fault nor the lead's.
     Late,
-    /// Its provider rejected it, or it cannot be sent as it is.
+    /// The job was rejected by its provider, or cannot be sent as it is.
     Rejected(String),
     /// No limiter can decide at present.
     Away(String),
@@ -60,7 +60,7 @@ pub struct Unavailable {
 }
 
 impl Unavailable {
-    /// What the outcome of a request says.
+    /// Returns the unavailability that the outcome of a request reports, if any.
     pub(super) fn of(result: &SendResult, now_ms: UnixMs) -> Option<Self> {
         match result {
             SendResult::Answered(answer) if answer.status() == StatusCode::SERVICE_UNAVAILABLE => {

@@ -9,8 +9,8 @@ pub(super) enum NotSent {
     Rejected(Rejection),
     /// A limit is full.
     LimitExceeded(LimitExceeded),
-    /// It cannot be decided at present whether there is room for it, or whether it is a duplicate. In observe mode it is sent
-    /// nevertheless, and counted in no limit.
+    /// The admission cannot be decided at present: whether there is room for the request, or whether it is a duplicate. In
+    /// observe mode the request is sent nevertheless, and counted in no limit.
     Undecided(Rejection),
 }
 

@@ -71,7 +71,7 @@ impl CreateRequest {
         }
     }
 
-    /// Its fingerprint: equal requests have equal ones.
+    /// Returns the request's fingerprint: equal requests have equal ones.
     pub(in crate::calls) fn fingerprint(&self) -> &Fingerprint {
         &self.fingerprint
     }
@@ -84,7 +84,7 @@ impl CreateRequest {
         fingerprint::key(&self.facts, self.upstream.headers())
     }
 
-    /// Its body and headers as selectors see them.
+    /// Returns the request's body and headers as selectors see them.
     pub fn message(&self) -> Message<'_> {
         Message::new(&self.body, self.upstream.headers())
     }

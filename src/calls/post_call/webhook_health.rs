@@ -22,8 +22,8 @@ use crate::store::{Result, WebhookHealthQuery};
 const POLL_INTERVAL: Duration = Duration::from_secs(10);
 /// The number of latest calls that are checked.
 const CALLS: u32 = 200;
-/// This many calls in a row without the webhook raise the alarm: half of what makes ElevenLabs disable a webhook (ten failures in
-/// a row).
+/// The number of calls in a row without the webhook that raises the alarm: half of what makes ElevenLabs disable a webhook (ten
+/// failures in a row).
 const LATE_CALLS: u32 = 5;
 /// How far back calls and webhooks are checked, in milliseconds. ElevenLabs disables no webhook whose last success is younger.
 const LOOK_BACK_MS: i64 = 7 * 24 * 3_600_000;
@@ -32,7 +32,7 @@ const LOOK_BACK_MS: i64 = 7 * 24 * 3_600_000;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct WatchedWebhook {
-    /// Its name in the description.
+    /// The webhook's name in the description.
     pub webhook: String,
     /// When it last arrived, for one of the latest calls of a week.
     pub last_came_at: Option<String>,

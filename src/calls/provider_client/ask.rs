@@ -41,10 +41,10 @@ pub enum AskError {
         /// Seconds until it accepts another request, if it says so.
         retry_after_secs: Option<u32>,
     },
-    /// It answered with a status that does not tell the call's state.
+    /// The provider answered with a status that does not tell the call's state.
     #[error("the provider answered {0}")]
     Status(u16),
-    /// Its answer cannot be parsed.
+    /// The provider's answer cannot be parsed.
     #[error("the provider's answer cannot be read: {0}")]
     Unreadable(Unreadable),
 }
@@ -52,13 +52,13 @@ pub enum AskError {
 /// Why an answer cannot be parsed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unreadable {
-    /// It is neither JSON nor XML: a proxy's HTML page, or truncated.
+    /// The answer is neither JSON nor XML: a proxy's HTML page, or truncated.
     #[error("no {0} in it")]
     NoDocument(&'static str),
-    /// It has a state that the provider's description does not list.
+    /// The answer has a state that the provider's description does not list.
     #[error("unknown state {0:?}: the provider's description does not list it")]
     UnknownState(String),
-    /// It has no state of the call.
+    /// The answer has no state of the call.
     #[error("no call state in it")]
     NoState,
 }

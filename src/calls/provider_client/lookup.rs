@@ -30,15 +30,15 @@ pub struct FoundCall {
     pub event: Option<Event>,
     /// Why the state cannot be read.
     pub unread: Option<Unreadable>,
-    /// Its ids.
+    /// The call's ids.
     pub aliases: Vec<Alias>,
     /// The attributes that policy selects by.
     pub facts: CallFacts,
-    /// Which side placed it, if the record says so.
+    /// The side that placed the call, if the record says so.
     pub direction: Option<Direction>,
-    /// It is a telephone call.
+    /// Whether the call is a telephone call.
     pub phone: bool,
-    /// It is a leg of another call.
+    /// Whether the call is a leg of another call.
     pub is_part: bool,
     /// The batch that it belongs to.
     pub member_of: Vec<Alias>,
@@ -49,7 +49,7 @@ pub struct FoundCall {
 pub enum LookedUp {
     /// The provider has a record.
     Found(FoundCall),
-    /// It has none.
+    /// The provider has no record.
     Absent,
 }
 
@@ -60,7 +60,7 @@ pub enum LookedUpGroup {
     Found {
         /// Live while the batch may make calls, ended once it makes no more.
         event: Event,
-        /// Its concurrent calls, if the record has them.
+        /// The batch's concurrent calls, if the record has them.
         slots: Option<u32>,
     },
     /// There is none.
@@ -70,7 +70,7 @@ pub enum LookedUpGroup {
 /// The outcome of fetching a post-call record.
 #[derive(Debug, Clone, PartialEq)]
 pub enum LookedUpRecord {
-    /// It has one.
+    /// The provider has a record.
     Found {
         /// The record.
         record: Box<PostCall>,
@@ -79,20 +79,20 @@ pub enum LookedUpRecord {
         /// The state of the call.
         event: Option<Event>,
     },
-    /// It has no record.
+    /// The provider has no record.
     Absent,
 }
 
 /// One call of a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listed {
-    /// Its id.
+    /// The call's id.
     pub alias: Alias,
-    /// Its state.
+    /// The call's state.
     pub event: Option<Event>,
     /// The attributes that policy selects by.
     pub facts: CallFacts,
-    /// Which side placed it.
+    /// The side that placed the call.
     pub direction: Direction,
     /// When it was created.
     pub created_at: Option<UnixMs>,

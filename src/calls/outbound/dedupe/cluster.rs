@@ -87,7 +87,7 @@ fn choose<'a>(orders: &'a [InFlightRow], me: &str, now_ms: UnixMs, waited_ms: i6
 pub(super) enum ClusterLookup {
     /// A new request.
     New(Claim),
-    /// This earlier one, sent again.
+    /// An earlier request, sent again.
     Duplicate(InFlightRef),
 }
 

@@ -38,13 +38,13 @@ pub(in crate::calls) struct ClientState {
     left: OnceLock<Instant>,
     /// A response was written to it.
     told: AtomicBool,
-    /// It has received its response.
+    /// Whether the client has received its response.
     heard: AtomicBool,
     changed: Notify,
 }
 
 impl ClientState {
-    /// It has disconnected, or has its response.
+    /// Whether the client has disconnected, or has its response.
     pub(in crate::calls) fn has_left(&self) -> bool {
         self.left.get().is_some()
     }
@@ -147,7 +147,7 @@ pub(in crate::calls) enum Progress {
     UnderWay,
     /// The provider's response was lost; the call record will show the outcome.
     Unknown,
-    /// It made a call; with the provider's response, where it is kept.
+    /// The request made a call; with the provider's response, where it is kept.
     Created(Option<Arc<Kept>>),
 }
 
@@ -172,7 +172,7 @@ struct InFlight {
     progress: Progress,
     /// The client was told that the outcome is unknown: the real outcome is undelivered.
     reported_unknown: bool,
-    /// Its response was written, and its client has not acknowledged it.
+    /// Whether the response was written; its client has not acknowledged it.
     delivered: bool,
 }
 
@@ -198,13 +198,13 @@ impl InFlightRef {
         all.get(&self.fingerprint, self.id).is_some_and(|o| Arc::ptr_eq(&o.client, client))
     }
 
-    /// Its client disconnected, and no other has taken its place.
+    /// Whether the request's client disconnected, and no other has taken its place.
     pub(in crate::calls) fn is_abandoned_by_client(&self) -> bool {
         let mut all = self.requests.lock();
         all.get(&self.fingerprint, self.id).is_some_and(|o| o.client.has_left())
     }
 
-    /// It made a call.
+    /// Notes that the request made a call.
     fn created(&self, answer: &Response<Bytes>) {
         let kept = self.requests.keep(answer).map(Arc::new);
         self.change(|o| o.progress = Progress::Created(kept));
@@ -220,7 +220,7 @@ impl InFlightRef {
         self.change(|o| o.reported_unknown = true);
     }
 
-    /// It made no call: a retry is a new request.
+    /// Notes that the request made no call: a retry is a new request.
     pub(super) fn not_created(&self) {
         self.requests.lock().remove_if(&self.fingerprint, |o| o.id == self.id);
     }
@@ -236,7 +236,7 @@ impl InFlightRef {
         }
     }
 
-    /// Its call, once recorded, and its progress. `None`: it is finished.
+    /// Returns the request's call, once recorded, and its progress. `None`: the request is finished.
     pub(super) fn look(&self) -> Option<(Option<CallId>, Progress)> {
         let mut all = self.requests.lock();
         all.get(&self.fingerprint, self.id).map(|o| (o.call.clone(), o.progress.clone()))
@@ -246,9 +246,9 @@ impl InFlightRef {
 /// The outcome of sending a create.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::calls) enum SendOutcome {
-    /// It made a call.
+    /// The create made a call.
     Created,
-    /// It made no call.
+    /// The create made no call.
     NotCreated,
     /// The outcome is unknown.
     Unknown,
@@ -268,7 +268,7 @@ impl Claim {
         &self.request
     }
 
-    /// Its call is recorded.
+    /// Notes that the request's call is recorded.
     pub(in crate::calls) fn recorded(&self, call: &CallId) {
         self.request.change(|o| o.call = Some(call.clone()));
     }
@@ -286,7 +286,7 @@ impl Claim {
         }
     }
 
-    /// It made no call: a retry is a new request.
+    /// Notes that the request made no call: a retry is a new request.
     pub(in crate::calls) fn not_created(mut self) {
         self.is_settled = true;
         self.request.not_created();
@@ -384,7 +384,7 @@ impl InFlight {
         !self.delivered && !self.is_stale()
     }
 
-    /// Its response was kept too long without a retry.
+    /// Whether the response was kept too long without a retry.
     fn is_stale(&self) -> bool {
         matches!(self.progress, Progress::Created(_)) && self.client.left.get().is_some_and(|at| at.elapsed() > KEPT)
     }

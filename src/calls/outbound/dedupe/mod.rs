@@ -38,7 +38,7 @@ use replay::{Duplicate, Replay, Replayed};
 
 /// How duplicates of a request are recognised.
 pub(super) struct Identity {
-    /// Its idempotency key, unless another request has the key and observe mode is on.
+    /// The request's idempotency key, unless another request has the key and observe mode is on.
     pub(super) key: Option<Alias>,
     look: Look,
 }

@@ -29,7 +29,7 @@ const DUPLICATE_HEADER: &str = "x-ringfence-duplicate-of";
 
 /// The earlier request of a duplicate.
 pub(super) struct Duplicate {
-    /// Its call, where the idempotency key identified it.
+    /// The earlier request's call, where the idempotency key identified it.
     pub(super) call: Option<CallId>,
     /// The tracked request, while its response is not delivered.
     pub(super) request: Option<InFlightRef>,

@@ -11,7 +11,7 @@ const AFTER_END_MS: i64 = 10_000;
 /// The state of an earlier request's call, as far as it matters to a duplicate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum IdempotencyState {
-    /// It is unknown whether there is a call.
+    /// The existence of a call is unknown.
     Unknown,
     /// There is a call, or was until a moment ago.
     Called,

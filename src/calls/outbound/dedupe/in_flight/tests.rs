@@ -1,4 +1,4 @@
-//! Which requests are recognised as duplicates.
+//! Requests that are recognised as duplicates.
 
 use super::*;
 
