@@ -35,7 +35,7 @@ pub(super) struct Console {
     /// A client certificate, if listen.admin requires one (listen.tls_client_ca), PEM
     #[arg(long, env = "RINGFENCE_ADMIN_CERT", value_name = "FILE", global = true, requires = "admin_key")]
     admin_cert: Option<PathBuf>,
-    /// Its key, PEM
+    /// Key of the client certificate, PEM
     #[arg(long, env = "RINGFENCE_ADMIN_KEY", value_name = "FILE", global = true, requires = "admin_cert")]
     admin_key: Option<PathBuf>,
 }
@@ -244,7 +244,7 @@ pub(super) fn reachable(mut at: SocketAddr) -> SocketAddr {
 
 /// A listener of the sidecar on this machine, by its config.
 pub(super) struct OnListener {
-    /// Its URL.
+    /// The listener's URL.
     pub(super) base: String,
     /// The certificate that it shows.
     pub(super) cert: Option<PathBuf>,

@@ -235,7 +235,7 @@ fn written(listed: &Value, status: &Value, wide: bool) -> String {
     out
 }
 
-/// What the list left out.
+/// Returns a note on the rest that the list left out.
 fn cut_off(listed: &Value) -> String {
     let shown = list(listed, "calls").len() as u64;
     match listed["total"].as_u64().map(|total| total.saturating_sub(shown)) {

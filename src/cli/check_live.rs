@@ -41,7 +41,7 @@ const NAMES_MAX: usize = 10;
 /// The extent of the checks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Depth {
-    /// What the start needs.
+    /// Checks that the start needs.
     Check,
     /// Also what calls depend on: each number and agent.
     Doctor,

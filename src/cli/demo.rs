@@ -330,7 +330,7 @@ impl Stage {
         Ok(lines)
     }
 
-    /// What an SDK does after a timeout, and a worker after an error.
+    /// Sends the request again, as an SDK does after a timeout, and a worker after an error.
     async fn repost(&self) -> Seen {
         let before = self.control.counts().creates_el;
         let dialled = || self.control.counts().creates_el - before;

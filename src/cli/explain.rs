@@ -26,16 +26,16 @@ pub(super) struct Explain {
     /// The business of a hypothetical call: would it be admitted now?
     #[arg(long)]
     business: Option<String>,
-    /// Its account [default: the only one]
+    /// Account of the call [default: the only one]
     #[arg(long, requires = "business")]
     account: Option<String>,
-    /// Its destination: may it be called?
+    /// Destination of the call: may it be called?
     #[arg(long, requires = "business", value_name = "NUMBER")]
     to: Option<String>,
-    /// Its direction
+    /// Direction of the call
     #[arg(long, requires = "business", value_enum, default_value_t = Way::Outbound)]
     direction: Way,
-    /// Its agent
+    /// Agent of the call
     #[arg(long, requires = "business")]
     agent: Option<String>,
     /// Your number that it would use

@@ -1,4 +1,4 @@
-//! What the commands have in common: the option for the config file, and how a command ends.
+//! Parts that the commands have in common: the option for the config file, and the end of a command.
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -129,7 +129,7 @@ async fn serve(config: Config, written: Option<ConfigSource>, ready_json: bool) 
     Ok(ExitCode::SUCCESS)
 }
 
-/// What sends traces, log lines and error reports.
+/// The senders of traces, log lines and error reports.
 struct Telemetry {
     exporter: Option<traces::Exporter>,
     reporter: Option<reports::Reporter>,

@@ -45,7 +45,7 @@ const SHOWN_CHARS_MAX: usize = 400;
 /// The advice before another test, if there may be a call.
 const LOOK_FIRST: &str = "before another test: ringfence calls list --all shows whether there is a call";
 
-/// What `--live` does, printed without it.
+/// The effect of `--live`, printed without it.
 const WHY_LIVE: &str = "nothing was dialled: without --live no call is placed
 --live places one real call to --to NUMBER through the running sidecar, with the account's own key, as an app would. It costs
 money, and a telephone rings. It shows what it will do and asks before it dials; then it follows the call to its end.

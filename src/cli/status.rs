@@ -156,7 +156,7 @@ fn in_use(status: &Value) -> Vec<Vec<String>> {
     rows.into_iter().map(|(_, row)| row).collect()
 }
 
-/// What the plan of a business allows it.
+/// Describes what the plan of a business allows it.
 fn of_plan(business: &Value) -> Option<String> {
     let (limit, plan) = (business["limit"].as_u64()?, field(business, "plan"));
     Some(format!("{limit} {} at once, plan {plan}", if limit == 1 { "call" } else { "calls" }))

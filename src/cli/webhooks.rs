@@ -164,7 +164,7 @@ impl Webhooks {
     }
 }
 
-/// What the answer to a webhook means.
+/// Meaning of the answer to a webhook.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
     /// A 2xx.
@@ -175,7 +175,7 @@ enum Verdict {
     NotGenuine,
     /// ringfence refuses it for another reason.
     Refused,
-    /// Something else has answered.
+    /// Another program than ringfence has answered.
     NotOurs,
 }
 

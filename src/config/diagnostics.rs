@@ -29,7 +29,7 @@ pub struct Diagnostic {
     pub label: String,
     /// A second place that explains the first.
     pub context: Option<(Range<usize>, String)>,
-    /// What to do.
+    /// Advice on what to do.
     pub help: Option<String>,
 }
 

@@ -130,7 +130,7 @@ pub struct AdminAddress {
     pub tcp: SocketAddr,
     /// The Unix socket.
     pub socket: PathBuf,
-    /// Its certificate, if it speaks TLS.
+    /// The listener's certificate, if it speaks TLS.
     pub tls_cert: Option<PathBuf>,
 }
 

@@ -20,7 +20,7 @@ pub struct StoreSettings {
     pub path: PathBuf,
     /// The Postgres server.
     pub postgres: Option<PostgresSettings>,
-    /// What becomes of a missing or older schema at start.
+    /// Treatment of a missing or older schema at start.
     pub migrate_on_start: Migrate,
     /// Ended calls, webhooks and rejections older than this are deleted, unless their business has its own retention.
     pub retention_days: u32,

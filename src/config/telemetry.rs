@@ -7,7 +7,7 @@ use super::values::url;
 use crate::telemetry::reports::ErrorReporting;
 use crate::telemetry::traces::TraceExport;
 
-/// What is sent to a collector apart from other things: its path there
+/// A kind of data that is sent to a collector apart from other kinds: its path there
 /// (<https://opentelemetry.io/docs/specs/otlp/#otlphttp-request>), and the variable that names its address alone
 /// (<https://opentelemetry.io/docs/specs/otel/protocol/exporter/>).
 struct Signal {

@@ -519,7 +519,7 @@ fn places_for_callbacks_and_paths_for_the_app_are_read_or_explained() {
     assert!(open.diagnostics.iter().any(|d| d.code == "W015"), "{:#?}", open.diagnostics);
 }
 
-/// It took the square of their number: 21 s.
+/// Reading once took the square of the number of businesses: 21 s.
 #[test]
 fn a_hundred_thousand_businesses_are_read_in_seconds() {
     let mut text = ACCOUNT.to_owned();

@@ -35,9 +35,9 @@ pub enum Validate {
     /// Not at all: malformed numbers are passed to the provider too.
     #[default]
     Off,
-    /// Its country code exists, and its length is possible there.
+    /// The number's country code exists, and its length is possible there.
     Possible,
-    /// It also lies in a range that its country has assigned, as far as libphonenumber knows.
+    /// The number also lies in a range that its country has assigned, as far as libphonenumber knows.
     Valid,
 }
 
@@ -201,7 +201,7 @@ pub enum Destination<'a> {
     Address(&'a str, Option<Number>),
     /// Neither: a short code, an extension, or a number without its country.
     Bad {
-        /// It has enough digits to be a telephone number all the same.
+        /// Whether the text has enough digits to be a telephone number all the same.
         may_be_number: bool,
     },
 }

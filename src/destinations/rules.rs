@@ -161,40 +161,40 @@ pub struct When<'a> {
 /// Why a destination is blocked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Blocked {
-    /// It is not a telephone number that can be called.
+    /// The destination is not a telephone number that can be called.
     Invalid,
-    /// It is on a do-not-call list.
+    /// The destination is on a do-not-call list.
     Listed(Listed),
     /// A do-not-call list could not be read.
     Unreadable,
-    /// Its prefix is denied, or not allowed.
+    /// The destination's prefix is denied, or not allowed.
     Prefix,
-    /// Its type is denied, or not allowed.
+    /// The destination's type is denied, or not allowed.
     Kind(Kind),
-    /// It is in quiet hours, or outside the hours of its run, until this time, in milliseconds since 1970-01-01 UTC.
+    /// The destination is in quiet hours, or outside the hours of its run, until this time, in milliseconds since 1970-01-01 UTC.
     Quiet(i64),
-    /// It is in quiet hours for ever, or its time zone is unknown.
+    /// The destination is in quiet hours for ever, or its time zone is unknown.
     Never,
-    /// It is not among those allowed in a trial.
+    /// The destination is not among those allowed in a trial.
     Only,
 }
 
 words!(
     /// The rule that blocks a destination, in answers and metrics.
     BlockRule {
-        /// It is not a telephone number that can be called.
+        /// The destination is not a telephone number that can be called.
         Invalid = "invalid",
         /// A do-not-call list has it.
         DoNotCall = "do_not_call",
         /// A do-not-call list could not be read.
         ListUnreadable = "list_unreadable",
-        /// Its prefix.
+        /// The destination's prefix.
         Prefix = "prefix",
-        /// Its type.
+        /// The destination's type.
         Type = "type",
         /// The time of day there.
         QuietHours = "quiet_hours",
-        /// It is not among those allowed in a trial.
+        /// The destination is not among those allowed in a trial.
         OnlyNumbers = "only_numbers",
     }
 );

@@ -8,9 +8,9 @@ pub(super) const COUNTED_429: &str = "elevenlabs";
 words!(
     /// The kind of a request at `listen.api`.
     ApiRequest {
-        /// It creates calls.
+        /// The request creates calls.
         Create = "create",
-        /// It is passed through.
+        /// The request is passed through.
         Relay = "relay",
         /// No account matches.
         Unknown = "unknown",
@@ -79,7 +79,7 @@ impl Served {
 words!(
     /// The outcome of a create, by which ringfence's own time is observed.
     CreateOutcome {
-        /// It was sent.
+        /// The create was sent.
         Sent = "sent",
         /// A limit rejected it.
         Rejected = "rejected",
@@ -89,23 +89,23 @@ words!(
 words!(
     /// The outcome of a webhook that was not applied when it came. That of an applied one is the store's.
     NotApplied {
-        /// It was stored before.
+        /// The webhook was stored before.
         Duplicate = "duplicate",
-        /// It is stored; applying it is retried.
+        /// The webhook is stored; applying it is retried.
         Waiting = "waiting",
-        /// It is in the journal.
+        /// The webhook is in the journal.
         Journaled = "journaled",
-        /// It could not be stored.
+        /// The webhook could not be stored.
         Failed = "failed",
         /// No limiter could decide about the inbound call that it reports.
         Undecided = "undecided",
         /// An interim utterance, which is only shown.
         Partial = "partial",
-        /// It has no usable utterance.
+        /// The webhook has no usable utterance.
         Invalid = "invalid",
         /// An id or a status occurs twice in it.
         Doubled = "doubled",
-        /// It is no webhook of a call, and has a call's id.
+        /// The request is no webhook of a call, and has a call's id.
         Foreign = "foreign",
         /// The spool has no space for its body.
         SpoolFull = "spool_full",
@@ -113,7 +113,7 @@ words!(
         SpoolFailed = "spool_failed",
         /// The app rejected it.
         AppRefused = "app_refused",
-        /// It came at a path that is not configured.
+        /// The webhook came at a path that is not configured.
         UnlistedPath = "unlisted_path",
     }
 );
@@ -121,7 +121,7 @@ words!(
 words!(
     /// Why the sender of a webhook is unknown.
     Unverified {
-        /// Its signature is invalid.
+        /// The signature is invalid.
         Refused = "refused",
         /// The key could not be fetched.
         Failed = "failed",
@@ -151,9 +151,9 @@ words!(
     Delivered {
         /// The app has it.
         Done = "done",
-        /// It is retried.
+        /// The delivery is retried.
         Retry = "retry",
-        /// It is not retried any more.
+        /// The delivery is not retried any more.
         GivenUp = "given_up",
     }
 );
@@ -185,7 +185,7 @@ words!(
     SweepResult {
         /// The provider answered.
         Ok = "ok",
-        /// It did not.
+        /// The provider did not answer.
         Failed = "failed",
     }
 );
@@ -193,7 +193,7 @@ words!(
 words!(
     /// The result of the reload of a changed certificate.
     CertificateReload {
-        /// It is in use.
+        /// The new certificate is in use.
         Ok = "ok",
         /// The old one stays in use.
         Failed = "failed",
@@ -209,8 +209,8 @@ words!(
         Unchanged = "unchanged",
         /// The new config is invalid; the old one stays in force.
         Kept = "kept",
-        /// It could not be attempted: the store is unavailable, or the program was not started from a file. The old one stays in
-        /// force.
+        /// The reload could not be attempted: the store is unavailable, or the program was not started from a file. The old
+        /// config stays in force.
         Failed = "failed",
     }
 );
@@ -225,9 +225,9 @@ impl ReloadOutcome {
 words!(
     /// The result of a schedule's firing.
     Firing {
-        /// It created a run.
+        /// The firing created a run.
         Fired = "fired",
-        /// It found no leads.
+        /// The firing found no leads.
         NoLeads = "no_leads",
         /// An attempt failed.
         Failed = "failed",
@@ -239,13 +239,13 @@ words!(
 );
 
 words!(
-    /// Who decided while Redis was away.
+    /// The fallback that decided while Redis was away.
     Degraded {
         /// The database.
         Database = "database",
-        /// Nobody: the call was admitted without a check.
+        /// The call was admitted without a check.
         Open = "open",
-        /// Nobody: the call was rejected.
+        /// The call was rejected.
         Closed = "closed",
     }
 );
@@ -253,7 +253,7 @@ words!(
 words!(
     /// How a lease differed from its call's record.
     Repair {
-        /// Its call has ended.
+        /// The lease's call has ended.
         Ended = "ended",
         /// No call was recorded.
         Orphan = "orphan",
@@ -265,7 +265,7 @@ words!(
 words!(
     /// The result of an attempt to dial a job of a bulk run.
     RunDial {
-        /// Its call is placed, or may be.
+        /// The job's call is placed, or may be.
         Called = "called",
         /// The attempt was made before.
         Known = "known",
@@ -273,7 +273,7 @@ words!(
         Full = "full",
         /// The provider's own limit is full.
         ProviderLimit = "provider_limit",
-        /// It was not sent.
+        /// The job was not sent.
         NotSent = "not_sent",
         /// The provider rejected it, or it cannot be sent as it is.
         Rejected = "rejected",
@@ -289,7 +289,7 @@ words!(
     ClientMessage {
         /// A call or a run is followed.
         SubscriptionConfirmed = "subscription_confirmed",
-        /// It is not followed any more.
+        /// A call or a run is no longer followed.
         UnsubscribeConfirmed = "unsubscribe_confirmed",
         /// The transcript restarts.
         CannotResume = "cannot_resume",
@@ -299,11 +299,11 @@ words!(
         Partial = "partial",
         /// A call has ended.
         CallStatus = "call_status",
-        /// Its post-call record.
+        /// The post-call record of a call.
         CallCompleted = "call_completed",
         /// All calls of a business are followed.
         BusinessSubscribed = "business_subscribed",
-        /// They are not followed any more.
+        /// The calls of a business are no longer followed.
         BusinessUnsubscribed = "business_unsubscribed",
         /// The state of a job of a followed run.
         RunJob = "run_job",

@@ -107,12 +107,12 @@ pub(super) struct FromClient {
 #[derive(Debug)]
 pub(super) enum Never {}
 
-/// What is left of a client's body that is no longer sent.
+/// The rest of a client's body that is no longer sent.
 #[derive(Debug)]
 pub(super) enum Left {
     /// Nothing: it was sent completely.
     Nothing,
-    /// It ended early, or is malformed.
+    /// The body ended early, or is malformed.
     Broken,
     /// The rest, which the upstream did not read.
     Rest(Incoming),

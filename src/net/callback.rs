@@ -31,11 +31,11 @@ const EACH: Duration = Duration::from_secs(2);
 words!(
     /// Why a callback URL may not be called.
     CallbackErrorReason {
-        /// It is malformed, or its method is not allowed.
+        /// The URL is malformed, or its method is not allowed.
         Unusable = "unusable",
-        /// It leads into a private network.
+        /// The URL leads into a private network.
         Private = "private",
-        /// It leads to a listener of ringfence.
+        /// The URL leads to a listener of ringfence.
         Own = "own",
     }
 );
@@ -98,7 +98,7 @@ impl CallbackRules {
         Ok(Self { allowed: allowed.collect::<Result<_, _>>()?, own: vec![] })
     }
 
-    /// These rules with our listeners' addresses.
+    /// Returns these rules with our listeners' addresses.
     pub fn with_own(&self, own: &[SocketAddr]) -> Self {
         Self { own: own.to_vec(), ..self.clone() }
     }

@@ -203,7 +203,7 @@ pub struct RunningEdge {
     local: Option<Arc<SocketFile>>,
 }
 
-/// What a drain had to cut off.
+/// Numbers of requests and tunnels that a drain had to cut off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Drained {
     /// Requests not answered within the grace period.

@@ -431,7 +431,7 @@ impl Exchange {
         self.head.version
     }
 
-    /// What hyper keeps of a head beside its fields: the original case of their names.
+    /// Returns what hyper keeps of a head beside its fields: the original case of their names.
     pub(super) fn extensions(&self) -> &http::Extensions {
         &self.head.extensions
     }

@@ -1,4 +1,4 @@
-//! Which bytes a head may contain, and where (RFC 9110, RFC 9112).
+//! Bytes that a head may contain, and where (RFC 9110, RFC 9112).
 
 use http::uri::Authority;
 

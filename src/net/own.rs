@@ -10,10 +10,10 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 
-/// What is known of a listener of ringfence's own.
+/// The TLS files of a listener of ringfence's own.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct OwnListener {
-    /// Its certificate, PEM: trusted as it is, regardless of its names and issuer.
+    /// The listener's certificate, PEM: trusted as it is, regardless of its names and issuer.
     pub cert: Option<PathBuf>,
     /// A certificate to show, and its key, PEM.
     pub client: Option<(PathBuf, PathBuf)>,

@@ -1,4 +1,4 @@
-//! What becomes of a relay: an answer, or why there is none.
+//! The outcome of a relay: an answer, or why there is none.
 
 use http::StatusCode;
 

@@ -49,7 +49,7 @@ pub enum TlsError {
         cert: PathBuf,
         /// The key's file.
         key: PathBuf,
-        /// What is wrong.
+        /// The fault of the files.
         why: String,
     },
 }
@@ -162,7 +162,7 @@ pub fn expiry(cert: &Path) -> Result<(i64, i64), TlsError> {
     Ok((validity.not_before.timestamp(), validity.not_after.timestamp()))
 }
 
-/// What is misplaced, or in an unsupported form, if it can be recognised.
+/// Returns the part that is misplaced, or in an unsupported form, if it can be recognised.
 fn misplaced(cert: &Path, key: &Path) -> Option<&'static str> {
     let read = |path: &Path| std::fs::read_to_string(path).unwrap_or_default();
     let (cert, key) = (read(cert), read(key));

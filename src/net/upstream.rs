@@ -404,7 +404,7 @@ fn frame(request: &mut Request<Outgoing>, uri: &Uri) {
     }
 }
 
-/// What a request asks for.
+/// The kind of response that a request asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Asked {
     /// Another protocol on its connection.

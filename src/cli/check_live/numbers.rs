@@ -8,7 +8,7 @@ use crate::webhooks::InboundMode;
 /// Maximum numbers listed one by one.
 const NUMBERS_MAX: usize = 500;
 
-/// What happens to inbound calls of each number, depending on its URLs.
+/// Describes what happens to inbound calls of each number, depending on its URLs.
 pub(super) fn numbers(config: &Config, account: &Account, places: &[Place]) -> Vec<String> {
     let mode = match config.webhooks.inbound_mode {
         InboundMode::Front => {

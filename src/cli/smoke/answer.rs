@@ -18,9 +18,9 @@ pub(super) enum Answer {
     Refused {
         /// The refusal's id.
         id: String,
-        /// Its code.
+        /// The refusal's code.
         code: String,
-        /// Its message.
+        /// The refusal's message.
         message: String,
         /// There may be a call.
         may_be_placed: bool,

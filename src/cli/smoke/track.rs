@@ -15,7 +15,7 @@ const OVERTAKEN_MS: i64 = 1_000;
 #[serde(rename_all = "camelCase")]
 pub(super) struct Step {
     pub step: &'static str,
-    /// Its time, in milliseconds since the request.
+    /// The step's time, in milliseconds since the request.
     pub after_ms: i64,
     pub detail: String,
 }
@@ -47,7 +47,7 @@ pub(super) struct Track {
     /// There are more open calls than one answer lists, so its slot cannot be identified.
     pub is_slot_hidden: bool,
     pub has_record: bool,
-    /// Its account's webhook of the end arrived, whatever proved the end.
+    /// Whether the account's webhook of the end arrived, whatever proved the end.
     pub has_end_webhook: bool,
     admitted_at_ms: Option<i64>,
     answered_at_ms: Option<i64>,

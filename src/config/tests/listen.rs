@@ -81,7 +81,7 @@ fn webhooks_may_come_from_addresses_and_providers_that_publish_theirs() {
     }
 }
 
-/// What a provider publishes is a list of addresses.
+/// Providers publish lists of addresses.
 #[test]
 fn published_addresses_can_be_read() {
     for provider in Registry::new(&[]).unwrap().all() {
