@@ -17,7 +17,7 @@ use crate::ids::AccountName;
 /// One set of credentials at one provider.
 #[derive(Debug, Clone)]
 pub struct Account {
-    /// Its name in the config.
+    /// The account's name in the config.
     pub name: AccountName,
     /// The provider.
     pub provider: Arc<Description>,
@@ -45,7 +45,7 @@ impl Account {
         self.provider.secrets.iter().all(|name| self.secrets.contains_key(name))
     }
 
-    /// Its own id at the provider, where paths contain it.
+    /// Returns the account's own id at the provider, where paths contain it.
     pub fn own_id(&self) -> Option<&Secret> {
         self.secrets.get(&self.provider.subaccounts.as_ref()?.own)
     }

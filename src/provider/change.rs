@@ -12,11 +12,11 @@ use super::select::{Document, Message};
 /// The changes of one item.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ItemChange {
-    /// Its id at the provider.
+    /// The item's id at the provider.
     pub id: String,
-    /// Its display name.
+    /// The item's display name.
     pub name: String,
-    /// Its settings.
+    /// The item's changed settings.
     pub settings: Vec<SettingChange>,
 }
 

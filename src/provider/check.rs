@@ -64,11 +64,11 @@ pub struct Listed {
     pub each: Option<String>,
     /// The longest duration of its calls, in seconds: compared with `longest_call_secs`.
     pub longest: Option<Selector>,
-    /// Its telephone number, shown masked.
+    /// The item's telephone number, shown masked.
     pub number: Option<Selector>,
     /// The webhook that an item uses instead of the account's.
     pub in_use: Option<InUse>,
-    /// What happens to calls of an item, told of each: the first that holds.
+    /// Modes of an item's calls, told of each item: the first that holds.
     #[serde(default, rename = "mode")]
     pub modes: Vec<ItemMode>,
     /// Settings that affect calls.
@@ -79,7 +79,7 @@ pub struct Listed {
     pub bounds: Vec<ItemBound>,
 }
 
-/// What happens to calls of an item.
+/// A mode of an item: what happens to its calls.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ItemMode {
@@ -99,7 +99,7 @@ pub struct Judged {
     pub found: Vec<Setting>,
     /// The longest duration of its calls, in seconds.
     pub longest_secs: Option<u64>,
-    /// What happens to its calls.
+    /// The mode of the item's calls.
     pub mode: Option<String>,
 }
 

@@ -21,7 +21,7 @@ pub struct ItemBound {
     pub says: String,
     /// Why it matters.
     pub why: String,
-    /// What to do about it, with the same filled in.
+    /// The advice to the operator, with the same placeholders filled in.
     pub fix: String,
 }
 

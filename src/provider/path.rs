@@ -225,7 +225,7 @@ pub fn readings(path: &str) -> Readings<'_> {
 /// The readings of a path. A plain one is not copied.
 #[derive(Debug)]
 pub enum Readings<'p> {
-    /// It has one reading, as it is written.
+    /// The path has one reading, as it is written.
     Plain(Reading<'p>),
     /// The usual reading, and then those of more lenient servers.
     Odd(Vec<String>),

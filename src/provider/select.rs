@@ -45,11 +45,11 @@ pub struct Decoded {
 words!(
     /// Why a body may not be read as its sender meant it.
     Flaw {
-        /// It is not strict JSON; all of it was read.
+        /// The body is not strict JSON; all of it was read.
         Lenient = "lenient",
         /// Values were dropped, because they are too many or too deep.
         Cut = "cut",
-        /// It could not be read.
+        /// The body could not be read.
         Unreadable = "unreadable",
     }
 );

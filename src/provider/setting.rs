@@ -16,7 +16,7 @@ pub struct Setting {
     pub says: String,
     /// Why it matters.
     pub why: Option<String>,
-    /// What to do about it.
+    /// The advice to the operator.
     pub fix: Option<String>,
 }
 
@@ -48,12 +48,12 @@ pub struct InUse {
     pub lacks: String,
     /// Why it matters.
     pub why: String,
-    /// What to do about it.
+    /// The advice to the operator.
     pub fix: String,
 }
 
 impl InUse {
-    /// What is wrong in an answer with the setting; `ours`: the ids of the webhooks that lead here.
+    /// Returns the fault of the setting in an answer; `ours`: the ids of the webhooks that lead here.
     pub fn judge(&self, answer: &Value, ours: &[String]) -> Option<Setting> {
         let says = read(answer, |message| match self.at.text(message).filter(|id| !id.is_empty()) {
             None => self.unset.clone(),
@@ -84,7 +84,7 @@ pub struct Fault {
     pub since: Option<Selector>,
     /// Why it matters.
     pub why: Option<String>,
-    /// What to do about it.
+    /// The advice to the operator.
     pub fix: Option<String>,
     /// Whether only `ringfence doctor` reports it.
     #[serde(default)]
@@ -107,7 +107,7 @@ impl Fault {
     }
 }
 
-/// What a person tells an item from others by: its name, or its number and its name.
+/// Returns the text by which an operator tells an item from others: its name, or its number and its name.
 pub(super) fn shown_name(name: &Selector, number: Option<&Selector>, message: &Message<'_>) -> String {
     let name = name.text(message).map(|n| plain(&n)).unwrap_or_default();
     match number.and_then(|n| n.text(message)) {

@@ -28,9 +28,9 @@ pub struct Hooks {
     pub name: Selector,
     /// An item's id, for `in_use`.
     pub id: Option<Selector>,
-    /// Which of the items the provider uses, where a setting of the account says so.
+    /// The setting of the account that says which of the items the provider uses, where there is one.
     pub in_use: Option<InUse>,
-    /// Its telephone number, shown masked.
+    /// The item's telephone number, shown masked.
     pub number: Option<Selector>,
     /// Whether every item should post to ringfence. By default one is enough.
     #[serde(default)]
@@ -87,12 +87,12 @@ pub struct Fallback {
     pub param: String,
     /// Why an item needs it.
     pub why: String,
-    /// What to do where it is missing.
+    /// The advice to the operator where the fallback is missing.
     pub fix: String,
 }
 
 impl Fallback {
-    /// What is wrong with it, of an item: it is not set, or leads to ringfence itself, so that it is no help.
+    /// Returns the fault of an item's fallback: it is not set, or leads to ringfence itself, so that it is no help.
     pub(in crate::provider) fn fault(&self, message: &Message<'_>, here: Here<'_>) -> Option<Setting> {
         let url = self.at.text(message).unwrap_or_default();
         let says = match url.trim() {
@@ -108,7 +108,7 @@ impl Fallback {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Instead {
-    /// It applies if this value is present and not empty.
+    /// The setting's value: the setting applies if the value is present and not empty.
     pub at: Selector,
     /// The message for the operator.
     pub says: String,
@@ -130,7 +130,7 @@ pub struct HookUrl {
     pub without: String,
     /// The parameter that sets it, for `change`.
     pub param: Option<String>,
-    /// It may be set where it is empty. Default: only its host is changed.
+    /// Whether the URL may be set where it is empty. Default: only its host is changed.
     #[serde(default)]
     pub if_empty: bool,
 }
@@ -232,7 +232,7 @@ fn port(uri: &Uri) -> u16 {
 pub struct Place {
     /// The name that distinguishes the item.
     pub name: String,
-    /// Its URLs, in the order of the description.
+    /// The item's URLs, in the order of the description.
     pub urls: Vec<Leads>,
 }
 
@@ -243,7 +243,7 @@ pub struct Leads {
     pub called: String,
     /// Whether it points to ringfence.
     pub here: bool,
-    /// Its state: `comes here`, `is empty`, `goes to example.com`.
+    /// The URL's state: `comes here`, `is empty`, `goes to example.com`.
     pub is: String,
 }
 

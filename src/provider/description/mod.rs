@@ -34,7 +34,7 @@ pub const SUBACCOUNT_KIND: &str = "subaccount_call";
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Description {
-    /// Its name in `[accounts.*].provider`.
+    /// The provider's name in `[accounts.*].provider`.
     pub name: String,
     /// The path prefix on `listen.api`, as in `/twilio`.
     pub mount: String,

@@ -22,15 +22,15 @@ use crate::words::words;
 pub struct Operation {
     /// The name in call records, limits and metrics.
     pub name: String,
-    /// Its method.
+    /// The request's method.
     #[serde(deserialize_with = "method")]
     pub method: Method,
-    /// Its path.
+    /// The request's path.
     pub path: PathPattern,
     /// Further conditions on the request.
     #[serde(default)]
     pub when: Predicate,
-    /// Which side places the call.
+    /// The side that places the call.
     pub direction: Direction,
     /// The call's phase once the provider has answered.
     pub phase: StateWord,

@@ -26,7 +26,7 @@ pub struct Lookup {
     /// The attributes that limits and rules match.
     #[serde(default)]
     pub facts: FactSelectors,
-    /// Which side placed the call. Default: outbound.
+    /// The side that placed the call. Default: outbound.
     pub direction: Option<DirectionWord>,
     /// When the answer is about a telephone call. Other calls take no slot.
     #[serde(default)]
@@ -84,7 +84,7 @@ pub struct List {
     /// The attributes that limits and rules match.
     #[serde(default)]
     pub facts: FactSelectors,
-    /// Which side placed it.
+    /// The side that placed the call.
     pub direction: Option<DirectionWord>,
     /// When the item was created: RFC 2822, or seconds since 1970.
     pub created_at: Option<Selector>,
@@ -96,7 +96,7 @@ pub struct List {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ItemId {
-    /// Its alias kind.
+    /// The id's alias kind.
     pub kind: String,
     /// The id in the item.
     pub from: Selector,

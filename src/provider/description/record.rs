@@ -29,7 +29,7 @@ pub struct PostCall {
     pub cost_fiat: Option<f64>,
     /// Whether the call reached its goal, as the provider judges.
     pub call_successful: Option<bool>,
-    /// Who answered.
+    /// The party that answered.
     pub answered_by: Option<AnsweredBy>,
     /// The provider's analysis.
     pub analysis_data: Option<Value>,
@@ -62,7 +62,7 @@ pub struct PostCallRules {
     cost_fiat: Option<Selector>,
     /// Whether the call reached its goal, as the provider judges.
     call_successful: Option<Judgement>,
-    /// Who answered.
+    /// The party that answered.
     answered_by: Option<AnsweredByWord>,
     /// The analysis, as JSON.
     analysis_data: Option<Selector>,

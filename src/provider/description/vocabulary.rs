@@ -85,9 +85,9 @@ enum IdSelector {
 struct Beginning {
     /// The text.
     from: Selector,
-    /// It is an id of this kind only if it has this prefix.
+    /// The prefix that an id of this kind must have.
     prefix: Option<String>,
-    /// It is not an id of this kind if it has this prefix.
+    /// A prefix that no id of this kind has.
     not_prefix: Option<String>,
 }
 
@@ -230,7 +230,7 @@ impl<'de> Deserialize<'de> for StateWord {
     }
 }
 
-/// Which side placed the call.
+/// The side that placed the call.
 #[derive(Debug, Clone)]
 pub struct DirectionWord(Word);
 
@@ -274,7 +274,7 @@ impl<'de> Deserialize<'de> for CallbackEvent {
     }
 }
 
-/// Who answered the call.
+/// The party that answered the call.
 #[derive(Debug, Clone)]
 pub struct AnsweredByWord(Word);
 

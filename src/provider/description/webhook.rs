@@ -12,7 +12,7 @@ use super::{CallbackEvent, DirectionWord, FactSelectors, IdSelectors, PostCallRu
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Webhook {
-    /// Its name.
+    /// The webhook's name.
     pub name: String,
     /// The paths on `listen.webhooks` where it arrives.
     pub paths: Vec<PathPattern>,
@@ -36,7 +36,7 @@ pub struct Webhook {
     /// The attributes that limits and rules match.
     #[serde(default)]
     pub facts: FactSelectors,
-    /// Which side placed the call.
+    /// The side that placed the call.
     pub direction: Option<DirectionWord>,
     /// Paths that report by their status: 400 for an unusable payload, 404 for an unknown call.
     #[serde(default)]
@@ -94,7 +94,7 @@ pub struct FixedAnswer {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WebhookEvent {
-    /// Its name.
+    /// The event's name.
     pub name: String,
     /// When the webhook carries this event.
     #[serde(default)]

@@ -1,4 +1,4 @@
-//! What the schemes have in common: the request and the keys of a check, why it fails, digests and encodings.
+//! Parts that the schemes have in common: the request and the keys of a check, why it fails, digests and encodings.
 
 use std::collections::BTreeMap;
 

@@ -25,7 +25,7 @@ pub(super) struct MessageSignature {
     /// The encoding of the secret.
     #[serde(default)]
     key: KeyForm,
-    /// What is signed: text with the parts `{body}`, `{timestamp}`, `{id}`, `{nonce}`, `{method}`, `{url}`, `{twilio_params}` and
+    /// The signed text, with the parts `{body}`, `{timestamp}`, `{id}`, `{nonce}`, `{method}`, `{url}`, `{twilio_params}` and
     /// `{plivo_v3_base}`.
     pub(super) message: Template,
     /// The encoding of the signature. Not given with `ed25519`, which uses base64.

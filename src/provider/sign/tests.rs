@@ -162,7 +162,7 @@ fn forged_twilio_requests_fail() {
     assert_eq!(Post { keys: Keys::default(), ..post }.check(&shown, b"", NOW), Err(SignatureError::NoSecret));
 }
 
-/// What goes on is signed by the key that fits, in the mode in which it came.
+/// A forwarded request is signed by the key that fits, in the mode in which it came.
 #[test]
 fn signatures_over_the_url_are_made_anew() {
     let signature = preset("twilio");
