@@ -37,7 +37,7 @@ impl Claims {
 }
 
 impl HeldClaim {
-    /// Its token.
+    /// Returns the claim's token.
     pub(super) fn token(&self) -> &str {
         &self.token
     }

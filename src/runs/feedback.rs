@@ -24,7 +24,7 @@ struct OfRun {
     held_until: UnixMs,
     /// A rate limit was full: one job is tried at a time, until so many more were admitted.
     paced: u32,
-    /// What has been logged of its numbers.
+    /// Faults of the run's numbers that have been logged.
     logged: HashSet<String>,
 }
 

@@ -33,9 +33,9 @@ const NO_PUBLIC_HOST: &str = "No public host configured";
 /// A lead that cannot be called.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Mistake {
-    /// Its line in the list.
+    /// The lead's line in the list.
     pub line: u64,
-    /// What is wrong.
+    /// The mistake, in a sentence.
     pub error: String,
 }
 
@@ -53,7 +53,7 @@ pub enum LoadError {
         /// The first thousand of them.
         mistakes: Vec<Mistake>,
     },
-    /// It conflicts with another run or load.
+    /// The run conflicts with another run or load.
     #[error("{0}")]
     Conflict(String),
     /// There is no such run.
@@ -64,14 +64,14 @@ pub enum LoadError {
     Store(#[from] StoreError),
 }
 
-/// What a load does.
+/// The kind of a load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Load {
-    /// It fills a run that it has created, and deletes it if its leads are invalid.
+    /// The load fills a run that it has created, and deletes it if its leads are invalid.
     New,
-    /// It fills a run that was created before, and stays if its leads are invalid.
+    /// The load fills a run that was created before, and that stays if its leads are invalid.
     Resumed,
-    /// It fills nothing: the leads of a run that has been loaded are compared with those that arrive.
+    /// The load fills nothing: the leads of a run that has been loaded are compared with those that arrive.
     Known,
 }
 
@@ -82,7 +82,7 @@ pub struct Loading {
     run: Run,
     plan: Plan,
     load: Load,
-    /// It is neither complete nor discarded.
+    /// Whether the load is neither complete nor discarded.
     is_open: bool,
     digest: Context,
     /// The first line of each number, by a hash of the number, since lists are long.
@@ -101,7 +101,7 @@ pub struct Loading {
 pub struct Loaded {
     /// The run.
     pub run: Run,
-    /// It existed before, with the same specification.
+    /// Whether the run existed before, with the same specification.
     pub known: bool,
 }
 

@@ -49,7 +49,7 @@ pub const LEADS_MAX: u32 = 100_000;
 pub struct RunSettings {
     /// The lead sources of recurring runs.
     pub sources: Sources,
-    /// This replica dials.
+    /// Whether this replica dials.
     pub dials: bool,
     /// Slots that each limit of concurrent calls keeps free of bulk calls, unless a business or a run says otherwise. `None`: one,
     /// where the limit has just turned a direct or inbound call away.

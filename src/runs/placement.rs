@@ -93,7 +93,7 @@ pub(super) struct Placement {
     pub(super) plan: Arc<Plan>,
     /// Slots that each concurrency limit keeps free of the call.
     pub(super) reserve: u32,
-    /// What jobs of this round found full.
+    /// The limits that jobs of this round found full.
     pub(super) full: Arc<FullLimits>,
 }
 

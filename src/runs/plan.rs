@@ -28,7 +28,7 @@ const RETRIED: [Outcome; 4] = [Outcome::Busy, Outcome::NoAnswer, Outcome::Failed
 /// Numbers in a pool at most.
 const POOL_MAX: usize = 1_000;
 
-/// What decides an attribute of a run's calls.
+/// The source that decides an attribute of a run's calls.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum DecidedBy {
     /// The request itself. `None`: it has no such attribute, or one that is not known before the call.
@@ -76,21 +76,21 @@ pub enum OrderError {
 /// A run as it is dialled: what it asks for, joined with the account and the operation that it names.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// What it asks for.
+    /// The run's specification.
     pub spec: Spec,
-    /// Its account.
+    /// The run's account.
     pub account: Arc<Account>,
-    /// Its operation.
+    /// The run's operation.
     pub operation: Arc<Operation>,
     /// How that is requested.
     pub dial: Dial,
-    /// Its pace.
+    /// The run's pace.
     pub rate: Option<Rate>,
     /// Fields that every lead must have.
     pub fields: BTreeSet<String>,
-    /// Its provider has to be able to call us.
+    /// Whether the provider has to be able to call us.
     pub needs_public_url: bool,
-    /// What decides the agent, and our number, of its calls.
+    /// The source that decides the agent, and our number, of the run's calls.
     agent: DecidedBy,
     own_number: DecidedBy,
 }
@@ -229,7 +229,7 @@ impl Plan {
         Ok((Document::Json(body), bytes))
     }
 
-    /// What policy selects by, as far as it is the same for every job.
+    /// Returns the attributes that policy selects by, as far as they are the same for every job.
     pub fn facts(&self, calls: &Calls) -> Facts {
         let policy = calls.lifecycle.policy.load();
         Facts {
@@ -246,7 +246,7 @@ impl Plan {
         }
     }
 
-    /// What policy selects by for one job: the parts that its request has, too.
+    /// Returns the attributes that policy selects by for one job: the parts that its request has, too.
     pub fn facts_of(&self, calls: &Calls, body: &Document, headers: &HeaderMap) -> Facts {
         let message = Message { body, query: &[], path: &BTreeMap::new(), headers };
         let read = self.operation.facts.read(&message, self.operation.direction);
@@ -305,7 +305,7 @@ impl Plan {
         Ok((uri, name, value))
     }
 
-    /// Whose fault it is that a call with these attributes may not be made.
+    /// Returns the error of a call that may not be made with these attributes, by the part at fault: run, number or lead.
     fn blame(&self, calls: &Calls, facts: &Facts, why: String) -> OrderError {
         let agent = facts.agent.as_deref();
         if self.denied(calls, None, None).is_some() {

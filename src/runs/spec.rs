@@ -1,4 +1,4 @@
-//! What a run asks for. Pure.
+//! The specification of a run. Pure.
 
 use std::collections::BTreeMap;
 
@@ -13,11 +13,11 @@ use crate::ids::{AccountName, BusinessId};
 use crate::provider::description::Operation;
 use crate::provider::select::Message;
 
-/// What a run asks for.
+/// The specification of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Spec {
-    /// Whose capacity it uses.
+    /// The business whose capacity the run uses.
     pub business: BusinessId,
     /// At which account.
     pub account: AccountName,
@@ -25,7 +25,7 @@ pub struct Spec {
     pub operation: String,
     /// The request's body, as a template: an object; of a form its fields.
     pub request: Map<String, Value>,
-    /// What its maker calls it.
+    /// The name that the run's creator gave it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// A second create of its business with this key is the same run.
@@ -37,10 +37,10 @@ pub struct Spec {
     /// Our numbers, or the provider's ids of them: each call takes the next.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub own_numbers: Vec<String>,
-    /// What becomes of two leads with one number.
+    /// Treatment of two leads with one number.
     #[serde(default)]
     pub duplicates: Duplicates,
-    /// It is not dialled before, RFC 3339.
+    /// The time before which the run is not dialled, RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_at: Option<String>,
     /// Hours of the week, by the clock of whom it calls, within which alone it calls; none: at any time.
@@ -52,7 +52,7 @@ pub struct Spec {
     /// Calls in a time, as in `5/s`; none: as fast as slots are free.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<String>,
-    /// Its share of free slots beside other runs', from 1 to 1000.
+    /// The run's share of free slots beside other runs', from 1 to 1000.
     #[serde(default = "weight")]
     pub weight: u32,
     /// Slots that each limit of concurrent calls keeps free of its calls; none: as its business says, or the config.
@@ -64,7 +64,7 @@ pub struct Spec {
     /// When it is paused for its failures.
     #[serde(default)]
     pub breaker: Breaker,
-    /// What a batch said that it was submitted as, for those who ask for the batch. No app sends it.
+    /// The fields that a batch was submitted with, for clients that ask for the batch. No app sends it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batch: Option<Map<String, Value>>,
 }
@@ -97,7 +97,7 @@ impl Default for Breaker {
     }
 }
 
-/// What becomes of two leads with one number.
+/// Treatment of two leads with one number.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Duplicates {

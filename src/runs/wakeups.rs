@@ -1,4 +1,4 @@
-//! What wakes the dialler of a replica: the ends of calls, a change of a run, and the time of its next full round.
+//! Wake-ups of the dialler of a replica: the ends of calls, a change of a run, and the time of its next full round.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,7 +25,7 @@ const LOOK_AFTER_INTERVAL: Duration = Duration::from_millis(150);
 /// The least time between two notifications of other replicas: each is a commit that waits for all others that notify.
 const RING_INTERVAL: Duration = Duration::from_millis(20);
 
-/// What a round of the dialler is about.
+/// The extent of a round of the dialler.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Round {
     /// Everything.
@@ -34,14 +34,14 @@ pub(super) enum Round {
     HandOver(Vec<CallId>),
 }
 
-/// What a dialler does when a call ends.
+/// The dialler's reaction to the end of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum OnEnd {
     /// Nothing: there is nothing to dial.
     Ignore,
-    /// A full round: it shares the limits with nobody, so all that is free is its own.
+    /// A full round: no other dialler shares the limits, so all free slots are its own.
     FullRound,
-    /// It dials the slots of calls that ended here; other replicas dial those of theirs.
+    /// The dialler dials the slots of calls that ended here; other replicas dial those of theirs.
     HandOver,
 }
 
@@ -108,7 +108,7 @@ impl Wakeups {
     }
 }
 
-/// What was heard.
+/// Ends of calls that were heard.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Ends {
     /// Calls that ended here: who hears an end hands its slot on.

@@ -20,11 +20,11 @@ const LISTED: i64 = 100;
 /// Maximum utterances of a call that is returned whole: more than a call of its longest duration has.
 const TRANSCRIPT_MAX: usize = 20_000;
 
-/// Which calls are listed.
+/// The calls that are listed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Listed {
     All,
-    /// Those that are in progress.
+    /// Calls that are in progress.
     Active,
 }
 
@@ -48,7 +48,7 @@ impl Client {
         Some((kind, answer.map_or_else(ConnectError::answer, |shown| json_answer(StatusCode::OK, &shown))))
     }
 
-    /// Who sends a request.
+    /// Returns the sender of a request.
     pub(super) fn authenticate_request(&self, exchange: &Exchange) -> Result<Principal, ConnectError> {
         let presented = presented_token(exchange).map_err(ConnectError::Denied)?;
         self.authenticate(&presented.token).map_err(|error| ConnectError::Denied(error.to_string()))

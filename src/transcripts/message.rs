@@ -11,7 +11,7 @@ use crate::metrics::ClientMessage;
 use crate::provider::description::APP_ID_KIND;
 use crate::store::{CallRecord, StoredPostCall, Utterance};
 
-/// What an identifier of a bulk run begins with.
+/// The prefix of an identifier of a bulk run.
 const RUN: &str = "run:";
 
 /// The code of an error message.

@@ -50,7 +50,7 @@ struct Channel {
     kept: Mutex<Kept>,
     /// Held during a read, so that reads are compared in order.
     last_read: tokio::sync::Mutex<Option<LastRead>>,
-    /// It has ended, and changes only by an action of an operator.
+    /// Whether the run has ended, and changes only by an action of an operator.
     is_finished: AtomicBool,
 }
 

@@ -54,7 +54,7 @@ impl Webhooks {
         }
     }
 
-    /// This handler over the next generation of calls and settings.
+    /// Returns this handler over the next generation of calls and settings.
     pub fn next(&self, calls: Calls, settings: WebhookSettings) -> Self {
         Self { calls, settings: Arc::new(settings), ..self.clone() }
     }

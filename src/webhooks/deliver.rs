@@ -339,7 +339,7 @@ async fn one(calls: &Calls, spool: &Spool, delivery: &Delivery) {
     failpoint::hit("delivery.noted").await;
 }
 
-/// What an attempt means for the delivery; `attempts` were made before it.
+/// Returns the result of an attempt for the delivery; `attempts` were made before it.
 fn result_of(sent: Result<(), Missed>, attempts: u32, now_ms: UnixMs) -> DeliveryResult {
     let Err(Missed { why, again }) = sent else { return DeliveryResult::Done };
     match again.pauses_secs().get(attempts as usize) {

@@ -55,7 +55,7 @@ impl ParsedWebhook<'_> {
         !is_named || (self.event.is_some_and(|event| event.state.is_some()) && self.aliases.is_empty())
     }
 
-    /// Its post-call record, and whether that is complete.
+    /// Returns the webhook's post-call record, and whether that is complete.
     pub(super) fn record(&self) -> Option<(PostCall, Completeness)> {
         let rules = self.event?.record.as_ref().filter(|_| matches!(self.news, Some(Event::Ended(..))))?;
         let (found, complete) = rules.read(&self.message);

@@ -13,7 +13,7 @@ use crate::store::{NewEvent, ReceiveOutcome, Result, StoreError};
 const KEY_BYTES_MAX: usize = 512;
 
 impl Webhooks {
-    /// Its inbox row, without a body that is too large for it.
+    /// Returns the webhook's inbox row, without a body that is too large for it.
     pub(super) fn inbox_row(&self, parsed: &ParsedWebhook<'_>) -> NewEvent {
         let raw = parsed.raw;
         let account = &parsed.from.account;

@@ -36,12 +36,12 @@ use crate::words::NamedEnum;
 /// The signer of a webhook, its keys and voucher.
 type Authenticated<'c> = (&'c Candidate, Keys, Voucher);
 
-/// What had become of a webhook before it came.
+/// The state of a webhook before it came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Before {
-    /// Its outcome was recorded.
+    /// The webhook's outcome was recorded.
     Settled,
-    /// It is new, or its outcome is open.
+    /// The webhook is new, or its outcome is open.
     Unsettled,
 }
 

@@ -22,7 +22,7 @@ pub struct Candidate {
     pub account: Arc<Account>,
     /// The index among the provider's webhooks.
     pub index: usize,
-    /// What the path captured.
+    /// The values that the path captured.
     pub captures: BTreeMap<String, String>,
 }
 
@@ -103,7 +103,7 @@ pub struct Signed<'a> {
     pub public_url: Option<&'a http::Uri>,
     /// Now, in seconds.
     pub now_secs: i64,
-    /// What becomes of it without a secret.
+    /// Treatment of the webhook if its account has no secret.
     pub unsigned: Unsigned,
 }
 

@@ -26,12 +26,12 @@ pub type ExtraPaths = BTreeMap<String, Vec<String>>;
 /// The `Host` header that the app receives.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum AppHost {
-    /// That of `app.public_url`, else of `public_url`, else of the request as it came.
+    /// The host of `app.public_url`, else of `public_url`, else of the request as it came.
     #[default]
     Public,
-    /// That of `app.forward_url`.
+    /// The host of `app.forward_url`.
     Forward,
-    /// This one, with its port if it has one.
+    /// This host, with its port if it has one.
     Name(Authority),
 }
 
@@ -54,12 +54,12 @@ impl AppHost {
     }
 }
 
-/// What becomes of a webhook whose signature cannot be checked, because its account has no secret.
+/// Treatment of a webhook whose signature cannot be checked, because its account has no secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unsigned {
-    /// It is rejected.
+    /// The webhook is rejected.
     Reject,
-    /// It is accepted.
+    /// The webhook is accepted.
     Accept,
 }
 
@@ -83,7 +83,7 @@ pub struct WebhookSettings {
     pub app_public_url: Option<Uri>,
     /// The `Host` header that the app receives.
     pub app_host: AppHost,
-    /// What becomes of webhooks of accounts without a secret.
+    /// Treatment of webhooks of accounts without a secret.
     pub unsigned: Unsigned,
     /// How an inbound call is answered.
     pub inbound_mode: InboundMode,

@@ -17,7 +17,7 @@ const SWEEP_EVERY: Duration = Duration::from_secs(300);
 const YOUNG_MS: i64 = 10 * 60_000;
 /// How long past its due time a body in another process's spool is waited for, in milliseconds.
 const STRANDED_MS: i64 = 3_600_000;
-/// What gives up a body in another process's spool.
+/// The reason for which a body in another process's spool is given up.
 const STRANDED_BY: Option<ParkReason> = Some(ParkReason::SpoolUnreachable);
 /// The same as a sentence.
 const STRANDED: &str =
@@ -28,9 +28,9 @@ pub(super) const BODY_GONE: &str = "its body is not in the spool any more";
 /// The stored webhooks that a process works on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Share {
-    /// Those whose body is in its spool.
+    /// The webhooks whose body is in the process's spool.
     Spooled,
-    /// Those, and all whose body is in the database.
+    /// The webhooks whose body is in the process's spool or in the database.
     All,
 }
 

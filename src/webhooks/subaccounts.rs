@@ -88,7 +88,7 @@ enum Look {
 /// The result of obtaining a token.
 enum TokenResult {
     Token(Secret),
-    /// It is no subaccount of this account.
+    /// The signer is no subaccount of this account.
     Nobody,
     /// The provider could not be queried.
     Unknown,
@@ -98,7 +98,7 @@ enum TokenResult {
 pub(super) enum Signer<'c> {
     /// A subaccount of the candidate's account, with its keys.
     Subaccount(&'c Candidate, Keys),
-    /// It cannot be determined at present.
+    /// The signer cannot be determined at present.
     Unknown,
     /// No subaccount.
     Nobody,

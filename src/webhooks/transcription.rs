@@ -62,7 +62,8 @@ impl Webhooks {
         Ok(())
     }
 
-    /// Its utterance, if it can be stored together with the webhook in one commit: it has no other news and no reply.
+    /// Returns the webhook's utterance, if it can be stored together with the webhook in one commit: it has no other news and no
+    /// reply.
     pub(super) fn standalone_utterance<'t>(&self, parsed: &'t ParsedWebhook<'_>) -> Option<&'t UtteranceDraft> {
         let draft = parsed.utterance.as_ref()?.as_ref().ok()?;
         let webhook = parsed.from.webhook();

@@ -27,7 +27,7 @@ const KNOWN: [&str; 11] = [
 /// Where a run keeps the digest of the body that it was submitted with.
 pub(super) const BODY: &str = "body_sha256";
 
-/// Who carries the calls of a phone number.
+/// The carrier of a phone number's calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PhoneProvider {
     Twilio,
@@ -145,7 +145,7 @@ impl<'b> Batch<'b> {
         }
     }
 
-    /// Its recipients as leads.
+    /// Returns the batch's recipients as leads.
     pub(super) fn rows(&self) -> impl Iterator<Item = Row> + '_ {
         self.recipients.iter().zip(1_u64..).map(|(recipient, line)| {
             let mut lead = Map::new();

@@ -54,7 +54,7 @@ const LISTED_MAX: usize = 100;
 /// Outcomes of recipients that a retry calls again.
 const NOT_REACHED: [Outcome; 4] = [Outcome::Busy, Outcome::NoAnswer, Outcome::Failed, Outcome::Canceled];
 
-/// What a path below `/convai/batch-calling` asks for.
+/// The operation that a path below `/convai/batch-calling` asks for.
 #[derive(Debug, PartialEq, Eq)]
 enum Asked {
     List,
@@ -90,9 +90,10 @@ fn shows_key(account: &Account, headers: &HeaderMap) -> bool {
             .is_ok_and(|(name, value)| headers.get(name).is_some_and(|shown| equal(shown.as_bytes(), value.as_bytes())))
 }
 
-/// What tells whether a batch was submitted before.
+/// The key that tells whether a batch was submitted before.
 struct BatchKey {
-    /// What the idempotency key of its run begins with. A later run for the same key has the id of the one before it behind that.
+    /// The beginning of the idempotency key of the batch's run. A later run for the same key has the id of the one before it
+    /// behind that.
     text: String,
     /// The digest of the body.
     body: String,
@@ -376,7 +377,7 @@ async fn with_providers_own(
     }
 }
 
-/// Who carries the calls of a phone number.
+/// The provider's answer about the carrier of a phone number's calls.
 enum PhoneAnswer {
     By(PhoneProvider),
     /// A run cannot call from it, or the provider has no such number for this key.

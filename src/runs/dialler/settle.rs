@@ -75,7 +75,7 @@ impl Dialler {
         Ok(u32::try_from(settled.len()).unwrap_or(SETTLED_MAX))
     }
 
-    /// What a run asks for. `None`: it was forgotten, or cannot be read.
+    /// Returns the specification of a run. `None`: the run was forgotten, or cannot be read.
     async fn spec(&mut self, calls: &Calls, run: &str) -> Result<Option<Spec>> {
         if let Some(plan) = self.plans.get(run) {
             return Ok(Some(plan.spec.clone()));

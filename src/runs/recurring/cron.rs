@@ -9,11 +9,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::destinations::Zone;
 
-/// What happens to firings that were missed while no process ran.
+/// Treatment of firings that were missed while no process ran.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Missed {
-    /// They are skipped.
+    /// Missed firings are skipped.
     #[default]
     Skip,
     /// The last one is made up for, once.

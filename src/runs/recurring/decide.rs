@@ -1,4 +1,4 @@
-//! What is to be done about a schedule now, and how it stands afterwards. Pure.
+//! The next step of a schedule, and the schedule's state afterwards. Pure.
 
 use super::cron::{Cron, Due, Missed};
 use crate::clock::UnixMs;
@@ -9,7 +9,7 @@ pub const LATE_MS: i64 = 10 * 60_000;
 /// Pauses between tries of a firing whose leads cannot be had, in seconds; the last one for all that follow.
 const BACKOFF_SECS: [i64; 5] = [5, 15, 60, 300, 900];
 
-/// What is to be done.
+/// The next step of a schedule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
     /// Nothing before this time; none: nothing ever again.
@@ -22,7 +22,7 @@ pub enum Step {
     GiveUp(UnixMs),
 }
 
-/// What is to be done about a schedule now.
+/// Decides the next step of a schedule now.
 pub fn step(schedule: &Schedule, cron: &Cron, missed: Missed, now_ms: UnixMs) -> Step {
     if schedule.state == ScheduleState::Paused {
         return Step::Wait(None);

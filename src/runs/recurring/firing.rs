@@ -20,10 +20,10 @@ const WAITING: usize = 4;
 /// Mistakes that are told.
 const MISTAKES: usize = 5;
 
-/// What came of a firing.
+/// The result of a firing.
 #[derive(Debug)]
 pub struct Fired {
-    /// Its run; none: there was nobody to be called.
+    /// The firing's run; none: there was no number to call.
     pub run: Option<Run>,
     /// Leads that were left out, in a sentence.
     pub note: Option<String>,
@@ -35,7 +35,7 @@ pub enum FiringError {
     /// Another replica is taking its leads in.
     #[error("another replica takes the leads of this firing in")]
     Busy,
-    /// Its leads cannot be had, or cannot be called.
+    /// The firing's leads cannot be obtained, or cannot be called.
     #[error("{0}")]
     Failed(String),
     /// The store failed.

@@ -35,7 +35,7 @@ pub type Sources = BTreeMap<String, Arc<LeadSource>>;
 /// A source of leads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeadSource {
-    /// Its name.
+    /// The source's name.
     pub name: String,
     /// Where they come from.
     pub kind: SourceKind,
@@ -52,14 +52,14 @@ pub enum SourceKind {
     Database {
         /// The server.
         server: PostgresSettings,
-        /// What it is asked.
+        /// The query that the database is asked.
         query: Query,
     },
     /// An address of the app.
     App {
         /// Where it is.
         place: Place,
-        /// What shows that it is ringfence that asks.
+        /// The credential that shows that ringfence asks.
         shows: Shows,
     },
 }
@@ -73,7 +73,7 @@ pub enum Place {
     At(Uri),
 }
 
-/// What a request shows.
+/// The credential that a request shows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Shows {
     /// Nothing.
@@ -84,16 +84,16 @@ pub enum Shows {
     Signature(Secret),
 }
 
-/// What is asked for.
+/// The leads that are asked for.
 #[derive(Debug, Clone)]
 pub struct Asked {
-    /// Whose leads.
+    /// The business whose leads are asked for.
     pub business: String,
     /// The schedule's name.
     pub schedule: String,
     /// The firing.
     pub firing_at: UnixMs,
-    /// Its date on the schedule's own clock.
+    /// The firing's date on the schedule's own clock.
     pub date: String,
 }
 
@@ -109,7 +109,7 @@ impl Asked {
     }
 }
 
-/// What may stand in `{{…}}` in a query, and is in the query string of an address.
+/// Names that may stand in `{{…}}` in a query, and are in the query string of an address.
 const NAMES: [&str; 4] = ["business", "schedule", "firing", "date"];
 
 /// A query whose `{{…}}` are parameters.

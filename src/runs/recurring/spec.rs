@@ -1,4 +1,4 @@
-//! What a schedule asks for.
+//! The specification of a schedule.
 
 use serde::{Deserialize, Serialize};
 
@@ -14,11 +14,11 @@ use crate::destinations::Zone;
 /// The longest name, in characters.
 const NAME_CHARS_MAX: usize = 100;
 
-/// What a schedule asks for.
+/// The specification of a schedule.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recurring {
-    /// Its name, which no other of its business has.
+    /// The schedule's name, which no other of its business has.
     pub name: String,
     /// A cron expression of five fields: minute, hour, day of the month, month, day of the week.
     pub schedule: String,
@@ -26,21 +26,21 @@ pub struct Recurring {
     pub timezone: String,
     /// The source of leads, by its name in the config.
     pub source: String,
-    /// What becomes of firings that nobody was there for.
+    /// Treatment of firings that were missed while no process ran.
     #[serde(default)]
     pub missed: Missed,
-    /// What becomes of leads that cannot be called.
+    /// Treatment of leads that cannot be called.
     #[serde(default)]
     pub bad_leads: BadLeads,
     /// The run that each firing makes.
     pub run: Spec,
 }
 
-/// What becomes of leads that cannot be called.
+/// Treatment of leads that cannot be called.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BadLeads {
-    /// They are left out, and counted: nobody is at hand to mend them.
+    /// The leads are left out, and counted: no operator is at hand to mend them.
     #[default]
     Skip,
     /// The firing fails, and nobody is called.

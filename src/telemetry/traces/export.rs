@@ -137,7 +137,7 @@ impl Exporter {
 /// Sends batches with ringfence's own client: its connections, its TLS, its certificates.
 #[derive(Debug)]
 struct Client {
-    /// What it sends, for its log lines.
+    /// The kind of data that the client sends, for its log lines.
     what: &'static str,
     upstream: Upstream,
     /// Batches come from a thread without one.
