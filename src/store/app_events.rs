@@ -14,9 +14,9 @@ use crate::provider::description::PostCall;
 /// An event for the outbox.
 #[derive(Debug)]
 pub(super) struct AppEvent {
-    /// Its id, and that of its delivery. The app recognises repetitions by it.
+    /// The event's id, and that of its delivery. The app recognises repetitions by it.
     pub(super) id: String,
-    /// Its call.
+    /// The event's call.
     pub(super) call: Option<String>,
     /// When it happened.
     pub(super) at_ms: UnixMs,

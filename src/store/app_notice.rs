@@ -5,9 +5,9 @@ use crate::clock::UnixMs;
 /// Whether the app gets ringfence's own event about a fact.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AppNotice {
-    /// It does.
+    /// The app gets the event.
     Send,
-    /// It does not: it wants none, or there is nothing to say.
+    /// The app does not get the event: it wants none, or there is nothing to say.
     Omit,
 }
 

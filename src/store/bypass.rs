@@ -7,9 +7,9 @@ use crate::clock::UnixMs;
 /// An active bypass.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bypass {
-    /// Its start, in milliseconds since 1970.
+    /// The bypass's start, in milliseconds since 1970.
     pub since_ms: UnixMs,
-    /// Its end, in milliseconds since 1970.
+    /// The bypass's end, in milliseconds since 1970.
     pub until_ms: UnixMs,
     /// The operator.
     pub who: String,

@@ -12,7 +12,7 @@ use crate::ids::{Alias, CallId};
 pub struct Change {
     /// The call.
     pub call: CallId,
-    /// What happened, if anything.
+    /// The event, if one happened.
     pub event: Option<Event>,
     /// Ids learnt.
     pub bind: Vec<Alias>,
@@ -77,7 +77,7 @@ pub struct ApplyOutcome {
     pub conflicts: Vec<(Alias, CallId)>,
     /// Why it was not applied: it is not about this call.
     pub contradiction: Option<Contradiction>,
-    /// It reported the end of a leg: the carrier still has the call, and has to be queried.
+    /// Whether the change reported the end of a leg: the carrier still has the call, and has to be queried.
     pub ended_a_part: bool,
 }
 

@@ -1,4 +1,4 @@
-//! What every back end has to do, run on each: `behaves_as_a_store!` in its tests.
+//! Duties of every back end, run on each: `behaves_as_a_store!` in its tests.
 //!
 //! A back end gives a [`Fresh`]: an empty store, a way to open it again, and a way past the trait to its tables.
 

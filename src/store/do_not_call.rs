@@ -19,7 +19,7 @@ pub struct ListedNumber {
     pub reason: Option<String>,
     /// When it was added.
     pub at: UnixMs,
-    /// Its position in the list: the number of the change that added it.
+    /// The number's position in the list: the number of the change that added it.
     pub change: i64,
 }
 

@@ -42,9 +42,9 @@ pub struct EventFilter {
     pub call: Option<String>,
     /// Of calls of this business alone.
     pub business: Option<String>,
-    /// That came at this time or later.
+    /// Start of the period in which they came, inclusive.
     pub from_ms: Option<UnixMs>,
-    /// That came before this time.
+    /// End of the period in which they came, exclusive.
     pub before_ms: Option<UnixMs>,
     /// Webhooks that come after this one in the list, by its time and id.
     pub after: Option<Cursor>,

@@ -30,11 +30,11 @@ impl OwnershipMode {
 pub struct Replica {
     /// Created at its start, so that ids sort by age.
     pub id: String,
-    /// Its host.
+    /// The replica's host.
     pub host: String,
-    /// Its process id.
+    /// The replica's process id.
     pub process: u32,
-    /// Its version.
+    /// The replica's version.
     pub version: String,
     /// Further state, as JSON.
     #[serde(skip)]
@@ -42,7 +42,7 @@ pub struct Replica {
 }
 
 impl Replica {
-    /// This process, with a new id.
+    /// Describes this process, with a new id.
     pub fn new() -> Self {
         Self {
             id: Ulid::new().to_string().to_lowercase(),
@@ -60,7 +60,7 @@ impl Default for Replica {
     }
 }
 
-/// This machine's name.
+/// Returns this machine's name.
 pub(super) fn host() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     if host.trim().is_empty() { "an unknown host".to_owned() } else { host.trim().to_owned() }
@@ -69,12 +69,12 @@ pub(super) fn host() -> String {
 /// A live replica.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Living {
-    /// Its identity.
+    /// The replica's identity.
     #[serde(flatten)]
     pub replica: Replica,
-    /// Its first heartbeat, by the store's clock.
+    /// Time of the replica's first heartbeat, by the store's clock.
     pub started_at: UnixMs,
-    /// Its last heartbeat, by the store's clock.
+    /// Time of the replica's last heartbeat, by the store's clock.
     pub beat_at: UnixMs,
 }
 

@@ -23,13 +23,13 @@ pub struct NewEvent {
     pub dedupe_key: Option<String>,
     /// When it was received.
     pub received_at: UnixMs,
-    /// Its method.
+    /// The webhook's method.
     pub method: String,
-    /// Its path and query.
+    /// The webhook's path and query.
     pub path: String,
-    /// Its headers, credentials left out.
+    /// The webhook's headers, credentials left out.
     pub headers: Vec<(String, String)>,
-    /// Its body; `None` if it is too large for the database.
+    /// The webhook's body; `None` if it is too large for the database.
     #[serde(skip)]
     pub body: Option<Vec<u8>>,
     /// The spool that has its body.
@@ -39,9 +39,9 @@ pub struct NewEvent {
 /// The bodies that a process can read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reach {
-    /// Those in its spool, by the spool's name.
+    /// The name of the process's own spool, whose bodies it can read.
     pub spool: String,
-    /// And those in the database.
+    /// Whether the process can read the bodies in the database.
     pub record: bool,
 }
 
@@ -59,33 +59,33 @@ pub struct UnsettledEvents {
 words!(
     /// The outcome of a webhook in one word, as in the inbox and in metrics.
     EventOutcome {
-        /// It changed a call, or reported what was known.
+        /// The webhook changed a call, or reported what was known.
         Applied = "applied",
-        /// Its call was given a slot, or has one.
+        /// The webhook's call was given a slot, or has one.
         Admitted = "admitted",
-        /// Its utterance is stored.
+        /// The webhook's utterance is stored.
         Recorded = "recorded",
-        /// Its call is unknown: it waits under its ids.
+        /// The webhook's call is unknown: the webhook waits under the call's ids.
         Deferred = "deferred",
-        /// It has no news of a call.
+        /// The webhook has no news of a call.
         Ignored = "ignored",
         /// No slot was free for its call.
         CapacityInbound = "capacity_inbound",
-        /// It announces a call without an id.
+        /// The webhook announces a call without an id.
         MissingId = "missing_id",
-        /// It cannot be parsed.
+        /// The webhook cannot be parsed.
         Unreadable = "unreadable",
-        /// Its call has been deleted from the store.
+        /// The webhook's call has been deleted from the store.
         Forgotten = "forgotten",
         /// The process that received it died, and its sender does not wait for the reply any more.
         ReplyExpired = "reply_expired",
-        /// Its body is lost.
+        /// The webhook's body is lost.
         BodyLost = "body_lost",
-        /// It waited for its call, and cannot be applied to it.
+        /// The webhook waited for its call, and cannot be applied to it.
         Unusable = "unusable",
-        /// Its signer does not own the call.
+        /// The webhook's signer does not own the call.
         Contradicted = "contradicted",
-        /// Its signer owns the call, but its conversation or leg is another one.
+        /// The webhook's signer owns the call, but the call's conversation or leg is another one.
         OtherCall = "other_call",
     }
 );
@@ -93,13 +93,13 @@ words!(
 /// The outcome of storing a webhook.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ReceiveOutcome {
-    /// It is new.
+    /// The webhook is new.
     New,
-    /// It was stored before; with its outcome, if it was applied.
+    /// The webhook was stored before; with its outcome, if it was applied.
     Before {
         /// The id under which it was stored.
         id: String,
-        /// Its outcome.
+        /// The webhook's outcome.
         outcome: Option<EventOutcome>,
     },
 }
@@ -134,17 +134,17 @@ pub struct Delivery {
     pub id: String,
     /// The webhook that it came from.
     pub event_id: String,
-    /// Its call: deliveries of one call are sent in order, as long as none fails.
+    /// The delivery's call: deliveries of one call are sent in order, as long as none fails.
     pub call: Option<String>,
-    /// Its route.
+    /// The delivery's route.
     pub route: DeliveryRoute,
-    /// Its URL; of a callback, as the app wrote it.
+    /// The delivery's URL; of a callback, as the app wrote it.
     pub url: String,
-    /// Its method.
+    /// The delivery's method.
     pub method: String,
-    /// Its headers.
+    /// The delivery's headers.
     pub headers: Vec<(String, String)>,
-    /// Its body; empty if a spool has it.
+    /// The delivery's body; empty if a spool has it.
     pub body: Vec<u8>,
     /// The spool that has its body.
     pub spool: Option<String>,
@@ -166,14 +166,14 @@ pub enum DeliveryOrder {
 pub enum DeliveryResult {
     /// The app has it.
     Done,
-    /// It is due again.
+    /// The delivery is due again.
     Retry {
         /// Why it failed.
         why: String,
         /// When it is due.
         at: UnixMs,
     },
-    /// It is not retried.
+    /// The delivery is not retried.
     GivenUp {
         /// Why it failed.
         why: String,
@@ -183,7 +183,7 @@ pub enum DeliveryResult {
 /// A recorded rejection.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RejectionRecord {
-    /// Its id.
+    /// The rejection's id.
     pub id: RejectionId,
     /// When it happened.
     pub at: UnixMs,
@@ -201,7 +201,7 @@ pub struct RejectionRecord {
     pub current: Option<u32>,
     /// Slots that it allows.
     pub limit: Option<u32>,
-    /// It would have been rejected: the mode was observe.
+    /// Whether the request would have been rejected: the mode was observe.
     pub observed: bool,
     /// Attempts of the request: an SDK's attempts are one rejection.
     pub attempts: u32,

@@ -17,7 +17,7 @@ pub(super) type AppliedMigrations = BTreeMap<i64, Applied>;
 /// An applied migration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Applied {
-    /// Its name.
+    /// The migration's name.
     pub(super) name: String,
     /// The checksum of the script that was run.
     pub(super) checksum: Vec<u8>,
@@ -26,12 +26,12 @@ pub(super) struct Applied {
 /// The prefix of migrations that only add.
 const EXPAND: &str = "expand";
 
-/// What becomes of a missing or older schema when the store is opened.
+/// Treatment of a missing or older schema when the store is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Migrate {
-    /// It is migrated.
+    /// The schema is migrated.
     Run,
-    /// It is rejected.
+    /// The schema is rejected.
     Reject,
 }
 
@@ -113,9 +113,9 @@ pub(super) async fn down(c: &mut dyn Driver, known: &Migrator, to: Option<i64>) 
 /// One migration and whether it is applied.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Status {
-    /// Its number.
+    /// The migration's number.
     pub version: i64,
-    /// Its name.
+    /// The migration's name.
     pub name: String,
     /// Whether the database has it.
     pub applied: bool,

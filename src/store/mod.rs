@@ -90,7 +90,7 @@ pub enum StoreError {
     /// Nothing was written.
     #[error("the store failed: {0}")]
     Failed(String),
-    /// It is unknown whether it was written: the connection was lost in the commit, or the file after it.
+    /// The outcome of the write is unknown: the connection was lost in the commit, or the file after it.
     #[error("the store may or may not have written: {0}")]
     Unknown(String),
     /// A row cannot be read: written by another version, or damaged.

@@ -32,14 +32,14 @@ pub enum Outbox {
     GivenUp,
 }
 
-/// What can be replayed.
+/// The events that can be replayed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Replayable {
-    /// Parked webhooks, and what has a delivery that was given up.
+    /// Parked webhooks, and events with a delivery that was given up.
     Failed,
     /// Parked webhooks.
     Parked,
-    /// What has a delivery that was given up: webhooks, and ringfence's own events.
+    /// Events with a delivery that was given up: webhooks, and ringfence's own events.
     GivenUp,
     /// Settled webhooks whose body is stored.
     Settled,
@@ -48,7 +48,7 @@ pub enum Replayable {
 /// A webhook of the inbox, without its headers and body.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct InboxEvent {
-    /// Its id.
+    /// The webhook's id.
     pub id: String,
     /// The account that it came from.
     pub account: String,
@@ -58,15 +58,15 @@ pub struct InboxEvent {
     pub event: String,
     /// When it was received.
     pub received_at: UnixMs,
-    /// Its path, without the query.
+    /// The webhook's path, without the query.
     pub path: String,
     /// Whether its body is stored.
     pub has_body: bool,
     /// The spool that has its body.
     pub spool: Option<String>,
-    /// Its call.
+    /// The webhook's call.
     pub call: Option<String>,
-    /// Its outcome.
+    /// The webhook's outcome.
     pub outcome: Option<String>,
     /// Attempts to apply it again.
     pub tries: u32,
@@ -74,18 +74,18 @@ pub struct InboxEvent {
     pub due_at: Option<UnixMs>,
     /// Since when it is parked.
     pub parked_at: Option<UnixMs>,
-    /// What parked it.
+    /// The reason why the webhook is parked.
     pub park_reason: Option<ParkReason>,
     /// Why it could not be applied.
     pub error: Option<String>,
 }
 
 words!(
-    /// What parks a webhook, or gives up a delivery.
+    /// The reason why a webhook is parked, or a delivery is given up.
     ParkReason {
-        /// Its attempts failed.
+        /// The attempts failed.
         Failed = "failed",
-        /// Its body is in the spool of a process that is gone. It is resumed when that process returns.
+        /// The body is in the spool of a process that is gone. Work on it is resumed when that process returns.
         SpoolUnreachable = "spool_unreachable",
     }
 );
@@ -93,9 +93,9 @@ words!(
 /// A delivery of the outbox, without its headers and body.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct OutboxDelivery {
-    /// Its id.
+    /// The delivery's id.
     pub id: String,
-    /// Its webhook; of one of ringfence's own events, that event's id.
+    /// The delivery's webhook; of one of ringfence's own events, that event's id.
     pub event_id: String,
     /// The account that its webhook came from; none for an event of our own.
     pub account: Option<String>,
@@ -103,11 +103,11 @@ pub struct OutboxDelivery {
     pub received_at: Option<UnixMs>,
     /// The call that it speaks of.
     pub call: Option<String>,
-    /// Its URL, without the query; empty for ringfence's own events.
+    /// The delivery's URL, without the query; empty for ringfence's own events.
     pub url: String,
     /// Whether it is one of ringfence's own events.
     pub own: bool,
-    /// Its route.
+    /// The delivery's route.
     pub route: DeliveryRoute,
     /// Attempts so far.
     pub attempts: u32,
@@ -117,7 +117,7 @@ pub struct OutboxDelivery {
     pub done_at: Option<UnixMs>,
     /// Why the last attempt failed.
     pub last_error: Option<String>,
-    /// What gave it up.
+    /// The reason why the delivery was given up.
     pub park_reason: Option<ParkReason>,
 }
 

@@ -12,16 +12,16 @@ use crate::policy::decision::{GateState, LeaseRow, RateLog, Shortfall};
 /// The replica that a request is taken over from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Owner {
-    /// It lives, and knows the outcome.
+    /// The replica lives, and knows the outcome.
     Live,
-    /// It is dead.
+    /// The replica is dead.
     Dead,
 }
 
 /// The app's own status callback, which ringfence's own replaced.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AppCallback {
-    /// Its URL, including the fragment.
+    /// The callback's URL, including the fragment.
     pub url: String,
     /// GET or POST.
     pub method: String,
@@ -32,20 +32,20 @@ pub struct AppCallback {
 /// A call record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct CallRecord {
-    /// Its id, also that of its lease.
+    /// The call's id, also that of its lease.
     pub id: CallId,
     /// The attributes that policy selects by.
     #[serde(flatten)]
     pub facts: Facts,
     /// How ringfence learnt of it.
     pub origin: Origin,
-    /// Its phase.
+    /// The call's phase.
     pub phase: Phase,
     /// How it ended.
     pub outcome: Option<Outcome>,
     /// Why it counts as over.
     pub proof: Option<EndProof>,
-    /// It exists although it was rejected or had ended for us.
+    /// Whether the call exists although it was rejected or had ended for us.
     pub over_limit: bool,
     /// The outcome of its create is unknown.
     pub unsettled: bool,
@@ -76,7 +76,7 @@ pub struct CallRecord {
     pub fingerprint: Option<String>,
     /// The replica that recorded it; or the one that owns its request since a duplicate arrived there.
     pub replica: Option<String>,
-    /// Its external ids.
+    /// The call's external ids.
     pub aliases: Vec<Alias>,
 }
 
@@ -86,7 +86,7 @@ impl CallRecord {
         self.origin != Origin::Unconfirmed
     }
 
-    /// Its id of a kind.
+    /// Returns the call's id of a kind.
     pub fn alias(&self, kind: &str) -> Option<&str> {
         self.aliases.iter().find(|a| a.kind == kind).map(|a| a.id.as_str())
     }
@@ -100,15 +100,15 @@ impl CallRecord {
 /// A call to be recorded.
 #[derive(Debug, Clone)]
 pub struct NewCall {
-    /// Its id.
+    /// The call's id.
     pub id: CallId,
     /// The attributes that policy selects by.
     pub facts: Facts,
     /// How ringfence learnt of it.
     pub origin: Origin,
-    /// Its phase.
+    /// The call's phase.
     pub phase: Phase,
-    /// It exists although a limit is full.
+    /// Whether the call exists although a limit is full.
     pub over_limit: bool,
     /// No events will arrive for it: it is polled from its start.
     pub polled: bool,
@@ -136,7 +136,7 @@ pub struct NewCall {
 /// The outcome of recording a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum InsertOutcome {
-    /// It is recorded. News that arrived before it is returned, to be applied.
+    /// The call is recorded. News that arrived before it is returned, to be applied.
     New(Option<Event>),
     /// One of its ids belongs to this call: it is the same call.
     Known(CallId),
@@ -147,7 +147,7 @@ pub enum InsertOutcome {
 /// The outcome of an admission by the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AdmitOutcome {
-    /// It is recorded.
+    /// The call is recorded.
     New {
         /// Slots that were granted.
         slots: u32,
@@ -167,9 +167,9 @@ pub enum AdmitOutcome {
 /// The outcome of counting an unconfirmed call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Confirmed {
-    /// It counts now.
+    /// The call counts now.
     Now,
-    /// It counted before, has ended, or is not recorded.
+    /// The call counted before, has ended, or is not recorded.
     Before,
     /// The pool's epoch is not the given one; nothing was written.
     Outdated(GateState),
@@ -189,15 +189,15 @@ pub struct EpochBump {
 /// A recorded create request, as deduplication at another replica sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InFlightRow {
-    /// Its call.
+    /// The request's call.
     pub id: CallId,
-    /// Its call's phase.
+    /// The phase of the request's call.
     pub phase: Phase,
     /// How it ended.
     pub outcome: Option<Outcome>,
-    /// Its outcome is unknown.
+    /// Whether the request's outcome is unknown.
     pub unsettled: bool,
-    /// Its client disconnected before the response.
+    /// Whether the request's client disconnected before the response.
     pub undelivered: bool,
     /// The replica that owns it.
     pub replica: Option<String>,
@@ -214,10 +214,10 @@ pub struct InFlightRow {
 pub struct CreateAnswer {
     /// The fingerprint of its create request.
     pub fingerprint: String,
-    /// Its status.
+    /// The response's status.
     pub status: u16,
-    /// Its headers, each byte of a value as a Latin-1 character.
+    /// The response's headers, each byte of a value as a Latin-1 character.
     pub headers: Vec<(String, String)>,
-    /// Its body.
+    /// The response's body.
     pub body: Vec<u8>,
 }

@@ -18,7 +18,7 @@ pub struct PutPostCall {
     pub found: PostCall,
     /// The record is complete.
     pub complete: bool,
-    /// Its source: `webhook`, `poll`, `operator`.
+    /// The record's source: `webhook`, `poll`, `operator`.
     pub by: &'static str,
     /// Now.
     pub at_ms: UnixMs,
@@ -63,9 +63,9 @@ pub(super) const LATEST: u32 = 2_000;
 /// A query of a webhook's health.
 #[derive(Debug, Clone)]
 pub struct WebhookHealthQuery {
-    /// Its account.
+    /// The webhook's account.
     pub account: String,
-    /// Its events that bring records, as named in the inbox.
+    /// The webhook's events that bring records, as named in the inbox.
     pub events: Vec<String>,
     /// Earlier webhooks and calls are ignored.
     pub since_ms: UnixMs,
@@ -95,12 +95,12 @@ impl WebhookHealth {
     }
 }
 
-/// What becomes of the body of a webhook whose call never came.
+/// Treatment of the body of a webhook whose call never came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExpiredBody {
-    /// It is kept, as long as the webhook.
+    /// The body is kept, as long as the webhook.
     Keep,
-    /// It is deleted.
+    /// The body is deleted.
     Forget,
 }
 

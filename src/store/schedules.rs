@@ -9,9 +9,9 @@ use crate::words::words;
 words!(
     /// Whether a schedule fires.
     ScheduleState {
-        /// It fires at its times.
+        /// The schedule fires at its times.
         Active = "active",
-        /// It does not fire until it is resumed.
+        /// The schedule does not fire until it is resumed.
         Paused = "paused",
     }
 );
@@ -19,11 +19,11 @@ words!(
 /// A schedule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Schedule {
-    /// Its id.
+    /// The schedule's id.
     pub id: String,
-    /// Its business.
+    /// The schedule's business.
     pub business: String,
-    /// Its name, unique within the business.
+    /// The schedule's name, unique within the business.
     pub name: String,
     /// The definition of its runs, as JSON.
     pub spec: String,

@@ -49,9 +49,9 @@ impl NewUtterance {
 /// The position of a stored utterance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UtteranceRef {
-    /// Its id among all.
+    /// The utterance's id among all.
     pub id: i64,
-    /// Its number in its call.
+    /// The utterance's number in its call.
     pub sequence: i64,
 }
 
@@ -62,23 +62,23 @@ pub struct UtteranceIngest {
     pub event: NewEvent,
     /// The ids of its call.
     pub aliases: Vec<Alias>,
-    /// Its voucher.
+    /// The webhook's voucher.
     pub by: Voucher,
-    /// Its utterance.
+    /// The webhook's utterance.
     pub said: NewUtterance,
-    /// Its delivery to the app.
+    /// The webhook's delivery to the app.
     pub delivery: Option<Delivery>,
 }
 
 /// The outcome of ingesting a webhook with an utterance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum IngestOutcome {
-    /// It is settled, with its utterance stored there.
+    /// The webhook is settled, with its utterance stored there.
     Whole(CallId, UtteranceRef),
-    /// It was settled before, with its utterance stored there.
+    /// The webhook was settled before, with its utterance stored there.
     Before(CallId, UtteranceRef),
-    /// It is only in the inbox: its call is unknown, or it has other news of the call ([`tells_more`]), or it is not about the
-    /// call that it points to, or it was left unfinished before.
+    /// The webhook is only in the inbox: its call is unknown, or it has other news of the call ([`tells_more`]), or it is not
+    /// about the call that it points to, or it was left unfinished before.
     Inbox(ReceiveOutcome),
 }
 
@@ -94,9 +94,9 @@ pub fn tells_more(record: &CallRecord, aliases: &[Alias]) -> bool {
 /// A stored utterance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Utterance {
-    /// Its id among all.
+    /// The utterance's id among all.
     pub id: i64,
-    /// Its number in its call.
+    /// The utterance's number in its call.
     pub sequence: i64,
     /// The webhook that brought it.
     pub event_id: String,
@@ -130,9 +130,9 @@ pub struct UtterancePosition {
 /// A notification from another process that shares the database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bell<'b> {
-    /// It stored something of this call.
+    /// The other process stored something of this call.
     Call(&'b CallId),
-    /// Something may be dialled: slots are free, or a run has due jobs.
+    /// Jobs may be dialled: slots are free, or a run has due jobs.
     Dial,
 }
 

@@ -47,7 +47,7 @@ impl LimitUsage for CountedUsage {
         self.rates.get(key)
     }
 
-    /// Those in the database are read later, only for short limits, and precede these.
+    /// The entries in the database are read later, only for short limits, and precede these.
     fn oldest(&self, key: &str) -> Vec<UnixMs> {
         let singles = self.singles.get(key).map_or(&[][..], Vec::as_slice);
         singles.iter().take(OLDEST_MAX).copied().collect()

@@ -17,9 +17,9 @@ const EARLY_MAX: usize = 8;
 pub struct Voucher {
     /// The accounts whose signature it is: several, if they share a secret.
     pub accounts: Vec<AccountName>,
-    /// Their providers.
+    /// The signers' providers.
     pub providers: Vec<String>,
-    /// Their carrier accounts.
+    /// The signers' carrier accounts.
     pub carriers: Vec<AccountName>,
     /// The subaccount that signed it.
     pub subaccount: Option<String>,
