@@ -1,4 +1,4 @@
-//! What every back end has to do with do-not-call lists.
+//! Duties of every back end concerning do-not-call lists.
 
 use super::*;
 use crate::store::do_not_call::{EVERYBODY, ListChange, ListedNumber};

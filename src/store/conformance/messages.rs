@@ -3,7 +3,7 @@
 use super::*;
 use crate::store::{DeliveryResult, EventOutcome};
 
-/// What a process without a spool can read.
+/// Returns the bodies that a process without a spool can read.
 pub(in crate::store) fn in_record() -> Reach {
     Reach { spool: String::new(), record: true }
 }
@@ -171,7 +171,7 @@ pub(in crate::store) async fn a_delivery_that_failed_holds_nothing_back(fresh: &
     assert_eq!(ids, [third.id.clone(), first.id.clone()]);
 }
 
-/// Who vouches for news of calls of these accounts.
+/// Returns the voucher for news of calls of these accounts.
 pub(in crate::store) fn voucher(accounts: &[&str], subaccount: Option<&str>) -> Voucher {
     Voucher {
         accounts: accounts.iter().map(|name| AccountName::parse(name).unwrap()).collect(),

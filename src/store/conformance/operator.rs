@@ -1,4 +1,4 @@
-//! What operators see and do.
+//! Views and actions of operators.
 
 use super::retention::rejection;
 use super::*;

@@ -1,4 +1,4 @@
-//! What every back end has to do with what was said.
+//! Duties of every back end concerning utterances.
 
 use std::collections::BTreeSet;
 

@@ -14,14 +14,14 @@ use super::*;
 use crate::store::Store as _;
 use crate::store::conformance::new_call;
 
-/// What a relay does with the next COMMIT that it sees.
+/// The action of a relay on the next COMMIT that it sees.
 enum AtCommit {
     Pass,
-    /// It gets there; its answer does not.
+    /// The COMMIT gets there; its answer does not.
     LoseTheAnswer,
-    /// It does not get there.
+    /// The COMMIT does not get there.
     LoseIt,
-    /// It tells that the COMMIT has come, and loses it once it may go on.
+    /// The relay tells that the COMMIT has come, and loses it once it may go on.
     Hold(oneshot::Sender<()>, oneshot::Receiver<()>),
 }
 

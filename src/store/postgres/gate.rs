@@ -53,14 +53,14 @@ struct Granted {
     slots: u32,
     would_reject: Option<Shortfall>,
     at_ms: UnixMs,
-    /// Its ids that are recorded already: each is handled separately.
+    /// The request's ids that are recorded already: each is handled separately.
     intricate: Option<Vec<Alias>>,
 }
 
 enum Answer {
     Outdated(GateState),
     Known(CallId),
-    /// It is recorded already.
+    /// The request is recorded already.
     Again(u32),
     Rejected(Shortfall),
     Granted(Granted),

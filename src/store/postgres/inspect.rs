@@ -13,9 +13,9 @@ use crate::clock::Clock;
 /// A server's properties.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Server {
-    /// Its version.
+    /// The server's version.
     pub version: String,
-    /// It is behind a pooler: every transaction may run in another session.
+    /// Whether the server is behind a pooler: every transaction may run in another session.
     pub pooled: bool,
     /// `synchronous_commit` for our role in our database.
     pub synchronous_commit: String,
@@ -39,7 +39,7 @@ impl Server {
 /// Why a server cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Unfit {
-    /// It is unavailable: waiting may help.
+    /// The server is unavailable: waiting may help.
     Away(String),
     /// An operator has to act.
     Unusable(String),

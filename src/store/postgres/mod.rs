@@ -56,7 +56,7 @@ pub enum OpenError {
         store: String,
         /// The owner.
         holder: String,
-        /// What to do.
+        /// Advice to the operator.
         advice: &'static str,
     },
     /// Waiting does not help.
@@ -64,7 +64,7 @@ pub enum OpenError {
     Unusable {
         /// The database.
         store: String,
-        /// What is wrong, and what to do.
+        /// The fault, and what to do about it.
         why: String,
     },
 }

@@ -18,7 +18,7 @@ pub enum Pooler {
     None,
 }
 
-/// Whose time decisions use.
+/// The clock whose time decisions use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TimeOf {
     /// The server's: the clocks of replicas may differ.
@@ -39,7 +39,7 @@ pub struct PostgresSettings {
     pub acquire_timeout: Duration,
     /// The kind of pooler before the server.
     pub pooler: Pooler,
-    /// Whose time decisions use.
+    /// The clock whose time decisions use.
     pub time_of: TimeOf,
 }
 

@@ -23,7 +23,7 @@ pub(super) fn code(error: &sqlx::Error) -> String {
     error.as_database_error().and_then(|e| e.code()).unwrap_or_default().into_owned()
 }
 
-/// What an operator can do about an error. The server's messages contain no values, only its details do.
+/// Returns what an operator can do about an error. The server's messages contain no values, only its details do.
 pub(super) fn explain(error: &sqlx::Error, shown: &str) -> String {
     match error {
         sqlx::Error::PoolTimedOut => {

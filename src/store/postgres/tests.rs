@@ -289,7 +289,7 @@ async fn a_server_that_is_away_is_waited_for_and_its_password_is_told_to_nobody(
     assert!(!why.contains("hunter2"), "{why}");
 }
 
-/// What one process writes another hears, straight; behind a pooler it is only seen.
+/// News that one process writes is heard by another over a direct connection; behind a pooler it is only seen.
 #[tokio::test]
 async fn what_is_said_at_one_replica_is_heard_at_another() {
     let Some(fence) = fresh().await else { return };
@@ -350,7 +350,7 @@ async fn what_is_said_at_one_replica_is_heard_at_another() {
     store.close().await;
 }
 
-/// What the dialler asks all the time finds its rows by indexes alone, however many jobs there are.
+/// Queries that the dialler makes all the time find their rows by indexes alone, however many jobs there are.
 #[tokio::test]
 async fn runs_are_read_by_their_indexes() {
     let Some(fence) = fresh().await else { return };

@@ -81,9 +81,9 @@ pub(in crate::store) fn is_own(alias: &Alias) -> bool {
 
 /// The owner of a new call's ids.
 pub(in crate::store) enum Claim {
-    /// They belong to this call.
+    /// The ids belong to this call.
     Known(CallId),
-    /// They are free. These keys are still bound to requests that made no call.
+    /// The ids are free. These keys are still bound to requests that made no call.
     Free(Vec<Alias>),
 }
 

@@ -67,7 +67,8 @@ macro_rules! outbox_page {
     };
 }
 
-/// What can be replayed, as `found`: of webhooks that are parked ($1), settled ($2) or have a delivery that was given up ($3).
+/// Selects the replayable events, as `found`: of webhooks that are parked ($1), settled ($2) or have a delivery that was given up
+/// ($3).
 macro_rules! replayable {
     ($columns:literal, $rest:literal) => {
         concat!(
@@ -92,7 +93,7 @@ macro_rules! replayable {
     };
 }
 
-/// What [`replayable`] takes.
+/// Returns the arguments of [`replayable`].
 fn replay_binds(which: Replayable, filter: &EventFilter) -> Vec<Value<'static>> {
     let f = filter.clone();
     let parked = matches!(which, Replayable::Failed | Replayable::Parked);
@@ -103,7 +104,7 @@ fn replay_binds(which: Replayable, filter: &EventFilter) -> Vec<Value<'static>> 
     binds![parked, which == Replayable::Settled, given_up, account, event, call, business, from, before].into()
 }
 
-/// What [`outbox_page`] takes, and [`inbox_page`] but for the place.
+/// Returns the arguments of [`outbox_page`], and of [`inbox_page`] but for the place.
 fn page_binds(filter: &EventFilter, limit: u32) -> Vec<Value<'static>> {
     let f = filter.clone();
     let (from, before) = (f.from_ms.unwrap_or(UnixMs::MIN), f.before_ms.unwrap_or(UnixMs::MAX));

@@ -16,7 +16,7 @@ use crate::policy::Privacy;
 /// Rows that one write deletes or changes, so that other writes get their turn.
 pub(super) const PURGE_BATCH: u32 = 500;
 
-/// What is deleted of ended calls.
+/// The data of ended calls that is deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Forget {
     /// All but undelivered notifications and unsettled webhooks.

@@ -1,4 +1,4 @@
-//! What the dialler asks and writes: claims of jobs, their settlement, and the changes of a run that come of it.
+//! Queries and writes of the dialler: claims of jobs, their settlement, and the changes of a run that come of it.
 
 use std::collections::HashSet;
 

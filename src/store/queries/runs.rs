@@ -357,7 +357,7 @@ const COUNTS: &str =
     "SELECT state, outcome, count(*) AS n FROM run_jobs WHERE run_id = $1 AND state <> 'queued' GROUP BY state, outcome
      UNION ALL SELECT 'queued', NULL, total FROM runs WHERE id = $1";
 
-/// What is asked at the start of a process, and with every look: by indexes alone, however many jobs wait.
+/// Queries made at the start of a process, and with every look: by indexes alone, however many jobs wait.
 #[cfg(test)]
 pub(in crate::store) const LOOKS: [&str; 15] = [
     BATCHES,

@@ -19,9 +19,9 @@ pub const JOB_KIND: &str = "run_job";
 words!(
     /// The state of a run.
     RunState {
-        /// Its leads are being loaded.
+        /// The run's leads are being loaded.
         Loading = "loading",
-        /// It has no leads yet.
+        /// The run has no leads yet.
         Ready = "ready",
         /// Due jobs are dialled.
         Running = "running",
@@ -31,7 +31,7 @@ words!(
         Done = "done",
         /// Canceled by an operator or the app.
         Canceled = "canceled",
-        /// It cannot be dialled.
+        /// The run cannot be dialled.
         Failed = "failed",
     }
 );
@@ -50,7 +50,7 @@ words!(
         Queued = "queued",
         /// Claimed by a replica.
         Dialing = "dialing",
-        /// Its call has not ended, as far as is known.
+        /// The job's call has not ended, as far as is known.
         Calling = "calling",
         /// Ended, with a final outcome.
         Done = "done",
@@ -178,7 +178,7 @@ pub struct DueRun {
     pub next_due: Option<UnixMs>,
     /// A job whose call has ended waits for the word who answered.
     pub has_waiting: bool,
-    /// Its provider is full, as any replica was told: no job is dialled before.
+    /// The time until which the run's provider is full, as any replica was told: no job is dialled before.
     pub held_until: UnixMs,
 }
 
@@ -195,11 +195,11 @@ pub struct EndedJob {
     pub proof: EndProof,
     /// The time of its end.
     pub ended_at: UnixMs,
-    /// Who answered, if its post-call record says so.
+    /// The party that answered, if the call's post-call record says so.
     pub answered_by: Option<AnsweredBy>,
-    /// Its post-call record is complete: nothing more will be reported.
+    /// Whether the call's post-call record is complete: nothing more will be reported.
     pub is_recorded: bool,
-    /// Its post-call record is to be fetched, and has not been asked for yet.
+    /// Whether the call's post-call record is to be fetched, and has not been asked for yet.
     pub awaits_fetch: bool,
 }
 
@@ -210,9 +210,9 @@ pub struct Settle {
     pub run: String,
     /// The position in the list.
     pub seq: i64,
-    /// Its present call, or
+    /// The job's present call; `None`: the job is claimed.
     pub call: Option<CallId>,
-    /// the lock token of its claim.
+    /// The lock token of the job's claim.
     pub token: Option<String>,
     /// The new call.
     pub new_call: Option<CallId>,
@@ -230,9 +230,9 @@ pub struct Settle {
     pub due_at: UnixMs,
     /// The error of a failed job.
     pub error: Option<String>,
-    /// Its call has ended, and until this time it waits for the word who answered.
+    /// The time until which the job, whose call has ended, waits for the news of which party answered.
     pub waits_until: Option<UnixMs>,
-    /// It is done without a call: sends the app an event, as the end of a call does.
+    /// Whether the app gets an event because the job is done without a call, as at the end of a call.
     pub notice: AppNotice,
 }
 
@@ -318,7 +318,7 @@ impl RunCounts {
 pub enum RunMade {
     /// Created.
     New,
-    /// This run has its idempotency key.
+    /// The run that has this idempotency key already.
     Known(Box<Run>),
 }
 
@@ -368,9 +368,9 @@ pub(in crate::store) const FAILED: char = '1';
 pub struct LostClaims {
     /// The live replicas. Claims of others are lost.
     pub live: Vec<String>,
-    /// This replica,
+    /// This replica.
     pub replica: String,
-    /// and the tokens of the claims that it works on. Its other claims are lost: the answer of their commit did not arrive.
+    /// The tokens of the claims that this replica works on. Its other claims are lost: the answer of their commit did not arrive.
     pub tokens: Vec<String>,
     /// Only claims before this time.
     pub before: UnixMs,
@@ -425,7 +425,7 @@ pub struct RunChange {
     pub loaded: Option<(i64, String)>,
     /// Only if this is the token of its load.
     pub load: Option<String>,
-    /// It counts as a retry by hand.
+    /// Whether the change counts as a retry by hand.
     pub is_retry: bool,
     /// The present time.
     pub now_ms: UnixMs,
@@ -465,11 +465,11 @@ mod tests {
     }
 }
 
-/// Whose rows are meant.
+/// The businesses whose rows are meant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Businesses {
-    /// Those of these.
+    /// The rows of these businesses.
     Only(Vec<String>),
-    /// Those of all others.
+    /// The rows of all businesses but these.
     AllBut(Vec<String>),
 }

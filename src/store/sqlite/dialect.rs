@@ -42,7 +42,7 @@ pub(super) fn translate(sql: &str, columns: usize) -> String {
     sql.replace("{rows}", &format!("({row})")).replace('$', "?")
 }
 
-/// What stands before the parenthesis that closes the one before `sql`, and after it.
+/// Returns the text before the parenthesis that closes the one before `sql`, and the text after it.
 fn split_closed(sql: &str) -> Option<(&str, &str)> {
     let mut open = 1;
     let end = sql.find(|c| {

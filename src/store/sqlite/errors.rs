@@ -1,4 +1,4 @@
-//! What keeps a file from being used, in sentences for an operator.
+//! Obstacles to the use of a file, in sentences for an operator.
 
 use std::time::Duration;
 
@@ -13,9 +13,9 @@ pub enum OpenError {
     Held {
         /// The database.
         path: String,
-        /// That process.
+        /// The process that has the database open.
         holder: String,
-        /// What to do.
+        /// Advice to the operator.
         advice: &'static str,
     },
     /// The file cannot be opened.
@@ -31,12 +31,12 @@ pub enum OpenError {
     Schema {
         /// The database.
         path: String,
-        /// What is wrong, and the command to run.
+        /// The mismatch, and the command to run.
         why: String,
     },
 }
 
-/// What an operator can do about an error of SQLite, by its code, extended or not.
+/// Returns what an operator can do about an error of SQLite, by its code, extended or not.
 pub(super) fn explain_code(code: u32, error: &dyn std::fmt::Display) -> String {
     match code & 0xff {
         5 => "another program holds its lock".to_owned(),
@@ -53,7 +53,7 @@ pub(super) fn explain_code(code: u32, error: &dyn std::fmt::Display) -> String {
     }
 }
 
-/// What an operator can do about an error of a file or folder.
+/// Returns what an operator can do about an error of a file or folder.
 pub(super) fn explain_io(error: &std::io::Error) -> String {
     use std::io::ErrorKind;
     let hint = match error.kind() {

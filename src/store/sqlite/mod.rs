@@ -113,7 +113,7 @@ impl SqliteStore {
         Ok(Self { writer, readers, path: path.to_owned(), held: std::sync::Mutex::new(Some(held)) })
     }
 
-    /// Its path.
+    /// Returns the path of the database file.
     pub fn path(&self) -> &Path {
         &self.path
     }

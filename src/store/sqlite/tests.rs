@@ -294,7 +294,7 @@ async fn measures_decisions() {
     conformance::measure(&store, &folder).await;
 }
 
-/// What the dialler asks all the time finds its rows by indexes alone, however many jobs there are.
+/// Queries that the dialler makes all the time find their rows by indexes alone, however many jobs there are.
 #[tokio::test]
 async fn runs_are_read_by_their_indexes() {
     let folder = Folder::new();
