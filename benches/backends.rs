@@ -12,7 +12,7 @@ use arc_swap::ArcSwap;
 use ringfence::admission::limiter::Gate;
 use ringfence::admission::limiter::memory::MemoryGate;
 use ringfence::admission::limiter::redis::{RedisGate, RedisSettings};
-use ringfence::admission::{Admission, AdmissionSettings, Capacity};
+use ringfence::admission::{Admission, AdmissionController, AdmissionSettings};
 use ringfence::call::{Deadlines, Direction, EndProof, Event, Origin, Outcome, Phase, Source};
 use ringfence::clock::Clock;
 use ringfence::ids::{AccountName, BusinessId, CallId};
@@ -83,7 +83,7 @@ fn policy() -> Policy {
 
 struct Bench {
     store: Arc<dyn Store>,
-    capacity: Capacity,
+    admission: AdmissionController,
     policy: Arc<ArcSwap<Policy>>,
 }
 
@@ -92,11 +92,12 @@ impl Bench {
         let policy = Arc::new(ArcSwap::from_pointee(policy()));
         // No comparison falls into a run.
         let settings =
-            AdmissionSettings { home, compare_every: Duration::from_secs(3600), ..AdmissionSettings::default() };
+            AdmissionSettings { home, audit_interval: Duration::from_secs(3600), ..AdmissionSettings::default() };
         let (clock, metrics) = (Clock::system(), Metrics::new().unwrap());
-        let capacity = Capacity::new(store.clone(), gate, settings, policy.clone(), clock, metrics, Replica::new());
-        capacity.start().await.unwrap();
-        Self { store, capacity, policy }
+        let admission =
+            AdmissionController::new(store.clone(), gate, settings, policy.clone(), clock, metrics, Replica::new());
+        admission.start().await.unwrap();
+        Self { store, admission, policy }
     }
 
     async fn admit(&self, n: usize) -> CallId {
@@ -120,22 +121,25 @@ impl Bench {
         let record = NewCall {
             id: call.clone(),
             facts,
-            origin: Origin::Order,
+            origin: Origin::Create,
             phase: Phase::Reserved,
             over_limit: false,
             polled: true,
             slots: 1,
             fingerprint: None,
             keys: vec![],
-            replica: Some(self.capacity.replica().to_owned()),
+            replica: Some(self.admission.replica().to_owned()),
             notice: ringfence::store::AppNotice::Omit,
             at_ms,
             deadline_at: at_ms + 90_000,
             callback: None,
             aliases: vec![],
         };
-        let deciding = self.capacity.deciding().await;
-        assert!(matches!(self.capacity.admit(&deciding, order, record).await.unwrap(), Admission::Admitted { .. }));
+        let policy_guard = self.admission.hold_policy().await;
+        assert!(matches!(
+            self.admission.admit(&policy_guard, order, record).await.unwrap(),
+            Admission::Admitted { .. }
+        ));
         call
     }
 
@@ -146,7 +150,7 @@ impl Bench {
             ..Change::of(call, Source::Webhook, Clock::system().now_ms(), &Deadlines::default())
         };
         let applied = self.store.apply(change).await.unwrap().unwrap();
-        self.capacity.release(&applied.record).await;
+        self.admission.release(&applied.record).await;
     }
 
     async fn run(self, what: &str, counters: &[(&str, &Counter)], run: Duration) {

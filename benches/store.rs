@@ -28,7 +28,7 @@ fn new_call() -> NewCall {
             own_number: Some("phnum_1".to_owned()),
             other_number: Some("+15550002222".to_owned()),
         },
-        origin: Origin::Order,
+        origin: Origin::Create,
         phase: Phase::Reserved,
         over_limit: false,
         polled: true,

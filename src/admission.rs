@@ -53,7 +53,7 @@ pub use failover::Compared;
 pub use lease::{Lease, Permit, Uncounted};
 pub use recording::Recording;
 use state::{BypassState, GateOp, Peers, PendingOps};
-pub use state::{Member, Sighting};
+pub use state::{LiveCountReport, Member};
 pub use supervisor::Role;
 pub use turned_away::KeptSlot;
 
@@ -73,7 +73,7 @@ pub struct AdmissionSettings {
     /// The least time that the database decides before Redis does again.
     pub return_after: Duration,
     /// How often leases are compared with the call records.
-    pub compare_every: Duration,
+    pub audit_interval: Duration,
 }
 
 impl Default for AdmissionSettings {
@@ -82,14 +82,14 @@ impl Default for AdmissionSettings {
             home: GateMode::Memory,
             fallback_after: Duration::from_secs(2),
             return_after: Duration::from_secs(30),
-            compare_every: Duration::from_secs(60),
+            audit_interval: Duration::from_secs(60),
         }
     }
 }
 
 /// Admits calls: the limiter that decides at present, under its epoch. Cloning is cheap.
 #[derive(Clone)]
-pub struct Capacity(Arc<Inner>);
+pub struct AdmissionController(Arc<Inner>);
 
 struct Inner {
     store: Arc<dyn Store>,
@@ -105,14 +105,14 @@ struct Inner {
     /// Held for reading from before a policy decides about a call until the call is recorded, for writing during a transition in
     /// this process: no call is decided by two policies. It is fair: a reader that locks it again before it has released it waits
     /// for a writer that waits for the reader.
-    deciding: Arc<RwLock<()>>,
+    policy_lock: Arc<RwLock<()>>,
     /// Serialises transitions.
     moving: tokio::sync::Mutex<()>,
     waits: RetryAfterEstimator,
     pending_ops: Mutex<PendingOps>,
     counted: Mutex<Option<(Instant, Counts)>>,
     /// The limiter has lost data and has to be rebuilt.
-    unfilled: AtomicBool,
+    needs_rebuild: AtomicBool,
     /// The minimum of the next epoch: the limiter has published the one before it.
     min_epoch: AtomicI64,
     /// Wakes the supervisor.
@@ -125,11 +125,11 @@ struct Inner {
     turned_away: turned_away::TurnedAway,
 }
 
-/// While it lives, the policy does not change: taken from [`Capacity::deciding`] before a policy is read to decide about a call,
+/// While it lives, the policy does not change: taken from [`AdmissionController::hold_policy`] before a policy is read to decide about a call,
 /// dropped when the call is recorded. It is owned, so that a decision keeps it which outlives the request that asked for it.
 #[must_use = "the policy may change when it is dropped"]
 #[derive(Debug)]
-pub struct Deciding(#[expect(dead_code, reason = "held, not read")] OwnedRwLockReadGuard<()>);
+pub struct PolicyGuard(#[expect(dead_code, reason = "held, not read")] OwnedRwLockReadGuard<()>);
 
 /// The outcome of an admission.
 #[derive(Debug)]
@@ -185,8 +185,8 @@ pub struct GateStatus {
     pub leads: bool,
 }
 
-impl Capacity {
-    /// Builds it. No decision is made before [`Capacity::start`].
+impl AdmissionController {
+    /// Builds it. No decision is made before [`AdmissionController::start`].
     pub fn new(
         store: Arc<dyn Store>,
         gate: Option<Arc<dyn Gate>>,
@@ -206,12 +206,12 @@ impl Capacity {
             metrics,
             replica,
             state: watch::Sender::new(state),
-            deciding: Arc::default(),
+            policy_lock: Arc::default(),
             moving: tokio::sync::Mutex::default(),
             waits: RetryAfterEstimator::default(),
             pending_ops: Mutex::default(),
             counted: Mutex::default(),
-            unfilled: AtomicBool::new(false),
+            needs_rebuild: AtomicBool::new(false),
             min_epoch: AtomicI64::new(0),
             wake: Notify::new(),
             moved_at: Mutex::new(Instant::now()),
@@ -259,8 +259,8 @@ impl Capacity {
     }
 
     /// Blocks swaps of the policy until it is dropped. Must not be called by the holder of another one.
-    pub async fn deciding(&self) -> Deciding {
-        Deciding(self.0.deciding.clone().read_owned().await)
+    pub async fn hold_policy(&self) -> PolicyGuard {
+        PolicyGuard(self.0.policy_lock.clone().read_owned().await)
     }
 
     /// Whether several processes share the store.
@@ -301,10 +301,10 @@ impl Capacity {
             info!(
                 epoch = now.epoch,
                 mode = now.mode.as_str(),
-                "gate recovered: the configured backend admits calls again"
+                "limiter recovered: the configured back end admits calls again"
             );
         } else {
-            warn!(epoch = now.epoch, mode = now.mode.as_str(), "gate backend changed");
+            warn!(epoch = now.epoch, mode = now.mode.as_str(), "limiter failed over to another back end");
         }
     }
 
@@ -327,11 +327,11 @@ impl Capacity {
         let talked = record.outcome.is_some_and(|o| !matches!(o, Outcome::NotCreated | Outcome::Capacity));
         let length_ms = record.ended_at.filter(|_| talked && record.slots == 1).map(|at| at - record.admitted_at);
         self.0.waits.freed(&self.0.policy.load().bindings(&record.facts), length_ms);
-        self.give_back(&record.id).boxed().await;
+        self.release_unrecorded(&record.id).boxed().await;
     }
 
     /// Releases what a call may hold that is not recorded, or has ended.
-    pub async fn give_back(&self, call: &CallId) {
+    pub async fn release_unrecorded(&self, call: &CallId) {
         self.send_op(GateOp::Release(call.clone())).boxed().await;
     }
 

@@ -28,7 +28,7 @@ use crate::admin::{self, Admin, Board};
 use crate::admission::limiter::memory::MemoryGate;
 use crate::admission::limiter::redis::RedisGate;
 use crate::admission::limiter::{Channel, Gate};
-use crate::admission::{Capacity, LivePolicy};
+use crate::admission::{AdmissionController, LivePolicy};
 use crate::calls::Calls;
 use crate::calls::lifecycle::Lifecycle;
 use crate::calls::notify::{self, Hub};
@@ -58,7 +58,7 @@ use startup_gate::Doors;
 use tasks::Tasks;
 
 /// The pause between two attempts to reach the database during the start.
-const ASK_AGAIN: Duration = Duration::from_millis(500);
+const STORE_RETRY_DELAY: Duration = Duration::from_millis(500);
 /// How long a start waits for Redis.
 const REDIS_WITHIN: Duration = Duration::from_secs(3);
 /// How long WebSockets may take to close.
@@ -103,16 +103,16 @@ impl App {
         let state = OpenState::open(&config, clock, &own, &doors).await?;
         state.announce(&config);
         let (calls, rebuilt) = (state.calls.clone(), state.rebuilt);
-        let (capacity, metrics) = (calls.lifecycle.capacity.clone(), calls.lifecycle.metrics.clone());
+        let (admission, metrics) = (calls.lifecycle.admission.clone(), calls.lifecycle.metrics.clone());
 
         let tasks = Tasks::default();
         let (spool, wake) = (state.spool.clone(), state.wake.clone());
         let live = state.into_live(config, written, access, own, &tasks);
         let mut sweepers = live.sweepers();
         // Nothing is served yet: calls that are live at providers are counted before any is admitted.
-        reconcile::initial_sweep(&mut sweepers, calls.settings.ask_timeout).await;
+        reconcile::initial_sweep(&mut sweepers, calls.settings.provider_query_timeout).await;
         live.sweep(sweepers);
-        Loops { live: live.clone(), capacity, tasks: tasks.clone() }.spawn(spool, wake);
+        Loops { live: live.clone(), admission, tasks: tasks.clone() }.spawn(spool, wake);
         tls.show_expiries(&metrics);
         tasks.all.spawn(tls.follow(metrics, tasks.stop.clone()));
 
@@ -196,7 +196,7 @@ impl App {
         if let Some(probes) = self.probes {
             probes.drain(Duration::from_secs(1)).await;
         }
-        self.calls.lifecycle.capacity.deregister().await;
+        self.calls.lifecycle.admission.deregister().await;
         self.calls.lifecycle.store.close().await;
         info!("stopped");
     }
@@ -229,7 +229,7 @@ impl OpenState {
         let upstream = reload::upstream(config, own).map_err(start_error)?;
         let database = patient.ask(|| store.identity()).await?;
         let (gate, channel) = open_gate(config, database).await?;
-        let capacity = Capacity::new(
+        let admission = AdmissionController::new(
             store.clone(),
             gate,
             config.gate.clone(),
@@ -240,7 +240,7 @@ impl OpenState {
         );
         let lifecycle = Lifecycle {
             store,
-            capacity: capacity.clone(),
+            admission: admission.clone(),
             policy,
             metrics,
             clock,
@@ -250,7 +250,7 @@ impl OpenState {
             notice: config.calls.notice(),
         };
         let calls = Calls::new(lifecycle, config.accounts.clone(), upstream, config.calls.clone());
-        patient.ask(|| capacity.heartbeat()).await?;
+        patient.ask(|| admission.heartbeat()).await?;
         // No call is placed before the do-not-call lists are known.
         patient.ask(|| calls.destinations.refresh_do_not_call()).await?;
         let rebuilt = patient.ask(|| reconcile::rebuild(&calls)).await?;
@@ -299,7 +299,7 @@ impl OpenState {
         let console = |program| Admin {
             calls,
             runs: Runs::new(config.runs.clone()),
-            sightings: SweepStatuses::default(),
+            sweep_statuses: SweepStatuses::default(),
             newest_access: watch::Sender::new(access.clone()),
             access,
             draining: tasks.draining.clone(),
@@ -343,9 +343,9 @@ impl StartupRetry<'_> {
         loop {
             match ask().await {
                 Err(error @ (StoreError::Failed(_) | StoreError::Unknown(_))) if self.is_remote => {
-                    warn!(%error, "waiting for the store");
+                    warn!(%error, "failed to read the store at start; retrying");
                     self.doors.wait(&error.to_string());
-                    tokio::time::sleep(ASK_AGAIN).await;
+                    tokio::time::sleep(STORE_RETRY_DELAY).await;
                 }
                 done => return done.map_err(start_error),
             }

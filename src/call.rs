@@ -31,7 +31,7 @@ words!(
     /// How ringfence learnt of the call.
     Origin {
         /// A create request that was admitted here.
-        Order = "order",
+        Create = "order",
         /// A provider's webhook announced it.
         Webhook = "webhook",
         /// Found at the provider: placed outside ringfence.
@@ -45,7 +45,7 @@ words!(
     /// Source of the last news of a call: how ringfence learnt of it ([`Origin`]), or of a change.
     Source {
         /// The create request.
-        Order = "order",
+        Create = "order",
         /// The provider's response to a request of ours or of the app's.
         Answer = "answer",
         /// A webhook.

@@ -25,7 +25,7 @@ pub use business::{
 };
 pub use contradiction::Contradictions;
 pub use declared::Declared;
-pub use in_force::InForce;
+pub use in_force::ShownLimit;
 pub use rate::Rate;
 
 /// The demo business. It has a limit of its own and counts towards the global limit.

@@ -32,6 +32,7 @@ CREATE TABLE calls (
     callback      TEXT,                           -- the app's own status callback, as JSON
     fingerprint   TEXT,                           -- what makes two orders equal
     replica       TEXT,                           -- the one that put it on record, or answers for its order since
+    taken_at      BIGINT,                         -- when another request took the place of its order's client
     keys          TEXT[],                           -- the counts that it is in: with these an open call's row is its lease
     undelivered   BOOLEAN NOT NULL DEFAULT false    -- its order's client had gone before it was answered
 );

@@ -31,6 +31,7 @@ CREATE TABLE calls (
     callback      TEXT,                           -- the app's own status callback, as JSON
     fingerprint   TEXT,                           -- what makes two orders equal
     replica       TEXT,                           -- the one that put it on record, or answers for its order since
+    taken_at      INTEGER,                        -- when another request took the place of its order's client
     keys          TEXT,                           -- the counts that it is in: with these an open call's row is its lease, as JSON
     undelivered   INTEGER NOT NULL DEFAULT 0    -- its order's client had gone before it was answered
 ) STRICT;

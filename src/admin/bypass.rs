@@ -18,19 +18,19 @@ const REASON_CHARS_MAX: usize = 500;
 impl Admin {
     /// The bypass in force, or null.
     pub(super) fn bypass_shown(&self) -> Value {
-        let capacity = &self.calls.lifecycle.capacity;
-        let Some(bypass) = capacity.bypass() else { return Value::Null };
+        let admission = &self.calls.lifecycle.admission;
+        let Some(bypass) = admission.bypass() else { return Value::Null };
         let left_ms = (bypass.until_ms - self.calls.lifecycle.clock.now_ms()).max(0);
         json!({
             "since": rfc3339(bypass.since_ms), "until": rfc3339(bypass.until_ms), "leftSecs": (left_ms + 999) / 1000,
-            "by": bypass.who, "reason": bypass.reason, "everywhere": capacity.bypass_is_shared(),
+            "by": bypass.who, "reason": bypass.reason, "everywhere": admission.bypass_is_shared(),
         })
     }
 
     /// Shows it, starts it (`{"for_secs": 900, "reason": "…"}`), or ends it. It works even if the store rejects writes, which may be why
     /// it is needed. Then it applies in this process only, and the answer says so.
     pub(super) async fn bypass(&self, exchange: &mut Exchange, method: &Method, who: &Caller) -> Answer {
-        let capacity = &self.calls.lifecycle.capacity;
+        let admission = &self.calls.lifecycle.admission;
         let (act, after, new) = match *method {
             Method::GET => return ok(&json!({"bypass": self.bypass_shown()})),
             Method::DELETE => ("bypass off", Value::Null, None),
@@ -61,7 +61,7 @@ impl Admin {
         let reason = new.as_ref().map(|bypass| bypass.reason.clone());
         let changes = Act::new(act, "*").because(reason.as_deref()).changes(before, after);
         self.audit_with_retry(who, changes).await;
-        let told = capacity.set_bypass(new).await;
+        let told = admission.set_bypass(new).await;
         let note = told.err().map(|error| format!("this process only: {error}"));
         ok(&json!({"bypass": self.bypass_shown(), "note": note}))
     }

@@ -12,7 +12,7 @@ use super::bulk::LIST_BYTES_MAX;
 use super::operator::Act;
 use super::{Admin, Answer, BODY_BYTES_MAX, Problem, bad, limit_of, not_found, ok};
 use crate::clock::rfc3339;
-use crate::destinations::{Listed, key_of};
+use crate::destinations::{ListHit, key_of};
 use crate::ids::{BusinessId, mask_number};
 use crate::net::Exchange;
 use crate::reply::{json_answer, respond};
@@ -143,12 +143,12 @@ impl Admin {
         let store = &self.calls.lifecycle.store;
         let mut lists = Vec::new();
         if self.calls.lifecycle.policy.load().settings().destinations.file.contains(number) {
-            lists.push(Listed::File);
+            lists.push(ListHit::File);
         }
         let all = store.do_not_call_number(EVERYBODY, number).await?;
-        lists.extend(all.as_ref().map(|_| Listed::All));
+        lists.extend(all.as_ref().map(|_| ListHit::All));
         let own = if list == EVERYBODY { None } else { store.do_not_call_number(list, number).await? };
-        lists.extend(own.as_ref().map(|_| Listed::Business));
+        lists.extend(own.as_ref().map(|_| ListHit::Business));
         let names: Vec<&str> = lists.iter().map(|list| list.as_str()).collect();
         let mut body =
             own.or(all).as_ref().map_or_else(|| json!({"number": shown(number, who)}), |one| entry(one, who));

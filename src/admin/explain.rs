@@ -240,7 +240,7 @@ impl Admin {
         let store = &self.calls.lifecycle.store;
         let at_ms = self.calls.lifecycle.clock.now_ms();
         let policy = self.calls.lifecycle.policy.load_full();
-        let counts = self.calls.lifecycle.capacity.counts().await;
+        let counts = self.calls.lifecycle.admission.counts().await;
         let counts = counts.map_err(|error| {
             Problem::Is(http::StatusCode::SERVICE_UNAVAILABLE, "GATE_REBUILDING", error.to_string())
         })?;
@@ -266,11 +266,11 @@ impl Admin {
     }
 
     fn explained(&self, now: &Now, about: &str, create: &WouldBe, who: &Caller) -> Value {
-        let capacity = &self.calls.lifecycle.capacity;
+        let admission = &self.calls.lifecycle.admission;
         let facts = &create.facts;
         let usages: Vec<BindingUsage> =
-            capacity.bindings(facts).into_iter().map(|binding| now.usage(binding)).collect();
-        let enforcement = match (capacity.mode(), capacity.bypass()) {
+            admission.bindings(facts).into_iter().map(|binding| now.usage(binding)).collect();
+        let enforcement = match (admission.mode(), admission.bypass()) {
             (Mode::Enforce, _) => Enforcement::On,
             (Mode::Observe, None) => Enforcement::Observe,
             (Mode::Observe, Some(_)) => Enforcement::Bypassed,

@@ -27,7 +27,7 @@ impl Admin {
 
     /// `None`: the database cannot be read.
     async fn gauges_of(&self, open: Option<&[CallRecord]>) -> Gauges {
-        let counts = self.calls.lifecycle.capacity.counts().await.unwrap_or_default();
+        let counts = self.calls.lifecycle.admission.counts().await.unwrap_or_default();
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let mut by_business = BTreeMap::<&str, u32>::new();
         for call in open.into_iter().flatten().filter(|c| !c.over_limit) {
@@ -58,14 +58,14 @@ impl Admin {
 
     /// A provider's recent count: an older one may be wrong by now.
     fn seen_lately(&self, account: &str) -> Option<(String, u32)> {
-        let seen = self.calls.lifecycle.capacity.sighting(account)?;
+        let seen = self.calls.lifecycle.admission.last_sweep(account)?;
         let is_late = seen.as_of_ms? + SEEN_LATELY_MS >= self.calls.lifecycle.clock.now_ms();
         seen.provider_live.filter(|_| is_late).map(|live| (account.to_owned(), live))
     }
 
     /// `/metrics`.
     pub(super) async fn prometheus(&self, accept: &str) -> Answer {
-        let follows = !self.calls.lifecycle.capacity.role().leads;
+        let follows = !self.calls.lifecycle.admission.role().leads;
         self.rendered(follows, accept).await
     }
 

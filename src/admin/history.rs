@@ -47,7 +47,7 @@ pub async fn follow_use(console: impl Fn() -> Admin, stop: CancellationToken) {
         let admin = console();
         let lifecycle = &admin.calls.lifecycle;
         // Where something does not answer, the line has a gap.
-        if let (Ok(open), Ok(counts)) = (lifecycle.store.open_calls().await, lifecycle.capacity.counts().await) {
+        if let (Ok(open), Ok(counts)) = (lifecycle.store.open_calls().await, lifecycle.admission.counts().await) {
             let limits = held_by_limit(&lifecycle.policy.load(), &counts.by_key);
             let accounts = admin.calls.accounts.keys().map(|name| (name.as_str().into(), 0)).collect();
             let point = Point { at_ms: lifecycle.clock.now_ms(), accounts, limits, ..Point::default() };

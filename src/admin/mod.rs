@@ -69,7 +69,7 @@ pub struct Admin {
     /// Bulk runs.
     pub runs: Runs,
     /// Status of the sweeps.
-    pub sightings: SweepStatuses,
+    pub sweep_statuses: SweepStatuses,
     /// Access rules.
     pub access: Access,
     /// Access rules of the newest config, so that open streams end when their token is no longer valid.

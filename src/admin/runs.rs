@@ -89,7 +89,7 @@ fn answered(loaded: Result<Loaded, LoadError>) -> Answer {
     }
 }
 
-/// Where what comes in goes.
+/// Receives the parts of an upload and loads them.
 struct RunUpload<'a> {
     admin: &'a Admin,
     who: &'a Caller,

@@ -14,7 +14,7 @@ use crate::net::Exchange;
 use crate::reply::json_answer;
 use crate::runs::recurring::decide::resumed;
 use crate::runs::recurring::firing::FiringError;
-use crate::runs::recurring::keeper::fire_now;
+use crate::runs::recurring::scheduler::fire_now;
 use crate::runs::recurring::spec::Recurring;
 use crate::store::schedules::{Schedule, ScheduleMade, ScheduleState};
 

@@ -48,12 +48,12 @@ impl Admin {
         let policy = self.calls.lifecycle.policy.load_full();
         let known = open.is_some();
         let open = open.unwrap_or_default();
-        let capacity = &self.calls.lifecycle.capacity;
-        let counts = capacity.counts().await;
+        let admission = &self.calls.lifecycle.admission;
+        let counts = admission.counts().await;
         // Else the limiter does not answer, and its figures say nothing.
         let is_counted = counts.is_ok();
         let counts = counts.unwrap_or_default();
-        let sightings = self.sightings.lock().map(|s| s.clone()).unwrap_or_default();
+        let sweep_statuses = self.sweep_statuses.lock().map(|s| s.clone()).unwrap_or_default();
         let mut hooks = BTreeMap::new();
         for account in self.calls.accounts.values() {
             if let Ok(seen) = self.calls.post_call.watched_webhooks(account).await {
@@ -71,8 +71,8 @@ impl Admin {
                     call.facts.account == account.name || call.facts.carrier.as_ref() == Some(&account.name)
                 };
                 let mine: Vec<&CallRecord> = open.iter().filter(|call| call.counts()).filter(of).collect();
-                let unread = sightings.get(account.name.as_str()).map(|seen| &seen.unread);
-                let seen = self.calls.lifecycle.capacity.sighting(account.name.as_str());
+                let unread = sweep_statuses.get(account.name.as_str()).map(|seen| &seen.unread);
+                let seen = self.calls.lifecycle.admission.last_sweep(account.name.as_str());
                 let seen = seen.as_ref();
                 json!({
                     "name": account.name, "provider": account.provider.name, "inUse": known.then(|| mine.iter().map(|c| c.slots).sum::<u32>()), "limit": limit,
@@ -87,14 +87,14 @@ impl Admin {
             })
             .collect();
         let written = self.calls.lifecycle.store.ping().await;
-        let gate = capacity.status();
+        let gate = admission.status();
         Ok(json!({
             "version": env!("CARGO_PKG_VERSION"),
             "mode": policy.mode().as_str(), "bypass": self.bypass_shown(),
             "limits": policy.in_force(), "unknownBusinesses": policy.settings().unknown.means(),
             "policy": self.program()?.in_force().shown(),
-            "policiesDiffer": self.calls.lifecycle.capacity.policies_differ(),
-            "replicas": self.calls.lifecycle.capacity.members().iter().map(|one| self.replica_shown(one)).collect::<Vec<_>>(),
+            "policiesDiffer": self.calls.lifecycle.admission.policies_differ(),
+            "replicas": self.calls.lifecycle.admission.members().iter().map(|one| self.replica_shown(one)).collect::<Vec<_>>(),
             "draining": self.draining.is_cancelled(),
             "gate": {"standing": gate, "backend": gate.backend, "counted": is_counted, "calls": counts.calls, "over_limit": counts.over_limit, "byLimit": by_limit(&policy.settings().limits, &counts.by_key), "businesses": board::fullest(&policy, &counts.by_key), "kept": self.kept_slots()},
             "store": {"backend": self.store_backend, "path": self.store_path, "ok": written.is_ok(), "error": written.err().map(|e| e.to_string()), "journaled": self.journal.waiting()},
@@ -104,7 +104,7 @@ impl Admin {
 
     /// The slots that calls of bulk runs leave for a call that was refused.
     fn kept_slots(&self) -> Vec<Value> {
-        let kept = self.calls.lifecycle.capacity.kept_slots();
+        let kept = self.calls.lifecycle.admission.kept_slots();
         let shown = kept.into_iter().take(KEPT_MAX).map(|one| {
             let (refused_at, until) = (rfc3339(one.refused_at), rfc3339(one.kept_until));
             json!({"limit": one.limit, "business": one.business, "refusedAt": refused_at, "keptUntil": until})
@@ -116,7 +116,7 @@ impl Admin {
         let policy = one.policy.as_ref();
         json!({
             "id": one.replica.id, "host": one.replica.host, "process": one.replica.process, "version": one.replica.version,
-            "self": one.replica.id == self.calls.lifecycle.capacity.replica(), "leads": one.leads,
+            "self": one.replica.id == self.calls.lifecycle.admission.replica(), "leads": one.leads,
             "policy": policy.map(|(hash, _)| hash), "policySince": policy.map(|(_, since_ms)| rfc3339(*since_ms)),
             "startedAt": one.started_at.map(rfc3339), "heardAt": one.heard_at.map(rfc3339),
         })

@@ -3,7 +3,7 @@
 use futures_util::FutureExt as _;
 
 use super::state::GateOp;
-use super::{Capacity, Deciding};
+use super::{AdmissionController, PolicyGuard};
 use crate::call::Phase;
 use crate::failpoint;
 use crate::policy::decision::{LeaseRow, keys};
@@ -20,9 +20,9 @@ pub(super) fn lease_of(call: &NewCall) -> LeaseRow {
     }
 }
 
-impl Capacity {
+impl AdmissionController {
     /// Counts a call that exists already, over limits if necessary, and records it.
-    pub async fn adopt(&self, _deciding: &Deciding, mut call: NewCall) -> Result<InsertOutcome> {
+    pub async fn adopt(&self, _policy_guard: &PolicyGuard, mut call: NewCall) -> Result<InsertOutcome> {
         call.keys = keys(&self.0.policy.load().bindings(&call.facts));
         let held = lease_of(&call);
         if !self.is_shared() {
@@ -31,7 +31,7 @@ impl Capacity {
             let id = call.id.clone();
             let opened = self.0.store.open(call, None).await;
             if !matches!(opened, Ok(InsertOutcome::New(_))) {
-                self.give_back(&id).boxed().await;
+                self.release_unrecorded(&id).boxed().await;
             }
             return opened;
         }
@@ -50,7 +50,7 @@ impl Capacity {
     }
 
     /// Counts an unconfirmed call from now on, over limits if necessary. `false`: it counts already, or has ended.
-    pub async fn confirm(&self, _deciding: &Deciding, record: &CallRecord) -> Result<bool> {
+    pub async fn confirm(&self, _policy_guard: &PolicyGuard, record: &CallRecord) -> Result<bool> {
         let keys = keys(&self.0.policy.load().bindings(&record.facts));
         loop {
             let state = self.state();
@@ -69,7 +69,7 @@ impl Capacity {
                     if let Ok(Some(now)) = self.0.store.call(&record.id).await
                         && now.phase == Phase::Ended
                     {
-                        self.give_back(&record.id).boxed().await;
+                        self.release_unrecorded(&record.id).boxed().await;
                     }
                     return Ok(true);
                 }

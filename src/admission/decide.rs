@@ -9,7 +9,7 @@ use futures_util::FutureExt as _;
 use super::adopt::lease_of;
 use super::limiter::{Gate, GateError};
 use super::state::GateOp;
-use super::{Admission, AdmissionError, Capacity, Deciding, Lease};
+use super::{Admission, AdmissionController, AdmissionError, Lease, PolicyGuard};
 use crate::failpoint;
 use crate::metrics::Degraded;
 use crate::policy::OnOutage;
@@ -18,9 +18,9 @@ use crate::store::runs::JOB_KIND;
 use crate::store::{AdmitOutcome, InsertOutcome, NewCall};
 
 /// How long a request waits while the limiter is being rebuilt.
-const PATIENCE: Duration = Duration::from_secs(1);
+const REBUILD_WAIT_MAX: Duration = Duration::from_secs(1);
 /// How often it retries meanwhile.
-const ASK_AGAIN: Duration = Duration::from_millis(25);
+const REBUILD_POLL_INTERVAL: Duration = Duration::from_millis(25);
 
 /// The result of one attempt of an admission.
 enum Attempt {
@@ -31,11 +31,11 @@ enum Attempt {
     Wait(String),
 }
 
-impl Capacity {
+impl AdmissionController {
     /// Decides about a request and writes its call record. `call.slots` and `call.keys` are filled in here.
     pub async fn admit(
         &self,
-        _deciding: &Deciding,
+        _policy_guard: &PolicyGuard,
         mut request: AdmissionRequest,
         mut call: NewCall,
     ) -> std::result::Result<Admission, AdmissionError> {
@@ -43,7 +43,7 @@ impl Capacity {
         let business = call.facts.business.clone();
         let is_bulk = call.aliases.iter().any(|alias| alias.kind == JOB_KIND);
         self.lower(&mut request.bindings);
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + REBUILD_WAIT_MAX;
         loop {
             let state = self.state();
             let decided = match (self.gate_of(state.mode), state.mode) {
@@ -55,7 +55,7 @@ impl Capacity {
                     Attempt::Wait(why)
                 }
             };
-            match decided {
+            let why = match decided {
                 Attempt::Done(admission) => {
                     match &admission {
                         Admission::Rejected(full) if !is_bulk => {
@@ -71,16 +71,16 @@ impl Capacity {
                     }
                     return Ok(admission);
                 }
-                Attempt::Retry => {}
-                Attempt::Wait(why) => {
-                    if Instant::now() >= until {
-                        return Err(AdmissionError::Gate(why));
-                    }
-                    let mut moves = self.0.state.subscribe();
-                    if *moves.borrow_and_update() == state {
-                        let _ = tokio::time::timeout(ASK_AGAIN, moves.changed()).await;
-                    }
-                }
+                Attempt::Retry if self.state() != state => continue,
+                Attempt::Retry => format!("the database is at an earlier epoch than {}", state.epoch),
+                Attempt::Wait(why) => why,
+            };
+            if Instant::now() >= until {
+                return Err(AdmissionError::Gate(why));
+            }
+            let mut moves = self.0.state.subscribe();
+            if *moves.borrow_and_update() == state {
+                let _ = tokio::time::timeout(REBUILD_POLL_INTERVAL, moves.changed()).await;
             }
         }
     }
@@ -113,7 +113,7 @@ impl Capacity {
                 Ok(Attempt::Done(Admission::Admitted { lease, would_reject, early }))
             }
             Ok(InsertOutcome::Known(known)) => {
-                self.give_back(&request.call).boxed().await;
+                self.release_unrecorded(&request.call).boxed().await;
                 Ok(Attempt::Done(Admission::Known(known)))
             }
             Ok(InsertOutcome::Outdated(now)) => {
@@ -122,7 +122,7 @@ impl Capacity {
                 Ok(Attempt::Retry)
             }
             Err(error) => {
-                self.give_back(&request.call).boxed().await;
+                self.release_unrecorded(&request.call).boxed().await;
                 Err(error.into())
             }
         }
@@ -204,7 +204,7 @@ impl Capacity {
     /// Has the limiter rebuilt, unless its epoch is over.
     pub(super) fn note_unfilled(&self, state: GateState) {
         if self.state() == state {
-            self.0.unfilled.store(true, Ordering::Relaxed);
+            self.0.needs_rebuild.store(true, Ordering::Relaxed);
             self.0.wake.notify_one();
         }
     }
@@ -215,6 +215,6 @@ impl Capacity {
         short: &Shortfall,
     ) -> std::result::Result<LimitExceeded, AdmissionError> {
         let full = self.0.waits.full(&request.bindings, short, request.at_ms);
-        full.ok_or_else(|| AdmissionError::Gate("the gate answered for a limit that is not in the request".to_owned()))
+        full.ok_or_else(|| AdmissionError::Gate("the limiter named a limit that is not in the request".to_owned()))
     }
 }

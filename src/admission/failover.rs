@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use tracing::{info, warn};
 
-use super::Capacity;
+use super::AdmissionController;
 use super::state::GateOp;
 use crate::admission::limiter::GateError;
 use crate::call::Phase;
@@ -46,14 +46,14 @@ impl Compared {
     }
 }
 
-impl Capacity {
+impl AdmissionController {
     /// Starts: counts the open calls by this process's policy. Returns their number.
     pub async fn start(&self) -> Result<usize> {
         let home = self.0.settings.home;
         let to = if self.is_away() { GateMode::Database } else { home };
         let policy = self.0.policy.load_full();
         loop {
-            self.adopt_epoch_as(self.0.store.gate_state().await?);
+            self.set_initial_epoch(self.0.store.gate_state().await?);
             if let Some(open) = self.bump_epoch(to, &policy).boxed().await? {
                 return Ok(open);
             }
@@ -62,7 +62,7 @@ impl Capacity {
     }
 
     /// Adopts the first epoch: nothing was decided before.
-    fn adopt_epoch_as(&self, now: crate::policy::decision::GateState) {
+    fn set_initial_epoch(&self, now: crate::policy::decision::GateState) {
         self.0.state.send_replace(now);
     }
 
@@ -73,7 +73,7 @@ impl Capacity {
     /// Swaps the policy: every open call is counted under the new limits before they decide. `publish` makes whatever belongs to
     /// the policy visible before the first decision by it.
     pub async fn swap(&self, policy: Arc<Policy>, publish: impl FnOnce()) -> Result<()> {
-        let _alone = self.0.deciding.write().await;
+        let _alone = self.0.policy_lock.write().await;
         let _one = self.0.moving.lock().await;
         loop {
             if self.bump_epoch(self.state().mode, &policy).boxed().await?.is_some() {
@@ -92,7 +92,7 @@ impl Capacity {
         // it.
         let _alone = match self.is_shared() {
             true => None,
-            false => Some(self.0.deciding.write().await),
+            false => Some(self.0.policy_lock.write().await),
         };
         let _one = self.0.moving.lock().await;
         let policy = self.0.policy.load_full();
@@ -116,14 +116,14 @@ impl Capacity {
             let filled = gate.rebuild(advanced.state.epoch, &advanced.held, &advanced.rates).await;
             failpoint::hit("gate.rebuilt").await;
             match filled {
-                Ok(()) => self.0.unfilled.store(false, Ordering::Relaxed),
+                Ok(()) => self.0.needs_rebuild.store(false, Ordering::Relaxed),
                 Err(error) => {
-                    self.0.unfilled.store(true, Ordering::Relaxed);
+                    self.0.needs_rebuild.store(true, Ordering::Relaxed);
                     if let GateError::Epoch(later) = error {
                         // The database was restored to an older state than the limiter's.
                         self.0.min_epoch.store(later + 1, Ordering::Relaxed);
                     }
-                    warn!(%error, epoch = advanced.state.epoch, "failed to rebuild the gate; retrying");
+                    warn!(%error, epoch = advanced.state.epoch, "failed to rebuild the limiter; retrying");
                 }
             }
         }
@@ -131,7 +131,7 @@ impl Capacity {
         if gate.is_some() && self.is_shared() {
             self.release_ended(&advanced.held).boxed().await?;
         }
-        info!(epoch = advanced.state.epoch, mode = to.as_str(), open, "gate rebuilt from open calls");
+        info!(epoch = advanced.state.epoch, mode = to.as_str(), open, "limiter state rebuilt from open calls");
         Ok(Some(open))
     }
 

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
-use super::Capacity;
-use super::state::{Member, Sighting};
+use super::AdmissionController;
+use super::state::{LiveCountReport, Member};
 use crate::clock::UnixMs;
 use crate::policy::{Binding, Declared};
 use crate::store::{Living, Replica};
@@ -17,14 +17,14 @@ const ERROR_CHARS_MAX: usize = 300;
 
 /// The state in a heartbeat.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-struct Says {
+struct SharedState {
     policy: Declared,
     /// Since when its policy is in force, in milliseconds since 1970.
     policy_since_ms: UnixMs,
-    seen: BTreeMap<String, Sighting>,
+    seen: BTreeMap<String, LiveCountReport>,
 }
 
-impl Capacity {
+impl AdmissionController {
     /// This process, with its shared state.
     pub(super) fn myself(&self) -> Replica {
         let policy = Declared::from_policy(&self.0.policy.load());
@@ -35,17 +35,17 @@ impl Capacity {
             }
             (peers.seen.clone(), peers.policy.clone())
         };
-        let state = serde_json::to_string(&Says { policy, policy_since_ms, seen }).ok();
+        let state = serde_json::to_string(&SharedState { policy, policy_since_ms, seen }).ok();
         Replica { state, ..self.0.replica.clone() }
     }
 
     /// Adopts the state of other replicas from their heartbeats.
     pub(super) fn update_members(&self, live: &[Living]) {
         let mine = self.0.policy.load().hash().to_owned();
-        let (mut members, mut others, mut elsewhere) = (vec![], vec![], BTreeMap::<String, Sighting>::new());
+        let (mut members, mut others, mut elsewhere) = (vec![], vec![], BTreeMap::<String, LiveCountReport>::new());
         for (n, one) in live.iter().enumerate() {
             // Another version may share other state.
-            let says = one.replica.state.as_deref().and_then(|state| serde_json::from_str::<Says>(state).ok());
+            let says = one.replica.state.as_deref().and_then(|state| serde_json::from_str::<SharedState>(state).ok());
             members.push(Member {
                 replica: Replica { state: None, ..one.replica.clone() },
                 started_at: Some(one.started_at),
@@ -54,10 +54,10 @@ impl Capacity {
                 leads: n == 0,
             });
             let Some(says) = says.filter(|_| one.replica.id != self.0.replica.id) else { continue };
-            for (account, sighting) in says.seen {
+            for (account, report) in says.seen {
                 let newest = elsewhere.entry(account).or_default();
-                if sighting.tried_at_ms > newest.tried_at_ms {
-                    *newest = sighting;
+                if report.tried_at_ms > newest.tried_at_ms {
+                    *newest = report;
                 }
             }
             if says.policy.hash != mine {
@@ -91,18 +91,18 @@ impl Capacity {
     }
 
     /// Records the result of a sweep of this process.
-    pub fn saw(&self, account: &str, mut sighting: Sighting) {
-        if let Some((at, _)) = sighting.error.as_ref().and_then(|error| error.char_indices().nth(ERROR_CHARS_MAX)) {
-            sighting.error.iter_mut().for_each(|error| error.truncate(at));
+    pub fn record_sweep(&self, account: &str, mut last_sweep: LiveCountReport) {
+        if let Some((at, _)) = last_sweep.error.as_ref().and_then(|error| error.char_indices().nth(ERROR_CHARS_MAX)) {
+            last_sweep.error.iter_mut().for_each(|error| error.truncate(at));
         }
-        lock(&self.0.peers).seen.insert(account.to_owned(), sighting);
+        lock(&self.0.peers).seen.insert(account.to_owned(), last_sweep);
     }
 
-    /// The latest sighting of an account by any replica. `None`: there is none.
-    pub fn sighting(&self, account: &str) -> Option<Sighting> {
+    /// The latest report on an account by any replica. `None`: there is none.
+    pub fn last_sweep(&self, account: &str) -> Option<LiveCountReport> {
         let peers = lock(&self.0.peers);
         let both = [peers.seen.get(account), peers.seen_elsewhere.get(account)];
-        both.into_iter().flatten().max_by_key(|sighting| sighting.tried_at_ms).cloned()
+        both.into_iter().flatten().max_by_key(|last_sweep| last_sweep.tried_at_ms).cloned()
     }
 
     /// The live replicas, including this one; the leader first.

@@ -1,6 +1,6 @@
 //! Operations that wait for the limiter: it was unavailable, or is being rebuilt.
 
-use super::Capacity;
+use super::AdmissionController;
 use super::state::GateOp;
 use crate::admission::limiter::GateError;
 use crate::call::Phase;
@@ -8,7 +8,7 @@ use crate::policy::decision::GateMode;
 use crate::sync::lock;
 use futures_util::FutureExt as _;
 
-impl Capacity {
+impl AdmissionController {
     pub(super) fn defer_op(&self, what: GateOp) {
         lock(&self.0.pending_ops).push(what);
         self.0.wake.notify_one();

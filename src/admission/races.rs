@@ -101,8 +101,8 @@ impl Gate for Between {
 struct Two {
     world: World,
     between: Arc<Between>,
-    a: Capacity,
-    b: Capacity,
+    a: AdmissionController,
+    b: AdmissionController,
     clock: Clock,
 }
 
@@ -122,7 +122,7 @@ impl Two {
             loses_answer: AtomicBool::new(false),
         });
         let replica = async |at: usize, gate: Arc<dyn Gate>| {
-            let capacity = Capacity::new(
+            let capacity = AdmissionController::new(
                 world.stores[at].clone(),
                 Some(gate),
                 AdmissionSettings { home: GateMode::Redis, ..AdmissionSettings::default() },
@@ -142,7 +142,7 @@ impl Two {
     }
 
     /// A replica learns the current epoch.
-    async fn hear(&self, replica: &Capacity) {
+    async fn hear(&self, replica: &AdmissionController) {
         replica.adopt_epoch(self.world.stores[0].gate_state().await.unwrap());
     }
 
@@ -150,7 +150,7 @@ impl Two {
         model::new_call(&CallId::new(), self.clock.now_ms())
     }
 
-    async fn admit(&self, replica: &Capacity) -> std::result::Result<Admission, AdmissionError> {
+    async fn admit(&self, replica: &AdmissionController) -> std::result::Result<Admission, AdmissionError> {
         let call = self.new_call();
         let request = AdmissionRequest {
             call: call.id.clone(),
@@ -159,11 +159,11 @@ impl Two {
             mode: Mode::Enforce,
             at_ms: call.at_ms,
         };
-        let deciding = replica.deciding().await;
-        replica.admit(&deciding, request, call).await
+        let policy_guard = replica.hold_policy().await;
+        replica.admit(&policy_guard, request, call).await
     }
 
-    async fn is_admitted(&self, replica: &Capacity) -> bool {
+    async fn is_admitted(&self, replica: &AdmissionController) -> bool {
         match self.admit(replica).await.unwrap() {
             Admission::Admitted { .. } => true,
             Admission::Rejected(_) => false,
@@ -171,14 +171,14 @@ impl Two {
         }
     }
 
-    async fn admitted(&self, replica: &Capacity) -> CallId {
+    async fn admitted(&self, replica: &AdmissionController) -> CallId {
         match self.admit(replica).await.unwrap() {
             Admission::Admitted { lease, .. } => lease.call().clone(),
             other => panic!("{other:?}"),
         }
     }
 
-    async fn apply(&self, replica: &Capacity, call: &CallId, event: Event) {
+    async fn apply(&self, replica: &AdmissionController, call: &CallId, event: Event) {
         let change = Change {
             event: Some(event),
             ..Change::of(call, Source::Webhook, self.clock.now_ms(), &Deadlines::default())
@@ -220,7 +220,7 @@ async fn hole_3_02_a_stale_rebuilder_wakes() {
     assert_eq!(two.b.counts().await.unwrap().calls, 1, "what it filled in is not published");
     assert!(two.is_admitted(&two.a).await);
     assert!(!two.is_admitted(&two.a).await && !two.is_admitted(&two.b).await);
-    assert!(!two.a.is_unfilled().await);
+    assert!(!two.a.still_needs_rebuild().await);
     two.agree_on(2).await;
 }
 
@@ -347,7 +347,7 @@ async fn hole_3_13_a_wipe_gives_no_tokens_back() {
     }
     two.world.wipe().await;
     let (answer, ()) = tokio::join!(two.admit(&two.a), async {
-        until("it is missed", async || two.a.0.unfilled.load(Ordering::Relaxed)).await;
+        until("it is missed", async || two.a.0.needs_rebuild.load(Ordering::Relaxed)).await;
         two.b.move_to(GateMode::Redis).await.unwrap().unwrap();
     });
     let Ok(Admission::Rejected(full)) = answer else { panic!("{answer:?}") };
@@ -364,9 +364,9 @@ async fn a_wipe_between_decisions_is_noticed_by_the_comparison() {
     two.admitted(&two.a).await;
     two.world.wipe().await;
     two.a.compare().await.unwrap_err();
-    assert!(two.a.is_unfilled().await);
+    assert!(two.a.still_needs_rebuild().await);
     two.a.move_to(GateMode::Redis).await.unwrap().unwrap();
-    assert!(!two.a.is_unfilled().await);
+    assert!(!two.a.still_needs_rebuild().await);
     two.agree_on(1).await;
 }
 
@@ -376,12 +376,32 @@ async fn a_database_behind_redis_passes_it_in_two_moves() {
     let two = Two::with(2, None).await;
     two.between.redis.rebuild(1_000, &[], &[]).await.unwrap();
     two.b.move_to(GateMode::Redis).await.unwrap().unwrap();
-    assert!(two.b.is_unfilled().await, "Redis has a later epoch");
+    assert!(two.b.still_needs_rebuild().await, "Redis has a later epoch");
     two.b.move_to(GateMode::Redis).await.unwrap().unwrap();
-    assert!(!two.b.is_unfilled().await);
+    assert!(!two.b.still_needs_rebuild().await);
     assert_eq!(two.world.stores[0].gate_state().await.unwrap().epoch, 1_001);
     assert!(two.is_admitted(&two.b).await);
     two.hear(&two.a).await;
+    two.agree_on(1).await;
+}
+
+/// The database failed over to a standby that lacked the latest epoch, which this process and Redis know: nothing is decided under
+/// an epoch that the database does not hold, no admission waits for ever, and the next epoch is later than all.
+#[tokio::test]
+async fn a_database_that_went_back_an_epoch_is_passed() {
+    let two = Two::with(2, None).await;
+    let stored = two.world.stores[0].gate_state().await.unwrap();
+    let lost = GateState { epoch: stored.epoch + 1, ..stored };
+    two.between.redis.rebuild(lost.epoch, &[], &[]).await.unwrap();
+    two.a.adopt_epoch(lost);
+    let refused = two.admit(&two.a).await;
+    assert!(matches!(refused, Err(AdmissionError::Gate(_))), "{refused:?}");
+    two.a.heartbeat().await.unwrap();
+    assert_eq!(two.a.state().epoch, stored.epoch);
+    assert!(two.a.still_needs_rebuild().await);
+    two.a.move_to(GateMode::Redis).await.unwrap().unwrap();
+    assert!(two.a.state().epoch > lost.epoch && two.is_admitted(&two.a).await);
+    two.hear(&two.b).await;
     two.agree_on(1).await;
 }
 
@@ -391,9 +411,9 @@ async fn hole_3_14_what_redis_has_yet_to_be_told_counts_by_the_limits_of_today()
     let two = Two::with(3, None).await;
     two.world.wipe().await;
     let exists = NewCall { origin: Origin::Foreign, ..two.new_call() };
-    let deciding = two.a.deciding().await;
-    assert_eq!(two.a.adopt(&deciding, exists.clone()).await.unwrap(), InsertOutcome::New(None));
-    drop(deciding);
+    let policy_guard = two.a.hold_policy().await;
+    assert_eq!(two.a.adopt(&policy_guard, exists.clone()).await.unwrap(), InsertOutcome::New(None));
+    drop(policy_guard);
     assert_eq!(two.a.status().waiting, 1);
     let tomorrow = model::policy(1);
     two.b.swap(tomorrow.clone(), || {}).await.unwrap();

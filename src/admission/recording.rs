@@ -1,13 +1,12 @@
-//! Facts on their way into the store that a heartbeat must not overtake: the other replicas take a heartbeat for the word that
-//! everything before it is recorded.
+//! Facts being written to the store. A heartbeat asserts that everything before it is recorded, so none may speak for a time after
+//! an open one began.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-use super::Capacity;
 use crate::sync::lock;
 
 #[derive(Debug, Default)]
@@ -19,10 +18,11 @@ pub(super) struct Recordings {
 #[derive(Debug, Default)]
 struct Open {
     next: u64,
-    numbers: BTreeSet<u64>,
+    /// When each began.
+    begun: BTreeMap<u64, Instant>,
 }
 
-/// A fact that is being recorded: while it lives, no heartbeat is sent that speaks for a later time. Dropped once the fact is in the
+/// A fact that is being recorded: while it lives, heartbeats speak for the time before it began. Dropped once the fact is in the
 /// store.
 #[must_use = "heartbeats overtake the fact when it is dropped"]
 #[derive(Debug)]
@@ -33,41 +33,40 @@ pub struct Recording {
 
 impl Drop for Recording {
     fn drop(&mut self) {
-        lock(&self.of.open).numbers.remove(&self.number);
+        lock(&self.of.open).begun.remove(&self.number);
         self.of.changed.notify_waiters();
     }
 }
 
 impl Recordings {
-    fn begin(self: &Arc<Self>) -> Recording {
+    pub(super) fn begin(self: &Arc<Self>) -> Recording {
         let mut open = lock(&self.open);
         let number = open.next;
         open.next += 1;
-        open.numbers.insert(number);
+        open.begun.insert(number, Instant::now());
         Recording { of: self.clone(), number }
     }
 
-    /// Waits until everything that has begun by now is recorded. `false`: it is not within this time.
-    pub(super) async fn are_done(&self, within: Duration) -> bool {
+    /// Waits until everything that has begun by now is recorded, but no longer than this.
+    pub(super) async fn done(&self, within: Duration) {
         let until = lock(&self.open).next;
         let done = async {
             loop {
                 let mut changed = std::pin::pin!(self.changed.notified());
                 changed.as_mut().enable();
-                if lock(&self.open).numbers.first().is_none_or(|oldest| *oldest >= until) {
+                if lock(&self.open).begun.keys().next().is_none_or(|oldest| *oldest >= until) {
                     return;
                 }
                 changed.await;
             }
         };
-        tokio::time::timeout(within, done).await.is_ok()
+        let _ = tokio::time::timeout(within, done).await;
     }
-}
 
-impl Capacity {
-    /// Begins to record a fact that other replicas must know before they hear from this one again.
-    pub fn recording(&self) -> Recording {
-        self.0.recordings.begin()
+    /// How long ago the oldest fact began that is not recorded yet; zero if there is none.
+    pub(super) fn oldest(&self) -> Duration {
+        let begun = lock(&self.open).begun.values().next().copied();
+        begun.map_or(Duration::ZERO, |begun| begun.elapsed())
     }
 }
 
@@ -79,19 +78,21 @@ mod tests {
     async fn a_heartbeat_waits_for_what_began_before_it_and_not_for_later_facts() {
         let recordings = Arc::new(Recordings::default());
         let within = Duration::from_secs(1);
-        assert!(recordings.are_done(within).await);
+        async fn waited(recordings: Arc<Recordings>, within: Duration) -> Duration {
+            let began = tokio::time::Instant::now();
+            recordings.done(within).await;
+            began.elapsed()
+        }
+        assert_eq!((waited(recordings.clone(), within).await, recordings.oldest()), (Duration::ZERO, Duration::ZERO));
         let (first, second) = (recordings.begin(), recordings.begin());
-        assert!(!recordings.are_done(within).await);
-        let waits = tokio::spawn({
-            let recordings = recordings.clone();
-            async move { recordings.are_done(within).await }
-        });
+        assert!(waited(recordings.clone(), within).await >= within && recordings.oldest() > Duration::ZERO);
+        let waits = tokio::spawn(waited(recordings.clone(), within));
         tokio::task::yield_now().await;
         let later = recordings.begin();
         drop(second);
         drop(first);
-        assert!(waits.await.unwrap());
+        assert!(waits.await.unwrap() < within);
         drop(later);
-        assert!(recordings.are_done(within).await);
+        assert_eq!(recordings.oldest(), Duration::ZERO);
     }
 }

@@ -17,7 +17,7 @@ use crate::sync::lock;
 
 /// The result of an account's sweep.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Sighting {
+pub struct LiveCountReport {
     /// The provider's number of live calls. `None`: never known.
     pub provider_live: Option<u32>,
     /// When the provider said so, in milliseconds since 1970.
@@ -46,14 +46,14 @@ pub struct Member {
 /// The known replicas.
 #[derive(Debug, Default)]
 pub(super) struct Peers {
-    /// This replica's latest sightings, by account.
-    pub(super) seen: BTreeMap<String, Sighting>,
+    /// This replica's latest reports, by account.
+    pub(super) seen: BTreeMap<String, LiveCountReport>,
     /// The hash of this one's policy, and since when.
     pub(super) policy: (String, UnixMs),
     pub(super) members: Vec<Member>,
     /// Other replicas' policies that differ from this one's.
     pub(super) others: Vec<Declared>,
-    pub(super) seen_elsewhere: BTreeMap<String, Sighting>,
+    pub(super) seen_elsewhere: BTreeMap<String, LiveCountReport>,
 }
 
 /// The bypass as this process knows it.
@@ -62,30 +62,30 @@ pub(super) struct BypassState {
     pub(super) latest: ArcSwapOption<Bypass>,
     /// Held while `latest` changes.
     pub(super) versions: Mutex<Versions>,
-    /// Held while the store is told.
-    pub(super) telling: tokio::sync::Mutex<()>,
+    /// Held while the bypass is being stored.
+    pub(super) storing: tokio::sync::Mutex<()>,
     /// Whether the bypass was in force when the supervisor last looked.
     pub(super) was_on: AtomicBool,
 }
 
-/// How often it was switched here.
+/// Version numbers of the bypass: it is switched here, and stored.
 #[derive(Debug, Default)]
 pub(super) struct Versions {
     pub(super) latest: u64,
-    /// The version that the store was told last. Until that is the latest, the other replicas do not know it.
-    pub(super) told: u64,
+    /// The version stored last. Until that is the latest, the other replicas do not know it.
+    pub(super) stored: u64,
 }
 
 impl BypassState {
     /// The latest version, if the store has it. What is read from the store after that is as new, or newer.
-    pub(super) fn told(&self) -> Option<u64> {
+    pub(super) fn stored_version(&self) -> Option<u64> {
         let versions = lock(&self.versions);
-        (versions.told == versions.latest).then_some(versions.latest)
+        (versions.stored == versions.latest).then_some(versions.latest)
     }
 }
 
 /// Operations that are queued. The comparison with the call records finds those that were dropped.
-const UNDONE_MAX: usize = 10_000;
+const PENDING_OPS_MAX: usize = 10_000;
 
 /// How long a replica may not have noticed a new epoch. While the database decides releases need not be sent, unless Redis was
 /// filled a moment ago with calls that were open before.
@@ -129,7 +129,7 @@ impl PendingOps {
 
     /// Queues an operation.
     pub(super) fn push(&mut self, what: GateOp) {
-        if self.waiting.len() >= UNDONE_MAX {
+        if self.waiting.len() >= PENDING_OPS_MAX {
             self.waiting.pop_front();
         }
         self.waiting.push_back(what);
@@ -137,7 +137,7 @@ impl PendingOps {
 
     /// Notes the end of a call while the database decides.
     pub(super) fn ended(&mut self, call: CallId) {
-        while self.lately.len() >= UNDONE_MAX
+        while self.lately.len() >= PENDING_OPS_MAX
             || self.lately.front().is_some_and(|(at, _)| at.elapsed() > EPOCH_PROPAGATION)
         {
             self.lately.pop_front();

@@ -8,19 +8,21 @@ use futures_util::FutureExt as _;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::{AdmissionSettings, Capacity};
-use crate::policy::decision::GateMode;
+use super::{AdmissionController, AdmissionSettings, Recording};
+use crate::policy::decision::{GateMode, GateState};
 use crate::store::{BEAT_EVERY_MS, Result};
 use crate::sync::lock;
 
 /// The interval of heartbeats.
 const BEAT_EVERY: Duration = Duration::from_millis(BEAT_EVERY_MS);
+/// How long a replica that stops waits for what it has not recorded yet.
+const DEREGISTER_WAIT: Duration = Duration::from_secs(3);
 /// How long a heartbeat waits for what it must not overtake.
-const RECORDED_WITHIN: Duration = Duration::from_millis(200);
+const PENDING_RECORDS_WAIT: Duration = Duration::from_millis(200);
 /// The interval of checks when nothing is urgent.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// The interval while the limiter is unavailable or operations are pending.
-const LOOK_OFTEN: Duration = Duration::from_millis(100);
+const URGENT_POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// How long the replica that made a transition has to rebuild the limiter before another replica does.
 const REBUILD_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long Redis has to answer before it is used for decisions again.
@@ -48,7 +50,7 @@ struct View {
     /// How long it has been available.
     up_for: Duration,
     since_move: Duration,
-    unfilled: bool,
+    needs_rebuild: bool,
     leads: bool,
 }
 
@@ -56,12 +58,12 @@ struct View {
 fn next(settings: &AdmissionSettings, view: &View) -> Option<GateMode> {
     use GateMode::{Database, Memory, Redis};
     match (settings.home, view.mode) {
-        (Memory, _) => view.unfilled.then_some(Memory),
+        (Memory, _) => view.needs_rebuild.then_some(Memory),
         (Database, Database) => None,
         (Database, _) => (view.since_move >= REBUILD_TIMEOUT).then_some(Database),
         (Redis, Redis) if view.away_for.is_some_and(|away| away >= settings.fallback_after) => Some(Database),
         (Redis, Redis) => {
-            (view.unfilled && view.away_for.is_none() && view.since_move >= REBUILD_TIMEOUT).then_some(Redis)
+            (view.needs_rebuild && view.away_for.is_none() && view.since_move >= REBUILD_TIMEOUT).then_some(Redis)
         }
         (Redis, Database) => {
             let steady = view.away_for.is_none() && view.up_for >= MIN_UPTIME;
@@ -72,29 +74,28 @@ fn next(settings: &AdmissionSettings, view: &View) -> Option<GateMode> {
     }
 }
 
-impl Capacity {
+impl AdmissionController {
     /// Sends a heartbeat, and reads the other live replicas. Called once before anything else, then by the supervisor.
     ///
-    /// It speaks for the moment before which everything is recorded that the others must know ([`Capacity::recording`]). While that
-    /// cannot be recorded it is not sent: a replica that is silent for long counts as dead, which dials nobody twice.
+    /// It speaks for the moment before which everything is recorded that the others must know ([`AdmissionController::recording`]). A replica
+    /// that cannot record it for long counts as dead.
     pub async fn heartbeat(&self) -> Result<()> {
         if !self.is_shared() {
             // There are no other replicas.
-            let told = self.0.bypass.told();
-            self.apply_stored_bypass(self.0.store.bypass().await?, told).boxed().await;
+            let stored_version = self.0.bypass.stored_version();
+            self.apply_stored_bypass(self.0.store.bypass().await?, stored_version).boxed().await;
             let alone = Role { live: vec![self.replica().to_owned()], leads: true, ..Role::default() };
             self.0.role.send_replace(alone);
             return Ok(());
         }
-        let told = self.0.bypass.told();
-        let as_of = self.0.store.now_ms().await?;
-        if !self.0.recordings.are_done(RECORDED_WITHIN).await {
-            debug!("heartbeat put off: what it would overtake is not recorded yet");
-            return Ok(());
-        }
+        let stored_version = self.0.bypass.stored_version();
+        let now_ms = self.0.store.now_ms().await?;
+        self.0.recordings.done(PENDING_RECORDS_WAIT).await;
+        // Asked after the store's time, so that it is never later than the beginning of that fact.
+        let as_of = now_ms - i64::try_from(self.0.recordings.oldest().as_millis()).unwrap_or(i64::MAX);
         let fleet = self.0.store.heartbeat(&self.myself(), Some(as_of)).await?;
         self.update_members(&fleet.live);
-        self.apply_stored_bypass(fleet.bypass.clone(), told).boxed().await;
+        self.apply_stored_bypass(fleet.bypass.clone(), stored_version).boxed().await;
         let role = Role {
             leads: fleet.leads(),
             live: fleet.live.into_iter().map(|one| one.replica.id).collect(),
@@ -109,13 +110,50 @@ impl Capacity {
             *now = role;
             changed
         });
-        self.adopt_epoch(self.0.store.gate_state().await?);
+        let before = self.state();
+        let stored = self.0.store.gate_state().await?;
+        if stored.epoch < before.epoch {
+            self.go_back(before, stored);
+        } else {
+            self.adopt_epoch(stored);
+        }
         Ok(())
+    }
+
+    /// Begins to record a fact that other replicas must know before they hear from this one again.
+    pub fn recording(&self) -> Recording {
+        self.0.recordings.begin()
+    }
+
+    /// Adopts an earlier epoch than this process has known, which the store cannot have forgotten by itself: it was restored, or
+    /// failed over to a standby that lagged. The next epoch is later than every known one.
+    fn go_back(&self, before: GateState, stored: GateState) {
+        self.0.min_epoch.fetch_max(before.epoch + 1, Ordering::Relaxed);
+        let is_adopted = self.0.state.send_if_modified(|state| {
+            let is_unchanged = *state == before;
+            if is_unchanged {
+                *state = stored;
+            }
+            is_unchanged
+        });
+        if is_adopted {
+            warn!(
+                epoch = stored.epoch,
+                known = before.epoch,
+                "database went back to an earlier epoch; limits are recounted"
+            );
+            self.0.needs_rebuild.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Deregisters this replica at its stop, so that another becomes the leader at once.
     pub async fn deregister(&self) {
         if !self.is_shared() {
+            return;
+        }
+        // Its last heartbeat tells the truth as long as it stays registered.
+        self.0.recordings.done(DEREGISTER_WAIT).await;
+        if !self.0.recordings.oldest().is_zero() {
             return;
         }
         if let Err(error) = self.0.store.deregister(&self.0.replica.id).await {
@@ -139,39 +177,39 @@ impl Capacity {
             if away.is_some() {
                 up_since = Instant::now();
             }
-            let unfilled = self.is_unfilled().boxed().await;
+            let needs_rebuild = self.still_needs_rebuild().boxed().await;
             let since_move = lock(&self.0.moved_at).elapsed();
             let view = View {
                 mode: self.state().mode,
                 away_for: away.map(|since| since.elapsed()),
                 up_for: up_since.elapsed(),
                 since_move,
-                unfilled,
+                needs_rebuild,
                 leads: self.role().leads,
             };
             if let Some(to) = next(&self.0.settings, &view)
                 && let Err(error) = self.move_to(to).boxed().await
             {
-                debug!(%error, to = to.as_str(), "failed to change the gate backend");
+                debug!(%error, to = to.as_str(), "failed to switch the limiter");
             }
-            if view.leads && compared_at.elapsed() >= self.0.settings.compare_every {
+            if view.leads && compared_at.elapsed() >= self.0.settings.audit_interval {
                 compared_at = Instant::now();
                 if let Err(error) = self.compare().boxed().await {
                     warn!(%error, "failed to compare leases with the database");
                 }
             }
-            let is_urgent = waits || away.is_some() || view.unfilled;
+            let is_urgent = waits || away.is_some() || view.needs_rebuild;
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = self.0.wake.notified(), if !is_urgent => {}
-                () = tokio::time::sleep(if is_urgent { LOOK_OFTEN } else { POLL_INTERVAL }) => {}
+                () = tokio::time::sleep(if is_urgent { URGENT_POLL_INTERVAL } else { POLL_INTERVAL }) => {}
             }
         }
     }
 
     /// Whether the limiter still has to be rebuilt: another replica may have done so.
-    pub(super) async fn is_unfilled(&self) -> bool {
-        if !self.0.unfilled.load(Ordering::Relaxed) {
+    pub(super) async fn still_needs_rebuild(&self) -> bool {
+        if !self.0.needs_rebuild.load(Ordering::Relaxed) {
             return false;
         }
         let state = self.state();
@@ -180,7 +218,7 @@ impl Capacity {
             None => true,
         };
         if filled {
-            self.0.unfilled.store(false, Ordering::Relaxed);
+            self.0.needs_rebuild.store(false, Ordering::Relaxed);
         }
         !filled
     }
@@ -193,7 +231,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn view(mode: GateMode) -> View {
-        View { mode, away_for: None, up_for: SECOND * 60, since_move: SECOND * 60, unfilled: false, leads: true }
+        View { mode, away_for: None, up_for: SECOND * 60, since_move: SECOND * 60, needs_rebuild: false, leads: true }
     }
 
     #[test]
@@ -220,7 +258,7 @@ mod tests {
     #[test]
     fn whoever_moved_the_gate_has_time_to_fill_it() {
         let redis = AdmissionSettings { home: GateMode::Redis, ..AdmissionSettings::default() };
-        let wiped = View { unfilled: true, ..view(GateMode::Redis) };
+        let wiped = View { needs_rebuild: true, ..view(GateMode::Redis) };
         assert_eq!(next(&redis, &wiped), Some(GateMode::Redis));
         assert_eq!(next(&redis, &View { since_move: SECOND, ..wiped }), None);
         assert_eq!(next(&redis, &View { away_for: Some(SECOND), ..wiped }), None, "there is nobody to be filled");

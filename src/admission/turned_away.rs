@@ -13,7 +13,7 @@ use crate::sync::lock;
 /// How long a slot is left for a call that was turned away.
 const KEPT_FOR: Duration = Duration::from_secs(30);
 /// The number of keys from which expired ones are dropped, and the maximum.
-const KEYS_MANY: usize = 1_000;
+const KEYS_PURGE_AT: usize = 1_000;
 const KEYS_MAX: usize = 10_000;
 
 /// A slot that is left for a call that was turned away.
@@ -54,7 +54,7 @@ impl TurnedAway {
         let full = |binding: &&Binding| &*binding.limit == limit && matches!(binding.bound, Bound::Concurrent(_));
         let Some(binding) = bindings.iter().find(full) else { return };
         let mut keys = lock(&self.0);
-        if keys.len() >= KEYS_MANY {
+        if keys.len() >= KEYS_PURGE_AT {
             keys.retain(|_, turned| now.duration_since(turned.at) < KEPT_FOR);
         }
         if keys.len() < KEYS_MAX {

@@ -13,15 +13,15 @@ use super::reload::Live;
 use super::tasks::Tasks;
 use crate::admin;
 use crate::admin::reload::Running as _;
-use crate::admission::{Capacity, Role};
+use crate::admission::{AdmissionController, Role};
 use crate::calls::post_call::webhook_health::watch_hooks;
 use crate::runs::dialler;
-use crate::runs::recurring::keeper;
+use crate::runs::recurring::scheduler;
 use crate::store::{RetentionCutoffs, Spool};
 use crate::webhooks::{self, Webhooks, deliver};
 
 /// The pause before a failed read of the do-not-call lists is retried.
-const READ_AGAIN: Duration = Duration::from_millis(500);
+const LIST_RETRY_DELAY: Duration = Duration::from_millis(500);
 /// How often expired data is deleted.
 const PURGE_EVERY: Duration = Duration::from_secs(3600);
 /// How long news of unknown calls is kept, in milliseconds: many times the longest create.
@@ -33,7 +33,7 @@ const ANSWER_KEPT_MS: i64 = 24 * 3_600_000;
 /// State that the loops have in common.
 pub(super) struct Loops {
     pub(super) live: Arc<Live>,
-    pub(super) capacity: Capacity,
+    pub(super) admission: AdmissionController,
     pub(super) tasks: Tasks,
 }
 
@@ -45,9 +45,9 @@ impl Loops {
         let newest = || live.clone();
 
         // Limits, and what replicas share.
-        tasks.spawn(self.capacity.clone().keep(stop()));
-        tasks.spawn(follow_businesses(self.capacity.roles(), newest(), stop()));
-        tasks.spawn(follow_do_not_call(self.capacity.roles(), newest(), stop()));
+        tasks.spawn(self.admission.clone().keep(stop()));
+        tasks.spawn(follow_businesses(self.admission.roles(), newest(), stop()));
+        tasks.spawn(follow_do_not_call(self.admission.roles(), newest(), stop()));
 
         // Webhooks.
         tasks.spawn(webhooks::replay_loop(self.inbox(), self.role(), stop()));
@@ -63,7 +63,7 @@ impl Loops {
         let live = newest();
         tasks.spawn(dialler::run(move || (live.calls(), live.runs()), draining()));
         let live = newest();
-        tasks.spawn(keeper::run(move || (live.calls(), live.runs()), self.leads(), draining()));
+        tasks.spawn(scheduler::run(move || (live.calls(), live.runs()), self.leads(), draining()));
 
         // The operator.
         let live = newest();
@@ -80,14 +80,14 @@ impl Loops {
 
     /// This replica's role.
     fn role(&self) -> impl Fn() -> Role + Send + use<> {
-        let capacity = self.capacity.clone();
-        move || capacity.role()
+        let admission = self.admission.clone();
+        move || admission.role()
     }
 
     /// Whether this replica leads.
     fn leads(&self) -> impl Fn() -> bool + Send + use<> {
-        let capacity = self.capacity.clone();
-        move || capacity.role().leads
+        let admission = self.admission.clone();
+        move || admission.role().leads
     }
 }
 
@@ -116,7 +116,7 @@ async fn follow_do_not_call(mut roles: Receiver<Role>, live: Arc<Live>, stop: Ca
         tokio::select! {
             () = stop.cancelled() => return,
             changed = roles.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(READ_AGAIN) => {}
+            () = tokio::time::sleep(LIST_RETRY_DELAY) => {}
         }
         let calls = live.calls();
         let change = roles.borrow_and_update().do_not_call_change;

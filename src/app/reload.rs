@@ -96,7 +96,7 @@ pub(super) struct Live {
 pub(super) fn upstream(config: &Config, own: &[SocketAddr]) -> Result<Upstream, UpstreamError> {
     Upstream::new(UpstreamSettings {
         callbacks: config.callbacks.with_own(own),
-        create_timeout: config.late_answer,
+        create_timeout: config.create_read_timeout,
         answer_timeout: config.pass_through,
         extra_ca: config.extra_ca.clone(),
         ..UpstreamSettings::default()
@@ -200,10 +200,10 @@ impl Live {
 
     /// New sweepers for accounts that have none.
     pub(super) fn sweepers(&self) -> Vec<Sweeper> {
-        let (calls, sightings) = (self.calls(), self.now.load().admin.sightings.clone());
+        let (calls, sweep_statuses) = (self.calls(), self.now.load().admin.sweep_statuses.clone());
         let running = lock(&self.sweepers);
         let idle = calls.accounts.values().filter(|account| !running.contains_key(&account.name));
-        idle.map(|account| Sweeper::new(self.newest.subscribe(), account.clone(), sightings.clone())).collect()
+        idle.map(|account| Sweeper::new(self.newest.subscribe(), account.clone(), sweep_statuses.clone())).collect()
     }
 
     /// Starts new sweepers, and stops those of removed accounts.
@@ -229,7 +229,7 @@ impl Live {
         let lifecycle = calls.lifecycle.clone();
         let (hash, of_policy) = (next.hash.clone(), policy.hash().to_owned());
         lifecycle
-            .capacity
+            .admission
             .swap(policy, || {
                 lifecycle.metrics.config_in_force(hash.as_deref(), &of_policy, false);
                 self.now.store(Arc::new(next));
@@ -237,7 +237,7 @@ impl Live {
             })
             .await?;
         // Other replicas learn of it at once: the lower value of each limit applies.
-        if let Err(error) = lifecycle.capacity.heartbeat().await {
+        if let Err(error) = lifecycle.admission.heartbeat().await {
             warn!(%error, "failed to send new limits to other replicas; they get them with the next heartbeat");
         }
         Ok(())
@@ -246,7 +246,8 @@ impl Live {
     async fn load(&self, config: Arc<Config>, hash: Option<String>, businesses: &[Business]) -> Result<(), String> {
         let old = self.now.load_full();
         let before = &old.admin.calls;
-        let same = config.late_answer == old.config.late_answer && config.callbacks == old.config.callbacks;
+        let same =
+            config.create_read_timeout == old.config.create_read_timeout && config.callbacks == old.config.callbacks;
         let upstream = match same {
             true => before.upstream.clone(),
             false => upstream(&config, &self.own).map_err(|error| error.to_string())?,
@@ -285,7 +286,7 @@ impl Live {
         // Before the swap, which asks the database: the server may take the old password no more.
         let renew = |config: &Config| {
             let (store, redis) = (config.store.postgres.as_ref(), config.redis.as_ref());
-            client.lifecycle.capacity.renew_credentials(store.map(|one| one.url()), redis.map(|one| one.url()));
+            client.lifecycle.admission.renew_credentials(store.map(|one| one.url()), redis.map(|one| one.url()));
         };
         renew(&next.config);
         if let Err(error) = Box::pin(self.swap(calls, policy, next)).await {
@@ -451,14 +452,14 @@ impl Running for Live {
     }
 
     async fn reconcile(self: Arc<Self>) -> Reconciled {
-        let (calls, sightings) = (self.calls(), self.now.load().admin.sightings.clone());
+        let (calls, sweep_statuses) = (self.calls(), self.now.load().admin.sweep_statuses.clone());
         let each: Vec<BoxFuture<'static, SweepReport>> = calls
             .accounts
             .values()
-            .map(|account| Sweeper::new(self.newest.subscribe(), account.clone(), sightings.clone()).look())
+            .map(|account| Sweeper::new(self.newest.subscribe(), account.clone(), sweep_statuses.clone()).look())
             .collect();
         let looks = futures_util::future::join_all(each);
-        let compare = calls.lifecycle.capacity.clone();
+        let compare = calls.lifecycle.admission.clone();
         // In a separate task, as above.
         let done = self.tasks.all.spawn(async move { (looks.await, compare.compare().await) }).await;
         match done {

@@ -32,11 +32,11 @@ pub struct CallSettings {
     /// A create is not sent if its admission is older: the process may have been suspended in between.
     pub send_within: Duration,
     /// How long ringfence's own requests may take.
-    pub ask_timeout: Duration,
+    pub provider_query_timeout: Duration,
     /// The least time between two not-founds that together prove an end.
     pub not_found_confirm: Duration,
     /// How long a call's state may be unreadable before the log and the status name it.
-    pub unread_alarm: Duration,
+    pub unreadable_alarm: Duration,
     /// Calls younger than this are not looked up: providers' lists lag.
     pub list_lag: Duration,
     /// The app's addresses, and the URL that providers call, if they can call us.
@@ -48,7 +48,7 @@ pub struct CallSettings {
     /// The interval of sweeps; `None`: the interval of the provider's description.
     pub sweep: Option<Duration>,
     /// How long after a call's end its post-call record may be missing before it is fetched.
-    pub record_wait: Duration,
+    pub record_fetch_after: Duration,
     /// Whether a failing delivery holds back later ones of the same call.
     pub delivery_order: DeliveryOrder,
     /// Where ringfence's own events are delivered, if the app wants them.
@@ -125,13 +125,13 @@ impl Context {
 
     /// Whether observe mode is on: nothing is rejected that can be sent.
     pub fn observes(&self) -> bool {
-        self.lifecycle.capacity.mode() == Mode::Observe
+        self.lifecycle.admission.mode() == Mode::Observe
     }
 
     /// This replica's id, where several replicas share the store.
     pub(super) fn replica(&self) -> Option<String> {
-        let capacity = &self.lifecycle.capacity;
-        capacity.is_shared().then(|| capacity.replica().to_owned())
+        let admission = &self.lifecycle.admission;
+        admission.is_shared().then(|| admission.replica().to_owned())
     }
 
     /// Whether a tenant's URL may lead to this path of the app: webhook paths, and others that the operator allowed.

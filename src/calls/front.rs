@@ -33,7 +33,7 @@ impl Inbound {
         match asked.await {
             Ok(twiml) => Ok(twiml.clone()),
             Err(why) => {
-                self.context.lifecycle.end_surely(call, Outcome::Failed, EndProof::Provider, Source::Answer).await;
+                self.context.lifecycle.end_with_retry(call, Outcome::Failed, EndProof::Provider, Source::Answer).await;
                 Err(why)
             }
         }

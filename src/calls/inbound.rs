@@ -9,7 +9,7 @@ use tracing::{info, warn};
 
 use super::arrival::{Arrival, ArrivalOutcome};
 use super::context::Context;
-use super::fronts::Fronts;
+use super::front_cache::FrontCache;
 use super::provider_client::ProviderClient;
 use super::provider_client::lookup::LookedUp;
 use super::rejection::Rejections;
@@ -30,13 +30,13 @@ const ARRIVALS: usize = 64;
 pub(super) struct InboundState {
     /// Serialises arrivals of one call: each of its ids maps to one of these locks.
     arriving: Arc<[tokio::sync::Mutex<()>; ARRIVALS]>,
-    pub(super) fronts: Fronts,
+    pub(super) fronts: FrontCache,
 }
 
 impl Default for InboundState {
     fn default() -> Self {
         let arriving = Arc::new([const { tokio::sync::Mutex::const_new(()) }; ARRIVALS]);
-        Self { arriving, fronts: Fronts::default() }
+        Self { arriving, fronts: FrontCache::default() }
     }
 }
 
@@ -77,17 +77,17 @@ impl Inbound {
         if let Some(what) = self.verify_with_provider(&arrival).await {
             return Ok(ArrivalOutcome::Contradicted(what));
         }
-        let deciding = self.context.lifecycle.capacity.deciding().await;
+        let policy_guard = self.context.lifecycle.admission.hold_policy().await;
         let policy = self.context.lifecycle.policy.load_full();
         let facts = self.facts_of(&arrival);
         let call = CallId::new();
         let at_ms = self.context.lifecycle.clock.now_ms();
         let bindings = policy.bindings(&facts);
-        let mode = self.context.lifecycle.capacity.mode();
+        let mode = self.context.lifecycle.admission.mode();
         let ask = AdmissionRequest { call: call.clone(), bindings, slots: Slots::ONE, mode, at_ms };
         let mut record = self.context.lifecycle.new_call(&call, facts.clone(), arrival.origin, arrival.phase);
         record.aliases = arrival.aliases.clone();
-        let full = match self.context.lifecycle.admit(deciding, ask, record.clone()).boxed().await? {
+        let full = match self.context.lifecycle.admit(policy_guard, ask, record.clone()).boxed().await? {
             Admission::Admitted { would_reject, .. } => {
                 failpoint::hit("inbound.opened").await;
                 self.context.lifecycle.metrics.admitted(&facts);
@@ -120,7 +120,7 @@ impl Inbound {
         let when_full = policy.when_full(&facts.business).clone();
         if arrival.rejectable {
             // Our reply to this webhook ends it.
-            self.context.lifecycle.end_surely(&call, Outcome::Capacity, EndProof::Webhook, Source::Webhook).await;
+            self.context.lifecycle.end_with_retry(&call, Outcome::Capacity, EndProof::Webhook, Source::Webhook).await;
             failpoint::hit("inbound.refused").await;
         } else {
             self.provider.hang_up_later(&call);

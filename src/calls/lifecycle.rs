@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use tracing::{error, info, warn};
 
 pub use crate::admission::LivePolicy;
-use crate::admission::{Admission, AdmissionError, Capacity, Deciding, Recording};
+use crate::admission::{Admission, AdmissionController, AdmissionError, PolicyGuard, Recording};
 use crate::call::{Deadlines, EndProof, Event, Origin, Outcome, Phase, Source, Step};
 use crate::calls::notify::Hub;
 use crate::clock::{Clock, UnixMs};
@@ -34,7 +34,7 @@ pub struct Lifecycle {
     /// The durable state.
     pub store: Arc<dyn Store>,
     /// Admission of calls.
-    pub capacity: Capacity,
+    pub admission: AdmissionController,
     /// The newest policy, whatever generation a request belongs to: no call is admitted under outdated limits.
     pub policy: LivePolicy,
     /// Counters.
@@ -52,7 +52,7 @@ pub struct Lifecycle {
 }
 
 /// The pause before a change that failed is applied again.
-const STORE_AGAIN: Duration = Duration::from_secs(1);
+const APPLY_RETRY_DELAY: Duration = Duration::from_secs(1);
 /// Failed tries for each line in the log: about one a minute.
 const LOG_EVERY: u32 = 60;
 
@@ -99,7 +99,7 @@ impl Lifecycle {
             callback: None,
             fingerprint: None,
             keys: vec![],
-            replica: Some(self.capacity.replica().to_owned()),
+            replica: Some(self.admission.replica().to_owned()),
             notice: self.notice,
             aliases: vec![],
         }
@@ -109,15 +109,15 @@ impl Lifecycle {
     /// the call is applied at once. The policy may change once the call is recorded, or rejected.
     pub async fn admit(
         &self,
-        deciding: Deciding,
+        policy_guard: PolicyGuard,
         order: AdmissionRequest,
         call: NewCall,
     ) -> std::result::Result<Admission, AdmissionError> {
         let (this, id) = (self.clone(), order.call.clone());
         let admitted = finish(async move {
-            let admitted = this.capacity.admit(&deciding, order, call).await;
+            let admitted = this.admission.admit(&policy_guard, order, call).await;
             // News that is applied below may need it again.
-            drop(deciding);
+            drop(policy_guard);
             failpoint::hit("call.opened").await;
             match &admitted {
                 Ok(Admission::Admitted { early, .. }) => this.after_opening(&id, *early).await,
@@ -137,7 +137,7 @@ impl Lifecycle {
     async fn after_opening(&self, call: &CallId, news: Option<Event>) {
         self.opened.notify_waiters();
         if let Some(news) = news {
-            self.apply_surely(Change { event: Some(news), ..self.change(call, Source::Webhook) }, None).await;
+            self.apply_or_retry_later(Change { event: Some(news), ..self.change(call, Source::Webhook) }, None).await;
         }
     }
 
@@ -146,7 +146,7 @@ impl Lifecycle {
         if let StoreError::Unknown(_) = error {
             // If it was recorded after all, nothing holds its slot. News of the call would count it again.
             let never = Some(Event::Ended(Outcome::NotCreated, EndProof::Deadline));
-            self.apply_later(Change { event: never, ..self.change(call, Source::Order) }, None);
+            self.apply_later(Change { event: never, ..self.change(call, Source::Create) }, None);
         }
     }
 
@@ -196,14 +196,14 @@ impl Lifecycle {
     /// Applies a change that will not be reported again: now, or when the store is back. Until then the call's slot is held.
     pub async fn apply_with_retry(&self, change: Change) {
         // Another replica must not dial again because it has heard from this one since.
-        let recording = change.reported_unknown_by.is_some().then(|| Arc::new(self.capacity.recording()));
+        let recording = change.reported_unknown_by.is_some().then(|| Arc::new(self.admission.recording()));
         let (this, lost) = (self.clone(), (change.clone(), recording.clone()));
-        if finish(async move { this.apply_surely(change, recording).await }).await.is_err() {
+        if finish(async move { this.apply_or_retry_later(change, recording).await }).await.is_err() {
             self.apply_later(lost.0, lost.1);
         }
     }
 
-    async fn apply_surely(&self, change: Change, recording: Option<Arc<Recording>>) {
+    async fn apply_or_retry_later(&self, change: Change, recording: Option<Arc<Recording>>) {
         if let Err(error) = self.apply_once(change.clone(), Try::First).await {
             warn!(call = %change.call, by = %change.seen_by, %error, "failed to record a change of a call; slot held until it is recorded");
             self.apply_later(change, recording);
@@ -211,7 +211,7 @@ impl Lifecycle {
     }
 
     /// Ends a call, now or when the store is back. Until then the slot is held.
-    pub async fn end_surely(&self, call: &CallId, outcome: Outcome, proof: EndProof, seen_by: Source) {
+    pub async fn end_with_retry(&self, call: &CallId, outcome: Outcome, proof: EndProof, seen_by: Source) {
         let event = Some(Event::Ended(outcome, proof));
         self.apply_with_retry(Change { event, ..self.change(call, seen_by) }).await;
     }
@@ -232,9 +232,9 @@ impl Lifecycle {
 
     async fn adopt_now(&self, call: NewCall) -> Result<InsertOutcome> {
         let id = call.id.clone();
-        let deciding = self.capacity.deciding().await;
-        let adopted = self.capacity.adopt(&deciding, call).await;
-        drop(deciding);
+        let policy_guard = self.admission.hold_policy().await;
+        let adopted = self.admission.adopt(&policy_guard, call).await;
+        drop(policy_guard);
         failpoint::hit("call.opened").await;
         if let Ok(InsertOutcome::New(news)) = &adopted {
             self.after_opening(&id, *news).await;
@@ -281,7 +281,7 @@ impl Lifecycle {
             let _recording = recording;
             let mut tries = 0_u32;
             loop {
-                tokio::time::sleep(STORE_AGAIN).await;
+                tokio::time::sleep(APPLY_RETRY_DELAY).await;
                 let Err(error) = this.apply_once(change.clone(), Try::Again).await else { return };
                 let call = &change.call;
                 if let StoreError::Damaged(_) = error {
@@ -311,7 +311,7 @@ impl Lifecycle {
         }
         if applied.step == Step::Ignore && applied.record.phase == Phase::Ended {
             // Nearly always no slot is held. But its end may be recorded without a notification.
-            self.capacity.give_back(&call).await;
+            self.admission.release_unrecorded(&call).await;
         }
         if !applied.record.counts()
             && applied.record.phase != Phase::Ended
@@ -319,9 +319,9 @@ impl Lifecycle {
             && change.absent != Some(true)
             && applied.conflicts.is_empty()
         {
-            let deciding = self.capacity.deciding().await;
-            let is_confirmed = self.capacity.confirm(&deciding, &applied.record).await?;
-            drop(deciding);
+            let policy_guard = self.admission.hold_policy().await;
+            let is_confirmed = self.admission.confirm(&policy_guard, &applied.record).await?;
+            drop(policy_guard);
             if is_confirmed {
                 info!(%call, by = %change.seen_by, "unconfirmed call found at its provider; counted");
             }
@@ -336,7 +336,7 @@ impl Lifecycle {
         }
         if let Step::End(outcome, proof) = applied.step {
             failpoint::hit("call.ended").await;
-            self.capacity.release(&applied.record).await;
+            self.admission.release(&applied.record).await;
             failpoint::hit("call.released").await;
             self.metrics.ended(outcome, proof);
             self.hub.ended(&call);

@@ -13,7 +13,7 @@ pub mod context;
 pub mod destination;
 mod external;
 mod front;
-mod fronts;
+mod front_cache;
 pub mod inbound;
 pub mod lifecycle;
 pub mod notify;

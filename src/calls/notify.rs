@@ -76,12 +76,16 @@ pub struct Hub {
     notifications: broadcast::Sender<Notification>,
     partials: Arc<Mutex<(u64, HashMap<CallId, Newest>)>>,
     /// Rung by another replica where something may be dialled: slots are free, or a run has due jobs. The dialler hears it.
-    pub dial_bell: Arc<Notify>,
+    pub dial_wakeup: Arc<Notify>,
 }
 
 impl Default for Hub {
     fn default() -> Self {
-        Self { notifications: broadcast::Sender::new(BEHIND_MAX), partials: Arc::default(), dial_bell: Arc::default() }
+        Self {
+            notifications: broadcast::Sender::new(BEHIND_MAX),
+            partials: Arc::default(),
+            dial_wakeup: Arc::default(),
+        }
     }
 }
 
@@ -185,7 +189,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_bell_is_heard_by_whoever_listens_and_needs_nobody() {
+    async fn a_notification_reaches_whoever_listens_and_needs_nobody() {
         let (hub, call) = (Hub::default(), CallId::new());
         hub.notify(&call);
         let mut listening = hub.listen();
@@ -195,7 +199,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_said_is_told_with_the_bell_unless_it_is_long() {
+    async fn what_is_said_is_told_with_the_notification_unless_it_is_long() {
         let (hub, call) = (Hub::default(), CallId::new());
         let mut listening = hub.listen();
         let said = |text: String| Utterance {

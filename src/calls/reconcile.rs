@@ -22,9 +22,9 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::admission::Sighting;
+use crate::admission::LiveCountReport;
 use crate::call::{Direction, Event, Origin, Phase, Source};
-use crate::calls::provider_client::lookup::Listed;
+use crate::calls::provider_client::lookup::ListedCall;
 use crate::calls::{AskError, Calls};
 use crate::clock::rfc3339;
 use crate::failpoint;
@@ -44,7 +44,7 @@ const IDLE_INTERVAL: Duration = Duration::from_secs(15);
 /// How often a follower checks whether it is the leader.
 const FOLLOWER_POLL: Duration = Duration::from_secs(1);
 /// The pause between the two sweeps of a comparison on demand.
-const SECOND_SIGHT: Duration = Duration::from_millis(1_200);
+const CONFIRMATION_PAUSE: Duration = Duration::from_millis(1_200);
 /// The longest pause of an account whose provider answers sweeps with 429.
 const LIMITED_MAX: Duration = Duration::from_secs(60);
 /// Every nth sweep reads the list even if the count is unchanged: one call may have ended as another began.
@@ -62,7 +62,7 @@ const VOICE_WEBHOOK_MS: i64 = 15_000;
 #[derive(Debug, Clone, Default, serde::Serialize)]
 pub struct SweepStatus {
     /// The result and time of the last one. Other replicas are notified of it.
-    pub last: Sighting,
+    pub last: LiveCountReport,
     /// Calls whose state has been unreadable for long enough to raise an alarm.
     pub unread: BTreeMap<CallId, Unread>,
 }
@@ -100,7 +100,7 @@ pub struct Sweeper {
     account: Arc<Account>,
     /// Receives new generations of the configuration.
     newest: watch::Receiver<Calls>,
-    sightings: SweepStatuses,
+    sweep_statuses: SweepStatuses,
     sweeps: u32,
     /// Nothing has been admitted yet in this process: see [`Sweeper::initial_sweep`].
     first: bool,
@@ -155,13 +155,13 @@ pub struct SweepReport {
 
 impl Sweeper {
     /// A new sweeper.
-    pub fn new(mut newest: watch::Receiver<Calls>, account: Arc<Account>, sightings: SweepStatuses) -> Self {
+    pub fn new(mut newest: watch::Receiver<Calls>, account: Arc<Account>, sweep_statuses: SweepStatuses) -> Self {
         let calls = newest.borrow_and_update().clone();
         Self {
             calls,
             account,
             newest,
-            sightings,
+            sweep_statuses,
             // The first sweep reads the list, whatever the count is.
             sweeps: FULL_LIST_EVERY - 1,
             first: false,
@@ -194,7 +194,7 @@ impl Sweeper {
         let name = self.account.name.clone();
         let unread = |_| AskError::NoWay(name.clone(), "failed to read open calls");
         for call in self.mine().await.map_err(unread)?.iter().filter(|call| call.facts.account == name) {
-            if call.unsettled && call.origin == Origin::Order && self.askable(call).is_empty() {
+            if call.unsettled && call.origin == Origin::Create && self.askable(call).is_empty() {
                 self.search(call).boxed().await;
             }
         }
@@ -214,7 +214,7 @@ impl Sweeper {
         if self.newest.borrow().account(&self.account.name).is_none() {
             // A reload removed the account; its metrics are stale.
             self.calls.lifecycle.metrics.provider_gone(&self.account.name);
-            lock(&self.sightings).remove(name);
+            lock(&self.sweep_statuses).remove(name);
         }
     }
 
@@ -231,7 +231,7 @@ impl Sweeper {
             if wanted {
                 self.sweeps = FULL_LIST_EVERY - 1;
             }
-            let leads = self.calls.lifecycle.capacity.role().leads;
+            let leads = self.calls.lifecycle.admission.role().leads;
             // Followers sweep only on request.
             let pause = if leads || wanted {
                 self.sweep_once().boxed().await
@@ -298,9 +298,9 @@ impl Sweeper {
             if self.untracked.is_empty() {
                 break;
             }
-            tokio::time::sleep(SECOND_SIGHT).await;
+            tokio::time::sleep(CONFIRMATION_PAUSE).await;
         }
-        let seen = lock(&self.sightings);
+        let seen = lock(&self.sweep_statuses);
         let seen = seen.get(self.account.name.as_str()).cloned().unwrap_or_default();
         SweepReport {
             account: self.account.name.clone(),
@@ -351,13 +351,13 @@ impl Sweeper {
         let alarming: BTreeMap<CallId, Unread> =
             self.unread.iter().filter(|(_, one)| one.is_alarming).map(|(id, one)| (id.clone(), one.clone())).collect();
         self.calls.lifecycle.metrics.unread_calls(&self.account.name, alarming.len());
-        let mut seen = lock(&self.sightings);
+        let mut seen = lock(&self.sweep_statuses);
         let Some(seen) = seen.get_mut(self.account.name.as_str()) else { return };
         seen.unread = alarming;
         if let (None, Some((call, one))) = (&seen.last.error, self.unread.iter().min_by_key(|(_, one)| one.since_ms)) {
             let all = self.unread.len();
             seen.last.error = Some(format!("the state of {all} open calls cannot be read; of {call}: {}", one.why));
-            self.calls.lifecycle.capacity.saw(self.account.name.as_str(), seen.last.clone());
+            self.calls.lifecycle.admission.record_sweep(self.account.name.as_str(), seen.last.clone());
         }
     }
 
@@ -372,14 +372,14 @@ impl Sweeper {
     /// Ends calls that another replica rejected and did not hang up: the leader handles all of them, a follower those of dead
     /// replicas. Runs between sweeps, which may be far apart.
     async fn hang_up_for_others(&self) {
-        let capacity = &self.calls.lifecycle.capacity;
-        if !capacity.is_shared() {
+        let admission = &self.calls.lifecycle.admission;
+        if !admission.is_shared() {
             return;
         }
-        let leads = capacity.role().leads;
+        let leads = admission.role().leads;
         let Ok(mine) = self.mine().await else { return };
         for call in mine.iter().filter(|call| call.facts.account == self.account.name && self.is_to_be_hung_up(call)) {
-            if leads || capacity.is_orphaned(call) {
+            if leads || admission.is_orphaned(call) {
                 self.calls.provider.hang_up_later(&call.id);
             }
         }
@@ -415,7 +415,7 @@ impl Sweeper {
     }
 
     async fn some_limit_is_full(&self, mine: &[CallRecord]) -> bool {
-        let Ok(counts) = self.calls.lifecycle.capacity.counts().await else { return false };
+        let Ok(counts) = self.calls.lifecycle.admission.counts().await else { return false };
         let policy = self.calls.lifecycle.policy.load();
         mine.iter().flat_map(|call| policy.bindings(&call.facts)).any(|binding| match binding.bound {
             Bound::Concurrent(n) => counts.by_key.get(&binding.key).is_some_and(|held| *held >= n),
@@ -435,7 +435,7 @@ impl Sweeper {
                     info!(%account, "provider answers live-call queries again");
                 }
                 let provider_live = Some(u32::try_from(live).unwrap_or(u32::MAX));
-                Sighting { provider_live, as_of_ms: Some(at_ms), tried_at_ms: at_ms, error: None }
+                LiveCountReport { provider_live, as_of_ms: Some(at_ms), tried_at_ms: at_ms, error: None }
             }
             Err(error) => {
                 self.limited = if matches!(error, AskError::Status(429)) { self.limited.saturating_add(1) } else { 0 };
@@ -444,13 +444,13 @@ impl Sweeper {
                     warn!(%account, %error, "failed to query the provider's live calls; ends of calls come by webhook only");
                 }
                 // The last answer keeps its time.
-                let before = self.calls.lifecycle.capacity.sighting(account.as_str()).unwrap_or_default();
-                Sighting { tried_at_ms: at_ms, error: Some(error.to_string()), ..before }
+                let before = self.calls.lifecycle.admission.last_sweep(account.as_str()).unwrap_or_default();
+                LiveCountReport { tried_at_ms: at_ms, error: Some(error.to_string()), ..before }
             }
         };
-        self.calls.lifecycle.capacity.saw(account.as_str(), last.clone());
+        self.calls.lifecycle.admission.record_sweep(account.as_str(), last.clone());
         let seen = SweepStatus { last, ..SweepStatus::default() };
-        lock(&self.sightings).insert(account.to_string(), seen);
+        lock(&self.sweep_statuses).insert(account.to_string(), seen);
     }
 
     /// Compares the account's live calls with ours. Returns the provider's number.
@@ -483,7 +483,7 @@ impl Sweeper {
         };
         failpoint::hit("sweep.listed").await;
         self.listed_at = asked_at;
-        let live: HashMap<&str, &Listed> = listed.iter().map(|one| (one.alias.id.as_str(), one)).collect();
+        let live: HashMap<&str, &ListedCall> = listed.iter().map(|one| (one.alias.id.as_str(), one)).collect();
         for (id, call) in &visible {
             match live.get(id) {
                 Some(one) => self.seen(call, one.event).boxed().await,
@@ -491,11 +491,11 @@ impl Sweeper {
             }
         }
         self.calls.batch_members.retain(&name, |id, _| live.contains_key(id));
-        let lacks_a_record = |one: &&Listed| {
+        let lacks_a_record = |one: &&ListedCall| {
             !visible.contains_key(one.alias.id.as_str())
                 && !self.calls.batch_members.contains(&self.account.name, &one.alias)
         };
-        let unknown: Vec<&Listed> = listed.iter().filter(lacks_a_record).collect();
+        let unknown: Vec<&ListedCall> = listed.iter().filter(lacks_a_record).collect();
         self.handle_untracked_calls(mine, &kind, &unknown).boxed().await;
         Ok(listed.len())
     }
@@ -573,22 +573,22 @@ pub async fn rebuild(calls: &Calls) -> Result<usize> {
     let lifecycle = &calls.lifecycle;
     let mut open = lifecycle.store.open_calls().await?;
     failpoint::hit("start.read").await;
-    let capacity = &lifecycle.capacity;
-    let lost = |c: &&mut CallRecord| c.origin == Origin::Order && c.phase == Phase::Reserved && !c.unsettled;
-    for call in open.iter_mut().filter(lost).filter(|call| capacity.is_orphaned(call)) {
+    let admission = &lifecycle.admission;
+    let lost = |c: &&mut CallRecord| c.origin == Origin::Create && c.phase == Phase::Reserved && !c.unsettled;
+    for call in open.iter_mut().filter(lost).filter(|call| admission.is_orphaned(call)) {
         // The process died between the record and the response: it is unknown whether the request was sent.
-        let change = Change { unsettled: Some(true), ..lifecycle.change(&call.id, Source::Order) };
+        let change = Change { unsettled: Some(true), ..lifecycle.change(&call.id, Source::Create) };
         lifecycle.apply(change).await?;
         // Retries must see that too.
         call.unsettled = true;
         failpoint::hit("start.marked").await;
     }
-    if !capacity.is_shared() {
+    if !admission.is_shared() {
         // Where replicas share the store, deduplication looks there: a response that another replica delivered is final.
         let latest = lifecycle.store.latest_calls(LATEST).await?;
         calls.outbound.restore(open.iter().chain(&latest), lifecycle.clock.now_ms());
     }
-    let count = lifecycle.capacity.start().await?;
+    let count = lifecycle.admission.start().await?;
     failpoint::hit("start.rebuilt").await;
     Ok(count)
 }

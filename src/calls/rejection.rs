@@ -139,13 +139,13 @@ impl Rejections {
     ///
     /// An SDK's attempts of one request are one rejection: they have one id, and are counted once.
     pub fn respond(&self, mut rejection: Rejection, of: &RejectedRequest<'_>) -> Response<Bytes> {
-        let told_secs = of.sdk_sleeps.then_some(self.context.settings.sdk_retry_after_max_secs);
+        let retry_after_max_secs = of.sdk_sleeps.then_some(self.context.settings.sdk_retry_after_max_secs);
         let retried = rejection.code.disposition() == Disposition::NotCalled
             && (rejection.wait_secs().is_some() || rejection.blocked_by.is_some());
         let key = of.retry_key.filter(|_| retried);
-        let is_retry = match told_secs.zip(key) {
-            Some((told_secs, key)) => {
-                let (id, is_retry) = self.state.retries.id_of(key, told_secs, rejection.id);
+        let is_retry = match retry_after_max_secs.zip(key) {
+            Some((retry_after_max_secs, key)) => {
+                let (id, is_retry) = self.state.retries.id_of(key, retry_after_max_secs, rejection.id);
                 rejection.id = id;
                 is_retry
             }
@@ -154,7 +154,7 @@ impl Rejections {
         if rejection.code.names_its_id() {
             rejection.message = format!("{} [{}]", rejection.message, rejection.id);
         }
-        let style = ResponseStyle { shape: &of.account.provider.refusal, retry_after_max_secs: told_secs };
+        let style = ResponseStyle { shape: &of.account.provider.refusal, retry_after_max_secs };
         let code = rejection.code;
         let mut response = rejection.into_response(style, &Noted { by: self, of, is_retry });
         // For the trace of the request.
@@ -204,7 +204,7 @@ impl Rejections {
     /// The rejection for a full limit.
     pub(super) async fn of_full_limit(&self, facts: &Facts, full: &LimitExceeded) -> Rejection {
         let lifecycle = &self.context.lifecycle;
-        let counts = lifecycle.capacity.counts().await.unwrap_or_default();
+        let counts = lifecycle.admission.counts().await.unwrap_or_default();
         let (used, all) = (counts.calls.saturating_sub(counts.over_limit), lifecycle.policy.load().global_limit());
         let retry_after_secs = full.free_in_ms.and_then(|ms| u32::try_from((ms + 999) / 1000).ok());
         let rejection = Rejection { retry_after_secs, ..Rejection::new(RejectionCode::of_full(full), String::new()) };
@@ -266,7 +266,7 @@ impl Rejections {
     fn count_observed(&self, what: &str) {
         let lifecycle = &self.context.lifecycle;
         lifecycle.metrics.would_reject(what);
-        if lifecycle.capacity.bypass().is_some() {
+        if lifecycle.admission.bypass().is_some() {
             lifecycle.metrics.bypassed(what);
         }
     }

@@ -33,7 +33,7 @@ impl RejectionLog {
         let mut waiting = self.lock();
         if waiting.records.len() >= WAITING_MAX {
             drop(waiting);
-            return warn!(refusal = %record.id, "rejection not recorded: too many wait for the store");
+            return warn!(refusal = %record.id, "failed to record a rejection: queue full");
         }
         waiting.records.push(record);
         if !std::mem::replace(&mut waiting.is_writing, true) {

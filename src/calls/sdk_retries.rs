@@ -35,9 +35,9 @@ impl SdkRetries {
     }
 
     /// The id of a rejection, and whether an SDK's earlier attempt of this request had it already; `fresh` otherwise.
-    /// `told_secs`: the longest `Retry-After` sent to the SDK; a later request is a new one.
-    pub(super) fn id_of(&self, key: &str, told_secs: u32, fresh: RejectionId) -> (RejectionId, bool) {
-        let told = Duration::from_secs(told_secs.into());
+    /// `retry_after_max_secs`: the longest `Retry-After` sent to the SDK; a later request is a new one.
+    pub(super) fn id_of(&self, key: &str, retry_after_max_secs: u32, fresh: RejectionId) -> (RejectionId, bool) {
+        let told = Duration::from_secs(retry_after_max_secs.into());
         let mut all = self.rejected();
         if let Some(before) = all.get_mut(key) {
             let since = before.at.elapsed();
@@ -90,7 +90,7 @@ mod tests {
     #[test]
     fn equal_requests_further_apart_than_an_sdk_waits_are_two_rejections() {
         // `Retry-After`, delay of an equal request, and whether it is a retry.
-        for (told_secs, later_ms, same) in [
+        for (retry_after_max_secs, later_ms, same) in [
             (1, 3_100, true),
             (1, 3_300, false),
             (1, 8_000, false),
@@ -103,10 +103,10 @@ mod tests {
             (0, 2_100, false),
         ] {
             let all = SdkRetries::default();
-            all.id_of("x", told_secs, RejectionId::new());
+            all.id_of("x", retry_after_max_secs, RejectionId::new());
             pass(&all, later_ms);
-            let (_, is_retry) = all.id_of("x", told_secs, RejectionId::new());
-            assert_eq!(is_retry, same, "told {told_secs} s, {later_ms} ms later");
+            let (_, is_retry) = all.id_of("x", retry_after_max_secs, RejectionId::new());
+            assert_eq!(is_retry, same, "told {retry_after_max_secs} s, {later_ms} ms later");
         }
     }
 }

@@ -61,12 +61,12 @@ pub(super) fn query(path: &str, pairs: &[(&str, Option<&str>)]) -> String {
 
 /// The address of a sidecar's `listen.admin`.
 #[derive(Debug, PartialEq, Eq)]
-enum Place {
+enum AdminEndpoint {
     Url(String),
     Socket(PathBuf),
 }
 
-impl Place {
+impl AdminEndpoint {
     /// Parses the value of `--admin`.
     fn named(text: &str) -> Self {
         if let Some(path) = text.strip_prefix("unix:") {
@@ -95,7 +95,7 @@ impl Place {
     }
 }
 
-impl Place {
+impl AdminEndpoint {
     fn silent(&self, error: &UpstreamError) -> anyhow::Error {
         let shown = match self {
             Self::Socket(socket) => socket.display().to_string(),
@@ -118,10 +118,10 @@ impl Console {
         self.admin.is_some()
     }
 
-    fn place(&self) -> anyhow::Result<Place> {
+    fn place(&self) -> anyhow::Result<AdminEndpoint> {
         match &self.admin {
-            Some(named) => Ok(Place::named(named)),
-            None => Ok(Place::configured(&self.configured()?)),
+            Some(named) => Ok(AdminEndpoint::named(named)),
+            None => Ok(AdminEndpoint::configured(&self.configured()?)),
         }
     }
 
@@ -168,15 +168,21 @@ impl Console {
         Ok((status, serde_json::from_slice(&answer).unwrap_or_default()))
     }
 
-    fn request(&self, place: &Place, method: Method, path: &str, body: Bytes) -> anyhow::Result<Request<Bytes>> {
+    fn request(
+        &self,
+        place: &AdminEndpoint,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> anyhow::Result<Request<Bytes>> {
         let mut request = Request::new(body);
         *request.method_mut() = method;
         if let Some(token) = &self.token {
             request.headers_mut().insert(AUTHORIZATION, HeaderValue::try_from(format!("Bearer {token}"))?);
         }
         *request.uri_mut() = match place {
-            Place::Socket(_) => path.parse()?,
-            Place::Url(url) => format!("{url}{path}").parse()?,
+            AdminEndpoint::Socket(_) => path.parse()?,
+            AdminEndpoint::Url(url) => format!("{url}{path}").parse()?,
         };
         Ok(request)
     }
@@ -193,8 +199,8 @@ impl Console {
         let mut request = self.request(&place, method, path, body)?;
         request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
         let answer = match &place {
-            Place::Socket(socket) => fetch_local(socket, request, ANSWER_BYTES_MAX, ANSWER_WITHIN).await,
-            Place::Url(_) => self.upstream()?.fetch(request, ANSWER_BYTES_MAX, ANSWER_WITHIN).await,
+            AdminEndpoint::Socket(socket) => fetch_local(socket, request, ANSWER_BYTES_MAX, ANSWER_WITHIN).await,
+            AdminEndpoint::Url(_) => self.upstream()?.fetch(request, ANSWER_BYTES_MAX, ANSWER_WITHIN).await,
         };
         let (head, answer) = answer.map_err(|error| place.silent(&error))?.into_parts();
         Ok((head.status, head.headers, answer))
@@ -206,8 +212,8 @@ impl Console {
         let request = self.request(&place, Method::GET, path, Bytes::new())?;
         let answer = async {
             match &place {
-                Place::Socket(socket) => Ok(follow_local(socket, request).await),
-                Place::Url(_) => Ok(self.upstream()?.follow(request).await),
+                AdminEndpoint::Socket(socket) => Ok(follow_local(socket, request).await),
+                AdminEndpoint::Url(_) => Ok(self.upstream()?.follow(request).await),
             }
         };
         let answer: anyhow::Result<_> = tokio::time::timeout(ANSWER_WITHIN, answer).await?;
@@ -283,26 +289,26 @@ mod tests {
 
     #[test]
     fn a_place_is_an_address_a_url_or_a_socket() {
-        let url = |text: &str| Place::Url(text.to_owned());
+        let url = |text: &str| AdminEndpoint::Url(text.to_owned());
         for (text, wanted) in [
             ("127.0.0.1:9900", url("http://127.0.0.1:9900")),
             ("localhost:9900/", url("http://localhost:9900")),
             ("[::1]:9900", url("http://[::1]:9900")),
             ("https://ops.example.com/ringfence/", url("https://ops.example.com/ringfence")),
-            ("unix:///run/rf/admin.sock", Place::Socket("/run/rf/admin.sock".into())),
-            ("unix:admin.sock", Place::Socket("admin.sock".into())),
-            ("/run/rf/admin.sock", Place::Socket("/run/rf/admin.sock".into())),
-            ("./admin.sock", Place::Socket("./admin.sock".into())),
+            ("unix:///run/rf/admin.sock", AdminEndpoint::Socket("/run/rf/admin.sock".into())),
+            ("unix:admin.sock", AdminEndpoint::Socket("admin.sock".into())),
+            ("/run/rf/admin.sock", AdminEndpoint::Socket("/run/rf/admin.sock".into())),
+            ("./admin.sock", AdminEndpoint::Socket("./admin.sock".into())),
         ] {
-            assert_eq!(Place::named(text), wanted, "{text}");
+            assert_eq!(AdminEndpoint::named(text), wanted, "{text}");
         }
         let at = |tcp: &str, tls: Option<&str>| AdminAddress {
             tcp: tcp.parse().unwrap(),
             socket: "/nowhere/x".into(),
             tls_cert: tls.map(PathBuf::from),
         };
-        let of = |tcp: &str| Place::configured(&at(tcp, None));
-        assert_eq!(Place::configured(&at("0.0.0.0:9901", Some("cert.pem"))), url("https://127.0.0.1:9901"));
+        let of = |tcp: &str| AdminEndpoint::configured(&at(tcp, None));
+        assert_eq!(AdminEndpoint::configured(&at("0.0.0.0:9901", Some("cert.pem"))), url("https://127.0.0.1:9901"));
         assert_eq!(of("0.0.0.0:9901"), url("http://127.0.0.1:9901"));
         assert_eq!(of("[::]:9901"), url("http://[::1]:9901"));
         assert_eq!(of("10.0.0.5:9901"), url("http://10.0.0.5:9901"));

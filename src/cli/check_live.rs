@@ -133,7 +133,7 @@ impl<'a> Live<'a> {
             config,
             depth,
             upstream: Upstream::new(settings)?,
-            timeout: config.calls.ask_timeout,
+            timeout: config.calls.provider_query_timeout,
             report: Report::default(),
             whys: RefCell::default(),
             ahead_secs: RefCell::default(),

@@ -202,7 +202,7 @@ impl Stage {
     }
 
     async fn in_use(&self) -> u32 {
-        self.app.calls().lifecycle.capacity.counts().await.map_or(u32::MAX, |c| c.calls)
+        self.app.calls().lifecycle.admission.counts().await.map_or(u32::MAX, |c| c.calls)
     }
 
     async fn wait(&self, what: &str, done: impl AsyncFnMut() -> bool) -> Result<Duration, String> {

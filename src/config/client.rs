@@ -52,7 +52,7 @@ pub(super) fn client(root: &Table<'_>, folder: &std::path::Path, operators: &[Se
     let user_label = table.text("user_label").unwrap_or_else(|| "user".to_owned());
     // The label "driver" means that clients are those of the replaced systems.
     let transcript_list = table.flag("bare_list").unwrap_or(user_label == "driver");
-    let record_wait = secs(&table, "completion_wait_secs", 0..=3600, 60);
+    let completion_wait = secs(&table, "completion_wait_secs", 0..=3600, 60);
     table.finish();
     ClientSettings {
         keys,
@@ -63,6 +63,6 @@ pub(super) fn client(root: &Table<'_>, folder: &std::path::Path, operators: &[Se
         slow,
         user_label,
         transcript_list,
-        record_wait,
+        completion_wait,
     }
 }

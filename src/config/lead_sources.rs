@@ -7,7 +7,7 @@ use super::table::Table;
 use super::values::url;
 use crate::ids::BusinessId;
 use crate::provider::sign::standard_key;
-use crate::runs::recurring::source::{LeadSource, Place, Query, Shows, SourceKind, Sources};
+use crate::runs::recurring::source::{LeadSource, LeadsLocation, Query, Shows, SourceKind, Sources};
 use crate::store::postgres::PostgresSettings;
 
 /// The default timeout of a source, in seconds.
@@ -55,7 +55,7 @@ fn source(table: &Table<'_>, has_app: bool) -> Option<LeadSource> {
         table.report().error("E004", table.span("name"), title, "write two sources for both");
         return None;
     }
-    if matches!(place, Some(Place::Behind(_))) && !has_app {
+    if matches!(place, Some(LeadsLocation::Behind(_))) && !has_app {
         let title = format!("`{}` is a path, but app.forward_url is not set", table.path_of("url"));
         table.report().error("E004", table.span("url"), title, "set [app] forward_url, or write the full URL");
     }
@@ -79,12 +79,12 @@ fn server(table: &Table<'_>) -> Option<PostgresSettings> {
     Some(server)
 }
 
-fn place(text: &str) -> Result<Place, String> {
+fn place(text: &str) -> Result<LeadsLocation, String> {
     if text.starts_with('/') {
         let is_path = text.parse::<http::Uri>().is_ok_and(|uri| uri.authority().is_none());
-        return if is_path { Ok(Place::Behind(text.to_owned())) } else { Err("is not a path".to_owned()) };
+        return if is_path { Ok(LeadsLocation::Behind(text.to_owned())) } else { Err("is not a path".to_owned()) };
     }
-    url(text).map(Place::At)
+    url(text).map(LeadsLocation::At)
 }
 
 fn shows(table: &Table<'_>) -> Option<Shows> {

@@ -128,7 +128,7 @@ fn read_all(root: &Table<'_>, folder: &Path) -> Option<Config> {
         listen,
         calls: sections.calls(sdk_retry_after_max_secs),
         deadlines,
-        late_answer: sections.timeouts.late_answer.max(sections.timeouts.create),
+        create_read_timeout: sections.timeouts.create_read_timeout.max(sections.timeouts.create),
         pass_through: sections.timeouts.pass_through,
         drain: sections.timeouts.drain,
         webhooks: sections.webhooks(strict, allow_from, rate_per_address),
@@ -177,9 +177,9 @@ impl Sections {
         CallSettings {
             create_timeout: timeouts.create,
             send_within: timeouts.send_within,
-            ask_timeout: timeouts.ask,
+            provider_query_timeout: timeouts.ask,
             not_found_confirm: reconcile.not_found_confirm,
-            unread_alarm: reconcile.unread_alarm,
+            unreadable_alarm: reconcile.unreadable_alarm,
             list_lag: reconcile.list_lag,
             app: Arc::new(AppAddress {
                 public_url: public_url.clone(),
@@ -191,7 +191,7 @@ impl Sections {
             sdk_retry_after_max_secs,
             inbound_account: inbound.account.clone(),
             sweep: reconcile.sweep,
-            record_wait: records.wait,
+            record_fetch_after: records.wait,
             delivery_order: records.delivery_order,
             events: records.events.clone(),
         }

@@ -73,7 +73,7 @@ pub struct Config {
     /// How long a call may stay in a phase without news.
     pub deadlines: Deadlines,
     /// How long a create's answer is awaited after the app was answered.
-    pub late_answer: Duration,
+    pub create_read_timeout: Duration,
     /// The timeout of requests that pass through.
     pub pass_through: Duration,
     /// The maximum duration of a drain.

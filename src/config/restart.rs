@@ -55,7 +55,7 @@ pub fn needs_restart(old: &Config, new: &Config, text: &str) -> Vec<Diagnostic> 
         ("gate.redis_url", !is_same(old.redis.as_ref(), new.redis.as_ref(), RedisSettings::is_same_server)),
         ("gate.fallback_after_ms", old.gate.fallback_after != new.gate.fallback_after),
         ("gate.return_after_ms", old.gate.return_after != new.gate.return_after),
-        ("gate.audit_interval_secs", old.gate.compare_every != new.gate.compare_every),
+        ("gate.audit_interval_secs", old.gate.audit_interval != new.gate.audit_interval),
         ("transcripts.user_label", old.client.user_label != new.client.user_label),
         ("upstream.ca_file", old.extra_ca != new.extra_ca),
         ("log.format", old.log.json != new.log.json),

@@ -125,7 +125,7 @@ pub(super) fn inbound(root: &Table<'_>, accounts: &Accounts) -> Inbound {
 pub(super) struct Timeouts {
     pub(super) create: Duration,
     /// How long a create's answer is awaited after the app was answered.
-    pub(super) late_answer: Duration,
+    pub(super) create_read_timeout: Duration,
     pub(super) send_within: Duration,
     pub(super) app: Duration,
     pub(super) pass_through: Duration,
@@ -138,7 +138,7 @@ pub(super) fn timeouts(root: &Table<'_>) -> Timeouts {
     let table = root.table("timeouts");
     let timeouts = Timeouts {
         create: secs(&table, "create_secs", 1..=300, 60),
-        late_answer: secs(&table, "create_read_secs", 1..=3600, 300),
+        create_read_timeout: secs(&table, "create_read_secs", 1..=3600, 300),
         send_within: secs(&table, "send_within_secs", 1..=60, SEND_WITHIN.as_secs()),
         app: secs(&table, "app_secs", 1..=60, 12),
         pass_through: secs(&table, "pass_through_secs", 1..=86_400, 600),
@@ -157,7 +157,7 @@ fn secs(table: &Table<'_>, key: &str, range: RangeInclusive<u64>, default: u64) 
 pub(super) struct Reconcile {
     pub(super) sweep: Option<Duration>,
     pub(super) not_found_confirm: Duration,
-    pub(super) unread_alarm: Duration,
+    pub(super) unreadable_alarm: Duration,
     pub(super) list_lag: Duration,
 }
 
@@ -167,7 +167,7 @@ pub(super) fn reconcile(root: &Table<'_>) -> Reconcile {
     let reconcile = Reconcile {
         sweep: table.number("sweep_ms", 50..=600_000).map(Duration::from_millis),
         not_found_confirm: secs(&table, "not_found_confirm_secs", 1..=3600, 60),
-        unread_alarm: secs(&table, "unreadable_alarm_secs", 1..=86_400, 300),
+        unreadable_alarm: secs(&table, "unreadable_alarm_secs", 1..=86_400, 300),
         list_lag: Duration::from_millis(table.number("list_lag_ms", 0..=60_000).unwrap_or(3_000)),
     };
     table.finish();

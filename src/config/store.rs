@@ -103,9 +103,9 @@ pub(super) fn gate(root: &Table<'_>, folder: &std::path::Path) -> (AdmissionSett
         home,
         fallback_after: ms("fallback_after_ms", 100..=600_000, default.fallback_after),
         return_after: ms("return_after_ms", 100..=3_600_000, default.return_after),
-        compare_every: table
+        audit_interval: table
             .number("audit_interval_secs", 1..=86_400)
-            .map_or(default.compare_every, Duration::from_secs),
+            .map_or(default.audit_interval, Duration::from_secs),
     };
     let (url, ca_file) = (table.secret("redis_url"), table.text("redis_ca_file"));
     let (pool, timeout_ms) = (table.text("pool"), table.number("timeout_ms", 5..=5_000));

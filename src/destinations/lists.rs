@@ -175,7 +175,7 @@ impl NumberSet {
 
 /// The list that contains a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Listed {
+pub enum ListHit {
     /// The operator's file.
     File,
     /// The table's global list.
@@ -184,13 +184,13 @@ pub enum Listed {
     Business,
 }
 
-impl Listed {
+impl ListHit {
     /// The name in answers.
     pub const fn as_str(self) -> &'static str {
         match self {
-            Listed::File => "file",
-            Listed::All => "all",
-            Listed::Business => "business",
+            ListHit::File => "file",
+            ListHit::All => "all",
+            ListHit::Business => "business",
         }
     }
 }
@@ -214,13 +214,13 @@ impl DoNotCall {
     ///
     /// # Errors
     /// The table has changed and cannot be read.
-    pub fn find(&self, business: &str, key: u64) -> Result<Option<Listed>, Unreadable> {
+    pub fn find(&self, business: &str, key: u64) -> Result<Option<ListHit>, Unreadable> {
         let lists = self.0.read().unwrap_or_else(PoisonError::into_inner);
         if lists.all.contains(key) {
-            return Ok(Some(Listed::All));
+            return Ok(Some(ListHit::All));
         }
         if lists.of_business.get(business).is_some_and(|list| list.contains(key)) {
-            return Ok(Some(Listed::Business));
+            return Ok(Some(ListHit::Business));
         }
         if lists.unreadable { Err(Unreadable) } else { Ok(None) }
     }
@@ -343,11 +343,11 @@ mod tests {
         lists
             .take_up([("", 1, true), ("acme", 2, true), ("acme", 3, true), ("acme", 3, false), ("other", 2, false)], 5);
         assert_eq!((lists.len(), lists.change()), (2, 5));
-        assert_eq!(lists.find("acme", 1), Ok(Some(Listed::All)));
-        assert_eq!(lists.find("acme", 2), Ok(Some(Listed::Business)));
+        assert_eq!(lists.find("acme", 1), Ok(Some(ListHit::All)));
+        assert_eq!(lists.find("acme", 2), Ok(Some(ListHit::Business)));
         assert_eq!((lists.find("other", 2), lists.find("acme", 3)), (Ok(None), Ok(None)));
         lists.set_readable(false);
-        assert_eq!((lists.find("acme", 1), lists.find("acme", 3)), (Ok(Some(Listed::All)), Err(Unreadable)));
+        assert_eq!((lists.find("acme", 1), lists.find("acme", 3)), (Ok(Some(ListHit::All)), Err(Unreadable)));
         lists.take_up([("acme", 2, false), ("", 1, false)], 7);
         lists.set_readable(true);
         assert!(lists.is_empty() && lists.find("acme", 2) == Ok(None));

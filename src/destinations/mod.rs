@@ -11,7 +11,7 @@ mod rules;
 mod zones;
 
 pub use hours::{Allowed, Hours, HoursError, Windows, next_allowed};
-pub use lists::{DoNotCall, Listed, NumberSet};
+pub use lists::{DoNotCall, ListHit, NumberSet};
 pub use number::{Country, Destination, Kind, Number, Validate, key_of};
 pub use rules::{BlockRule, Blocked, DestinationSettings, Prefix, Rules, Test, When};
 pub use zones::{Zone, zones_of};

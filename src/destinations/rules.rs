@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::hours::{Allowed, Hours, Windows, next_allowed};
-use super::lists::{DoNotCall, Listed, NumberSet, Unreadable};
+use super::lists::{DoNotCall, ListHit, NumberSet, Unreadable};
 use super::number::{Country, Destination, Kind, Number, Validate};
 use super::zones::{Zone, zones_of};
 use crate::clock::rfc3339;
@@ -164,7 +164,7 @@ pub enum Blocked {
     /// The destination is not a telephone number that can be called.
     Invalid,
     /// The destination is on a do-not-call list.
-    Listed(Listed),
+    Listed(ListHit),
     /// A do-not-call list could not be read.
     Unreadable,
     /// The destination's prefix is denied, or not allowed.
@@ -285,7 +285,7 @@ impl DestinationSettings {
         }
         if let Some(number) = destination.number() {
             let listed = if self.file.contains(number.key()) {
-                Ok(Some(Listed::File))
+                Ok(Some(ListHit::File))
             } else {
                 lists.find(business, number.key())
             };
@@ -405,11 +405,11 @@ mod tests {
         for text in
             ["+90 532 123 45 67", "905321234567", "sip:+905321234567@x", "whatsapp:+905321234567", "tel:+905321234567"]
         {
-            assert_eq!(asked.call(text), Err(Blocked::Listed(Listed::Business)), "{text}");
+            assert_eq!(asked.call(text), Err(Blocked::Listed(ListHit::Business)), "{text}");
         }
         assert_eq!(asked.call("+12125550100"), Ok(()), "another's list");
         asked.settings.file = Arc::new(NumberSet::read("+12125550100".as_bytes()).unwrap());
-        assert_eq!(asked.call("+12125550100"), Err(Blocked::Listed(Listed::File)));
+        assert_eq!(asked.call("+12125550100"), Err(Blocked::Listed(ListHit::File)));
         asked.lists.set_readable(false);
         assert_eq!(asked.call("+13105550100"), Err(Blocked::Unreadable));
         for text in ["client:alice", "100"] {

@@ -22,7 +22,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::crowd::{Busy, Seat};
+use super::connection_slots::{ConnectionSlot, RequestGuard};
 use super::edge::Shared;
 use super::exchange::{ConnectionFacts, Exchange, Link};
 use super::local::Peer;
@@ -51,10 +51,10 @@ const LINGER_IDLE: Duration = Duration::from_secs(5);
 const LINGER_DRAINING: Duration = Duration::from_secs(1);
 
 /// How long a connection is idle before it frees hyper's buffers, in milliseconds.
-const LET_GO_MS: u64 = 250;
+const BUFFER_IDLE_MS: u64 = 250;
 
 /// Serves a connection to its end.
-pub(super) async fn serve(tcp: TcpStream, peer: SocketAddr, shared: Arc<Shared>, seat: Arc<Seat>) {
+pub(super) async fn serve(tcp: TcpStream, peer: SocketAddr, shared: Arc<Shared>, slot: Arc<ConnectionSlot>) {
     let _ = tcp.set_nodelay(true);
     // Otherwise a peer that vanished would hold a tunnel for ever: four probes after a minute of silence.
     let keepalive =
@@ -67,36 +67,36 @@ pub(super) async fn serve(tcp: TcpStream, peer: SocketAddr, shared: Arc<Shared>,
             let handshake = Box::pin(tokio::time::timeout(shared.settings.header_timeout, acceptor.accept(tcp)));
             let shaken = tokio::select! {
                 biased;
-                () = closed(&shared, &seat) => return,
+                () = closed(&shared, &slot) => return,
                 shaken = handshake => shaken,
             };
             match shaken {
                 Ok(Ok(io)) => (Transport::Tls(Box::new(io)), true),
-                Ok(Err(error)) => return tracing::debug!(%peer, %error, "TLS handshake failed"),
-                Err(_) => return tracing::debug!(%peer, "TLS handshake took too long"),
+                Ok(Err(error)) => return tracing::debug!(%peer, %error, "failed to complete a TLS handshake"),
+                Err(_) => return tracing::debug!(%peer, error = "timed out", "failed to complete a TLS handshake"),
             }
         }
     };
-    run(transport, ConnectionFacts { peer: Peer::Net(peer), tls }, shared, seat).await;
+    run(transport, ConnectionFacts { peer: Peer::Net(peer), tls }, shared, slot).await;
 }
 
 /// Serves a connection on the Unix socket to its end.
-pub(super) async fn serve_local(stream: UnixStream, peer: Peer, shared: Arc<Shared>, seat: Arc<Seat>) {
-    run(Transport::Unix(stream), ConnectionFacts { peer, tls: false }, shared, seat).await;
+pub(super) async fn serve_local(stream: UnixStream, peer: Peer, shared: Arc<Shared>, slot: Arc<ConnectionSlot>) {
+    run(Transport::Unix(stream), ConnectionFacts { peer, tls: false }, shared, slot).await;
 }
 
-async fn run(transport: Transport, facts: ConnectionFacts, shared: Arc<Shared>, seat: Arc<Seat>) {
+async fn run(transport: Transport, facts: ConnectionFacts, shared: Arc<Shared>, slot: Arc<ConnectionSlot>) {
     let is_http2 = match &transport {
         Transport::Tls(tls) => tls.get_ref().1.alpn_protocol() == Some(b"h2"),
         Transport::Tcp(_) | Transport::Unix(_) => false,
     };
     let wire = Wire::new(transport, is_http2, shared.settings.clone());
-    let connection = Arc::new(Connection { shared, facts, seat });
+    let connection = Arc::new(Connection { shared, facts, slot });
     if is_http2 {
         let served = Box::pin(connection.serve_http2(wire));
         tokio::select! {
             biased;
-            () = closed(&connection.shared, &connection.seat) => {}
+            () = closed(&connection.shared, &connection.slot) => {}
             () = served => {}
         }
     } else {
@@ -105,10 +105,10 @@ async fn run(transport: Transport, facts: ConnectionFacts, shared: Arc<Shared>, 
 }
 
 /// Returns when a connection must end in any case: a drain's grace period is over, or it was evicted.
-async fn closed(shared: &Shared, seat: &Seat) {
+async fn closed(shared: &Shared, slot: &ConnectionSlot) {
     tokio::select! {
         () = shared.cut.cancelled() => {}
-        () = seat.left() => {}
+        () = slot.evicted() => {}
     }
 }
 
@@ -116,7 +116,7 @@ async fn closed(shared: &Shared, seat: &Seat) {
 pub(super) struct Connection {
     pub(super) shared: Arc<Shared>,
     pub(super) facts: ConnectionFacts,
-    seat: Arc<Seat>,
+    slot: Arc<ConnectionSlot>,
 }
 
 /// How HTTP on a connection ended.
@@ -168,14 +168,14 @@ impl Connection {
             };
             return Err(refused(Refusal::BUSY, told));
         }
-        let busy = self.seat.busy().ok_or(Answering::Now(None))?;
+        let busy = self.slot.busy().ok_or(Answering::Now(None))?;
         let (reply, answer) = oneshot::channel();
         let exchange = Box::new(Exchange::new(request, reply, self.clone(), link));
         Ok((Begun { exchange, busy }, Answering::Later(answer)))
     }
 
     async fn serve_http1(self: &Arc<Self>, wire: Arc<Wire>) {
-        let mut closing = pin!(closed(&self.shared, &self.seat));
+        let mut closing = pin!(closed(&self.shared, &self.slot));
         match self.drive_http1(&wire, closing.as_mut()).await {
             Ended::Closed | Ended::TimedOut(Phase::Idle(_)) => {}
             ended => tokio::select! {
@@ -298,7 +298,7 @@ impl Connection {
                 // A new connection may be idle only for the time of a head.
                 Phase::Idle(since) => {
                     let limit = if is_new { settings.header_timeout } else { settings.keepalive };
-                    (since + ms(limit), if hyper.is_some() { since + LET_GO_MS } else { u64::MAX })
+                    (since + ms(limit), if hyper.is_some() { since + BUFFER_IDLE_MS } else { u64::MAX })
                 }
             };
             if of_timer.poll(timer.as_mut()).is_ready() {
@@ -418,7 +418,7 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 /// An admitted request.
 struct Begun {
     exchange: Box<Exchange>,
-    busy: Busy,
+    busy: RequestGuard,
 }
 
 /// The next request of an HTTP/1 connection, from hyper to the handler. hyper sends none before the last one was answered.

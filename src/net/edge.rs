@@ -14,11 +14,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::connection;
+use super::connection_slots::{ConnectionSlot, ConnectionSlots, LOG_INTERVAL, PeerKey};
 use super::cores;
-use super::crowd::{Crowd, PeerKey, SAY_EVERY, Seat};
 use super::exchange::Exchange;
 use super::local::{LocalSocket, Peer, SocketFile};
-use super::room::{BodyRoom, Sizes};
+use super::room::{BodyMemory, Sizes};
 use super::settings::EdgeSettings;
 use super::tls::ReloadingTls;
 
@@ -77,8 +77,12 @@ impl Edge {
         let shared = Arc::new(Shared {
             tls: self.tls,
             handler,
-            body_room: BodyRoom::new(Sizes { small, large }, of_peer),
-            crowd: Crowd::new(self.addr, settings.max_connections, settings.max_connections_of_peer),
+            body_room: BodyMemory::new(Sizes { small, large }, of_peer),
+            connection_slots: ConnectionSlots::new(
+                self.addr,
+                settings.max_connections,
+                settings.max_connections_of_peer,
+            ),
             settings: Arc::new(self.settings),
             connections: TaskTracker::new(),
             in_flight: TaskTracker::new(),
@@ -103,8 +107,8 @@ pub(super) struct Shared {
     pub(super) settings: Arc<EdgeSettings>,
     pub(super) tls: Option<ReloadingTls>,
     pub(super) handler: Arc<dyn Handler>,
-    pub(super) body_room: Arc<BodyRoom>,
-    crowd: Arc<Crowd>,
+    pub(super) body_room: Arc<BodyMemory>,
+    connection_slots: Arc<ConnectionSlots>,
     pub(super) connections: TaskTracker,
     pub(super) in_flight: TaskTracker,
     pub(super) tunnels: TaskTracker,
@@ -137,12 +141,12 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
                 // A connection that moves to a core leaves the accepting runtime and is only polled there.
                 let core = shared.on_cores.then(cores::next).flatten();
                 let Some(tcp) = tcp.into_std().ok() else { continue };
-                let serve = |seat| {
+                let serve = |slot| {
                     let shared = shared.clone();
                     async move {
                         match TcpStream::from_std(tcp) {
-                            Ok(tcp) => connection::serve(tcp, peer, shared, seat).await,
-                            Err(error) => tracing::warn!(%error, "failed to take over a connection"),
+                            Ok(tcp) => connection::serve(tcp, peer, shared, slot).await,
+                            Err(error) => tracing::warn!(%error, "failed to move a connection to its core"),
                         }
                     }
                 };
@@ -151,7 +155,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
             Err(error) => {
                 // Usually "too many open files": wait for some to close instead of spinning, as hyper and nginx do.
                 failed += 1;
-                if said_at.is_none_or(|at: Instant| at.elapsed() >= SAY_EVERY) {
+                if said_at.is_none_or(|at: Instant| at.elapsed() >= LOG_INTERVAL) {
                     tracing::warn!(%error, failed, "failed to accept connections");
                     (failed, said_at) = (0, Some(Instant::now()));
                 }
@@ -171,7 +175,7 @@ async fn accept_local(socket: LocalSocket, shared: Arc<Shared>) {
         };
         match accepted {
             Ok((stream, peer)) => {
-                admit(&shared, peer, None, |seat| connection::serve_local(stream, peer, shared.clone(), seat));
+                admit(&shared, peer, None, |slot| connection::serve_local(stream, peer, shared.clone(), slot));
             }
             Err(error) => {
                 tracing::warn!(%error, "failed to accept a connection on the Unix socket");
@@ -181,15 +185,15 @@ async fn accept_local(socket: LocalSocket, shared: Arc<Shared>) {
     }
 }
 
-fn admit<F>(shared: &Arc<Shared>, peer: Peer, core: Option<&Handle>, serve: impl FnOnce(Arc<Seat>) -> F)
+fn admit<F>(shared: &Arc<Shared>, peer: Peer, core: Option<&Handle>, serve: impl FnOnce(Arc<ConnectionSlot>) -> F)
 where
     F: Future<Output = ()> + Send + 'static,
 {
     // Trusted proxies and the operators' own socket have no per-peer limit.
     let bounded = peer.addr().map(|addr| addr.ip()).filter(|ip| !shared.settings.trusted_peers.contain(*ip));
     // Closed without an answer: at this point memory matters more.
-    let Some(seat) = shared.crowd.seat(bounded.map(PeerKey::of)) else { return };
-    let served = serve(seat);
+    let Some(slot) = shared.connection_slots.reserve(bounded.map(PeerKey::of)) else { return };
+    let served = serve(slot);
     match core {
         Some(core) => drop(shared.connections.spawn_on(served, core)),
         None => drop(shared.connections.spawn(served)),

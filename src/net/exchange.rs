@@ -15,13 +15,13 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::body::Gathered;
 use super::connection::Connection;
-use super::crowd::PeerKey;
+use super::connection_slots::PeerKey;
 use super::edge::Shared;
 use super::headers::{Hop, client_address, drop_fields, forwarded, has};
 use super::local::Peer;
 use super::progress::Progress;
 use super::reply::{DeliverySignal, Reply, response_head};
-use super::room::Taken;
+use super::room::BodyShare;
 use super::settings::EdgeSettings;
 use super::wire::Wire;
 
@@ -41,7 +41,7 @@ pub struct Exchange {
     in_flight: Option<TaskTrackerToken>,
     body: Option<Bytes>,
     /// The body's share of the memory for bodies.
-    body_room: Option<Taken>,
+    body_room: Option<BodyShare>,
     progress: Arc<Progress>,
 }
 

@@ -11,7 +11,7 @@
 //! Only this module knows the HTTP engines: hyper's server below [`Edge`] and [`Exchange`], hyper's client and pingora's connection
 //! pool below [`Upstream`]. No public signature mentions them, so replacing one affects this module only.
 //!
-//! Reading order: [`edge`] (the listener), [`cores`] (its threads), `crowd` (connection limits), `room` (memory of
+//! Reading order: [`edge`] (the listener), [`cores`] (its threads), `connection_slots` (connection limits), `room` (memory of
 //! bodies), `connection` (one connection; `turns`: its futures), `wire` (its bytes; `head`, `chunks` and `grammar`: their checks), `refusal` (early
 //! rejections), [`exchange`] (one request), `reply` (its answer), `progress` (how far it is), [`headers`] (what crosses a hop), [`relay`](mod@relay), `stream` and
 //! `tunnel` (forwarding), [`upstream`] and `pool` (the client), [`callback`] (tenants' URLs), [`local`] and `fetch_local` (Unix sockets), `follow` (streamed answers),
@@ -21,9 +21,9 @@ mod body;
 pub mod callback;
 mod chunks;
 mod connection;
+mod connection_slots;
 mod connector;
 pub mod cores;
-mod crowd;
 pub mod descriptors;
 pub mod edge;
 pub mod exchange;
@@ -58,7 +58,7 @@ pub mod upstream;
 mod wire;
 
 pub use callback::{CALLBACK_MARK, CallbackError, CallbackErrorReason, CallbackRules};
-pub use crowd::PeerKey;
+pub use connection_slots::PeerKey;
 pub use edge::{Drained, Edge, Handler, RunningEdge};
 pub use exchange::{BodyError, Exchange};
 pub use fetch_local::fetch_local;

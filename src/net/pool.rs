@@ -109,7 +109,7 @@ impl Pool {
     }
 
     /// Returns a connection whose last answer was read completely.
-    pub(super) fn give_back(self: &Arc<Self>, mut connection: Connection) {
+    pub(super) fn return_to_pool(self: &Arc<Self>, mut connection: Connection) {
         if connection.sender.is_ready() {
             return self.keep(connection);
         }

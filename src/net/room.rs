@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
-use super::crowd::PeerKey;
+use super::connection_slots::PeerKey;
 use crate::sync::lock;
 
 /// The unit of accounting, in bytes: a page, so that single bytes are not counted one by one.
@@ -19,11 +19,11 @@ const WAIT: Duration = Duration::from_secs(5);
 const WAITING_MAX: usize = 64;
 /// The time between two waiters that give up. Bodies that together hold all the room and wait for one another would otherwise all
 /// give up at the same time; so one gives up first, and leaves its room to the others.
-const BETWEEN_GIVING_UP: Duration = Duration::from_millis(40);
+const GIVE_UP_INTERVAL: Duration = Duration::from_millis(40);
 
 /// The memory for bodies of a listener.
 #[derive(Debug)]
-pub(super) struct BodyRoom {
+pub(super) struct BodyMemory {
     all: Sizes,
     of_peer: Sizes,
     state: Mutex<State>,
@@ -66,18 +66,18 @@ pub(super) struct NoRoom;
 
 /// The share of one body, released when dropped.
 #[derive(Debug)]
-pub(super) struct Taken {
-    room: Arc<BodyRoom>,
+pub(super) struct BodyShare {
+    room: Arc<BodyMemory>,
     peer: Option<PeerKey>,
     bytes: Sizes,
     /// The part that has arrived.
     used: usize,
 }
 
-impl BodyRoom {
+impl BodyMemory {
     /// Without `large` room of their own, large bodies count as small ones. `of_peer` is the maximum per peer.
     pub(super) fn new(all: Sizes, of_peer: Sizes) -> Arc<Self> {
-        Arc::new(BodyRoom { all, of_peer, state: Mutex::default(), freed: Notify::new() })
+        Arc::new(BodyMemory { all, of_peer, state: Mutex::default(), freed: Notify::new() })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -85,8 +85,8 @@ impl BodyRoom {
     }
 
     /// An empty share for a body of this peer. Without a peer only the limit of all applies.
-    pub(super) fn body(self: &Arc<Self>, peer: Option<PeerKey>) -> Taken {
-        Taken { room: self.clone(), peer, bytes: Sizes::default(), used: 0 }
+    pub(super) fn body(self: &Arc<Self>, peer: Option<PeerKey>) -> BodyShare {
+        BodyShare { room: self.clone(), peer, bytes: Sizes::default(), used: 0 }
     }
 
     fn try_take(&self, peer: Option<PeerKey>, more: Sizes) -> bool {
@@ -110,7 +110,7 @@ impl BodyRoom {
     fn give_up(&self) -> Option<Instant> {
         let mut state = self.state();
         let now = Instant::now();
-        let next = state.gave_up.map(|last| last + BETWEEN_GIVING_UP).filter(|next| *next > now);
+        let next = state.gave_up.map(|last| last + GIVE_UP_INTERVAL).filter(|next| *next > now);
         if next.is_none() {
             state.gave_up = Some(now);
         }
@@ -118,7 +118,7 @@ impl BodyRoom {
     }
 }
 
-impl Taken {
+impl BodyShare {
     /// Grows the share; waits for room if there is none. Cancel-safe.
     pub(super) async fn grow(&mut self, bytes: usize) -> Result<(), NoRoom> {
         let has = self.bytes.small + self.bytes.large;
@@ -155,7 +155,7 @@ impl Taken {
     }
 }
 
-impl Drop for Taken {
+impl Drop for BodyShare {
     fn drop(&mut self) {
         if self.bytes == Sizes::default() {
             return;
@@ -177,10 +177,10 @@ impl Drop for Taken {
 }
 
 /// A counted waiter.
-struct Waiter<'a>(&'a BodyRoom);
+struct Waiter<'a>(&'a BodyMemory);
 
 impl<'a> Waiter<'a> {
-    fn begin(room: &'a BodyRoom) -> Option<Self> {
+    fn begin(room: &'a BodyMemory) -> Option<Self> {
         let mut state = room.state();
         if state.waiting >= WAITING_MAX {
             return None;
@@ -203,8 +203,8 @@ mod tests {
 
     const MIB: usize = 1024 * 1024;
 
-    fn room() -> Arc<BodyRoom> {
-        BodyRoom::new(Sizes { small: 4 * MIB, large: 12 * MIB }, Sizes { small: 2 * MIB, large: 8 * MIB })
+    fn room() -> Arc<BodyMemory> {
+        BodyMemory::new(Sizes { small: 4 * MIB, large: 12 * MIB }, Sizes { small: 2 * MIB, large: 8 * MIB })
     }
 
     fn peer(last: u8) -> Option<PeerKey> {
@@ -268,9 +268,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn bodies_that_wait_for_one_another_give_up_one_by_one() {
-        let room = BodyRoom::new(Sizes { small: 6 * MIB, large: 0 }, Sizes { small: 6 * MIB, large: 0 });
+        let room = BodyMemory::new(Sizes { small: 6 * MIB, large: 0 }, Sizes { small: 6 * MIB, large: 0 });
         // However far apart they arrive.
-        for distance in [Duration::ZERO, BETWEEN_GIVING_UP, WAIT / 2] {
+        for distance in [Duration::ZERO, GIVE_UP_INTERVAL, WAIT / 2] {
             let mut begun = Vec::new();
             for _ in 0..3 {
                 let mut body = room.body(None);

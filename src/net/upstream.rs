@@ -312,8 +312,8 @@ impl Upstream {
             .ok_or_else(|| UpstreamError::Invalid(format!("{uri} is not an absolute http or https address")))?;
         frame(request, &uri);
         let asked = match request.headers().contains_key(header::UPGRADE) {
-            true => Asked::Upgrade,
-            false => Asked::Answer,
+            true => ExpectedAnswer::Upgrade,
+            false => ExpectedAnswer::Answer,
         };
         loop {
             let waiting = self.0.pool.take(&to);
@@ -406,7 +406,7 @@ fn frame(request: &mut Request<Outgoing>, uri: &Uri) {
 
 /// The kind of response that a request asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Asked {
+enum ExpectedAnswer {
     /// Another protocol on its connection.
     Upgrade,
     /// An answer.
@@ -414,8 +414,8 @@ enum Asked {
 }
 
 /// Why an answer cannot be passed on: an upgrade that was not requested, or a transfer coding other than chunked.
-fn unfit(response: &Response<Incoming>, asked: Asked) -> Option<&'static str> {
-    if response.status() == StatusCode::SWITCHING_PROTOCOLS && asked == Asked::Answer {
+fn unfit(response: &Response<Incoming>, asked: ExpectedAnswer) -> Option<&'static str> {
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS && asked == ExpectedAnswer::Answer {
         return Some("a 101 that was not requested");
     }
     let mut codings = response.headers().get_all(header::TRANSFER_ENCODING).iter();
@@ -433,9 +433,9 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    fn give_back(&mut self) {
+    fn return_to_pool(&mut self) {
         if let Some((connection, pool)) = self.back.take() {
-            pool.give_back(connection);
+            pool.return_to_pool(connection);
         }
     }
 }
@@ -452,7 +452,7 @@ impl Body for Answer {
             Some(_) => {}
         }
         if self.is_end_stream() {
-            self.give_back();
+            self.return_to_pool();
         }
         Poll::Ready(frame)
     }
@@ -469,7 +469,7 @@ impl Body for Answer {
 impl Drop for Answer {
     fn drop(&mut self) {
         if self.is_end_stream() {
-            self.give_back();
+            self.return_to_pool();
         }
     }
 }

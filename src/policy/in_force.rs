@@ -9,7 +9,7 @@ const BUSINESSES_MAX: usize = 20;
 
 /// A limit in the form shown to operators.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct InForce {
+pub struct ShownLimit {
     /// The name in rejections.
     pub name: String,
     /// The unit that the limit is counted per.
@@ -40,13 +40,13 @@ const fn word(per: Per) -> &'static str {
     }
 }
 
-fn shown(name: &str, per: Per, bound: Bound, from: String) -> InForce {
-    InForce { name: name.to_owned(), per: word(per), allows: allows(bound), from }
+fn shown(name: &str, per: Per, bound: Bound, from: String) -> ShownLimit {
+    ShownLimit { name: name.to_owned(), per: word(per), allows: allows(bound), from }
 }
 
 impl Policy {
     /// All limits in force, in the order in which a rejection names them.
-    pub fn in_force(&self) -> Vec<InForce> {
+    pub fn in_force(&self) -> Vec<ShownLimit> {
         let settings = self.settings();
         let mut all = Vec::new();
         let mut own: Vec<_> = self.businesses().filter_map(|b| Some((&b.id, b.max_calls?))).collect();
@@ -61,7 +61,7 @@ impl Policy {
             all.push(shown(&format!("business.{id}"), Per::Business, Bound::Concurrent(*n), from));
         }
         if let Some(more) = own.len().checked_sub(BUSINESSES_MAX).filter(|n| *n > 0) {
-            all.push(InForce {
+            all.push(ShownLimit {
                 name: "business.…".to_owned(),
                 per: word(Per::Business),
                 allows: "its own max_calls".to_owned(),

@@ -13,7 +13,7 @@ use super::item_bound::ItemBound;
 use super::select::{Predicate, Selector};
 pub use super::setting::{Fault, InUse, Setting, plain};
 use super::setting::{read, shown_name};
-pub use hooks::{Below, Fallback, Finding, Here, HookUrl, Hooks, Instead, Leads, Place};
+pub use hooks::{Below, Fallback, Finding, Here, HookUrl, Hooks, Instead, Leads, UrlPlace};
 
 /// The questions about an account.
 #[derive(Debug, Clone, Deserialize)]

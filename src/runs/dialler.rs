@@ -45,7 +45,7 @@ const SETTLED_MAX: u32 = 500;
 const CLAIMED_MAX: u32 = 64;
 /// The pauses, in milliseconds, of a run that this replica cannot dial, and of one whose number or agent is at its limit.
 const HELD_MS: i64 = 5_000;
-const SHARED_AGAIN_MS: i64 = 300;
+const SHARED_LIMIT_PAUSE_MS: i64 = 300;
 /// The pause after an error of the store or the limiter.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 
@@ -109,9 +109,9 @@ pub async fn run(newest: impl Fn() -> (Calls, Runs) + Send, stop: CancellationTo
         recovered: None,
     };
     let mut round = Round::Full;
-    let rings = Arc::new(AtomicBool::new(false));
+    let has_waiting_work = Arc::new(AtomicBool::new(false));
     let (hub, changed) = (calls.lifecycle.hub.clone(), dialler.runs.wake_others.clone());
-    let telling = tell_others(hub, changed, rings.clone(), calls.lifecycle.store.clone(), stop.clone());
+    let telling = tell_others(hub, changed, has_waiting_work.clone(), calls.lifecycle.store.clone(), stop.clone());
     // Not among the tasks that a drain waits for: it ends with this one.
     let _telling = AbortOnDropHandle::new(tokio::spawn(telling));
     loop {
@@ -126,10 +126,10 @@ pub async fn run(newest: impl Fn() -> (Calls, Runs) + Send, stop: CancellationTo
         };
         wakeups.rest(&round, pause);
         // A replica that does not dial does not know whether others have something to dial.
-        rings.store(!dialler.runs.settings.dials || !dialler.is_idle, Ordering::Relaxed);
+        has_waiting_work.store(!dialler.runs.settings.dials || !dialler.is_idle, Ordering::Relaxed);
         let on_end = match dialler.runs.settings.dials && !dialler.is_idle {
             false => OnEnd::Ignore,
-            true if calls.lifecycle.capacity.is_shared() => OnEnd::HandOver,
+            true if calls.lifecycle.admission.is_shared() => OnEnd::HandOver,
             true => OnEnd::FullRound,
         };
         round = tokio::select! {
@@ -167,7 +167,7 @@ impl Dialler {
         if due.is_empty() {
             return Ok(until_next);
         }
-        let Ok(in_use) = calls.lifecycle.capacity.fresh_counts().await else { return Ok(RETRY_DELAY) };
+        let Ok(in_use) = calls.lifecycle.admission.fresh_counts().await else { return Ok(RETRY_DELAY) };
         let lanes: Vec<Lane> = due.iter().map(|due| self.lane(due)).collect();
         let shares = share(&lanes, slots, &mut free_slots(&due, &in_use.by_key));
         for (due, _) in due.iter().zip(&shares).filter(|(_, share)| **share == 0) {
@@ -270,7 +270,7 @@ impl Dialler {
         let bindings = policy.bindings(&plan.facts(calls));
         let of_business = || policy.business(&plan.spec.business)?.reserve_for_direct;
         let of_all = || self.runs.settings.reserve_for_direct;
-        let has_turned_away = || bindings.iter().any(|one| calls.lifecycle.capacity.has_turned_away(&one.key));
+        let has_turned_away = || bindings.iter().any(|one| calls.lifecycle.admission.has_turned_away(&one.key));
         let configured = plan.spec.reserve_for_direct.or_else(of_business).or_else(of_all);
         let reserve = configured.unwrap_or_else(|| u32::from(has_turned_away()));
         Due { one, plan, reserve, bindings }
@@ -313,7 +313,7 @@ impl Dialler {
                     let is_shared = due.bindings.iter().any(|binding| binding.limit == full.limit);
                     if matches!(full.bound, Bound::Concurrent(_)) && !is_shared {
                         // A limit of its number or agent, which no share knows of: others get the slot meanwhile.
-                        self.feedback.hold(run, calls.lifecycle.clock.now_ms() + SHARED_AGAIN_MS);
+                        self.feedback.hold(run, calls.lifecycle.clock.now_ms() + SHARED_LIMIT_PAUSE_MS);
                         has_more = true;
                     }
                 }
@@ -346,7 +346,7 @@ impl Dialler {
             limit: share,
             open_max: due.plan.spec.concurrency.unwrap_or(u32::MAX),
             token: held.token().to_owned(),
-            replica: calls.lifecycle.capacity.replica().to_owned(),
+            replica: calls.lifecycle.admission.replica().to_owned(),
             now_ms,
         };
         let jobs = calls.lifecycle.store.claim_jobs(claim).await?;

@@ -59,7 +59,7 @@ impl Feedback {
         (run.held_until, run.paced) = (run.held_until.max(from), PACED_ADMISSIONS);
     }
 
-    /// So many jobs of a run were admitted, and none was refused.
+    /// Records the jobs of a run that a round admitted without a rejection.
     pub(super) fn admitted(&self, run: &str, jobs: u32) {
         if let Some(run) = self.runs().get_mut(run) {
             run.paced = run.paced.saturating_sub(jobs);

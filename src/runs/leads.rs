@@ -87,7 +87,12 @@ pub fn read_with_head(
     broken(read, stopped, &place, &mut take)
 }
 
-fn broken(read: serde_json::Result<()>, stopped: bool, place: &Place, take: &mut impl FnMut(Row) -> Taking) -> Taking {
+fn broken(
+    read: serde_json::Result<()>,
+    stopped: bool,
+    place: &RowPosition,
+    take: &mut impl FnMut(Row) -> Taking,
+) -> Taking {
     match read {
         _ if stopped => Err(Enough),
         Ok(()) => Ok(()),
@@ -99,13 +104,13 @@ fn broken(read: serde_json::Result<()>, stopped: bool, place: &Place, take: &mut
 }
 
 /// How far a list is read.
-struct Place {
+struct RowPosition {
     line: Cell<u64>,
     /// Bytes since a row ended.
     unended: Cell<usize>,
 }
 
-impl Place {
+impl RowPosition {
     fn end_row(&self) {
         self.unended.set(0);
     }
@@ -114,12 +119,12 @@ impl Place {
 /// Notes how far a list is read. Ends where a row does not.
 struct Reading<R> {
     from: R,
-    place: Rc<Place>,
+    place: Rc<RowPosition>,
 }
 
 impl<R: Read> Reading<R> {
-    fn new(from: R) -> (Self, Rc<Place>) {
-        let place = Rc::new(Place { line: Cell::new(1), unended: Cell::new(0) });
+    fn new(from: R) -> (Self, Rc<RowPosition>) {
+        let place = Rc::new(RowPosition { line: Cell::new(1), unended: Cell::new(0) });
         (Self { from, place: place.clone() }, place)
     }
 }
@@ -163,7 +168,7 @@ fn too_long() -> String {
 }
 
 struct Leads<'t, T> {
-    place: Rc<Place>,
+    place: Rc<RowPosition>,
     take: &'t mut T,
     stopped: &'t mut bool,
 }
@@ -194,7 +199,7 @@ impl<'de, T: FnMut(Row) -> Taking> Visitor<'de> for Leads<'_, T> {
 }
 
 struct Whole<'t, H, T> {
-    place: Rc<Place>,
+    place: Rc<RowPosition>,
     head: &'t mut H,
     take: &'t mut T,
     stopped: &'t mut bool,

@@ -137,7 +137,7 @@ impl Runs {
             resume_at: None,
             retries: 0,
             reason: None,
-            replica: follow.then(|| calls.lifecycle.capacity.replica().to_owned()),
+            replica: follow.then(|| calls.lifecycle.admission.replica().to_owned()),
             load: follow.then(load_token),
         };
         if let Some(why) = no_public_host(&plan, calls) {
@@ -234,10 +234,10 @@ pub fn no_public_host(plan: &Plan, calls: &Calls) -> Option<&'static str> {
 
 /// Whether the replica that loads it is dead.
 fn is_abandoned(run: &Run, calls: &Calls) -> bool {
-    let capacity = &calls.lifecycle.capacity;
-    let me = capacity.replica();
+    let admission = &calls.lifecycle.admission;
+    let me = admission.replica();
     let lives = |replica: &str| {
-        replica == me || (capacity.is_shared() && capacity.role().live.iter().any(|one| one == replica))
+        replica == me || (admission.is_shared() && admission.role().live.iter().any(|one| one == replica))
     };
     run.state == RunState::Loading && !run.replica.as_deref().is_some_and(lives)
 }
@@ -433,7 +433,7 @@ fn load_token() -> String {
 
 /// Begins a load of a run whose last load had the token `before`. `false`: another load was first, or the run is loaded.
 async fn take_load(calls: &Calls, run: &str, before: Option<String>, load: String) -> Result<bool, StoreError> {
-    let (run, replica) = (run.to_owned(), calls.lifecycle.capacity.replica().to_owned());
+    let (run, replica) = (run.to_owned(), calls.lifecycle.admission.replica().to_owned());
     let now_ms = calls.lifecycle.clock.now_ms();
     calls.lifecycle.store.take_load(TakeLoad { run, before, load, replica, now_ms }).await
 }

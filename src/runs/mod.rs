@@ -91,7 +91,7 @@ pub enum MayDial {
 }
 
 /// The pause before an unreadable do-not-call list is read again, in milliseconds.
-const LIST_AGAIN_MS: i64 = 5_000;
+const LIST_RETRY_MS: i64 = 5_000;
 
 /// The time zone of a lead: its field `timezone`, an IANA name, which overrides the zone of its number. Empty counts as absent.
 ///
@@ -128,7 +128,7 @@ pub fn may_dial(
     match destinations.may_call(&spec.business, number, spec.windows.as_ref(), zone.as_ref()) {
         Ok(()) => MayDial::Now,
         Err(Blocked::Quiet(until)) => MayDial::NotBefore(until),
-        Err(Blocked::Unreadable) => MayDial::NotBefore(now_ms + LIST_AGAIN_MS),
+        Err(Blocked::Unreadable) => MayDial::NotBefore(now_ms + LIST_RETRY_MS),
         Err(blocked @ Blocked::Invalid) => never("INVALID_DESTINATION_PHONE", blocked),
         Err(blocked) => never("DO_NOT_CALL_BLOCKED", blocked),
     }

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use tracing::{debug, info, warn};
 
 use super::feedback::Feedback;
-use super::plan::{OrderError, Plan};
+use super::plan::{BuildError, Plan};
 use super::{MayDial, Runs, may_dial};
 use crate::call::Outcome;
 use crate::calls::Calls;
@@ -127,11 +127,11 @@ impl Placement {
         let (placed, job, admission) = loop {
             let request = match self.order(&job, &lead, &mut turns) {
                 Ok(request) => request.filter(|_| tried < NUMBERS_TRIED_MAX),
-                Err(OrderError::Lead(why)) => {
+                Err(BuildError::Lead(why)) => {
                     self.settle(failed(&job, why.clone())).await;
                     return self.record_failure(&job.run, &why).await;
                 }
-                Err(OrderError::Number(why) | OrderError::Run(why)) => return self.hold(&job, admission, why).await,
+                Err(BuildError::Number(why) | BuildError::Run(why)) => return self.hold(&job, admission, why).await,
             };
             let Some(request) = request else {
                 match self.full.last() {
@@ -174,7 +174,7 @@ impl Placement {
     fn may_use_number(&self, run: &str, turn: u64) -> bool {
         let Some(why) = self.plan.number_denied(&self.calls, turn) else { return true };
         if self.feedback.is_news(run, &why) {
-            warn!(run, why, "own number of a run passed over");
+            warn!(run, why, "number of the run's pool skipped");
         }
         false
     }
@@ -188,12 +188,12 @@ impl Placement {
         job: &Job,
         lead: &Map<String, Value>,
         turns: &mut impl Iterator<Item = u64>,
-    ) -> Result<Option<Arc<CreateRequest>>, OrderError> {
+    ) -> Result<Option<Arc<CreateRequest>>, BuildError> {
         for turn in turns {
             match self.plan.order(&self.calls, &job.run, turn, &job.number, lead) {
                 Ok(request) if self.full.has_any(&self.keys_of(&request.facts, None)) => {}
                 Ok(request) => return Ok(Some(Arc::new(request))),
-                Err(OrderError::Number(why)) => debug!(run = job.run, why, "own number of a run passed over"),
+                Err(BuildError::Number(why)) => debug!(run = job.run, why, "number of the run's pool skipped"),
                 Err(error) => return Err(error),
             }
         }

@@ -64,7 +64,7 @@ impl DecidedBy {
 
 /// Why no create can be made of a job, with a sentence for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum OrderError {
+pub enum BuildError {
     /// The lead's own data does not fit; others do.
     Lead(String),
     /// The number of the pool may not be used; another one may.
@@ -306,16 +306,16 @@ impl Plan {
     }
 
     /// Returns the error of a call that may not be made with these attributes, by the part at fault: run, number or lead.
-    fn blame(&self, calls: &Calls, facts: &Facts, why: String) -> OrderError {
+    fn blame(&self, calls: &Calls, facts: &Facts, why: String) -> BuildError {
         let agent = facts.agent.as_deref();
         if self.denied(calls, None, None).is_some() {
-            return OrderError::Run(why);
+            return BuildError::Run(why);
         }
         let is_agent = self.denied(calls, agent, None).is_some();
         match if is_agent { &self.agent } else { &self.own_number } {
-            DecidedBy::Request(_) => OrderError::Run(why),
-            DecidedBy::Pool => OrderError::Number(why),
-            DecidedBy::Lead => OrderError::Lead(why),
+            DecidedBy::Request(_) => BuildError::Run(why),
+            DecidedBy::Pool => BuildError::Number(why),
+            DecidedBy::Lead => BuildError::Lead(why),
         }
     }
 
@@ -330,10 +330,10 @@ impl Plan {
         turn: u64,
         number: &str,
         lead: &Map<String, Value>,
-    ) -> Result<CreateRequest, OrderError> {
+    ) -> Result<CreateRequest, BuildError> {
         let body = self.body(run, turn, number, lead, calls.settings.app.public_url.as_ref());
-        let (body, bytes) = body.map_err(OrderError::Lead)?;
-        let (uri, name, value) = self.target().map_err(OrderError::Run)?;
+        let (body, bytes) = body.map_err(BuildError::Lead)?;
+        let (uri, name, value) = self.target().map_err(BuildError::Run)?;
         let mut request = Request::new(bytes);
         *request.method_mut() = self.operation.method.clone();
         *request.uri_mut() = uri;

@@ -23,7 +23,7 @@ const HAND_OVER_GRACE: Duration = Duration::from_millis(50);
 const LOOK_AFTER_INTERVAL: Duration = Duration::from_millis(150);
 
 /// The least time between two notifications of other replicas: each is a commit that waits for all others that notify.
-const RING_INTERVAL: Duration = Duration::from_millis(20);
+const NOTIFY_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The extent of a round of the dialler.
 #[derive(Debug, PartialEq, Eq)]
@@ -49,21 +49,21 @@ pub(super) enum OnEnd {
 pub(super) struct Wakeups {
     ends: Receiver<Notification>,
     wake: Arc<Notify>,
-    dial_bell: Arc<Notify>,
+    dial_wakeup: Arc<Notify>,
     full_round_at: Instant,
-    /// Other replicas alone are why the full round comes so early.
+    /// Whether other replicas alone are why the full round comes so early.
     is_looking_after: bool,
-    /// When they last were.
+    /// The last such round.
     looked_after_at: Option<Instant>,
 }
 
 impl Wakeups {
     pub(super) fn new(hub: &Hub, wake: Arc<Notify>) -> Self {
-        let (ends, dial_bell) = (hub.listen(), hub.dial_bell.clone());
-        Self { ends, wake, dial_bell, full_round_at: Instant::now(), is_looking_after: false, looked_after_at: None }
+        let (ends, dial_wakeup) = (hub.listen(), hub.dial_wakeup.clone());
+        Self { ends, wake, dial_wakeup, full_round_at: Instant::now(), is_looking_after: false, looked_after_at: None }
     }
 
-    /// After a round there is nothing to do for so long. However many slots are handed over, the next full round keeps its time.
+    /// Sets the time of the next full round to after this pause. Slots that are handed over meanwhile do not change it.
     pub(super) fn rest(&mut self, round: &Round, pause: Duration) {
         let next_at = Instant::now() + pause;
         if *round == Round::Full || next_at < self.full_round_at {
@@ -92,7 +92,7 @@ impl Wakeups {
                     }
                     return Round::Full;
                 }
-                () = self.dial_bell.notified() => self.look_after_others(),
+                () = self.dial_wakeup.notified() => self.look_after_others(),
                 ends = ends(&mut self.ends) => {
                     if ends.elsewhere || ends.missed {
                         self.look_after_others();
@@ -108,14 +108,14 @@ impl Wakeups {
     }
 }
 
-/// Ends of calls that were heard.
+/// Ended calls received from the hub.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Ends {
-    /// Calls that ended here: who hears an end hands its slot on.
+    /// Calls that ended here: this replica hands their slots on.
     here: Vec<CallId>,
-    /// Some ended at other replicas, which hand their slots on, unless they do not dial.
+    /// Whether calls ended at other replicas, which hand their slots on, unless they do not dial.
     elsewhere: bool,
-    /// More was said than was heard.
+    /// Whether notifications were dropped.
     missed: bool,
 }
 
@@ -152,12 +152,12 @@ async fn ends(notifications: &mut Receiver<Notification>) -> Ends {
     }
 }
 
-/// Tells the diallers of other replicas of what ended here, and of runs that changed here; at most once in [`RING_INTERVAL`]. `rings`:
+/// Tells the diallers of other replicas of what ended here, and of runs that changed here; at most once in [`NOTIFY_INTERVAL`]. `has_waiting_work`:
 /// whether ends matter to anybody.
 pub(super) async fn tell_others(
     hub: Hub,
     changed: Arc<Notify>,
-    rings: Arc<AtomicBool>,
+    has_waiting_work: Arc<AtomicBool>,
     store: Arc<dyn Store>,
     stop: CancellationToken,
 ) {
@@ -167,15 +167,15 @@ pub(super) async fn tell_others(
             () = stop.cancelled() => return,
             () = changed.notified() => {}
             ends = ends(&mut notifications) => {
-                if (ends.here.is_empty() && !ends.missed) || !rings.load(Ordering::Relaxed) {
+                if (ends.here.is_empty() && !ends.missed) || !has_waiting_work.load(Ordering::Relaxed) {
                     continue;
                 }
             }
         }
-        if let Err(error) = store.ring_diallers().await {
+        if let Err(error) = store.wake_remote_diallers().await {
             debug!(%error, "failed to notify the diallers of other replicas; they look by themselves");
         }
-        tokio::time::sleep(RING_INTERVAL).await;
+        tokio::time::sleep(NOTIFY_INTERVAL).await;
     }
 }
 
@@ -218,7 +218,7 @@ mod tests {
         assert_eq!((next, began.elapsed().as_millis() / 100), (Round::Full, 0), "it is looked after the other");
         wakeups.rest(&Round::Full, Duration::from_secs(3600));
         tokio::time::sleep(LOOK_AFTER_INTERVAL).await;
-        hub.dial_bell.notify_one();
+        hub.dial_wakeup.notify_one();
         let (began, next) = (Instant::now(), wakeups.next(OnEnd::HandOver).await);
         assert_eq!((next, began.elapsed().as_millis() / 100), (Round::Full, 0), "another replica has rung");
         wakeups.rest(&Round::Full, Duration::from_secs(3600));
@@ -238,12 +238,12 @@ mod tests {
         assert_eq!(wakeups.next(OnEnd::HandOver).await, Round::Full, "at first");
         wakeups.rest(&Round::Full, Duration::from_secs(3600));
         let (began, hub) = (Instant::now(), Arc::new(hub));
-        let rings = tokio::spawn({
+        let listening = tokio::spawn({
             let (hub, call) = (hub.clone(), call.clone());
             async move {
                 for _ in 0..200 {
                     hub.ended_at_replica(&call);
-                    hub.dial_bell.notify_one();
+                    hub.dial_wakeup.notify_one();
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
             }
@@ -254,17 +254,17 @@ mod tests {
             rounds.push(began.elapsed().as_millis());
             wakeups.rest(&Round::Full, Duration::from_secs(60));
         }
-        rings.await.unwrap();
+        listening.await.unwrap();
         assert_eq!(rounds.pop().map(|last| last / 1000), Some(61), "then it is quiet");
         assert!(rounds[0] < 60, "the first comes at once: {rounds:?}");
         assert!(rounds.windows(2).all(|two| two[1] - two[0] >= 150), "{rounds:?}");
         assert!((7..=8).contains(&rounds.len()), "{rounds:?}");
         assert!(rounds.last().unwrap() >= &995, "the last words are looked after: {rounds:?}");
         // What is done here is not slowed down by it.
-        hub.dial_bell.notify_one();
+        hub.dial_wakeup.notify_one();
         assert_eq!(wakeups.next(OnEnd::HandOver).await, Round::Full);
         wakeups.rest(&Round::Full, Duration::from_secs(3600));
-        hub.dial_bell.notify_one();
+        hub.dial_wakeup.notify_one();
         wake.notify_one();
         let (began, next) = (Instant::now(), wakeups.next(OnEnd::HandOver).await);
         assert_eq!((next, began.elapsed().as_millis()), (Round::Full, 0));

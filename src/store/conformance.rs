@@ -164,7 +164,7 @@ pub(super) fn new_call(aliases: &[(&str, &str)]) -> NewCall {
             own_number: Some("+15550001111".to_owned()),
             other_number: Some("+15550002222".to_owned()),
         },
-        origin: Origin::Order,
+        origin: Origin::Create,
         phase: Phase::Reserved,
         over_limit: false,
         polled: false,

@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 
 use super::row::Row;
 pub(super) use super::row::{Fault, Sql, damaged};
-use super::{AdmitOutcome, IngestOutcome, NewCall, NewUtterance, Result, Ring, UtteranceIngest, UtteranceRef};
+use super::{AdmitOutcome, IngestOutcome, NewCall, NewUtterance, OnSignal, Result, UtteranceIngest, UtteranceRef};
 use crate::clock::UnixMs;
 use crate::failpoint;
 use crate::ids::{Alias, CallId};
@@ -205,12 +205,12 @@ pub(super) trait Backend: Send + Sync + 'static {
     async fn ingest_utterance(&self, speech: UtteranceIngest) -> Result<IngestOutcome>;
 
     /// See [`super::Transcripts::listen`].
-    async fn ring(&self, ring: Ring) {
-        drop(ring);
+    async fn listen_for_signals(&self, on_signal: OnSignal) {
+        drop(on_signal);
     }
 
-    /// See [`super::Transcripts::ring_diallers`].
-    async fn ring_diallers(&self) -> Result<()> {
+    /// See [`super::Transcripts::wake_remote_diallers`].
+    async fn wake_remote_diallers(&self) -> Result<()> {
         Ok(())
     }
 

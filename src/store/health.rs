@@ -35,7 +35,7 @@ impl Health {
             return;
         }
         match outside {
-            Some(error) => error!(%error, "failed to write to the database; calls are refused until it recovers"),
+            Some(error) => error!(%error, "failed to write to the database; calls are rejected until it recovers"),
             None => info!("database writes work again"),
         }
     }

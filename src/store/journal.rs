@@ -31,7 +31,7 @@ pub struct Journal(Arc<Inner>);
 struct Inner {
     folder: PathBuf,
     /// The known contents.
-    held: JournalSize,
+    size: JournalSize,
     /// Serialises changes and counts.
     changing: Mutex<()>,
 }
@@ -45,7 +45,7 @@ struct JournalSize {
 impl Journal {
     /// The journal in this folder, which is created with the first webhook.
     pub fn new(folder: &Path) -> Self {
-        let inner = Inner { folder: folder.to_owned(), held: JournalSize::default(), changing: Mutex::default() };
+        let inner = Inner { folder: folder.to_owned(), size: JournalSize::default(), changing: Mutex::default() };
         // An unreadable folder is reported when it is used.
         let _ = inner.list();
         Self(Arc::new(inner))
@@ -53,7 +53,7 @@ impl Journal {
 
     /// The number of journaled webhooks.
     pub fn waiting(&self) -> u64 {
-        self.0.held.files.load(Ordering::Relaxed)
+        self.0.size.files.load(Ordering::Relaxed)
     }
 
     /// Adds a webhook, within a quota of `bytes_max`. When it returns, the webhook survives a crash. It is completed even if its
@@ -129,15 +129,15 @@ impl Inner {
     }
 
     fn count(&self, files: u64, bytes: u64) {
-        self.held.files.store(files, Ordering::Relaxed);
-        self.held.bytes.store(bytes, Ordering::Relaxed);
+        self.size.files.store(files, Ordering::Relaxed);
+        self.size.bytes.store(bytes, Ordering::Relaxed);
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         let _changing = self.changing();
         let len = fs::metadata(path)?.len();
         fs::remove_file(path)?;
-        let (files, bytes) = (self.held.files.load(Ordering::Relaxed), self.held.bytes.load(Ordering::Relaxed));
+        let (files, bytes) = (self.size.files.load(Ordering::Relaxed), self.size.bytes.load(Ordering::Relaxed));
         self.count(files.saturating_sub(1), bytes.saturating_sub(len));
         Ok(())
     }
@@ -151,7 +151,7 @@ impl Inner {
         // Serialised: two concurrent measurements would both find the same room.
         let _changing = self.changing();
         make_folder(&self.folder).map_err(failed)?;
-        let (files, used) = (self.held.files.load(Ordering::Relaxed), self.held.bytes.load(Ordering::Relaxed));
+        let (files, used) = (self.size.files.load(Ordering::Relaxed), self.size.bytes.load(Ordering::Relaxed));
         let all = used.saturating_add(bytes.len() as u64);
         if all > bytes_max {
             return Err(SpoolError::Full(format!("{used} of {bytes_max} bytes are in use, {} came", bytes.len())));

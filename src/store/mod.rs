@@ -75,8 +75,8 @@ pub use runs::Runs;
 pub use schedules::Schedules;
 pub use spool::{Spool, SpoolError, Spooled};
 pub use transcripts::{
-    Bell, IngestOutcome, NewUtterance, Ring, Transcripts, Utterance, UtteranceIngest, UtterancePosition, UtteranceRef,
-    tells_more,
+    IngestOutcome, NewUtterance, OnSignal, ReplicaSignal, Transcripts, Utterance, UtteranceIngest, UtterancePosition,
+    UtteranceRef, tells_more,
 };
 pub use voucher::{Contradiction, Voucher};
 

@@ -201,8 +201,8 @@ pub struct InFlightRow {
     pub undelivered: bool,
     /// The replica that owns it.
     pub replica: Option<String>,
-    /// When it was admitted.
-    pub admitted_at: UnixMs,
+    /// When a client began to wait for its response: when it was admitted, or when a duplicate last took the place of its client.
+    pub waited_for_since: UnixMs,
     /// When it ended.
     pub ended_at: Option<UnixMs>,
     /// Milliseconds since its replica's last heartbeat, by the store's clock. `None`: the replica deregistered, or is long gone.

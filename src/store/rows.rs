@@ -320,7 +320,7 @@ pub(super) fn in_flight_row(row: &Row) -> Sql<InFlightRow> {
         unsettled: row.flag("unsettled")?,
         undelivered: row.flag("undelivered")?,
         replica: row.optional_text("replica")?,
-        admitted_at: row.number("admitted_at")?,
+        waited_for_since: row.number("waited_for_since")?,
         ended_at: row.optional_number("ended_at")?,
         silent_ms: row.optional_number("silent_ms")?,
     })

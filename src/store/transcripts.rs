@@ -129,7 +129,7 @@ pub struct UtterancePosition {
 
 /// A notification from another process that shares the database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Bell<'b> {
+pub enum ReplicaSignal<'b> {
     /// The other process stored something of this call.
     Call(&'b CallId),
     /// Jobs may be dialled: slots are free, or a run has due jobs.
@@ -137,7 +137,7 @@ pub enum Bell<'b> {
 }
 
 /// Called with each notification.
-pub type Ring = Box<dyn Fn(Bell<'_>) + Send + Sync>;
+pub type OnSignal = Box<dyn Fn(ReplicaSignal<'_>) + Send + Sync>;
 
 /// Stores and reads the utterances of calls. A part of [`super::Store`].
 #[async_trait]
@@ -155,15 +155,15 @@ pub trait Transcripts {
     /// The number of a call's last utterance; 0: none.
     async fn last_sequence(&self, call: &CallId) -> Result<i64>;
 
-    /// Listens to other processes that share the database: `ring` is called with each call in which one of them stored something, and
-    /// when one of them has called [`Transcripts::ring_diallers`]. Returns when listening fails. [`Transcripts::positions`] finds what was missed.
-    async fn listen(&self, ring: Ring) {
-        drop(ring);
+    /// Listens to other processes that share the database: `on_signal` is called with each call in which one of them stored something, and
+    /// when one of them has called [`Transcripts::wake_remote_diallers`]. Returns when listening fails. [`Transcripts::positions`] finds what was missed.
+    async fn listen(&self, on_signal: OnSignal) {
+        drop(on_signal);
     }
 
     /// Notifies the processes that listen that something may be dialled. Nothing is sent where this process does not listen itself: then
     /// none does. Nothing relies on it: diallers look for free slots anyway.
-    async fn ring_diallers(&self) -> Result<()> {
+    async fn wake_remote_diallers(&self) -> Result<()> {
         Ok(())
     }
 

@@ -22,7 +22,7 @@ const TRANSCRIPT_MAX: usize = 20_000;
 
 /// The calls that are listed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Listed {
+enum CallScope {
     All,
     /// Calls that are in progress.
     Active,
@@ -39,8 +39,8 @@ impl Client {
             return None;
         }
         let (kind, answer) = match &segments[1..] {
-            [] => (ClientRequest::Calls, self.list(exchange, Listed::All).await),
-            ["active"] => (ClientRequest::Calls, self.list(exchange, Listed::Active).await),
+            [] => (ClientRequest::Calls, self.list(exchange, CallScope::All).await),
+            ["active"] => (ClientRequest::Calls, self.list(exchange, CallScope::Active).await),
             [id] if !id.is_empty() => (ClientRequest::Call, self.call(exchange, &percent_decode(id)).await),
             [id, "full"] => (ClientRequest::Call, self.call_with_transcript(exchange, &percent_decode(id)).await),
             _ => return None,
@@ -54,7 +54,7 @@ impl Client {
         self.authenticate(&presented.token).map_err(|error| ConnectError::Denied(error.to_string()))
     }
 
-    async fn list(&self, exchange: &Exchange, listed: Listed) -> Result<Value, ConnectError> {
+    async fn list(&self, exchange: &Exchange, listed: CallScope) -> Result<Value, ConnectError> {
         let visitor = self.authenticate_request(exchange)?;
         let limit = number(exchange, "limit")?.unwrap_or(LISTED);
         let limit = usize::try_from(limit).unwrap_or(usize::MAX).clamp(1, PAGE_MAX as usize);
@@ -64,7 +64,7 @@ impl Client {
         let all = self.lifecycle.store.list_calls(&seen, PAGE_MAX * 10).await?;
         let is_wanted = |call: &&CallRecord| {
             let status = message::status(call);
-            (listed == Listed::All || status == "in_progress")
+            (listed == CallScope::All || status == "in_progress")
                 && wanted.as_deref().is_none_or(|wanted| wanted == status)
                 && driver.as_deref().is_none_or(|driver| driver_id(call) == Some(driver))
         };

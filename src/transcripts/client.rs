@@ -38,7 +38,7 @@ pub struct ClientSettings {
     /// Whether `/calls/{id}/transcript` is a bare list, as in the replaced systems, unless `after` is given.
     pub transcript_list: bool,
     /// How long `call_completed` waits for the post-call record.
-    pub record_wait: Duration,
+    pub completion_wait: Duration,
 }
 
 /// The handler of `listen.client`. Cheap to clone.

@@ -22,7 +22,7 @@ use crate::call::Phase;
 use crate::calls::notify::{self, Hub};
 use crate::clock::Clock;
 use crate::ids::CallId;
-use crate::store::{Bell, CallRecord, Result, Store, StoredPostCall, Utterance, UtterancePosition};
+use crate::store::{CallRecord, ReplicaSignal, Result, Store, StoredPostCall, Utterance, UtterancePosition};
 use crate::sync::lock;
 
 /// Utterances of a followed call that are cached. Older ones are read from the database.
@@ -37,7 +37,7 @@ const JUST_ENDED_MS: i64 = 60_000;
 /// How many of the latest calls are searched for those of followed businesses.
 pub(super) const LATEST_MAX: u32 = 500;
 /// The delay before a lost subscription to other replicas is retried.
-const LISTEN_AGAIN: Duration = Duration::from_secs(5);
+const SUBSCRIBE_RETRY_DELAY: Duration = Duration::from_secs(5);
 
 /// How to learn of changes by other processes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,7 +87,7 @@ pub(super) struct Channel {
 #[derive(Default)]
 struct Kept {
     /// The notification up to which it was read.
-    bell: u64,
+    read_up_to: u64,
     /// Whether something is missing, so that the next read goes to the database.
     is_behind: bool,
     record: Option<Arc<CallRecord>>,
@@ -128,11 +128,11 @@ impl Drop for Following {
 }
 
 impl Channel {
-    fn ring(&self) {
-        self.tell(&notify::News::Record);
+    fn mark_changed(&self) {
+        self.apply_news(&notify::News::Record);
     }
 
-    fn tell(&self, news: &notify::News) {
+    fn apply_news(&self, news: &notify::News) {
         match news {
             notify::News::Record | notify::News::Ended => drop(self.notifications.fetch_add(1, Ordering::Release)),
             notify::News::Said(said) => {
@@ -193,14 +193,14 @@ impl Feed {
                     () = stop.cancelled() => return,
                     () = &mut heard => {}
                     () = &mut runs => {}
-                    bell = notifications.recv() => match bell {
-                        Ok(bell) => {
-                            let channel = lock(&self.0.channels).get(&bell.call).and_then(Weak::upgrade);
+                    notification = notifications.recv() => match notification {
+                        Ok(notification) => {
+                            let channel = lock(&self.0.channels).get(&notification.call).and_then(Weak::upgrade);
                             if let Some(channel) = channel {
-                                channel.tell(&bell.news);
+                                channel.apply_news(&notification.news);
                             }
                         }
-                        Err(RecvError::Lagged(_)) => self.followed().iter().for_each(|channel| channel.ring()),
+                        Err(RecvError::Lagged(_)) => self.followed().iter().for_each(|channel| channel.mark_changed()),
                         Err(RecvError::Closed) => return,
                     },
                     _ = looks.tick() => {
@@ -221,12 +221,12 @@ impl Feed {
                 let hub = self.0.hub.clone();
                 self.0
                     .store
-                    .listen(Box::new(move |bell| match bell {
-                        Bell::Call(call) => hub.notify_from_replica(call, false),
-                        Bell::Dial => hub.dial_bell.notify_one(),
+                    .listen(Box::new(move |signal| match signal {
+                        ReplicaSignal::Call(call) => hub.notify_from_replica(call, false),
+                        ReplicaSignal::Dial => hub.dial_wakeup.notify_one(),
                     }))
                     .await;
-                tokio::time::sleep(LISTEN_AGAIN).await;
+                tokio::time::sleep(SUBSCRIBE_RETRY_DELAY).await;
             }
         }
         std::future::pending().await
@@ -259,7 +259,7 @@ impl Feed {
                 is_new
             };
             if is_new {
-                channel.ring();
+                channel.mark_changed();
             }
         }
     }
@@ -355,9 +355,9 @@ impl Feed {
 
     /// Applies the utterances of notifications, and reads the rest from the database. One follower does it for all.
     async fn refresh(&self, channel: &Channel, kept: &mut Kept) -> Result<()> {
-        let bell = channel.notifications.load(Ordering::Acquire);
+        let changes = channel.notifications.load(Ordering::Acquire);
         let said = std::mem::take(&mut *lock(&channel.said));
-        kept.is_behind |= kept.bell != bell || !self.append(kept, said);
+        kept.is_behind |= kept.read_up_to != changes || !self.append(kept, said);
         if !kept.is_behind {
             return Ok(());
         }
@@ -384,7 +384,7 @@ impl Feed {
             }
         }
         // Last, so that a read that fails half-way is repeated.
-        (kept.record, kept.bell, kept.is_behind) = (Some(record), bell, false);
+        (kept.record, kept.read_up_to, kept.is_behind) = (Some(record), changes, false);
         Ok(())
     }
 

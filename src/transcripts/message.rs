@@ -211,11 +211,11 @@ pub fn status(call: &CallRecord) -> &'static str {
 
 /// When `call_completed` is due; `None` while the call is open. It does not wait for a record where none will come: after an
 /// unanswered call, or when the record is complete.
-pub fn complete_at(call: &CallRecord, told: Option<&StoredPostCall>, record_wait_ms: i64) -> Option<UnixMs> {
+pub fn complete_at(call: &CallRecord, told: Option<&StoredPostCall>, completion_wait_ms: i64) -> Option<UnixMs> {
     let ended_at = call.ended_at.filter(|_| call.phase == Phase::Ended)?;
     let may_come = matches!(call.outcome, Some(Outcome::Completed | Outcome::Failed));
     let is_told = told.is_some_and(|told| told.recorded_at.is_some());
-    Some(if may_come && !is_told { ended_at + record_wait_ms } else { ended_at })
+    Some(if may_come && !is_told { ended_at + completion_wait_ms } else { ended_at })
 }
 
 /// A message of a client.

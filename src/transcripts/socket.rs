@@ -34,7 +34,7 @@ use crate::token::Principal;
 /// How long a closing handshake may take.
 const GOODBYE: Duration = Duration::from_secs(5);
 /// The delay before the database is read again after an error, in milliseconds.
-const LOOK_AGAIN_MS: i64 = 1000;
+const READ_RETRY_DELAY_MS: i64 = 1000;
 
 /// Why a connection ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -325,7 +325,7 @@ impl Connection {
             followed.is_over = true;
             self.send(&message::call_status(record)).await?;
         }
-        let wait_ms = i64::try_from(self.client.settings.record_wait.as_millis()).unwrap_or(i64::MAX);
+        let wait_ms = i64::try_from(self.client.settings.completion_wait.as_millis()).unwrap_or(i64::MAX);
         let complete_at = message::complete_at(record, told, wait_ms);
         let is_due = complete_at.is_none_or(|at| at <= self.client.lifecycle.clock.now_ms());
         if is_due {
@@ -348,7 +348,7 @@ impl Connection {
     }
 
     fn look_later(&mut self, call: &CallId) {
-        let at = self.client.lifecycle.clock.now_ms() + LOOK_AGAIN_MS;
+        let at = self.client.lifecycle.clock.now_ms() + READ_RETRY_DELAY_MS;
         if let Some(followed) = self.calls.get_mut(call) {
             followed.look_at = Some(at);
         }
@@ -437,7 +437,7 @@ impl Connection {
                 warn!(%error, "failed to subscribe");
                 // An earlier subscription stays.
                 if following.sent != i64::MAX {
-                    let look_at = Some(self.client.lifecycle.clock.now_ms() + LOOK_AGAIN_MS);
+                    let look_at = Some(self.client.lifecycle.clock.now_ms() + READ_RETRY_DELAY_MS);
                     self.calls.insert(call.clone(), Followed { look_at, ..following });
                 }
                 return self.error(ErrorCode::SubscriptionFailed, "The database does not answer; try again").await;

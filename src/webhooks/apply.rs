@@ -17,7 +17,8 @@ use crate::provider::description::{OWN_ID_KIND, Reply};
 use crate::store::{ApplyOutcome, Change, Contradiction, EventOutcome, Result};
 
 /// Pause and number of look-ups for a call that is about to be recorded.
-const MOMENT: (Duration, u32) = (Duration::from_millis(250), 4);
+const LATE_BIND_POLL: Duration = Duration::from_millis(250);
+const LATE_BIND_POLLS: u32 = 4;
 
 /// The outcome of applying a webhook. It fails where the store does, or where no limiter can decide about the inbound call that it
 /// reports.
@@ -29,7 +30,7 @@ impl Webhooks {
     pub(super) async fn apply_all(&self, parsed: &ParsedWebhook<'_>, event_id: &str) -> Applied {
         let mut outcome = self.apply(parsed, event_id).await?;
         if parsed.is_exact() && outcome.is_deferred() {
-            outcome = self.apply_in_a_moment(parsed, event_id, outcome).await?;
+            outcome = self.apply_after_late_bind(parsed, event_id, outcome).await?;
         }
         let Some((found, complete)) = parsed.record() else { return Ok(outcome) };
         match (&outcome.record, parsed.main_alias()) {
@@ -45,15 +46,15 @@ impl Webhooks {
     }
 
     /// The call's id may be recorded a moment later.
-    async fn apply_in_a_moment(
+    async fn apply_after_late_bind(
         &self,
         parsed: &ParsedWebhook<'_>,
         event_id: &str,
         mut outcome: WebhookOutcome,
     ) -> Applied {
         let store = &self.calls.lifecycle.store;
-        for _ in 0..MOMENT.1 {
-            tokio::time::sleep(MOMENT.0).await;
+        for _ in 0..LATE_BIND_POLLS {
+            tokio::time::sleep(LATE_BIND_POLL).await;
             if store.resolve(&parsed.aliases).await?.is_some() {
                 outcome = self.apply(parsed, event_id).await?;
                 break;

@@ -62,9 +62,9 @@ impl Webhooks {
 
     fn unsigned(&self, account: &Account, path: &str, error: &SignatureError) -> Response<Bytes> {
         self.calls.lifecycle.metrics.webhook_unverified(&account.name, Unverified::Refused);
-        if let Some(left_out) = REFUSED.admits() {
+        if let Some(suppressed) = REFUSED.admits() {
             let path = shortened(path);
-            warn!(account = %account.name, path, %error, left_out, "webhook signature invalid");
+            warn!(account = %account.name, path, %error, suppressed, "webhook signature invalid");
         }
         problem(StatusCode::UNAUTHORIZED, "INVALID_SIGNATURE", &error.to_string())
     }
@@ -93,9 +93,9 @@ impl Webhooks {
             }
             Signer::Unknown => {
                 metrics.webhook_unverified(&account.name, Unverified::Failed);
-                if let Some(left_out) = UNCHECKED.admits() {
+                if let Some(suppressed) = UNCHECKED.admits() {
                     let path = shortened(path);
-                    warn!(account = %account.name, path, left_out, "failed to verify a subaccount's webhook");
+                    warn!(account = %account.name, path, suppressed, "failed to verify a subaccount's webhook");
                 }
                 let message = "The subaccount's token could not be fetched from the provider; retry.";
                 Err(problem(StatusCode::SERVICE_UNAVAILABLE, "SIGNATURE_UNCHECKED", message))

@@ -34,7 +34,7 @@ use crate::telemetry::traces;
 /// Pauses between attempts, in seconds. After the last attempt the delivery is given up and stays in the store with its error.
 pub const BACKOFF_SECS: [i64; 8] = [1, 5, 15, 60, 300, 900, 3600, 3 * 3600];
 /// The number of these pauses that apply where the app has rejected a delivery.
-const SHORT: usize = 3;
+const REJECTED_TRIES: usize = 3;
 /// Header with the app's own callback URL, for a callback that is delivered through `app.forward_url`.
 const ASKED_URL: HeaderName = HeaderName::from_static("x-ringfence-callback-url");
 /// The time-out of the app's response.
@@ -127,43 +127,43 @@ fn signed(calls: &Calls, delivery: &Delivery) -> Result<Delivery, String> {
 }
 
 /// Why a delivery failed.
-struct Missed {
+struct DeliveryError {
     why: String,
     /// How often it is retried.
-    again: Again,
+    retry: RetrySchedule,
 }
 
 /// How often a delivery is retried.
 #[derive(Clone, Copy)]
-enum Again {
+enum RetrySchedule {
     /// For hours: the app may be down.
-    Long,
+    Hours,
     /// For seconds: the app has rejected it.
-    Short,
+    Seconds,
     /// Not at all.
     Never,
 }
 
-impl Again {
+impl RetrySchedule {
     /// The pauses between attempts, in seconds.
     fn pauses_secs(self) -> &'static [i64] {
         match self {
-            Self::Long => &BACKOFF_SECS,
-            Self::Short => &BACKOFF_SECS[..SHORT],
+            Self::Hours => &BACKOFF_SECS,
+            Self::Seconds => &BACKOFF_SECS[..REJECTED_TRIES],
             Self::Never => &[],
         }
     }
 }
 
-impl Missed {
+impl DeliveryError {
     fn never(why: impl ToString) -> Self {
-        Self { why: why.to_string(), again: Again::Never }
+        Self { why: why.to_string(), retry: RetrySchedule::Never }
     }
 }
 
-impl From<String> for Missed {
+impl From<String> for DeliveryError {
     fn from(why: String) -> Self {
-        Self { why, again: Again::Long }
+        Self { why, retry: RetrySchedule::Hours }
     }
 }
 
@@ -176,7 +176,7 @@ fn is_final(status: StatusCode) -> bool {
 }
 
 /// Sends a delivery once. A 2xx response means that the app has it.
-async fn send(calls: &Calls, delivery: &Delivery, spool: &Spool) -> Result<(), Missed> {
+async fn send(calls: &Calls, delivery: &Delivery, spool: &Spool) -> Result<(), DeliveryError> {
     let (upstream, app) = (&calls.upstream, &calls.settings.app);
     // Resolved anew: the operator may have changed the app's address.
     let path = if delivery.route.is_chosen_by_app() { app.path_of(&delivery.url) } else { None };
@@ -190,13 +190,13 @@ async fn send(calls: &Calls, delivery: &Delivery, spool: &Spool) -> Result<(), M
     }
     let forwarded = path.map(|path| match &app.forward_url {
         Some(base) => Ok(join_url(base, path)),
-        None => Err(Missed::from("app.forward_url is not set, and the address is the app's own".to_owned())),
+        None => Err(DeliveryError::from("app.forward_url is not set, and the address is the app's own".to_owned())),
     });
     let is_forwarded = forwarded.is_some();
     let url = forwarded.transpose()?.unwrap_or_else(|| delivery.url.clone());
     let mut request = Request::new(());
-    *request.method_mut() = delivery.method.parse::<Method>().map_err(Missed::never)?;
-    *request.uri_mut() = url.parse::<Uri>().map_err(Missed::never)?;
+    *request.method_mut() = delivery.method.parse::<Method>().map_err(DeliveryError::never)?;
+    *request.uri_mut() = url.parse::<Uri>().map_err(DeliveryError::never)?;
     for (name, value) in &delivery.headers {
         if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
             request.headers_mut().append(name, value);
@@ -207,9 +207,9 @@ async fn send(calls: &Calls, delivery: &Delivery, spool: &Spool) -> Result<(), M
     }
     let span = traces::delivery(&delivery.event_id, delivery.attempts + 1, request.headers());
     traces::put_on(&span, request.headers_mut());
-    let not_sent = |missed: Missed| {
+    let not_sent = |error: DeliveryError| {
         traces::failed(&span, "not_sent");
-        missed
+        error
     };
     let answer = match &delivery.spool {
         None if delivery.route.is_chosen_by_app() && !is_forwarded => {
@@ -222,7 +222,7 @@ async fn send(calls: &Calls, delivery: &Delivery, spool: &Spool) -> Result<(), M
             upstream.fetch_callback(request, ANSWER_BYTES_MAX, TIMEOUT).instrument(span.clone()).await
         }
         Some(_) if delivery.route == DeliveryRoute::Callback => {
-            return Err(not_sent(Missed::never("its body is too large for a callback")));
+            return Err(not_sent(DeliveryError::never("its body is too large for a callback")));
         }
         None => {
             let request = request.map(|()| Bytes::from(delivery.body.clone()));
@@ -234,7 +234,7 @@ async fn send(calls: &Calls, delivery: &Delivery, spool: &Spool) -> Result<(), M
                 sending.instrument(span.clone()).await
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Err(not_sent(Missed::never(BODY_GONE)));
+                return Err(not_sent(DeliveryError::never(BODY_GONE)));
             }
             Err(error) => return Err(not_sent(format!("its body cannot be read: {error}").into())),
         },
@@ -247,8 +247,8 @@ async fn send(calls: &Calls, delivery: &Delivery, spool: &Spool) -> Result<(), M
     match answer {
         Ok(response) if response.status().is_success() => Ok(()),
         Ok(response) => {
-            let again = if is_final(response.status()) { Again::Short } else { Again::Long };
-            Err(Missed { why: format!("the app answered {}", response.status().as_u16()), again })
+            let retry = if is_final(response.status()) { RetrySchedule::Seconds } else { RetrySchedule::Hours };
+            Err(DeliveryError { why: format!("the app answered {}", response.status().as_u16()), retry })
         }
         Err(UpstreamError::Forbidden(bad)) => Err(forbidden(calls, &bad)),
         Err(error) => Err(error.to_string().into()),
@@ -256,9 +256,9 @@ async fn send(calls: &Calls, delivery: &Delivery, spool: &Spool) -> Result<(), M
 }
 
 /// A tenant's URL that must not be called. It will not be called later either.
-fn forbidden(calls: &Calls, bad: &CallbackError) -> Missed {
+fn forbidden(calls: &Calls, bad: &CallbackError) -> DeliveryError {
     calls.lifecycle.metrics.callback_rejected(CallbackUse::Delivery, bad.reason);
-    Missed::never(format!("not called: {bad}"))
+    DeliveryError::never(format!("not called: {bad}"))
 }
 
 /// The credentials in a URL, as an `Authorization` header.
@@ -340,9 +340,9 @@ async fn one(calls: &Calls, spool: &Spool, delivery: &Delivery) {
 }
 
 /// Returns the result of an attempt for the delivery; `attempts` were made before it.
-fn result_of(sent: Result<(), Missed>, attempts: u32, now_ms: UnixMs) -> DeliveryResult {
-    let Err(Missed { why, again }) = sent else { return DeliveryResult::Done };
-    match again.pauses_secs().get(attempts as usize) {
+fn result_of(sent: Result<(), DeliveryError>, attempts: u32, now_ms: UnixMs) -> DeliveryResult {
+    let Err(DeliveryError { why, retry }) = sent else { return DeliveryResult::Done };
+    match retry.pauses_secs().get(attempts as usize) {
         Some(secs) => DeliveryResult::Retry { why, at: now_ms + secs * 1000 },
         None => DeliveryResult::GivenUp { why },
     }

@@ -20,7 +20,7 @@ pub(super) struct LogLimit(Mutex<Option<Window>>);
 struct Window {
     begun: Instant,
     lines: u32,
-    left_out: u64,
+    suppressed: u64,
 }
 
 impl LogLimit {
@@ -32,16 +32,16 @@ impl LogLimit {
     pub(super) fn admits(&self) -> Option<u64> {
         let now = Instant::now();
         let mut window = lock(&self.0);
-        let window = window.get_or_insert(Window { begun: now, lines: 0, left_out: 0 });
+        let window = window.get_or_insert(Window { begun: now, lines: 0, suppressed: 0 });
         if now.duration_since(window.begun) >= MINUTE {
             (window.begun, window.lines) = (now, 0);
         }
         if window.lines >= LINES_A_MINUTE {
-            window.left_out += 1;
+            window.suppressed += 1;
             return None;
         }
         window.lines += 1;
-        Some(std::mem::take(&mut window.left_out))
+        Some(std::mem::take(&mut window.suppressed))
     }
 }
 

@@ -135,8 +135,8 @@ impl Webhooks {
                 self.answer(exchange, problem(StatusCode::BAD_REQUEST, "BODY_INCOMPLETE", &error.to_string())).await
             }
             Err(error) => {
-                if let Some(left_out) = AWAY.admits() {
-                    warn!(%error, left_out, "failed to reach the app");
+                if let Some(suppressed) = AWAY.admits() {
+                    warn!(%error, suppressed, "failed to reach the app");
                 }
                 self.answer(exchange, problem(StatusCode::BAD_GATEWAY, "APP_UNREACHABLE", "The app cannot be reached."))
                     .await

@@ -226,7 +226,7 @@ impl Webhooks {
                 Err(error) => {
                     let is_full = matches!(error, SpoolError::Full(_));
                     self.count(parsed, if is_full { NotApplied::SpoolFull } else { NotApplied::SpoolFailed });
-                    warn!(account = %parsed.from.account.name, webhook = webhook.name, bytes, %error, "failed to keep a large webhook");
+                    warn!(account = %parsed.from.account.name, webhook = webhook.name, bytes, %error, "failed to spool a webhook body");
                     let message = "No space for a body of this size; retry later.";
                     let answer = problem(StatusCode::SERVICE_UNAVAILABLE, "SPOOL_UNAVAILABLE", message);
                     return Ok(Persisted::Done(answer));

@@ -178,7 +178,7 @@ impl Webhooks {
         let at_ms = self.calls.lifecycle.clock.now_ms();
         let Some(body) = self.body_of(&mut event).await? else {
             // The sweep finds its call's end; the app cannot be notified.
-            warn!(event = event.id, "webhook body lost");
+            warn!(event = event.id, "failed to read a webhook body: file missing");
             self.calls.lifecycle.store.settle(&event.id, None, EventOutcome::BodyLost, None, at_ms).await?;
             return Ok(());
         };

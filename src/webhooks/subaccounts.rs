@@ -23,7 +23,7 @@ use crate::sync::lock;
 /// How long a token is valid before it is fetched again, in milliseconds.
 const FRESH_MS: i64 = 3_600_000;
 /// How soon a mismatching token, or an unknown subaccount, may be fetched again, in milliseconds.
-const AGAIN_MS: i64 = 60_000;
+const RETRY_AFTER_MS: i64 = 60_000;
 /// The pause after a failed fetch, in milliseconds.
 const FAILED_MS: i64 = 5_000;
 /// How long a webhook waits for the token. Twilio waits 15 s for a response, of which the app may use 12.
@@ -63,7 +63,7 @@ impl Entry {
             return false;
         }
         let Some(at) = self.answered_at else { return true };
-        let fresh_ms = if how == Look::Anew || self.token.is_none() { AGAIN_MS } else { FRESH_MS };
+        let fresh_ms = if how == Look::Anew || self.token.is_none() { RETRY_AFTER_MS } else { FRESH_MS };
         now_ms - at >= fresh_ms
     }
 

@@ -49,7 +49,7 @@ async fn is_terminated(stage: &Stage, call: &CallView) {
 }
 
 async fn over_limit(stage: &Stage) -> u32 {
-    stage.app().calls().lifecycle.capacity.counts().await.unwrap().over_limit
+    stage.app().calls().lifecycle.admission.counts().await.unwrap().over_limit
 }
 
 /// The first means in the list that the call has what it needs for, and no other.

@@ -108,7 +108,7 @@ async fn an_elevenlabs_call_is_recorded_from_its_create_to_its_webhook() {
     assert_eq!(record.facts.other_number.as_deref(), Some("+15550002001"));
     assert_eq!(record.alias("call_sid"), answer.json()["callSid"].as_str());
     assert!(
-        record.phase >= Phase::Dialing && record.origin == Origin::Order && !record.unsettled && !record.over_limit
+        record.phase >= Phase::Dialing && record.origin == Origin::Create && !record.unsettled && !record.over_limit
     );
     let live = once(&stage, &conversation, "the sweep sees it live", |r| r.phase == Phase::Live).await;
     assert!(live.answered_at.is_some() && live.proof.is_none() && stage.held().await == 1);

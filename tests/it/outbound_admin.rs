@@ -82,7 +82,7 @@ async fn no_call_falls_between_two_policies() {
         stage.wait("some are up", async || stage.held().await > 5).await;
         assert!(put(&stage, "/api/businesses/acme", r#"{"max_calls":10}"#).await.status < 300);
         tasks.join_all().await;
-        let counts = stage.app().calls().lifecycle.capacity.counts().await.unwrap();
+        let counts = stage.app().calls().lifecycle.admission.counts().await.unwrap();
         assert_eq!(counts.by_key.get("business|acme"), Some(&counts.calls), "round {round}: every call of it counts");
         for call in stage.control.calls().into_iter().filter(|c| c.live) {
             stage.control.end_call(&call.call_sid.unwrap());

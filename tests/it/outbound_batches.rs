@@ -123,7 +123,7 @@ async fn a_batch_is_cut_to_the_free_places_and_its_calls_are_counted_once() {
         "who is over is forgotten"
     );
     assert!(counts.both_live_max <= 4, "{counts:?}");
-    assert!(records(&stage).await.iter().all(|r| r.origin == Origin::Order), "nobody was taken for a stranger");
+    assert!(records(&stage).await.iter().all(|r| r.origin == Origin::Create), "nobody was taken for a stranger");
     stage.finish().await;
 }
 
@@ -348,7 +348,7 @@ async fn batches_and_calls_together_stay_inside_the_limit() {
     let counts = stage.control.counts();
     assert_eq!(counts.creates_el, 9 + 4 + 7 + 15, "everybody was called, once");
     assert!(counts.both_live_max <= 6 && counts.el_live_max <= 6, "{counts:?}");
-    assert!(records(&stage).await.iter().all(|r| r.origin == Origin::Order), "nobody was taken for a stranger");
+    assert!(records(&stage).await.iter().all(|r| r.origin == Origin::Create), "nobody was taken for a stranger");
     stage.finish().await;
 }
 
@@ -428,7 +428,7 @@ async fn calls_of_a_batch_that_was_placed_past_us_are_counted_one_by_one() {
     // Its record says how many calls at once it makes.
     assert_eq!(post(&stage, &format!("batch-calling/{batch_id}/retry")).await.status, 200);
     let ours = stage.record(&batch_id).await.unwrap();
-    assert_eq!((ours.origin, ours.slots, stage.held().await), (Origin::Order, 2, 4));
+    assert_eq!((ours.origin, ours.slots, stage.held().await), (Origin::Create, 2, 4));
     assert_eq!(post(&stage, "batch-calling/btcal_nobody/retry").await.status, 503);
     hang_up_all(&stage).await;
     stage.finish().await;

@@ -453,7 +453,7 @@ const TABLES: &[(&str, &str, &str)] = &[
     ("ItemMode", "Mode of an item", "`[[check.list.mode]]`"),
     ("ItemBound", "Bounds of an item", "`[[check.list.bound]]`"),
     ("SharedSecret", "Signature: shared secret", "`signature` with `scheme = \"shared_secret\"`"),
-    ("Place", "Header", "an entry of `headers`"),
+    ("ValueSource", "Header", "an entry of `headers`"),
     ("MessageSignature", "Signature: HMAC or Ed25519", "`signature` with `scheme = \"hmac\"` or `\"ed25519\"`"),
     ("Shown", "Signature header", "`signature` of such a scheme, one or a list"),
     ("Stamp", "Timestamp header", "`timestamp` of such a scheme"),

@@ -94,7 +94,7 @@ async fn orders_that_wait_for_their_ids_are_not_counted_twice_at_the_start() {
     for call in stage.control.calls() {
         let sid = call.call_sid.unwrap();
         let found = once(&stage, &sid, "it is known by its id", |r| !r.unsettled).await;
-        assert_eq!(found.origin == Origin::Order, call.conversation_id.as_deref() != Some(past.as_str()));
+        assert_eq!(found.origin == Origin::Create, call.conversation_id.as_deref() != Some(past.as_str()));
         stage.control.end_call(&sid);
     }
     all_free(&stage).await;

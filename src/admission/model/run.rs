@@ -8,7 +8,7 @@ use super::back_ends::World;
 use super::commands::{Command, Ending, How, facts, policy};
 use super::{Answer, Model};
 use crate::admission::limiter::Gate;
-use crate::admission::{Admission, AdmissionError, AdmissionSettings, Capacity};
+use crate::admission::{Admission, AdmissionController, AdmissionError, AdmissionSettings};
 use crate::call::{Deadlines, EndProof, Event, Origin, Outcome, Phase, Source, Step};
 use crate::clock::{Clock, UnixMs};
 use crate::ids::{Alias, CallId};
@@ -25,7 +25,7 @@ struct Run<'w> {
     clock: Clock,
     metrics: Metrics,
     /// Each with its limiter.
-    replicas: Vec<(Capacity, Option<Arc<dyn Gate>>)>,
+    replicas: Vec<(AdmissionController, Option<Arc<dyn Gate>>)>,
     /// Every call that was ever recorded.
     calls: Vec<CallId>,
     sequence: u32,
@@ -77,7 +77,7 @@ pub(in crate::admission) fn new_call(call: &CallId, at_ms: UnixMs) -> NewCall {
     NewCall {
         id: call.clone(),
         facts: facts(0),
-        origin: Origin::Order,
+        origin: Origin::Create,
         phase: Phase::Reserved,
         over_limit: false,
         polled: false,
@@ -100,9 +100,9 @@ fn sorted(mut held: Vec<LeaseRow>) -> Vec<LeaseRow> {
 
 impl Run<'_> {
     /// A process that starts.
-    async fn replica(&mut self, at: usize) -> (Capacity, Option<Arc<dyn Gate>>) {
+    async fn replica(&mut self, at: usize) -> (AdmissionController, Option<Arc<dyn Gate>>) {
         let gate = self.world.gate().await;
-        let capacity = Capacity::new(
+        let capacity = AdmissionController::new(
             self.world.stores[at].clone(),
             gate.clone(),
             AdmissionSettings { home: self.world.home, ..AdmissionSettings::default() },
@@ -117,7 +117,7 @@ impl Run<'_> {
         (capacity, gate)
     }
 
-    fn capacity(&self, at: usize) -> Capacity {
+    fn capacity(&self, at: usize) -> AdmissionController {
         self.replicas[at].0.clone()
     }
 
@@ -263,8 +263,8 @@ impl Run<'_> {
             return;
         }
         let expected = self.model.admit(at, &request, &facts, alias, is_again);
-        let deciding = capacity.deciding().await;
-        let answer = match capacity.admit(&deciding, request.clone(), new).await {
+        let policy_guard = capacity.hold_policy().await;
+        let answer = match capacity.admit(&policy_guard, request.clone(), new).await {
             Ok(Admission::Admitted { lease, would_reject, early }) => {
                 assert_eq!(*lease.call(), call, "{said}");
                 Answer::Admitted(lease.slots(), would_reject, early)
@@ -274,7 +274,7 @@ impl Run<'_> {
             Err(AdmissionError::Gate(_)) => Answer::Nobody,
             Err(error) => panic!("{said}: {error}"),
         };
-        drop(deciding);
+        drop(policy_guard);
         assert_eq!(answer, expected, "{said}");
         let Answer::Admitted(_, _, news) = answer else {
             let record = self.world.stores[at].call(&call).await.unwrap();
@@ -308,11 +308,11 @@ impl Run<'_> {
 
     async fn adopt(&mut self, at: usize, who: usize, slots: u32, over_limit: bool, said: &str) {
         let (capacity, call) = (self.capacity(at), CallId::new());
-        let origin = if over_limit { Origin::Order } else { Origin::Foreign };
+        let origin = if over_limit { Origin::Create } else { Origin::Foreign };
         let new = NewCall { origin, over_limit, slots, ..self.new_call(&call, who, None) };
-        let deciding = capacity.deciding().await;
-        assert_eq!(capacity.adopt(&deciding, new).await.unwrap(), InsertOutcome::New(None), "{said}");
-        drop(deciding);
+        let policy_guard = capacity.hold_policy().await;
+        assert_eq!(capacity.adopt(&policy_guard, new).await.unwrap(), InsertOutcome::New(None), "{said}");
+        drop(policy_guard);
         let facts = facts(who);
         let keys = keys(&self.model.replicas[at].0.bindings(&facts));
         self.model.open(call.clone(), &facts, keys, slots, over_limit, None);
@@ -354,7 +354,7 @@ impl Run<'_> {
         let capacity = self.capacity(at);
         capacity.release(&applied.record).await;
         if how == Ending::ToldTwice {
-            capacity.give_back(call).await;
+            capacity.release_unrecorded(call).await;
         }
     }
 

@@ -18,9 +18,9 @@ use crate::call::Speaker;
 use crate::ids::CallId;
 
 /// The longest pause between messages: a longer silence means that the channel is broken.
-const WORD_EVERY: Duration = Duration::from_secs(3);
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(3);
 /// Calls per round trip.
-const TOLD_AT_ONCE: usize = 256;
+const CALLS_PER_PUBLISH: usize = 256;
 /// The pause before resubscribing.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 
@@ -88,7 +88,7 @@ pub fn carry(hub: Hub, channel: Arc<dyn Channel>, stop: CancellationToken) -> im
 async fn publish_all(hub: &Hub, mut notifications: broadcast::Receiver<Notification>, channel: &dyn Channel, me: &str) {
     loop {
         let mut words = vec![];
-        match tokio::time::timeout(WORD_EVERY, notifications.recv()).await {
+        match tokio::time::timeout(KEEP_ALIVE_INTERVAL, notifications.recv()).await {
             Ok(Err(RecvError::Closed)) => return,
             // The store has what was missed.
             Ok(Err(RecvError::Lagged(_))) => continue,
@@ -103,7 +103,7 @@ async fn publish_all(hub: &Hub, mut notifications: broadcast::Receiver<Notificat
                         *is_partial &= notification.news == News::Partial;
                         *is_over |= notification.news == News::Ended;
                     }
-                    if pending.len() < TOLD_AT_ONCE {
+                    if pending.len() < CALLS_PER_PUBLISH {
                         next = notifications.try_recv().ok();
                     }
                 }
@@ -150,7 +150,7 @@ async fn subscribe(hub: &Hub, channel: &dyn Channel, me: &str) {
             }))
             .await;
         // Logged once, not at every attempt.
-        if !is_lost || began.elapsed() > 2 * WORD_EVERY {
+        if !is_lost || began.elapsed() > 2 * KEEP_ALIVE_INTERVAL {
             warn!(%error, "not subscribed to other replicas; polling instead");
         }
         is_lost = true;
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn bells_and_what_is_half_said_reach_the_others_once_and_do_not_come_back() {
+    async fn notifications_and_what_is_half_said_reach_the_others_once_and_do_not_come_back() {
         let air: Arc<dyn Channel> = Arc::new(PubSub(broadcast::Sender::new(1000)));
         let (a, b, stop) = (Hub::default(), Hub::default(), CancellationToken::new());
         let (mut at_a, mut at_b) = (a.listen(), b.listen());
@@ -211,13 +211,13 @@ mod tests {
             tokio::spawn(carry(hub.clone(), air.clone(), stop.clone()));
         }
         // They listen by now.
-        tokio::time::sleep(WORD_EVERY * 2).await;
+        tokio::time::sleep(KEEP_ALIVE_INTERVAL * 2).await;
         let (call, other) = (CallId::new(), CallId::new());
         let partial = |text: &str| Partial { speaker: Speaker::Agent, text: text.into(), source_sequence: Some(4) };
         a.notify(&call);
         a.set_partial(&other, partial("good mor"));
         b.notify(&other);
-        tokio::time::sleep(WORD_EVERY * 5).await;
+        tokio::time::sleep(KEEP_ALIVE_INTERVAL * 5).await;
         let shown = |notifications: &mut broadcast::Receiver<Notification>| {
             let all = std::iter::from_fn(|| notifications.try_recv().ok());
             let mut all: Vec<String> = all.map(|one| format!("{:?} {} {:?}", one.from, one.call, one.news)).collect();
@@ -237,7 +237,7 @@ mod tests {
         assert_eq!(b.partial_since(&other, 0).map(|(_, partial)| partial), Some(partial("good mor")));
         // A final utterance removes the partial one everywhere.
         a.notify(&other);
-        tokio::time::sleep(WORD_EVERY).await;
+        tokio::time::sleep(KEEP_ALIVE_INTERVAL).await;
         assert_eq!(b.partial_since(&other, 0), None);
         stop.cancel();
     }

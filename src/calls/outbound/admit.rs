@@ -179,7 +179,7 @@ impl Admitter {
         if request.operation.join
             && let Some(joining) = self.joins.join_open(&self.context, request).boxed().await
             // A call that has ended since it was read holds no lease, and must not get one: nothing would ever release it.
-            && let Ok(Some(lease)) = self.context.lifecycle.capacity.lease(&joining.record().id).await
+            && let Ok(Some(lease)) = self.context.lifecycle.admission.lease(&joining.record().id).await
         {
             return self.join(request, claim, joining, lease).await;
         }
@@ -191,7 +191,7 @@ impl Admitter {
                     NotSent::Rejected(Rejection::new(RejectionCode::BatchEnded, message))
                 };
                 let joining = self.joins.join(*record).ok_or_else(ended)?;
-                match self.context.lifecycle.capacity.lease(&joining.record().id).await {
+                match self.context.lifecycle.admission.lease(&joining.record().id).await {
                     Ok(Some(lease)) => self.join(request, claim, joining, lease).await,
                     _ => Err(ended()),
                 }
@@ -290,7 +290,7 @@ impl Admitter {
         self.note_admitted(request, &call, slots, None).boxed().await;
         self.bind_own_ids(request, &call).boxed().await;
         if since_boot() > send_by {
-            self.context.lifecycle.end_surely(&call, Outcome::NotCreated, EndProof::Deadline, Source::Order).await;
+            self.context.lifecycle.end_with_retry(&call, Outcome::NotCreated, EndProof::Deadline, Source::Create).await;
             warn!(%call, "process paused past the send deadline; a job was not sent");
             return Err(JobPlaced::Late);
         }
@@ -307,7 +307,7 @@ impl Admitter {
         proof: EndProof,
         rejection: Rejection,
     ) -> Result<AdmitStep, NotSent> {
-        self.context.lifecycle.end_surely(call, Outcome::NotCreated, proof, Source::Order).await;
+        self.context.lifecycle.end_with_retry(call, Outcome::NotCreated, proof, Source::Create).await;
         claim.not_created();
         Err(rejection.into())
     }
@@ -346,7 +346,7 @@ impl Admitter {
         if bind.is_empty() {
             return;
         }
-        let change = Change { bind, ..self.context.lifecycle.change(call, Source::Order) };
+        let change = Change { bind, ..self.context.lifecycle.change(call, Source::Create) };
         if let Err(error) = self.context.lifecycle.apply(change).await {
             warn!(%call, %error, "failed to record the app's own id of a call");
         }
@@ -355,7 +355,7 @@ impl Admitter {
     /// In observe mode, allows a request that no limiter could count: observing must not stop calls because a store is down. The
     /// next sweep counts the call. `None` in enforce mode.
     pub(super) fn admit_uncounted(&self, request: &CreateRequest) -> Option<Admitted> {
-        let uncounted = self.context.lifecycle.capacity.uncounted()?;
+        let uncounted = self.context.lifecycle.admission.uncounted()?;
         Some(Admitted {
             permit: Permit::Uncounted(uncounted),
             request: request.to_send(),
@@ -379,7 +379,7 @@ fn not_sent(request: &CreateRequest, why: DecideError) -> NotSent {
         }
         DecideError::Undecided(AdmissionError::Gate(why)) => {
             // The cause is for operators, not for the client.
-            warn!(%account, why, "failed to admit a create: the gate cannot decide");
+            warn!(%account, why, "failed to admit a create: the limiter cannot decide");
             let message = "Limits cannot be checked just now, so nothing was dialled.";
             NotSent::Undecided(Rejection::new(RejectionCode::GateUnavailable, message))
         }

@@ -86,7 +86,7 @@ pub(super) async fn decide(context: &Context, request: &CreateRequest, terms: Te
     let call = CallId::new();
     let slots = SlotGrant::all(terms.slots.wanted);
     let mut prepared = prepare(context, request, &call, slots).map_err(DecideError::Rejected)?;
-    let deciding = lifecycle.capacity.deciding().await;
+    let policy_guard = lifecycle.admission.hold_policy().await;
     let policy = lifecycle.policy.load_full();
     if !policy.has_account(&request.facts.account) {
         return Err(DecideError::AccountRemoved);
@@ -94,17 +94,17 @@ pub(super) async fn decide(context: &Context, request: &CreateRequest, terms: Te
     let mut bindings = policy.bindings(&request.facts);
     keep_free(&mut bindings, terms.reserve);
     bindings.extend(terms.bindings);
-    let mode = terms.mode.unwrap_or_else(|| lifecycle.capacity.mode());
+    let mode = terms.mode.unwrap_or_else(|| lifecycle.admission.mode());
     let at_ms = lifecycle.clock.now_ms();
     let send_by = since_boot() + context.settings.send_within;
     let ask = AdmissionRequest { call: call.clone(), bindings, slots: terms.slots, mode, at_ms };
-    let mut record = lifecycle.new_call(&call, request.facts.clone(), Origin::Order, Phase::Reserved);
+    let mut record = lifecycle.new_call(&call, request.facts.clone(), Origin::Create, Phase::Reserved);
     record.callback = prepared.callback.take();
     record.polled = !prepared.events_will_come;
     record.fingerprint = terms.fingerprint;
     record.aliases = terms.aliases;
     record.aliases.extend(request.subaccount.as_ref().and_then(|id| subaccount_alias(id, call.as_str())));
-    match lifecycle.admit(deciding, ask, record).boxed().await {
+    match lifecycle.admit(policy_guard, ask, record).boxed().await {
         Ok(Admission::Admitted { lease, would_reject, .. }) => {
             Ok(Decided::New(Box::new(DecidedCall { lease, prepared, send_by, would_reject })))
         }

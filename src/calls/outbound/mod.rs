@@ -223,9 +223,9 @@ impl Outbound {
         let mut response = match tokio::time::timeout(create_timeout, &mut settling).await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => {
-                warn!(%call, %error, "failed to finish an exchange");
+                warn!(%call, %error, "failed to settle a create");
                 let why = "ringfence failed while placing the call";
-                self.settlement.answer_unknown(&call, call_of, request, why)
+                self.settlement.unknown(&call, call_of, request, why).await
             }
             Err(_) => {
                 // The task continues detached.

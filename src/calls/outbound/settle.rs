@@ -136,7 +136,7 @@ impl Settlement {
             let answer = pass_on(answer);
             let kept = to_record(&self.context, request, &answer);
             let lifecycle = &self.context.lifecycle;
-            let change = Change { unsettled: Some(true), answer: kept, ..lifecycle.change(call, Source::Order) };
+            let change = Change { unsettled: Some(true), answer: kept, ..lifecycle.change(call, Source::Create) };
             lifecycle.apply_with_retry(change).await;
             return Settled::new(SendOutcome::Created, answer);
         }
@@ -183,7 +183,7 @@ impl Settlement {
     /// Records that there is no call: releases the slot that the request took.
     async fn not_created(&self, call: &CallId, call_of: CallOf) {
         if call_of == CallOf::Request {
-            self.context.lifecycle.end_surely(call, Outcome::NotCreated, EndProof::Provider, Source::Answer).await;
+            self.context.lifecycle.end_with_retry(call, Outcome::NotCreated, EndProof::Provider, Source::Answer).await;
         }
     }
 
@@ -211,8 +211,10 @@ impl Settlement {
         if call_of != CallOf::Uncounted {
             failpoint::hit("create.unknown").await;
             let lifecycle = &self.context.lifecycle;
-            let reported_unknown_by = self.context.replica();
-            let change = Change { unsettled: Some(true), reported_unknown_by, ..lifecycle.change(call, Source::Order) };
+            // A job has no client that could send it again.
+            let reported_unknown_by = self.context.replica().filter(|_| request.kind != RequestKind::Job);
+            let change =
+                Change { unsettled: Some(true), reported_unknown_by, ..lifecycle.change(call, Source::Create) };
             lifecycle.apply_with_retry(change).await;
             failpoint::hit("create.unknown.recorded").await;
         }
@@ -220,13 +222,7 @@ impl Settlement {
     }
 
     /// Answers the client that the outcome is unknown.
-    pub(super) fn answer_unknown(
-        &self,
-        call: &CallId,
-        call_of: CallOf,
-        request: &CreateRequest,
-        why: &str,
-    ) -> Response<Bytes> {
+    fn answer_unknown(&self, call: &CallId, call_of: CallOf, request: &CreateRequest, why: &str) -> Response<Bytes> {
         match call_of {
             CallOf::Request | CallOf::Joined => self.rejections.outcome_unknown(&request.rejected(), call, why),
             CallOf::Uncounted => {

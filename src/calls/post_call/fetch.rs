@@ -9,7 +9,7 @@ use http::{Response, StatusCode};
 use serde_json::json;
 use tracing::warn;
 
-use super::fetches::{FetchResult, Turn};
+use super::fetches::{FetchResult, FetchTicket};
 use super::records::{PostCallRecords, RETRY_DELAYS_SECS};
 use super::shown::{Numbers, shown};
 use crate::call::Source;
@@ -19,7 +19,7 @@ use crate::reply::{json_answer, problem};
 use crate::store::{CallRecord, StoreError};
 
 /// `Retry-After` when too many fetches are in progress, in seconds.
-const AGAIN_SOON_SECS: u32 = 1;
+const RETRY_SOON_SECS: u32 = 1;
 /// `Retry-After` when the provider limits us without naming a time, in seconds.
 const LIMITED_SECS: u32 = 60;
 
@@ -51,12 +51,12 @@ impl PostCallRecords {
     async fn fetched(self: &Arc<Self>, id: &str, record: CallRecord, numbers: Numbers) -> Response<Bytes> {
         let call = record.id.clone();
         let mut came = match self.fetches.turn(&call, self.context.lifecycle.clock.now_ms()) {
-            Turn::Wait(came) => came,
-            Turn::Later => {
+            FetchTicket::Wait(came) => came,
+            FetchTicket::Later => {
                 let message = "Too many conversations are being fetched; try again.";
-                return later("TOO_MANY_FETCHES", message, AGAIN_SOON_SECS);
+                return later("TOO_MANY_FETCHES", message, RETRY_SOON_SECS);
             }
-            Turn::Ask(send, came) => {
+            FetchTicket::Ask(send, came) => {
                 let this = self.clone();
                 drop(finish(async move {
                     let again = this.context.lifecycle.clock.now_ms() + RETRY_DELAYS_SECS[0] * 1000;

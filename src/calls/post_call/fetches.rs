@@ -46,7 +46,7 @@ impl Fetch {
 }
 
 /// A caller's part in a fetch.
-pub(super) enum Turn {
+pub(super) enum FetchTicket {
     /// The caller fetches, and shares the result.
     Ask(watch::Sender<Option<FetchResult>>, watch::Receiver<Option<FetchResult>>),
     /// Another caller fetches, or did so recently.
@@ -60,17 +60,17 @@ impl Fetches {
         lock(&self.0)
     }
 
-    pub(super) fn turn(&self, call: &CallId, now_ms: UnixMs) -> Turn {
+    pub(super) fn turn(&self, call: &CallId, now_ms: UnixMs) -> FetchTicket {
         let mut known = self.known();
         known.retain(|_, fetch| fetch.is_under_way() || (0..FRESH_MS).contains(&(now_ms - fetch.since_ms)));
         if let Some(fetch) = known.get(call) {
-            return Turn::Wait(fetch.came.clone());
+            return FetchTicket::Wait(fetch.came.clone());
         }
         if known.len() >= KNOWN_MAX || known.values().filter(|fetch| fetch.is_under_way()).count() >= AT_ONCE {
-            return Turn::Later;
+            return FetchTicket::Later;
         }
         let (send, came) = watch::channel(None);
         known.insert(call.clone(), Fetch { since_ms: now_ms, came: came.clone() });
-        Turn::Ask(send, came)
+        FetchTicket::Ask(send, came)
     }
 }

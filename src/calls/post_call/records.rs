@@ -84,7 +84,7 @@ impl PostCallRecords {
         if self.record_account(record).is_some_and(|account| account.name != by.name) {
             return Ok(());
         }
-        let wait_ms = i64::try_from(self.context.settings.record_wait.as_millis()).unwrap_or(i64::MAX);
+        let wait_ms = i64::try_from(self.context.settings.record_fetch_after.as_millis()).unwrap_or(i64::MAX);
         let due_at = self.context.lifecycle.clock.now_ms().saturating_add(wait_ms);
         let put = self.put_record(record, by, found, complete, Source::Webhook, Some(due_at)).await?;
         if put == Put::Complete {
@@ -190,7 +190,7 @@ impl PostCallRecords {
         }
     }
 
-    /// Schedules calls whose record is missing [`CallSettings::record_wait`](crate::calls::CallSettings::record_wait) after their end,
+    /// Schedules calls whose record is missing [`CallSettings::record_fetch_after`](crate::calls::CallSettings::record_fetch_after) after their end,
     /// and fetches those that are due, some at a time, each a few times. Meant for one process at a time; two do no harm.
     ///
     /// # Errors
@@ -198,7 +198,7 @@ impl PostCallRecords {
     pub async fn seek_records(&self, searched: &mut Searched) -> Result<()> {
         let store = &self.context.lifecycle.store;
         let now_ms = self.context.lifecycle.clock.now_ms();
-        let wait_ms = i64::try_from(self.context.settings.record_wait.as_millis()).unwrap_or(i64::MAX);
+        let wait_ms = i64::try_from(self.context.settings.record_fetch_after.as_millis()).unwrap_or(i64::MAX);
         let until_ms = now_ms.saturating_sub(wait_ms);
         let from_ms = searched.until_ms.unwrap_or(until_ms - LOOK_BACK_MS);
         let missing = store.unrecorded(from_ms - LATE_MS, until_ms, STEP).await?;
@@ -234,7 +234,7 @@ impl PostCallRecords {
         Ok(())
     }
 
-    /// Redacts transcripts that must not be kept, [`CallSettings::record_wait`](crate::calls::CallSettings::record_wait) after their
+    /// Redacts transcripts that must not be kept, [`CallSettings::record_fetch_after`](crate::calls::CallSettings::record_fetch_after) after their
     /// call's end; until then clients that follow the call can read them. Transcripts stored under an earlier, laxer setting are
     /// redacted too: after a start and after each such change all ended calls are scanned once, in steps. Meant for one process
     /// at a time; two do no harm.
@@ -279,7 +279,7 @@ impl PostCallRecords {
 
     /// Calls that ended before this time are final: redaction applies to their transcripts.
     pub(super) fn over_before_ms(&self) -> UnixMs {
-        let wait_ms = i64::try_from(self.context.settings.record_wait.as_millis()).unwrap_or(i64::MAX);
+        let wait_ms = i64::try_from(self.context.settings.record_fetch_after.as_millis()).unwrap_or(i64::MAX);
         self.context.lifecycle.clock.now_ms().saturating_sub(wait_ms)
     }
 

@@ -107,7 +107,7 @@ impl ProviderClient {
         if let Some((content_type, _)) = body {
             headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
         }
-        Ok(self.context.upstream.fetch(request, ANSWER_BYTES_MAX, self.context.settings.ask_timeout).await?)
+        Ok(self.context.upstream.fetch(request, ANSWER_BYTES_MAX, self.context.settings.provider_query_timeout).await?)
     }
 }
 

@@ -167,7 +167,7 @@ impl ProviderClient {
             let _ = tokio::time::timeout(Duration::from_millis(500), socket.next()).await;
             socket.close(None).await
         };
-        match tokio::time::timeout(self.context.settings.ask_timeout, talk).await {
+        match tokio::time::timeout(self.context.settings.provider_query_timeout, talk).await {
             Ok(Ok(())) => Ok(Acted::Done),
             Ok(Err(tokio_tungstenite::tungstenite::Error::ConnectionClosed)) => Ok(Acted::Done),
             Ok(Err(tokio_tungstenite::tungstenite::Error::Http(answer))) => {

@@ -85,7 +85,7 @@ pub enum LookedUpRecord {
 
 /// One call of a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Listed {
+pub struct ListedCall {
     /// The call's id.
     pub alias: Alias,
     /// The call's state.
@@ -266,7 +266,7 @@ impl ProviderClient {
     }
 
     /// Lists the account's live calls.
-    pub async fn list_live(&self, account: &Account) -> Result<Vec<Listed>, AskError> {
+    pub async fn list_live(&self, account: &Account) -> Result<Vec<ListedCall>, AskError> {
         let list = account.provider.list.as_ref();
         let list = list.ok_or_else(|| AskError::NoWay(account.name.clone(), "its provider lists no calls"))?;
         let mut all = Vec::new();
@@ -292,7 +292,7 @@ impl ProviderClient {
     }
 
     /// Calls that a create with a lost response may have made.
-    pub async fn find(&self, account: &Account, record: &CallRecord) -> Result<Vec<Listed>, AskError> {
+    pub async fn find(&self, account: &Account, record: &CallRecord) -> Result<Vec<ListedCall>, AskError> {
         let no_way = || AskError::NoWay(account.name.clone(), "its provider cannot search for lost creates");
         let group = self.context.group_of(record);
         let find = if group.is_some() { group.and_then(|g| g.find.as_ref()) } else { account.provider.find.as_ref() };
@@ -301,11 +301,11 @@ impl ProviderClient {
         let listed = self.pages(account, find, path).await?;
         // Providers' time stamps have a resolution of one second.
         let since_ms = record.admitted_at - 1_000;
-        let fits = |one: &Listed| one.facts.agent.is_none() || one.facts.agent == record.facts.agent;
+        let fits = |one: &ListedCall| one.facts.agent.is_none() || one.facts.agent == record.facts.agent;
         Ok(listed.into_iter().filter(|one| one.created_at.is_none_or(|at| at >= since_ms) && fits(one)).collect())
     }
 
-    async fn pages(&self, account: &Account, list: &List, first: String) -> Result<Vec<Listed>, AskError> {
+    async fn pages(&self, account: &Account, list: &List, first: String) -> Result<Vec<ListedCall>, AskError> {
         let (mut all, mut path) = (Vec::new(), first.clone());
         for _ in 0..PAGES_MAX {
             let response = self.ask(account, Method::GET, &path, None).await?;
@@ -347,7 +347,7 @@ fn direction_of(word: Option<&DirectionWord>, message: &Message<'_>) -> Directio
     word.and_then(|word| word.read(message)).unwrap_or(Direction::Outbound)
 }
 
-fn listed(list: &List, item: &serde_json::Value) -> Option<Listed> {
+fn listed(list: &List, item: &serde_json::Value) -> Option<ListedCall> {
     let (body, none) = (Document::Json(item.clone()), Default::default());
     let message = message(&body, &none);
     if !list.skip.is_empty() && list.skip.holds(&message) {
@@ -361,7 +361,7 @@ fn listed(list: &List, item: &serde_json::Value) -> Option<Listed> {
         Some(time.timestamp().as_millisecond())
     });
     let direction = direction_of(list.direction.as_ref(), &message);
-    Some(Listed {
+    Some(ListedCall {
         alias: Alias::new(&list.id.kind, &list.id.from.text(&message)?)?,
         event: list.state.read(&message, EndProof::Provider),
         facts: list.facts.read(&message, direction),

@@ -7,7 +7,7 @@ use tracing::{info, warn};
 use super::{FULL_LIST_EVERY, SEEN_EVERY_MS, Sweeper, UNBOUND_MS, log, ms};
 use crate::call::{EndProof, Event, Outcome, Phase, Source};
 use crate::calls::AskError;
-use crate::calls::provider_client::lookup::{FoundCall, Listed, LookedUpGroup};
+use crate::calls::provider_client::lookup::{FoundCall, ListedCall, LookedUpGroup};
 use crate::ids::Alias;
 use crate::provider::account::Account;
 use crate::provider::description::Group;
@@ -34,7 +34,7 @@ impl Sweeper {
     /// while, until its record has the carrier's id.
     pub(super) fn meet_member(
         &self,
-        one: &Listed,
+        one: &ListedCall,
         order: &CallRecord,
         found: FoundCall,
         since_ms: i64,

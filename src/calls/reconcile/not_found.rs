@@ -8,7 +8,7 @@ use tracing::{debug, info, warn};
 use super::{Sweeper, Unread, log, ms};
 use crate::call::{EndProof, Event, Origin, Outcome, Phase, Source, Step};
 use crate::calls::AskError;
-use crate::calls::provider_client::lookup::{FoundCall, Listed, LookedUp};
+use crate::calls::provider_client::lookup::{FoundCall, ListedCall, LookedUp};
 use crate::clock::rfc3339;
 use crate::failpoint;
 use crate::provider::account::Account;
@@ -88,7 +88,7 @@ impl Sweeper {
         let unread = self.unread.entry(call.id.clone()).or_insert_with(|| Unread::new(now_ms));
         unread.why = error.to_string();
         debug!(call = %call.id, %error, "failed to read the state of a call");
-        let alarm_ms = ms(self.calls.settings.unread_alarm);
+        let alarm_ms = ms(self.calls.settings.unreadable_alarm);
         if unread.since_ms + alarm_ms <= now_ms && !std::mem::replace(&mut unread.is_alarming, true) {
             let account = self.account.name.as_str();
             let since = rfc3339(unread.since_ms);
@@ -161,11 +161,11 @@ impl Sweeper {
 
     /// Whether the call's replica died between its record and its response: it is unknown whether the request was sent.
     async fn orphaned(&self, call: &CallRecord) -> bool {
-        let is_reserved = call.phase == Phase::Reserved && call.origin == Origin::Order && !call.unsettled;
-        if !is_reserved || !self.calls.lifecycle.capacity.is_orphaned(call) {
+        let is_reserved = call.phase == Phase::Reserved && call.origin == Origin::Create && !call.unsettled;
+        if !is_reserved || !self.calls.lifecycle.admission.is_orphaned(call) {
             return false;
         }
-        let change = Change { unsettled: Some(true), ..self.calls.lifecycle.change(&call.id, Source::Order) };
+        let change = Change { unsettled: Some(true), ..self.calls.lifecycle.change(&call.id, Source::Create) };
         log(self.calls.lifecycle.apply(change).await);
         true
     }
@@ -194,7 +194,7 @@ impl Sweeper {
                     self.calls.lifecycle.end(&call.id, Outcome::Failed, EndProof::Deadline, Source::Poll).await,
                 );
             }
-        } else if call.origin == Origin::Order && self.search(call).boxed().await {
+        } else if call.origin == Origin::Create && self.search(call).boxed().await {
             // Found, noted as absent, or to be retried.
         } else if due && matches!(call.origin, Origin::Foreign | Origin::Unconfirmed) && call.polled {
             info!(call = %call.id, "unconfirmed call cannot be looked up; closed");
@@ -253,7 +253,7 @@ impl Sweeper {
 }
 
 /// Whether a listed call may be the one that a create made.
-pub(super) fn may_be_call_of(order: &CallRecord, one: &Listed) -> bool {
+pub(super) fn may_be_call_of(order: &CallRecord, one: &ListedCall) -> bool {
     let (to, seen) = (&order.facts.other_number, &one.facts.other_number);
     let elsewhere = to.is_some() && seen.is_some() && to != seen;
     // Providers' time stamps have a resolution of one second.

@@ -10,7 +10,7 @@ use super::{Sweeper, UNBOUND_MS, VOICE_WEBHOOK_MS, log};
 use crate::call::{Direction, Event, Origin, Phase, Source};
 use crate::calls::AskError;
 use crate::calls::arrival::Arrival;
-use crate::calls::provider_client::lookup::{Listed, LookedUp};
+use crate::calls::provider_client::lookup::{ListedCall, LookedUp};
 use crate::failpoint;
 use crate::ids::{Alias, CallId};
 use crate::provider::description::OWN_ID_KIND;
@@ -23,7 +23,7 @@ impl Sweeper {
     ///
     /// In a process's first sweep each waiting create accounts for one of the calls that it may have made; the others are
     /// counted.
-    pub(super) async fn handle_untracked_calls(&mut self, mine: &[CallRecord], kind: &str, unknown: &[&Listed]) {
+    pub(super) async fn handle_untracked_calls(&mut self, mine: &[CallRecord], kind: &str, unknown: &[&ListedCall]) {
         if unknown.is_empty() {
             self.not_phone_calls.clear();
             return self.untracked.clear();
@@ -95,7 +95,7 @@ impl Sweeper {
             || matches!(self.calls.lifecycle.store.resolve(&found.aliases).await, Ok(Some(_)))
     }
 
-    async fn handle_untracked(&mut self, one: &Listed, since_ms: i64) -> std::result::Result<(), AskError> {
+    async fn handle_untracked(&mut self, one: &ListedCall, since_ms: i64) -> std::result::Result<(), AskError> {
         let store = &self.calls.lifecycle.store;
         match store.resolve(std::slice::from_ref(&one.alias)).await {
             Ok(None) => {}
@@ -165,7 +165,7 @@ impl Sweeper {
     /// Counts an external call in the account that it uses.
     async fn adopt(
         &mut self,
-        one: &Listed,
+        one: &ListedCall,
         facts: crate::provider::description::CallFacts,
         aliases: Vec<Alias>,
         phase: Phase,

@@ -29,7 +29,7 @@ const KEYS: Duration = Duration::from_millis(200);
 /// The timeout of the first state.
 const FIRST_WITHIN: Duration = Duration::from_secs(15);
 /// The pause before a reconnection.
-const AGAIN: Duration = Duration::from_secs(2);
+const RECONNECT_DELAY: Duration = Duration::from_secs(2);
 /// The size of the frame that is printed without a terminal.
 const SIZE: (u16, u16) = (80, 24);
 
@@ -146,7 +146,7 @@ impl<'c> Link<'c> {
     fn down(console: &'c Console, is_first: bool) -> Self {
         let attempt = async move {
             if !is_first {
-                tokio::time::sleep(AGAIN).await;
+                tokio::time::sleep(RECONNECT_DELAY).await;
             }
             console.follow("/api/stream").await.ok().map(|pieces| Feed::new(pieces, SILENCE_MAX))
         };

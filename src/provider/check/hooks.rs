@@ -229,7 +229,7 @@ fn port(uri: &Uri) -> u16 {
 
 /// The URLs of an item.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub struct UrlPlace {
     /// The name that distinguishes the item.
     pub name: String,
     /// The item's URLs, in the order of the description.
@@ -252,7 +252,7 @@ impl Hooks {
     pub fn here(&self, items: &[Value], here: Here<'_>) -> Vec<String> {
         let id = |item: &Value| read(item, |message| self.id.as_ref()?.text(message).map(|id| id.into_owned()));
         let places = self.places(items, here);
-        let posts = |(_, place): &(&Value, Place)| place.urls.iter().any(|url| url.here);
+        let posts = |(_, place): &(&Value, UrlPlace)| place.urls.iter().any(|url| url.here);
         items.iter().zip(places).filter(posts).filter_map(|(item, _)| id(item)).collect()
     }
 
@@ -306,14 +306,14 @@ impl Hooks {
     }
 
     /// The URLs of each item.
-    pub fn places(&self, items: &[Value], here: Here<'_>) -> Vec<Place> {
+    pub fn places(&self, items: &[Value], here: Here<'_>) -> Vec<UrlPlace> {
         let place = |message: &Message<'_>| {
             let urls = self.urls.iter().map(|url| {
                 let misses = here.misses(&url.at.text(message).unwrap_or_default(), &url.webhook);
                 let is = misses.as_ref().map_or("comes here".to_owned(), |(is, _)| is.clone());
                 Leads { called: url.called.clone(), here: misses.is_none(), is }
             });
-            Place { name: self.name_of(message), urls: urls.collect() }
+            UrlPlace { name: self.name_of(message), urls: urls.collect() }
         };
         items.iter().filter_map(|item| read(item, |message| Some(place(message)))).collect()
     }

@@ -83,7 +83,7 @@ fn age(secs: i64) -> String {
 /// The place of a text in the headers.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Place {
+pub(super) struct ValueSource {
     /// The header's name.
     pub(super) header: String,
     /// The text before it, such as `Bearer `; case-insensitive.
@@ -91,7 +91,7 @@ pub(super) struct Place {
     pub(super) prefix: String,
 }
 
-impl Place {
+impl ValueSource {
     /// The texts, without the prefix.
     pub(super) fn texts<'h>(&'h self, headers: &'h HeaderMap) -> impl Iterator<Item = &'h str> {
         headers.get_all(&self.header).into_iter().filter_map(|value| without_prefix(value.to_str().ok()?, &self.prefix))

@@ -4,14 +4,14 @@ use http::HeaderMap;
 use serde::Deserialize;
 
 use super::super::secret::Secret;
-use super::common::{Encoding, Place, SignatureError, equal};
+use super::common::{Encoding, SignatureError, ValueSource, equal};
 
 /// The place of a static secret.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct SharedSecret {
     /// The headers that may contain it.
-    headers: Vec<Place>,
+    headers: Vec<ValueSource>,
     /// The header has `user:password` in base64, as HTTP Basic does.
     #[serde(default)]
     basic: bool,

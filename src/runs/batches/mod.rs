@@ -56,13 +56,13 @@ const NOT_REACHED: [Outcome; 4] = [Outcome::Busy, Outcome::NoAnswer, Outcome::Fa
 
 /// The operation that a path below `/convai/batch-calling` asks for.
 #[derive(Debug, PartialEq, Eq)]
-enum Asked {
+enum BatchRequest {
     List,
     Get(String),
     Cancel(String),
 }
 
-fn asked(method: &Method, path: &str) -> Option<Asked> {
+fn asked(method: &Method, path: &str) -> Option<BatchRequest> {
     readings(path).iter().find_map(|path| {
         let segments: Vec<&str> = path.as_str().trim_matches('/').split('/').collect();
         let [_, convai, batch_calling, rest @ ..] = segments.as_slice() else { return None };
@@ -71,10 +71,10 @@ fn asked(method: &Method, path: &str) -> Option<Asked> {
             return None;
         }
         match (method, rest) {
-            (&Method::GET, [list]) if is(list, "workspace") => Some(Asked::List),
-            (&Method::GET, [id]) => Some(Asked::Get(percent_decode(id).into_owned())),
+            (&Method::GET, [list]) if is(list, "workspace") => Some(BatchRequest::List),
+            (&Method::GET, [id]) => Some(BatchRequest::Get(percent_decode(id).into_owned())),
             (&Method::POST, [id, cancel]) if is(cancel, "cancel") => {
-                Some(Asked::Cancel(percent_decode(id).into_owned()))
+                Some(BatchRequest::Cancel(percent_decode(id).into_owned()))
             }
             _ => None,
         }
@@ -146,10 +146,10 @@ impl BatchCalling for Runs {
             return None;
         }
         let answered = match asked {
-            Asked::List if calls.observes() => return None,
-            Asked::List => self.list_batches(calls, account, request.query).await,
-            Asked::Get(id) => self.show_batch(calls, account, &id).await,
-            Asked::Cancel(id) => self.cancel_batch(calls, account, &id).await,
+            BatchRequest::List if calls.observes() => return None,
+            BatchRequest::List => self.list_batches(calls, account, request.query).await,
+            BatchRequest::Get(id) => self.show_batch(calls, account, &id).await,
+            BatchRequest::Cancel(id) => self.cancel_batch(calls, account, &id).await,
         };
         answered.unwrap_or_else(|error| {
             warn!(account = %account.name, %error, "failed to answer a request about a batch");
@@ -434,7 +434,7 @@ fn answer_of(error: LoadError) -> Response<Bytes> {
         LoadError::Conflict(why) => problem(StatusCode::CONFLICT, "RUN_CONFLICT", &why),
         LoadError::Unknown => problem(StatusCode::NOT_FOUND, "NOT_FOUND", "no batch of this id is known"),
         LoadError::Store(error) => {
-            warn!(%error, "failed to take a batch");
+            warn!(%error, "failed to create a run from a batch");
             let why = "The database does not answer; try again.";
             problem(StatusCode::SERVICE_UNAVAILABLE, "STORE_UNAVAILABLE", why)
         }

@@ -99,16 +99,16 @@ impl Dialler {
             return Ok(());
         }
         self.recovered = Some(Instant::now());
-        let (store, capacity) = (&calls.lifecycle.store, &calls.lifecycle.capacity);
-        let mut live = if capacity.is_shared() { capacity.role().live } else { vec![] };
-        if capacity.is_shared() && live.is_empty() {
+        let (store, admission) = (&calls.lifecycle.store, &calls.lifecycle.admission);
+        let mut live = if admission.is_shared() { admission.role().live } else { vec![] };
+        if admission.is_shared() && live.is_empty() {
             // Nobody has been heard yet.
             return Ok(());
         }
-        live.push(capacity.replica().to_owned());
+        live.push(admission.replica().to_owned());
         // A process that has the store alone knows that whoever claimed before it is gone.
-        let before = if capacity.is_shared() { now_ms - CLAIM_AGE_MIN_MS } else { now_ms };
-        let (replica, tokens) = (capacity.replica().to_owned(), self.claims.held());
+        let before = if admission.is_shared() { now_ms - CLAIM_AGE_MIN_MS } else { now_ms };
+        let (replica, tokens) = (admission.replica().to_owned(), self.claims.held());
         let recovered = store.recover_jobs(LostClaims { live, replica, tokens, before }, now_ms).await?;
         if recovered > 0 {
             info!(jobs = recovered, "lost claims recovered");
@@ -125,6 +125,6 @@ impl Dialler {
 fn word_wait_ms(calls: &Calls, spec: &Spec) -> Option<i64> {
     let account = calls.account(&spec.account)?;
     let operation = account.provider.operations.iter().find(|one| one.name == spec.operation)?;
-    let wait_ms = i64::try_from(calls.settings.record_wait.as_millis()).unwrap_or(i64::MAX);
+    let wait_ms = i64::try_from(calls.settings.record_fetch_after.as_millis()).unwrap_or(i64::MAX);
     reports_who_answered(spec, operation).then(|| wait_ms.saturating_add(FETCH_MS))
 }

@@ -58,7 +58,7 @@ pub enum SourceKind {
     /// An address of the app.
     App {
         /// Where it is.
-        place: Place,
+        place: LeadsLocation,
         /// The credential that shows that ringfence asks.
         shows: Shows,
     },
@@ -66,7 +66,7 @@ pub enum SourceKind {
 
 /// An address of the app.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Place {
+pub enum LeadsLocation {
     /// A path behind `app.forward_url`.
     Behind(String),
     /// An address.
@@ -204,7 +204,13 @@ impl LeadSource {
         tokio::join!(ask, hand_over).0
     }
 
-    async fn get(&self, calls: &Calls, place: &Place, shows: &Shows, asked: &Asked) -> Result<(Format, Bytes), String> {
+    async fn get(
+        &self,
+        calls: &Calls,
+        place: &LeadsLocation,
+        shows: &Shows,
+        asked: &Asked,
+    ) -> Result<(Format, Bytes), String> {
         let uri = address(place, calls.settings.app.forward_url.as_ref(), asked)?;
         let target = uri.path_and_query().map_or("/", |target| target.as_str()).to_owned();
         let mut request = Request::new(Bytes::new());
@@ -255,10 +261,10 @@ impl Shows {
 }
 
 /// Where an address is, with what is asked for in its query.
-fn address(place: &Place, app: Option<&Uri>, asked: &Asked) -> Result<Uri, String> {
+fn address(place: &LeadsLocation, app: Option<&Uri>, asked: &Asked) -> Result<Uri, String> {
     let base = match place {
-        Place::At(uri) => uri.to_string(),
-        Place::Behind(path) => join_url(app.ok_or("app.forward_url is not set")?, path),
+        LeadsLocation::At(uri) => uri.to_string(),
+        LeadsLocation::Behind(path) => join_url(app.ok_or("app.forward_url is not set")?, path),
     };
     let mut query = form_urlencoded::Serializer::new(String::new());
     for name in NAMES {

@@ -50,10 +50,13 @@ pub(in crate::store) async fn replicas_know_who_lives_and_who_leads(fresh: &impl
     let started = fleet.live[0].started_at;
     let back = a.heartbeat(&one, None).await.unwrap();
     assert!(back.leads() && back.live[1].started_at == started && back.live[1].beat_at >= started, "{back:?}");
-    // A heartbeat may speak for an earlier moment.
+    // A heartbeat may speak for an earlier moment, but for none before the last one's.
+    fresh.execute("UPDATE replicas SET beat_at = beat_at - 2000").await;
     let now_ms = a.now_ms().await.unwrap();
-    let fleet = a.heartbeat(&one, Some(now_ms - 700)).await.unwrap();
-    assert_eq!((fleet.live[0].beat_at, fleet.live[0].started_at == now_ms - 700), (now_ms - 700, false));
+    for earlier in [700, 900] {
+        let fleet = a.heartbeat(&one, Some(now_ms - earlier)).await.unwrap();
+        assert_eq!(fleet.live[0].beat_at, now_ms - 700);
+    }
     // Silent for longer than anybody remembers, both at once.
     fresh.execute("UPDATE replicas SET beat_at = beat_at - 3600100").await;
     let (first, second) = tokio::join!(a.heartbeat(&one, None), b.heartbeat(&two, None));
@@ -113,6 +116,12 @@ pub(in crate::store) async fn an_order_is_found_at_another_replica_and_taken_by_
     }
     let taken = find().await;
     assert_eq!(taken.iter().map(|o| (o.undelivered, o.unsettled)).collect::<Vec<_>>(), [(false, false), (false, true)]);
+    let now_ms = a.now_ms().await.unwrap();
+    assert_eq!((found[0].waited_for_since, found[1].waited_for_since), (1000, 2000));
+    assert!(
+        taken.iter().all(|o| (0..60_000).contains(&(now_ms - o.waited_for_since))),
+        "their new clients wait from now on"
+    );
     a.undelivered(&first.id, &one.id).await.unwrap();
     assert!(!find().await[0].undelivered, "it answers for it no more");
     // Who tells a client that the outcome is unknown has not delivered what it waits for, whatever is found out later.
@@ -120,7 +129,7 @@ pub(in crate::store) async fn an_order_is_found_at_another_replica_and_taken_by_
     let told = |by: Option<String>| Change {
         reported_unknown_by: by,
         unsettled: Some(true),
-        ..Change::of(&second.id, Source::Order, 3000, &Deadlines::default())
+        ..Change::of(&second.id, Source::Create, 3000, &Deadlines::default())
     };
     a.apply(told(Some(one.id.clone()))).await.unwrap();
     assert!(!find().await[1].undelivered, "another answers for it");

@@ -299,10 +299,10 @@ pub(in crate::store) async fn calls_of_a_business_and_orders_without_an_answer_a
         call.id
     };
     let key = ("idempotency_key", "k1");
-    let waits = opened("a", &[key], Origin::Order).await;
-    let answered = opened("a", &[("call_sid", "CA1")], Origin::Order).await;
+    let waits = opened("a", &[key], Origin::Create).await;
+    let answered = opened("a", &[("call_sid", "CA1")], Origin::Create).await;
     let foreign = opened("b", &[], Origin::Foreign).await;
-    let over = opened("b", &[("conversation_id", "conv_1")], Origin::Order).await;
+    let over = opened("b", &[("conversation_id", "conv_1")], Origin::Create).await;
     store.apply(change(&over, END)).await.unwrap();
 
     let ids = async |account: &str, kind: &str| {

@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::super::{AdmitOutcome, IngestOutcome, Result, StoreError, UtteranceIngest};
 use super::TimeOf;
 use super::gate::{self, PendingAdmission};
-use super::transaction::{Db, Gate, TransactionId};
+use super::transaction::{Db, TransactionId, TransitionLock};
 use super::utterance_batch;
 use crate::ids::CallId;
 use crate::sync::lock;
@@ -113,7 +113,7 @@ pub(super) fn decisions(db: Arc<Db>, doubts: InDoubt, time_of: TimeOf) -> Batche
     let transact = move |asks: Arc<[Arc<PendingAdmission>]>| {
         let (db, doubts, batch) = (db.clone(), doubts.clone(), asks.clone());
         let work = async move {
-            let decided = db.write_at(Gate::Alone, move |c, state| {
+            let decided = db.write_at(TransitionLock::Exclusive, move |c, state| {
                 let batch = batch.clone();
                 Box::pin(async move { gate::admit(c, state, &batch, time_of).await })
             });

@@ -26,7 +26,7 @@ use tracing::{info, warn};
 use super::driver::{Backend, Db as Connection, Work};
 use super::queries::messages;
 use super::{
-    AdmitOutcome, IngestOutcome, Migrate, NewCall, NewUtterance, OwnershipMode, Result, Ring, StoreError,
+    AdmitOutcome, IngestOutcome, Migrate, NewCall, NewUtterance, OnSignal, OwnershipMode, Result, StoreError,
     UtteranceIngest, UtteranceRef,
 };
 use crate::clock::UnixMs;
@@ -39,10 +39,11 @@ use gate::PendingAdmission;
 use ownership::{BEAT_EVERY, OWNER_TIMEOUT, ProcessId, WATCH_EVERY};
 pub use settings::{Pooler, PostgresSettings, TimeOf};
 use sql::{explain, query};
-use transaction::{CommitOutcome, Db, Gate};
+use transaction::{CommitOutcome, Db, TransitionLock};
 
 /// The shortest and longest pause between two connection attempts at the start.
-const RETRY_DELAYS: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
+const RETRY_DELAY_MIN: Duration = Duration::from_millis(250);
+const RETRY_DELAY_MAX: Duration = Duration::from_secs(5);
 /// The migration that creates the table of owners.
 const FIRST_MIGRATION: i64 = 1;
 
@@ -88,7 +89,7 @@ pub struct PostgresStore {
     /// only if needed.
     listens: Arc<AtomicBool>,
     /// Names this store among the senders of notifications.
-    bell: String,
+    sender_id: String,
     time_of: TimeOf,
 }
 
@@ -104,21 +105,21 @@ impl PostgresStore {
         sharing: OwnershipMode,
         waits: impl Fn(&str) + Send,
     ) -> std::result::Result<Self, OpenError> {
-        let (mut pause, mut told) = (RETRY_DELAYS.0, String::new());
+        let (mut pause, mut told) = (RETRY_DELAY_MIN, String::new());
         loop {
             match Self::try_open(settings, migrate, sharing, &waits).await {
                 Ok(store) => return Ok(store),
                 Err(NotYet::Never(error)) => return Err(error),
                 Err(NotYet::Away(why)) => {
                     if why != told {
-                        warn!(why, "waiting for the store");
+                        warn!(why, "failed to open the store; retrying");
                         waits(&why);
                         told = why;
                     }
                 }
             }
             tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(RETRY_DELAYS.1);
+            pause = (pause * 2).min(RETRY_DELAY_MAX);
         }
     }
 
@@ -181,7 +182,7 @@ impl PostgresStore {
             decisions,
             speeches,
             listens,
-            bell: ulid::Ulid::new().to_string(),
+            sender_id: ulid::Ulid::new().to_string(),
             time_of,
         })
     }
@@ -289,7 +290,7 @@ impl Backend for PostgresStore {
         T: Send + 'static,
         F: for<'c> Fn(Connection<'c>, &'c A) -> Work<'c, T> + Send + Sync + 'static,
     {
-        let lock = if epoch.is_some() { Gate::Shared } else { Gate::Open };
+        let lock = if epoch.is_some() { TransitionLock::Shared } else { TransitionLock::None };
         let work = Arc::new((args, work));
         let written = self.db.write_at(lock, move |c, state| {
             let work = work.clone();
@@ -339,7 +340,7 @@ impl Backend for PostgresStore {
         self.speeches.run(speech).await
     }
 
-    async fn ring(&self, ring: Ring) {
+    async fn listen_for_signals(&self, on_signal: OnSignal) {
         // Behind a pooler there is no session to listen in.
         if !self.db.keeps_sessions() {
             return;
@@ -347,7 +348,7 @@ impl Backend for PostgresStore {
         self.listens.store(true, Ordering::Relaxed);
         let stopped = tokio::select! {
             () = self.db.closed.cancelled() => return,
-            stopped = utterance_batch::listen(&self.db.pool, &self.bell, ring) => stopped,
+            stopped = utterance_batch::listen(&self.db.pool, &self.sender_id, on_signal) => stopped,
         };
         self.listens.store(false, Ordering::Relaxed);
         if let Err(error) = stopped {
@@ -355,15 +356,15 @@ impl Backend for PostgresStore {
         }
     }
 
-    async fn ring_diallers(&self) -> Result<()> {
+    async fn wake_remote_diallers(&self) -> Result<()> {
         if !self.listens.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let me = self.bell.clone();
+        let me = self.sender_id.clone();
         self.db
             .write(move |c| {
                 let me = me.clone();
-                Box::pin(async move { utterance_batch::ring_diallers(c, &me).await })
+                Box::pin(async move { utterance_batch::wake_remote_diallers(c, &me).await })
             })
             .await
     }

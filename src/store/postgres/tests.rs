@@ -9,7 +9,7 @@ use crate::policy::decision::GateMode;
 use crate::provider::secret::Secret;
 use crate::store::conformance::{self, Fresh, new_call};
 use crate::store::queries::calls;
-use crate::store::{AppNotice, Bell, Change, InsertOutcome, NewUtterance, Replica, Store};
+use crate::store::{AppNotice, Change, InsertOutcome, NewUtterance, Replica, ReplicaSignal, Store};
 
 mod limiter;
 mod processes;
@@ -296,24 +296,24 @@ async fn what_is_said_at_one_replica_is_heard_at_another() {
     let (says, hears) = (fence.open_shared().await, fence.open_shared().await);
     let call = new_call(&[]);
     says.open(call.clone(), None).await.unwrap();
-    let (heard, mut bells) = tokio::sync::mpsc::unbounded_channel();
+    let (heard, mut signals) = tokio::sync::mpsc::unbounded_channel();
     // Where nobody listens nobody is told.
     let told = says.clone();
     let also = tokio::spawn(async move { told.listen(Box::new(|_| {})).await });
     let listening = hears.clone();
     let listens = tokio::spawn(async move {
         listening
-            .listen(Box::new(move |bell| {
-                let _ = heard.send(match bell {
-                    Bell::Call(call) => Some(call.clone()),
-                    Bell::Dial => None,
+            .listen(Box::new(move |signal| {
+                let _ = heard.send(match signal {
+                    ReplicaSignal::Call(call) => Some(call.clone()),
+                    ReplicaSignal::Dial => None,
                 });
             }))
             .await;
     });
     let mut n = 0;
     // Until the other listens nothing is heard.
-    let bell = loop {
+    let signal = loop {
         n += 1;
         let said = NewUtterance {
             event_id: format!("ev_{n}"),
@@ -325,20 +325,20 @@ async fn what_is_said_at_one_replica_is_heard_at_another() {
             at_ms: 1,
         };
         says.say(&call.id, said).await.unwrap();
-        match tokio::time::timeout(Duration::from_millis(200), bells.recv()).await {
-            Ok(bell) => break bell,
+        match tokio::time::timeout(Duration::from_millis(200), signals.recv()).await {
+            Ok(signal) => break signal,
             Err(_) => assert!(n < 100, "nothing is heard"),
         }
     };
-    assert_eq!(bell, Some(Some(call.id)));
+    assert_eq!(signal, Some(Some(call.id)));
     // Diallers hear of what others have freed, and not themselves.
-    while let Ok(bell) = bells.try_recv() {
-        assert!(bell.is_some(), "nobody has rung for diallers");
+    while let Ok(signal) = signals.try_recv() {
+        assert!(signal.is_some(), "nobody has woken diallers");
     }
-    hears.ring_diallers().await.unwrap();
-    says.ring_diallers().await.unwrap();
-    assert_eq!(bells.recv().await, Some(None));
-    assert!(bells.try_recv().is_err(), "once");
+    hears.wake_remote_diallers().await.unwrap();
+    says.wake_remote_diallers().await.unwrap();
+    assert_eq!(signals.recv().await, Some(None));
+    assert!(signals.try_recv().is_err(), "once");
     // A store that closes is not kept by who listens.
     hears.close().await;
     listens.await.unwrap();

@@ -32,7 +32,7 @@ use crate::sync::lock;
 /// How long a write waits for the outcome of its COMMIT.
 const SETTLE_WITHIN: Duration = Duration::from_secs(3);
 /// The pause between two such queries.
-const SETTLE_AGAIN: Duration = Duration::from_millis(50);
+const COMMIT_POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// How often a transaction is retried after a deadlock or a serialisation failure.
 const TRIES_MAX: u32 = 5;
 /// The schema. The app may have tables of the same names in its own.
@@ -75,13 +75,13 @@ pub(super) struct TransactionId {
 
 /// How a write blocks transitions of the limiter, from its BEGIN on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Gate {
+pub(super) enum TransitionLock {
     /// Not at all.
-    Open,
+    None,
     /// Together with others.
     Shared,
     /// Exclusively, as the limiter.
-    Alone,
+    Exclusive,
 }
 
 /// The outcome of a COMMIT.
@@ -94,14 +94,14 @@ pub(super) enum CommitOutcome {
     Unknown,
 }
 
-impl Gate {
+impl TransitionLock {
     /// The statements after BEGIN, in the same round trip. The row is locked before any other.
-    fn lock(self) -> String {
+    fn statements(self) -> String {
         let (queue, lock) = match self {
-            Self::Open => return String::new(),
+            Self::None => return String::new(),
             // Shared lockers of a row overtake waiting exclusive ones: a transition would starve.
             Self::Shared => (format!("; SELECT pg_advisory_xact_lock_shared({ADVISORY_LOCK_KEY})"), "SHARE"),
-            Self::Alone => (String::new(), "UPDATE"),
+            Self::Exclusive => (String::new(), "UPDATE"),
         };
         format!("{queue}; SELECT epoch, mode FROM gate_state WHERE pool = '{POOL}' FOR {lock}")
     }
@@ -115,7 +115,7 @@ impl Session {
         self.0.as_deref_mut().ok_or(sqlx::Error::WorkerCrashed)
     }
 
-    fn give_back(mut self) {
+    fn return_to_pool(mut self) {
         drop(self.0.take());
     }
 }
@@ -253,7 +253,7 @@ impl Db {
         self.trip(async { sqlx::raw_sql(AssertSqlSafe(begin.to_owned())).execute(&mut *c).await }).await?;
         let value = self.trip(PREPARED.scope(self.prepare, work(&mut *c))).await?;
         self.trip(async { sqlx::raw_sql("COMMIT").execute(&mut *c).await }).await?;
-        session.give_back();
+        session.return_to_pool();
         Ok(value)
     }
 
@@ -278,13 +278,13 @@ impl Db {
         F: for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, Sql<T>> + Send + Sync + 'static,
         T: Send + 'static,
     {
-        self.write_at(Gate::Open, move |c, _| work(c)).await
+        self.write_at(TransitionLock::None, move |c, _| work(c)).await
     }
 
     /// Runs a write while transitions are blocked; the work gets the pool's state, unless they are not.
     pub(super) async fn write_at<T, F>(
         self: &Arc<Self>,
-        gate: Gate,
+        transition_lock: TransitionLock,
         work: F,
     ) -> std::result::Result<T, (StoreError, Option<TransactionId>)>
     where
@@ -292,7 +292,7 @@ impl Db {
         T: Send + 'static,
     {
         let this = self.clone();
-        let written = tokio::spawn(async move { this.write_now(gate, &work).await });
+        let written = tokio::spawn(async move { this.write_now(transition_lock, &work).await });
         written.await.unwrap_or_else(|_| {
             self.health.count(1);
             // Its session was closed before a COMMIT was sent: it was rolled back.
@@ -300,7 +300,11 @@ impl Db {
         })
     }
 
-    async fn write_now<T, F>(&self, gate: Gate, work: &F) -> std::result::Result<T, (StoreError, Option<TransactionId>)>
+    async fn write_now<T, F>(
+        &self,
+        transition_lock: TransitionLock,
+        work: &F,
+    ) -> std::result::Result<T, (StoreError, Option<TransactionId>)>
     where
         F: for<'c> Fn(&'c mut PgConnection, Option<GateState>) -> BoxFuture<'c, Sql<T>>,
         T: Send,
@@ -308,7 +312,7 @@ impl Db {
         let (mut stale, mut again) = (0, 0);
         let failed = loop {
             let mut value = None;
-            match self.try_write(gate, work, &mut value).await {
+            match self.try_write(transition_lock, work, &mut value).await {
                 Ok(()) => match value {
                     Some(value) => {
                         self.health.note(None);
@@ -352,7 +356,12 @@ impl Db {
         Err((failed, None))
     }
 
-    async fn try_write<T, F>(&self, gate: Gate, work: &F, value: &mut Option<T>) -> std::result::Result<(), TxError>
+    async fn try_write<T, F>(
+        &self,
+        transition_lock: TransitionLock,
+        work: &F,
+        value: &mut Option<T>,
+    ) -> std::result::Result<(), TxError>
     where
         F: for<'c> Fn(&'c mut PgConnection, Option<GateState>) -> BoxFuture<'c, Sql<T>>,
     {
@@ -368,7 +377,7 @@ impl Db {
              SELECT txid_current() AS xid FROM holders WHERE gate = 'memory' AND generation = {} FOR KEY SHARE{}",
             self.settings_of_transaction(),
             self.generation.load(Ordering::Relaxed),
-            gate.lock()
+            transition_lock.statements()
         );
         let begun = self.trip(async { sqlx::raw_sql(AssertSqlSafe(begin)).fetch_all(&mut *c).await }).await;
         let mut rows =
@@ -380,8 +389,8 @@ impl Db {
             return Err(TxError::Lost);
         };
         let xid: i64 = row.try_get("xid").map_err(TxError::Failed)?;
-        let state = match (gate, rows.pop()) {
-            (Gate::Open, _) => None,
+        let state = match (transition_lock, rows.pop()) {
+            (TransitionLock::None, _) => None,
             (_, Some(row)) => Some(gate_state(&Row::Postgres(row)).map_err(|fault| TxError::Failed(fault.into()))?),
             (_, None) => return Err(TxError::Failed(damaged(format!("gate_state has no pool {POOL}")).into())),
         };
@@ -390,7 +399,7 @@ impl Db {
             Ok(done) => *value = Some(done),
             Err(error) => {
                 if self.trip(async { sqlx::raw_sql("ROLLBACK").execute(&mut *c).await }).await.is_ok() {
-                    session.give_back();
+                    session.return_to_pool();
                 }
                 // A deadlock, or a serialisation failure.
                 return Err(if matches!(&*code(&error), "40P01" | "40001") {
@@ -404,7 +413,7 @@ impl Db {
         match self.trip(async { sqlx::raw_sql("COMMIT").execute(&mut *c).await }).await {
             Ok(_) => {
                 failpoint::hit("store.committed").await;
-                session.give_back();
+                session.return_to_pool();
                 Ok(())
             }
             Err(error) => Err(TxError::Unknown(TransactionId { xid, run }, error)),
@@ -437,7 +446,7 @@ impl Db {
             if Instant::now() >= until || self.closed.is_cancelled() {
                 return CommitOutcome::Unknown;
             }
-            tokio::time::sleep(SETTLE_AGAIN).await;
+            tokio::time::sleep(COMMIT_POLL_INTERVAL).await;
         }
     }
 

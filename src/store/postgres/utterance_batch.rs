@@ -13,8 +13,8 @@ use super::super::queries::transcripts::utterance_columns;
 use super::super::row::Row;
 use super::super::rows::{call_id, record};
 use super::super::{
-    Bell, CallRecord, Delivery, EventOutcome, IngestOutcome, NewUtterance, ReceiveOutcome, Ring, UtteranceIngest,
-    UtteranceRef, tells_more,
+    CallRecord, Delivery, EventOutcome, IngestOutcome, NewUtterance, OnSignal, ReceiveOutcome, ReplicaSignal,
+    UtteranceIngest, UtteranceRef, tells_more,
 };
 use super::sql::{Sql, query, to_json};
 use crate::ids::{Alias, CallId};
@@ -39,7 +39,7 @@ pub(super) async fn ingest(
     settle(c, &whole).await?;
     if tell {
         let calls = whole.iter().map(|(_, call)| call.as_str()).collect::<HashSet<_>>();
-        ring_others(c, calls.into_iter().collect()).await?;
+        notify_replicas(c, calls.into_iter().collect()).await?;
     }
     let mut whole: HashMap<&str, IngestOutcome> = whole
         .iter()
@@ -241,10 +241,10 @@ async fn before(
 }
 
 /// The channel on which processes notify each other of calls.
-const BELLS: &str = "ringfence_calls";
+const CALLS_CHANNEL: &str = "ringfence_calls";
 
 /// The channel on which processes notify each other that something may be dialled, with a word that names the sender.
-const DIAL_BELLS: &str = "ringfence_dial";
+const DIAL_CHANNEL: &str = "ringfence_dial";
 
 /// Locks the numbering of a call until the transaction ends.
 async fn lock(c: &mut PgConnection, call: &CallId) -> Sql<()> {
@@ -291,14 +291,14 @@ pub(super) async fn say_one(
     .fetch_one(&mut *c)
     .await?;
     if tell {
-        ring_others(c, vec![call.as_str()]).await?;
+        notify_replicas(c, vec![call.as_str()]).await?;
     }
     Ok(Some(UtteranceRef { id: row.try_get("id")?, sequence: row.try_get("sequence")? }))
 }
 
-async fn ring_others(c: &mut PgConnection, calls: Vec<&str>) -> Sql<()> {
+async fn notify_replicas(c: &mut PgConnection, calls: Vec<&str>) -> Sql<()> {
     query("SELECT pg_notify($1, call) FROM unnest($2::text[]) AS call")
-        .bind(BELLS)
+        .bind(CALLS_CHANNEL)
         .bind(calls)
         .execute(c)
         .await
@@ -306,22 +306,22 @@ async fn ring_others(c: &mut PgConnection, calls: Vec<&str>) -> Sql<()> {
 }
 
 /// Notifies the diallers of other processes.
-pub(super) async fn ring_diallers(c: &mut PgConnection, me: &str) -> Sql<()> {
-    query("SELECT pg_notify($1, $2)").bind(DIAL_BELLS).bind(me).execute(c).await.map(drop)
+pub(super) async fn wake_remote_diallers(c: &mut PgConnection, me: &str) -> Sql<()> {
+    query("SELECT pg_notify($1, $2)").bind(DIAL_CHANNEL).bind(me).execute(c).await.map(drop)
 }
 
-/// Calls `ring` for what other processes notify of, until that fails. `me`: this process's word on [`DIAL_BELLS`].
-pub(super) async fn listen(pool: &PgPool, me: &str, ring: Ring) -> Sql<()> {
+/// Calls `on_signal` for what other processes notify of, until that fails. `me`: this process's word on [`DIAL_CHANNEL`].
+pub(super) async fn listen(pool: &PgPool, me: &str, on_signal: OnSignal) -> Sql<()> {
     let mut listener = PgListener::connect_with(pool).await?;
-    listener.listen_all([BELLS, DIAL_BELLS]).await?;
+    listener.listen_all([CALLS_CHANNEL, DIAL_CHANNEL]).await?;
     loop {
-        let bell = listener.recv().await?;
-        match bell.channel() {
-            DIAL_BELLS if bell.payload() != me => ring(Bell::Dial),
-            DIAL_BELLS => {}
+        let signal = listener.recv().await?;
+        match signal.channel() {
+            DIAL_CHANNEL if signal.payload() != me => on_signal(ReplicaSignal::Dial),
+            DIAL_CHANNEL => {}
             _ => {
-                if let Some(call) = CallId::parse(bell.payload()) {
-                    ring(Bell::Call(&call));
+                if let Some(call) = CallId::parse(signal.payload()) {
+                    on_signal(ReplicaSignal::Call(&call));
                 }
             }
         }

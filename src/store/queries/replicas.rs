@@ -20,7 +20,7 @@ pub(super) async fn heartbeat(c: &mut dyn Driver, me: &Replica, as_of: Option<Un
     let mine = "INSERT INTO replicas (id, host, process, version, started_at, beat_at, state)
          SELECT $1, $2, $3, $4, at, at, $5
          FROM (SELECT coalesce($6, (extract(epoch FROM clock_timestamp()) * 1000)::bigint) AS at) AS now WHERE true
-         ON CONFLICT (id) DO UPDATE SET beat_at = excluded.beat_at, state = excluded.state";
+         ON CONFLICT (id) DO UPDATE SET beat_at = greatest(excluded.beat_at, replicas.beat_at), state = excluded.state";
     c.execute(mine, &binds![&me.id, &me.host, me.process, &me.version, &me.state, as_of]).await?;
     let live = "SELECT *, (SELECT count(*) || '.' || coalesce(sum(updated_at), 0) FROM businesses) AS businesses,
              (SELECT last FROM do_not_call_changes WHERE pool = 'default') AS do_not_call,
@@ -41,7 +41,7 @@ pub(super) async fn find_in_flight(
     fingerprint: &str,
     since_ms: UnixMs,
 ) -> Result<Vec<InFlightRow>> {
-    let sql = "SELECT c.id, c.phase, c.outcome, c.unsettled, c.undelivered, c.replica, c.admitted_at, c.ended_at,
+    let sql = "SELECT c.id, c.phase, c.outcome, c.unsettled, c.undelivered, c.replica, greatest(c.admitted_at, coalesce(c.taken_at, 0)) AS waited_for_since, c.ended_at,
              (extract(epoch FROM clock_timestamp()) * 1000)::bigint - r.beat_at AS silent_ms
          FROM calls c LEFT JOIN replicas r ON r.id = c.replica
          WHERE c.fingerprint = $1 AND c.admitted_at >= $2 ORDER BY c.admitted_at DESC, c.id DESC LIMIT $3";
@@ -52,7 +52,9 @@ pub(super) async fn find_in_flight(
 }
 
 pub(super) async fn take_in_flight(store: &impl Backend, row: &InFlightRow, me: &str, owner: Owner) -> Result<bool> {
-    let sql = "UPDATE calls SET replica = $2, undelivered = false, unsettled = unsettled OR ($5 AND phase = 'reserved')
+    let sql =
+        "UPDATE calls SET replica = $2, undelivered = false, unsettled = unsettled OR ($5 AND phase = 'reserved'),
+             taken_at = (extract(epoch FROM clock_timestamp()) * 1000)::bigint
          WHERE id = $1 AND replica IS NOT DISTINCT FROM $3 AND undelivered = $4";
     let taken = binds![row.id.to_string(), me.to_owned(), row.replica.clone(), row.undelivered, owner == Owner::Dead];
     Ok(store.run(sql, taken.into()).await? == 1)

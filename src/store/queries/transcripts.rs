@@ -5,7 +5,8 @@ use async_trait::async_trait;
 use super::super::driver::{Backend, binds};
 use super::super::rows::{business_and_id, position, utterance};
 use super::super::{
-    IngestOutcome, NewUtterance, Result, Ring, Transcripts, Utterance, UtteranceIngest, UtterancePosition, UtteranceRef,
+    IngestOutcome, NewUtterance, OnSignal, Result, Transcripts, Utterance, UtteranceIngest, UtterancePosition,
+    UtteranceRef,
 };
 use crate::clock::UnixMs;
 use crate::ids::CallId;
@@ -39,12 +40,12 @@ impl<B: Backend> Transcripts for B {
         Ok(last.first().copied().unwrap_or(0))
     }
 
-    async fn listen(&self, ring: Ring) {
-        self.ring(ring).await;
+    async fn listen(&self, on_signal: OnSignal) {
+        self.listen_for_signals(on_signal).await;
     }
 
-    async fn ring_diallers(&self) -> Result<()> {
-        Backend::ring_diallers(self).await
+    async fn wake_remote_diallers(&self) -> Result<()> {
+        Backend::wake_remote_diallers(self).await
     }
 
     async fn calls_of(

@@ -16,12 +16,13 @@ pub struct FileLock {
 }
 
 pub(super) enum Refused {
-    FileLock(String),
+    Held(String),
     File(String),
 }
 
 /// Attempts to lock, and the pause between them: an inspection holds the lock for a moment.
-const TRIES: (u32, Duration) = (5, Duration::from_millis(20));
+const LOCK_TRIES: u32 = 5;
+const LOCK_RETRY_DELAY: Duration = Duration::from_millis(20);
 
 impl FileLock {
     /// Locks a database for this process, exclusively or shared, until the lock is dropped. `migrate down`, which drops tables,
@@ -32,7 +33,7 @@ impl FileLock {
     pub(super) async fn hold(database: &Path, sharing: OwnershipMode) -> Result<Self, OpenError> {
         let path = database.display().to_string();
         Self::take(database, sharing).await.map_err(|refused| match refused {
-            Refused::FileLock(holder) => OpenError::Held { path, holder, advice: sharing.advice() },
+            Refused::Held(holder) => OpenError::Held { path, holder, advice: sharing.advice() },
             Refused::File(why) => OpenError::File { path, why },
         })
     }
@@ -50,7 +51,7 @@ impl FileLock {
         .await
         .map_err(file)?
         {
-            return Err(Refused::FileLock(said(&mut lock)));
+            return Err(Refused::Held(said(&mut lock)));
         }
         let started = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ");
         // It names the last sharer to start, which may have stopped before the others.
@@ -64,10 +65,10 @@ impl FileLock {
 
 /// Whether the lock was acquired.
 async fn try_for(mut lock: impl FnMut() -> Result<(), TryLockError>) -> std::io::Result<bool> {
-    for _ in 0..TRIES.0 {
+    for _ in 0..LOCK_TRIES {
         match lock() {
             Ok(()) => return Ok(true),
-            Err(TryLockError::WouldBlock) => tokio::time::sleep(TRIES.1).await,
+            Err(TryLockError::WouldBlock) => tokio::time::sleep(LOCK_RETRY_DELAY).await,
             Err(TryLockError::Error(e)) => return Err(e),
         }
     }

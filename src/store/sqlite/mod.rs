@@ -93,8 +93,8 @@ impl SqliteStore {
                         Ok(_alone) => up(first).await.map_err(schema)?,
                         Err(lock::Refused::File(why)) => return Err(file(why)),
                         // Other processes that are starting do the same, and one of them succeeded.
-                        Err(lock::Refused::FileLock(_)) if since.elapsed() < BUSY_TIMEOUT => {}
-                        Err(lock::Refused::FileLock(holder)) => {
+                        Err(lock::Refused::Held(_)) if since.elapsed() < BUSY_TIMEOUT => {}
+                        Err(lock::Refused::Held(holder)) => {
                             return Err(schema(format!("has an older schema, and {holder} uses it: stop all first")));
                         }
                     }

@@ -304,7 +304,7 @@ impl Stage {
 
     /// Slots that are held, over_limit included.
     pub async fn held(&self) -> u32 {
-        self.app().calls().lifecycle.capacity.counts().await.unwrap().calls
+        self.app().calls().lifecycle.admission.counts().await.unwrap().calls
     }
 
     /// The newest record that has this id.
@@ -327,7 +327,7 @@ impl Stage {
     /// What the record and the gate hold, for a test that failed.
     async fn what_is_open(&self) -> String {
         let lifecycle = &self.app().calls().lifecycle;
-        format!("counts: {:?}\nopen: {:#?}", lifecycle.capacity.counts().await, lifecycle.store.open_calls().await)
+        format!("counts: {:?}\nopen: {:#?}", lifecycle.admission.counts().await, lifecycle.store.open_calls().await)
     }
 
     /// Invariant 4: no lease without a record that is open, no open record without a lease, and as many slots. And no two calls laid claim to one
@@ -338,7 +338,7 @@ impl Stage {
         for _ in 0..200 {
             let open = lifecycle.store.open_calls().await.unwrap();
             let open: u32 = open.iter().filter(|call| call.counts()).map(|call| call.slots).sum();
-            last = (open, lifecycle.capacity.counts().await.unwrap().calls);
+            last = (open, lifecycle.admission.counts().await.unwrap().calls);
             if last.0 == last.1 {
                 break;
             }

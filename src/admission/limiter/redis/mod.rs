@@ -265,7 +265,7 @@ impl RedisGate {
         let (mut all, mut from) = (Vec::new(), START.to_owned());
         loop {
             let args = [epoch.to_string(), from, HELD_PAGE.to_string()];
-            let page = self.ask(Script::LeaseRow, &keys, &args, ADMIN_TIMEOUT).await?;
+            let page = self.ask(Script::Leases, &keys, &args, ADMIN_TIMEOUT).await?;
             for member in &page[1..] {
                 all.push(keys::lease(member).ok_or_else(|| strange("malformed lease"))?);
             }

@@ -7,7 +7,7 @@ pub(super) enum Script {
     Admit,
     Adopt,
     Release,
-    LeaseRow,
+    Leases,
     Counts,
     Before,
     Publish,

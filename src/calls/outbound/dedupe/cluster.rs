@@ -11,6 +11,7 @@
 //! for until that process sends a later one or is dead: a heartbeat is sent only once everything before it is recorded
 //! ([`crate::admission::Recording`]). Equal requests sent to several processes within the time of an answer incur that wait.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ use tracing::{error, warn};
 use super::fingerprint::Fingerprint;
 use super::in_flight::{Claim, ClientState, InFlightRef, Progress, UNCONFIRMED_WINDOW_MS};
 use super::state::{IdempotencyState, state_of};
+use crate::admission::Recording;
 use crate::call::Phase;
 use crate::calls::context::Context;
 use crate::clock::UnixMs;
@@ -34,11 +36,11 @@ const CLOCKS_MS: i64 = 1_000;
 /// How often the store is polled while another process is waited for.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// How often it is tried to record that a client disconnected.
-const RECORDED_AGAIN: Duration = Duration::from_secs(1);
+const RECORD_RETRY_DELAY: Duration = Duration::from_secs(1);
 /// How long it may take, at most, to settle a request whose provider has answered.
 const SETTLED_WITHIN: Duration = Duration::from_secs(10);
 /// How often the store is polled for the record of a request whose client disconnected.
-const OPENED_EVERY: Duration = Duration::from_millis(20);
+const CALL_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// How a request relates to the recorded ones.
 #[derive(Debug, PartialEq, Eq)]
@@ -53,18 +55,27 @@ enum Choice<'a> {
     Wait,
 }
 
-/// `waited_ms`: milliseconds since the request arrived. `answered_ms`: milliseconds after its admission by which a request is
-/// answered, whatever happened.
+/// `waited_ms`: milliseconds since the request arrived. `answered_ms`: milliseconds by which a client that waits is answered,
+/// whatever happened.
 fn choose<'a>(orders: &'a [InFlightRow], me: &str, now_ms: UnixMs, waited_ms: i64, answered_ms: i64) -> Choice<'a> {
     let mut choice = Choice::Own;
     for row in orders {
         let over = state_of(row.phase, row.outcome, row.ended_at, row.unsettled, now_ms) == IdempotencyState::Over;
-        if over || row.replica.as_deref() == Some(me) {
+        if over {
+            continue;
+        }
+        if row.replica.as_deref() == Some(me) {
+            // Requests that this process tracks were looked up before: it has forgotten this one.
+            if row.undelivered {
+                return Choice::Earlier(row);
+            }
             continue;
         }
         let under_way = row.phase == Phase::Reserved;
         let Some(silent_ms) = row.silent_ms.filter(|ms| *ms <= LIVE_MS) else {
-            let unsure = row.admitted_at + UNCONFIRMED_WINDOW_MS >= now_ms;
+            // It was not heard since its answer: its client may not have received it, however long ago that is.
+            let heard_at = now_ms - row.silent_ms.unwrap_or_default();
+            let unsure = row.waited_for_since + answered_ms.max(UNCONFIRMED_WINDOW_MS) + CLOCKS_MS >= heard_at;
             if row.unsettled || row.undelivered || under_way || unsure {
                 return Choice::OfDead(row);
             }
@@ -75,7 +86,7 @@ fn choose<'a>(orders: &'a [InFlightRow], me: &str, now_ms: UnixMs, waited_ms: i6
         }
         let heard_since_it_came = silent_ms < waited_ms - NOTICED_MS;
         // When its phase changed says nothing: webhooks change it while the client still waits.
-        let heard_since_its_answer = !under_way && now_ms - row.admitted_at > silent_ms + answered_ms + CLOCKS_MS;
+        let heard_since_its_answer = !under_way && now_ms - row.waited_for_since > silent_ms + answered_ms + CLOCKS_MS;
         if !heard_since_it_came && !heard_since_its_answer {
             choice = Choice::Wait;
         }
@@ -87,8 +98,8 @@ fn choose<'a>(orders: &'a [InFlightRow], me: &str, now_ms: UnixMs, waited_ms: i6
 pub(super) enum ClusterLookup {
     /// A new request.
     New(Claim),
-    /// An earlier request, sent again.
-    Duplicate(InFlightRef),
+    /// An earlier request, sent again. The recording ends once its new client is watched.
+    Duplicate(InFlightRef, Recording),
 }
 
 /// Finds the earlier request of a retry among the requests of other replicas, in the store.
@@ -113,11 +124,20 @@ impl Cluster {
     ) -> Result<ClusterLookup, StoreError> {
         let Some(me) = self.context.replica() else { return Ok(ClusterLookup::New(claim)) };
         let came = Instant::now();
+        let mut of_others = HashSet::new();
         loop {
             let now_ms = self.context.lifecycle.clock.now_ms();
             let store = &self.context.lifecycle.store;
-            let rows = store.find_in_flight(fingerprint.as_str(), now_ms - LOOKED_BACK_MS).await?;
+            // Before the store measures how long replicas have been silent: an answer that takes long proves nothing.
             let waited_ms = i64::try_from(came.elapsed().as_millis()).unwrap_or(i64::MAX);
+            let rows = store.find_in_flight(fingerprint.as_str(), now_ms - LOOKED_BACK_MS).await?;
+            let is_mine = |row: &&InFlightRow| row.replica.as_deref() == Some(&*me);
+            if let Some(row) = rows.iter().filter(is_mine).find(|row| row.unsettled && of_others.contains(&row.id)) {
+                // A faster duplicate has just taken it here; one with an unknown outcome answers all.
+                let recording = self.context.lifecycle.admission.recording();
+                return Ok(ClusterLookup::Duplicate(claim.merge_into(&row.id, Progress::Unknown), recording));
+            }
+            of_others.extend(rows.iter().filter(|row| !is_mine(row)).map(|row| row.id.clone()));
             let (row, owner) = match choose(&rows, &me, now_ms, waited_ms, self.answered_ms()) {
                 Choice::Own => return Ok(ClusterLookup::New(claim)),
                 Choice::Earlier(row) => (row, Owner::Live),
@@ -129,11 +149,17 @@ impl Cluster {
                     continue;
                 }
             };
-            // Another duplicate may have been faster; then the store has changed.
-            if store.take_in_flight(row, &me, owner).await? {
+            let recording = self.context.lifecycle.admission.recording();
+            let taken = match store.take_in_flight(row, &me, owner).await {
+                // It may be this process's now: nobody else would remember it.
+                Err(StoreError::Unknown(_)) => true,
+                // Another duplicate may have been faster; then the store has changed.
+                taken => taken?,
+            };
+            if taken {
                 let is_unknown = row.unsettled || row.phase == Phase::Reserved;
                 let progress = if is_unknown { Progress::Unknown } else { Progress::Created(None) };
-                return Ok(ClusterLookup::Duplicate(claim.merge_into(&row.id, progress)));
+                return Ok(ClusterLookup::Duplicate(claim.merge_into(&row.id, progress), recording));
             }
         }
     }
@@ -164,20 +190,26 @@ impl Cluster {
         }
     }
 
-    /// Records that a request's client disconnected without its response, as soon as it does.
-    pub(super) fn record_if_undelivered(&self, client: &Arc<ClientState>, request: &InFlightRef) {
+    /// Records that a request's client disconnected without its response, as soon as it does. `recording` bridges the time until
+    /// it is watched.
+    pub(super) fn record_if_undelivered(
+        &self,
+        client: &Arc<ClientState>,
+        request: &InFlightRef,
+        recording: Option<Recording>,
+    ) {
         let Some(me) = self.context.replica() else { return };
         let (client, request) = (client.clone(), request.clone());
-        let (store, capacity) = (self.context.lifecycle.store.clone(), self.context.lifecycle.capacity.clone());
+        let (store, admission) = (self.context.lifecycle.store.clone(), self.context.lifecycle.admission.clone());
         tokio::spawn(async move {
+            let mut recording = recording.filter(|_| client.has_disconnected());
             if !client.disconnects().await {
                 return;
             }
-            let mut recording = None;
             // Another client may have taken its place, or the request may have made no call.
             while request.is_of(&client) {
                 if let Some((Some(call), _)) = request.look() {
-                    recording.get_or_insert_with(|| capacity.recording());
+                    recording.get_or_insert_with(|| admission.recording());
                     match store.undelivered(&call, &me).await {
                         Ok(()) => return,
                         Err(StoreError::Damaged(error)) => {
@@ -186,9 +218,9 @@ impl Cluster {
                         }
                         Err(error) => warn!(%call, %error, "failed to record an undelivered response; trying again"),
                     }
-                    tokio::time::sleep(RECORDED_AGAIN).await;
+                    tokio::time::sleep(RECORD_RETRY_DELAY).await;
                 } else {
-                    tokio::time::sleep(OPENED_EVERY).await;
+                    tokio::time::sleep(CALL_POLL_INTERVAL).await;
                 }
             }
         });
@@ -212,7 +244,7 @@ mod tests {
             unsettled: false,
             undelivered: false,
             replica: Some(replica.to_owned()),
-            admitted_at: NOW - 20_000,
+            waited_for_since: NOW - 20_000,
             ended_at: None,
             silent_ms,
         }
@@ -235,8 +267,9 @@ mod tests {
         }
         let over = InFlightRow { phase: Phase::Ended, outcome: Some(Outcome::NotCreated), undelivered: true, ..told };
         assert_eq!(chosen(&over, 0), Choice::Own);
-        let mine = InFlightRow { unsettled: true, ..row("me", Some(0)) };
-        assert_eq!(chosen(&mine, 0), Choice::Own, "this process remembers its own");
+        let mine = InFlightRow { undelivered: true, ..row("me", Some(0)) };
+        assert_eq!(chosen(&mine, 0), Choice::Earlier(&mine), "this process has forgotten it");
+        assert_eq!(chosen(&row("me", Some(0)), 0), Choice::Own, "this process remembers its own");
     }
 
     #[test]
@@ -244,7 +277,8 @@ mod tests {
         for silent_ms in [None, Some(LIVE_MS + 1)] {
             let recent = row("a", silent_ms);
             assert_eq!(chosen(&recent, 0), Choice::OfDead(&recent));
-            let old = InFlightRow { admitted_at: NOW - UNCONFIRMED_WINDOW_MS - 1, ..recent };
+            let heard_at = NOW - silent_ms.unwrap_or_default();
+            let old = InFlightRow { waited_for_since: heard_at - UNCONFIRMED_WINDOW_MS - CLOCKS_MS - 1, ..recent };
             assert_eq!(chosen(&old, 0), Choice::Own);
             for one in [
                 InFlightRow { phase: Phase::Reserved, ..old.clone() },
@@ -257,6 +291,15 @@ mod tests {
     }
 
     #[test]
+    fn how_long_a_client_waits_is_what_counts_of_a_dead_replica_too() {
+        // It was last heard 58 s after the admission; its client was answered after 60 s, as unknown, which it could not record.
+        let silent_ms = 9_000;
+        let row = InFlightRow { waited_for_since: NOW - 67_000, ..row("a", Some(silent_ms)) };
+        let chosen = choose(std::slice::from_ref(&row), "me", NOW, 0, 80_000);
+        assert_eq!(chosen, Choice::OfDead(&row));
+    }
+
+    #[test]
     fn a_replica_that_may_have_died_a_moment_ago_is_waited_for() {
         let under_way = |silent_ms| InFlightRow { phase: Phase::Reserved, ..row("a", Some(silent_ms)) };
         assert_eq!(chosen(&under_way(1_900), 0), Choice::Wait);
@@ -265,7 +308,7 @@ mod tests {
         assert_eq!(chosen(&under_way(100), 400), Choice::Own, "it was heard since");
         assert_eq!(chosen(&under_way(5_000), 3_500), Choice::Wait);
         assert!(matches!(chosen(&under_way(6_100), 4_500), Choice::OfDead(_)));
-        let admitted = |ago_ms, silent_ms| InFlightRow { admitted_at: NOW - ago_ms, ..row("a", Some(silent_ms)) };
+        let admitted = |ago_ms, silent_ms| InFlightRow { waited_for_since: NOW - ago_ms, ..row("a", Some(silent_ms)) };
         assert_eq!(
             chosen(&admitted(14_000, 1_900), 0),
             Choice::Wait,

@@ -21,7 +21,7 @@ pub(super) const UNCONFIRMED_WINDOW_MS: i64 = 60_000;
 
 /// How long an undelivered response is kept for a retry of its request: SDKs give up within two minutes, job queues retry within
 /// ten.
-const KEPT: Duration = Duration::from_secs(600);
+const RESPONSE_KEPT_FOR: Duration = Duration::from_secs(600);
 /// How long a request waits to see whether the client of an equal one in progress has disconnected. A retrying client has closed
 /// its first connection, which may be noticed a moment after the retry arrives on another.
 pub(super) const NOTICED_WITHIN: Duration = Duration::from_millis(100);
@@ -37,9 +37,9 @@ const ANSWERS_BYTES_MAX: usize = 16 * 1024 * 1024;
 pub(in crate::calls) struct ClientState {
     left: OnceLock<Instant>,
     /// A response was written to it.
-    told: AtomicBool,
+    response_written: AtomicBool,
     /// Whether the client has received its response.
-    heard: AtomicBool,
+    response_received: AtomicBool,
     changed: Notify,
 }
 
@@ -57,15 +57,15 @@ impl ClientState {
             if self.has_disconnected() {
                 return true;
             }
-            if self.heard.load(Ordering::Relaxed) {
+            if self.response_received.load(Ordering::Relaxed) {
                 return false;
             }
             changed.await;
         }
     }
 
-    fn has_disconnected(&self) -> bool {
-        self.has_left() && !self.told.load(Ordering::Relaxed)
+    pub(super) fn has_disconnected(&self) -> bool {
+        self.has_left() && !self.response_written.load(Ordering::Relaxed)
     }
 }
 
@@ -92,7 +92,7 @@ impl ClientHandle {
     /// Reports that the response was written to the client. If it had a known outcome, the request is finished for this module,
     /// unless it turns out that the client never read it.
     pub fn delivered(self) -> DeliveryGuard {
-        self.client.told.store(true, Ordering::Relaxed);
+        self.client.response_written.store(true, Ordering::Relaxed);
         let mut all = self.requests.lock();
         for one in all.by_fingerprint.get_mut(&self.fingerprint).into_iter().flatten() {
             if Arc::ptr_eq(&one.client, &self.client) && !one.reported_unknown {
@@ -115,7 +115,7 @@ impl DeliveryGuard {
     /// Reports that its connection was reset: it disconnected before the response arrived.
     pub fn lost(self) {
         let handle = &self.0;
-        handle.client.told.store(false, Ordering::Relaxed);
+        handle.client.response_written.store(false, Ordering::Relaxed);
         handle.client.changed.notify_waiters();
         let mut all = handle.requests.lock();
         for one in all.by_fingerprint.get_mut(&handle.fingerprint).into_iter().flatten() {
@@ -127,7 +127,7 @@ impl DeliveryGuard {
 impl Drop for DeliveryGuard {
     fn drop(&mut self) {
         let handle = &self.0;
-        handle.client.heard.store(true, Ordering::Relaxed);
+        handle.client.response_received.store(true, Ordering::Relaxed);
         handle.client.changed.notify_waiters();
         let is_mine = |o: &InFlight| Arc::ptr_eq(&o.client, &handle.client);
         handle.requests.lock().remove_if(&handle.fingerprint, |o| is_mine(o) && o.delivered);
@@ -386,7 +386,8 @@ impl InFlight {
 
     /// Whether the response was kept too long without a retry.
     fn is_stale(&self) -> bool {
-        matches!(self.progress, Progress::Created(_)) && self.client.left.get().is_some_and(|at| at.elapsed() > KEPT)
+        matches!(self.progress, Progress::Created(_))
+            && self.client.left.get().is_some_and(|at| at.elapsed() > RESPONSE_KEPT_FOR)
     }
 }
 

@@ -102,16 +102,20 @@ impl Deduplication {
                         continue;
                     }
                     Lookup::Duplicate(earlier) => {
+                        let recording = self.context.lifecycle.admission.recording();
                         if !self.cluster.still_owned(request.fingerprint(), &earlier).boxed().await {
                             earlier.not_created();
                             continue;
                         }
-                        self.cluster.record_if_undelivered(client, &earlier);
+                        self.cluster.record_if_undelivered(client, &earlier, Some(recording));
                         Duplicate { call: None, request: Some(earlier) }
                     }
                     Lookup::New(claim) => match self.claim_in_cluster(request, client, claim).boxed().await? {
                         ClusterLookup::New(claim) => return Ok(Claimed::New(claim)),
-                        ClusterLookup::Duplicate(earlier) => Duplicate { call: None, request: Some(earlier) },
+                        ClusterLookup::Duplicate(earlier, recording) => {
+                            self.cluster.record_if_undelivered(client, &earlier, Some(recording));
+                            Duplicate { call: None, request: Some(earlier) }
+                        }
                     },
                 },
             };
@@ -130,7 +134,7 @@ impl Deduplication {
         client: &Arc<ClientState>,
         claim: Claim,
     ) -> Result<ClusterLookup, NotSent> {
-        self.cluster.record_if_undelivered(client, claim.request());
+        self.cluster.record_if_undelivered(client, claim.request(), None);
         let found = self.cluster.find(request.fingerprint(), client, claim).await.map_err(|error| {
             warn!(%error, "failed to look for a request among those of other replicas");
             store_unavailable()

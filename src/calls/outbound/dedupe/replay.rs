@@ -112,7 +112,7 @@ impl Replay {
                     one.mark_reported_unknown();
                 }
                 if let (Some(call), Some(me)) = (&call, self.context.replica()) {
-                    let change = Change { reported_unknown_by: Some(me), ..lifecycle.change(call, Source::Order) };
+                    let change = Change { reported_unknown_by: Some(me), ..lifecycle.change(call, Source::Create) };
                     lifecycle.apply_with_retry(change).await;
                 }
                 let why = "an equal request was sent before, and its outcome is still unknown";

@@ -32,7 +32,7 @@ async fn held_open(store: &Arc<PostgresStore>, call: &NewCall) -> (tokio::sync::
     let both = Arc::new(Mutex::new(Some((wait, here))));
     let (db, call) = (store.db.clone(), call.clone());
     let opening = tokio::spawn(async move {
-        let opened = db.write_at(Gate::Shared, move |c, _| {
+        let opened = db.write_at(TransitionLock::Shared, move |c, _| {
             let (both, call) = (both.clone(), call.clone());
             Box::pin(async move {
                 let opened = calls::open(&mut Pg(c), &call).await?;

@@ -12,7 +12,7 @@ use crate::sync::lock;
 use tokio::sync::Notify;
 
 /// The interval of log lines about connections that were evicted or refused.
-pub(super) const SAY_EVERY: Duration = Duration::from_secs(60);
+pub(super) const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The unit of the per-peer limit: an IPv4 address, or the first 64 bits of an IPv6 one, because one host usually has all of those.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -30,19 +30,19 @@ impl PeerKey {
 
 /// The connections of a listener.
 #[derive(Debug)]
-pub(super) struct Crowd {
+pub(super) struct ConnectionSlots {
     listener: SocketAddr,
-    seats_max: usize,
-    seats_max_of_peer: usize,
+    max: usize,
+    max_of_peer: usize,
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    seated: usize,
+    open: usize,
     of_peer: HashMap<PeerKey, usize>,
     /// Idle connections, ordered by a counter of when they became idle.
-    idle: BTreeMap<u64, Arc<SeatEntry>>,
+    idle: BTreeMap<u64, Arc<SlotEntry>>,
     turn: u64,
     pressure: Pressure,
 }
@@ -57,23 +57,23 @@ struct Pressure {
 
 /// A connection as others see it.
 #[derive(Debug)]
-struct SeatEntry {
+struct SlotEntry {
     /// `None`: the peer has no limit.
     peer: Option<PeerKey>,
     left: Notify,
 }
 
-/// A connection's place in the listener, held until dropped.
+/// The slot of a connection, held until it is dropped.
 #[derive(Debug)]
-pub(super) struct Seat {
-    crowd: Arc<Crowd>,
-    chair: Arc<SeatEntry>,
+pub(super) struct ConnectionSlot {
+    connection_slots: Arc<ConnectionSlots>,
+    entry: Arc<SlotEntry>,
     /// Locked only while a field is read or written.
-    place: Mutex<Place>,
+    place: Mutex<SlotState>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
-struct Place {
+struct SlotState {
     idle_since: Option<u64>,
     /// Requests in progress.
     busy: usize,
@@ -81,25 +81,25 @@ struct Place {
 
 /// A request in progress; while it exists, its connection is not idle.
 #[derive(Debug)]
-pub(super) struct Busy(Arc<Seat>);
+pub(super) struct RequestGuard(Arc<ConnectionSlot>);
 
-impl Crowd {
-    pub(super) fn new(listener: SocketAddr, seats_max: usize, seats_max_of_peer: usize) -> Arc<Self> {
-        Arc::new(Crowd { listener, seats_max, seats_max_of_peer, state: Mutex::default() })
+impl ConnectionSlots {
+    pub(super) fn new(listener: SocketAddr, max: usize, max_of_peer: usize) -> Arc<Self> {
+        Arc::new(ConnectionSlots { listener, max, max_of_peer, state: Mutex::default() })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
     }
 
-    /// Reserves a place for a new connection, evicting an idle one if necessary. `None`: all are busy.
+    /// Reserves a slot for a new connection, evicting an idle one if necessary. `None`: all are busy.
     /// Without a peer only the limit of all applies.
-    pub(super) fn seat(self: &Arc<Self>, peer: Option<PeerKey>) -> Option<Arc<Seat>> {
+    pub(super) fn reserve(self: &Arc<Self>, peer: Option<PeerKey>) -> Option<Arc<ConnectionSlot>> {
         let mut state = self.state();
         let of_peer = peer.map_or(0, |peer| state.of_peer.get(&peer).copied().unwrap_or_default());
-        let found = if of_peer >= self.seats_max_of_peer {
-            state.close_oldest(|chair| chair.peer == peer)
-        } else if state.seated >= self.seats_max {
+        let found = if of_peer >= self.max_of_peer {
+            state.close_oldest(|entry| entry.peer == peer)
+        } else if state.open >= self.max {
             state.close_oldest(|_| true)
         } else {
             true
@@ -107,29 +107,29 @@ impl Crowd {
         if !found {
             state.pressure.refused += 1;
         }
-        state.log_pressure(self.listener, self.seats_max, self.seats_max_of_peer);
+        state.log_pressure(self.listener, self.max, self.max_of_peer);
         if !found {
             return None;
         }
-        state.seated += 1;
+        state.open += 1;
         if let Some(peer) = peer {
             *state.of_peer.entry(peer).or_default() += 1;
         }
-        let chair = Arc::new(SeatEntry { peer, left: Notify::new() });
-        let place = Place { idle_since: Some(state.wait(chair.clone())), busy: 0 };
-        Some(Arc::new(Seat { crowd: self.clone(), chair, place: Mutex::new(place) }))
+        let entry = Arc::new(SlotEntry { peer, left: Notify::new() });
+        let place = SlotState { idle_since: Some(state.wait(entry.clone())), busy: 0 };
+        Some(Arc::new(ConnectionSlot { connection_slots: self.clone(), entry, place: Mutex::new(place) }))
     }
 }
 
 impl State {
-    fn wait(&mut self, chair: Arc<SeatEntry>) -> u64 {
+    fn wait(&mut self, entry: Arc<SlotEntry>) -> u64 {
         self.turn += 1;
-        self.idle.insert(self.turn, chair);
+        self.idle.insert(self.turn, entry);
         self.turn
     }
 
     fn leave(&mut self, peer: Option<PeerKey>) {
-        self.seated = self.seated.saturating_sub(1);
+        self.open = self.open.saturating_sub(1);
         let Some(peer) = peer else { return };
         let left = self.of_peer.get_mut(&peer).map_or(0, |count| {
             *count = count.saturating_sub(1);
@@ -141,19 +141,19 @@ impl State {
     }
 
     /// Evicts the connection that was idle for longest among those that `fits` accepts; its place is free at once.
-    fn close_oldest(&mut self, fits: impl Fn(&SeatEntry) -> bool) -> bool {
-        let oldest = self.idle.iter().find(|(_, chair)| fits(chair)).map(|(since, _)| *since);
-        let Some(chair) = oldest.and_then(|since| self.idle.remove(&since)) else { return false };
-        self.leave(chair.peer);
+    fn close_oldest(&mut self, fits: impl Fn(&SlotEntry) -> bool) -> bool {
+        let oldest = self.idle.iter().find(|(_, entry)| fits(entry)).map(|(since, _)| *since);
+        let Some(entry) = oldest.and_then(|since| self.idle.remove(&since)) else { return false };
+        self.leave(entry.peer);
         self.pressure.closed_idle += 1;
-        chair.left.notify_one();
+        entry.left.notify_one();
         true
     }
 
     fn log_pressure(&mut self, listener: SocketAddr, connections_max: usize, of_peer_max: usize) {
         let pressure = &mut self.pressure;
         let (closed_idle, refused) = (pressure.closed_idle, pressure.refused);
-        if closed_idle + refused == 0 || pressure.said_at.is_some_and(|at| at.elapsed() < SAY_EVERY) {
+        if closed_idle + refused == 0 || pressure.said_at.is_some_and(|at| at.elapsed() < LOG_INTERVAL) {
             return;
         }
         *pressure = Pressure { said_at: Some(Instant::now()), ..Pressure::default() };
@@ -161,47 +161,47 @@ impl State {
     }
 }
 
-impl Seat {
-    fn place(&self) -> MutexGuard<'_, Place> {
+impl ConnectionSlot {
+    fn place(&self) -> MutexGuard<'_, SlotState> {
         lock(&self.place)
     }
 
     /// Marks a request in progress. `None`: the connection was just evicted.
-    pub(super) fn busy(self: &Arc<Self>) -> Option<Busy> {
+    pub(super) fn busy(self: &Arc<Self>) -> Option<RequestGuard> {
         let mut place = self.place();
         if place.busy == 0 {
             let since = place.idle_since.take()?;
-            self.crowd.state().idle.remove(&since)?;
+            self.connection_slots.state().idle.remove(&since)?;
         }
         place.busy += 1;
         drop(place);
-        Some(Busy(self.clone()))
+        Some(RequestGuard(self.clone()))
     }
 
     /// Waits until the connection is evicted.
-    pub(super) async fn left(&self) {
-        self.chair.left.notified().await;
+    pub(super) async fn evicted(&self) {
+        self.entry.left.notified().await;
     }
 }
 
-impl Drop for Busy {
+impl Drop for RequestGuard {
     fn drop(&mut self) {
         let mut place = self.0.place();
         place.busy = place.busy.saturating_sub(1);
         if place.busy == 0 {
-            place.idle_since = Some(self.0.crowd.state().wait(self.0.chair.clone()));
+            place.idle_since = Some(self.0.connection_slots.state().wait(self.0.entry.clone()));
         }
     }
 }
 
-impl Drop for Seat {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         let place = *self.place();
-        let mut state = self.crowd.state();
+        let mut state = self.connection_slots.state();
         let is_idle = place.idle_since.is_some_and(|since| state.idle.remove(&since).is_some());
         // Otherwise it was evicted, and its place belongs to another.
         if is_idle || place.busy > 0 {
-            state.leave(self.chair.peer);
+            state.leave(self.entry.peer);
         }
     }
 }
@@ -210,66 +210,66 @@ impl Drop for Seat {
 mod tests {
     use super::*;
 
-    fn crowd(seats_max: usize, of_peer: usize) -> Arc<Crowd> {
-        Crowd::new(([127, 0, 0, 1], 1).into(), seats_max, of_peer)
+    fn connection_slots(max: usize, of_peer: usize) -> Arc<ConnectionSlots> {
+        ConnectionSlots::new(([127, 0, 0, 1], 1).into(), max, of_peer)
     }
 
     fn peer(last: u8) -> Option<PeerKey> {
         Some(PeerKey::of([10, 0, 0, last].into()))
     }
 
-    async fn has_left(seat: &Seat) -> bool {
+    async fn has_left(slot: &ConnectionSlot) -> bool {
         tokio::select! {
             biased;
-            () = seat.left() => true,
+            () = slot.evicted() => true,
             () = std::future::ready(()) => false,
         }
     }
 
     #[tokio::test]
     async fn the_one_that_waits_for_longest_makes_room() {
-        let crowd = crowd(2, 2);
-        let (a, b) = (crowd.seat(peer(1)).unwrap(), crowd.seat(peer(2)).unwrap());
+        let connection_slots = connection_slots(2, 2);
+        let (a, b) = (connection_slots.reserve(peer(1)).unwrap(), connection_slots.reserve(peer(2)).unwrap());
         // It has just been busy, so the other has waited for longer.
         drop(a.busy().unwrap());
-        let c = crowd.seat(peer(3)).unwrap();
+        let c = connection_slots.reserve(peer(3)).unwrap();
         assert!(has_left(&b).await && !has_left(&a).await && !has_left(&c).await);
         assert!(b.busy().is_none(), "a request that came too late is not begun");
         drop(b);
         let (_a, _c) = (a.busy().unwrap(), c.busy().unwrap());
-        assert!(crowd.seat(peer(4)).is_none(), "nobody is closed in the middle of a request");
-        assert_eq!(crowd.state().seated, 2);
+        assert!(connection_slots.reserve(peer(4)).is_none(), "nobody is closed in the middle of a request");
+        assert_eq!(connection_slots.state().open, 2);
     }
 
     #[tokio::test]
     async fn a_peer_that_has_its_share_makes_room_for_itself_only() {
-        let crowd = crowd(10, 2);
-        let other = crowd.seat(peer(1)).unwrap();
-        let all: Vec<_> = (0..5).map(|_| crowd.seat(peer(2)).unwrap()).collect();
+        let connection_slots = connection_slots(10, 2);
+        let other = connection_slots.reserve(peer(1)).unwrap();
+        let all: Vec<_> = (0..5).map(|_| connection_slots.reserve(peer(2)).unwrap()).collect();
         assert!(!has_left(&other).await);
-        for (nth, seat) in all.iter().enumerate() {
-            assert_eq!(has_left(seat).await, nth < 3, "{nth}");
+        for (nth, slot) in all.iter().enumerate() {
+            assert_eq!(has_left(slot).await, nth < 3, "{nth}");
         }
-        assert_eq!(crowd.state().seated, 3);
-        let busy: Vec<_> = all.iter().filter_map(|seat| seat.busy()).collect();
+        assert_eq!(connection_slots.state().open, 3);
+        let busy: Vec<_> = all.iter().filter_map(|slot| slot.busy()).collect();
         assert_eq!(busy.len(), 2);
-        assert!(crowd.seat(peer(2)).is_none());
-        let trusted: Vec<_> = (0..7).map(|_| crowd.seat(None).unwrap()).collect();
+        assert!(connection_slots.reserve(peer(2)).is_none());
+        let trusted: Vec<_> = (0..7).map(|_| connection_slots.reserve(None).unwrap()).collect();
         drop(busy);
         drop((trusted, all, other));
-        let state = crowd.state();
-        assert_eq!((state.seated, state.of_peer.len(), state.idle.len()), (0, 0, 0));
+        let state = connection_slots.state();
+        assert_eq!((state.open, state.of_peer.len(), state.idle.len()), (0, 0, 0));
     }
 
     #[test]
     fn several_requests_on_one_connection_are_all_waited_for() {
-        let crowd = crowd(1, 1);
-        let seat = crowd.seat(peer(1)).unwrap();
-        let (first, second) = (seat.busy().unwrap(), seat.busy().unwrap());
+        let connection_slots = connection_slots(1, 1);
+        let slot = connection_slots.reserve(peer(1)).unwrap();
+        let (first, second) = (slot.busy().unwrap(), slot.busy().unwrap());
         drop(first);
-        assert!(crowd.seat(peer(1)).is_none());
+        assert!(connection_slots.reserve(peer(1)).is_none());
         drop(second);
-        assert!(crowd.seat(peer(1)).is_some());
+        assert!(connection_slots.reserve(peer(1)).is_some());
     }
 
     #[test]

@@ -19,9 +19,9 @@ struct Front {
 
 /// Front mode's recent answers, by call: a retried voice webhook gets the same conversation. Cloning is cheap.
 #[derive(Clone, Default)]
-pub(super) struct Fronts(Arc<Mutex<HashMap<CallId, Front>>>);
+pub(super) struct FrontCache(Arc<Mutex<HashMap<CallId, Front>>>);
 
-impl Fronts {
+impl FrontCache {
     /// The answer to a call's webhook; the first caller fills it in.
     pub(super) fn of(&self, call: &CallId) -> Arc<OnceCell<String>> {
         let mut fronts = lock(&self.0);
