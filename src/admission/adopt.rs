@@ -6,6 +6,7 @@ use super::state::GateOp;
 use super::{AdmissionController, PolicyGuard};
 use crate::call::Phase;
 use crate::failpoint;
+use crate::ids::CallId;
 use crate::policy::decision::{LeaseRow, keys};
 use crate::store::{CallRecord, Confirmed, InsertOutcome, NewCall, Result};
 
@@ -40,12 +41,23 @@ impl AdmissionController {
             match self.0.store.open(call.clone(), Some(state.epoch)).await? {
                 InsertOutcome::New(news) => {
                     failpoint::hit("call.adopted").await;
+                    let id = call.id.clone();
                     self.send_op(GateOp::Adopt(state.epoch, held)).boxed().await;
+                    self.release_if_ended(&id).boxed().await;
                     return Ok(InsertOutcome::New(news));
                 }
                 InsertOutcome::Outdated(now) => self.adopt_epoch(now),
                 known => return Ok(known),
             }
+        }
+    }
+
+    /// Releases an adopted call that has ended meanwhile: its release may have come first.
+    async fn release_if_ended(&self, call: &CallId) {
+        if let Ok(Some(now)) = self.0.store.call(call).await
+            && now.phase == Phase::Ended
+        {
+            self.release_unrecorded(call).boxed().await;
         }
     }
 
@@ -65,12 +77,7 @@ impl AdmissionController {
                         over_limit: record.over_limit,
                     };
                     self.send_op(GateOp::Adopt(state.epoch, held)).boxed().await;
-                    // It may have ended meanwhile, and its release may have come first.
-                    if let Ok(Some(now)) = self.0.store.call(&record.id).await
-                        && now.phase == Phase::Ended
-                    {
-                        self.release_unrecorded(&record.id).boxed().await;
-                    }
+                    self.release_if_ended(&record.id).boxed().await;
                     return Ok(true);
                 }
                 Confirmed::Before => return Ok(false),

@@ -65,7 +65,9 @@ impl Inbound {
         }
         failpoint::hit("inbound.fronted").await;
         let change = Change { bind, ..self.context.lifecycle.change(&record.id, Source::Answer) };
-        self.context.lifecycle.apply(change).await.map_err(|e| e.to_string())?;
-        Ok(twiml.clone())
+        match self.context.lifecycle.apply(change).await.map_err(|e| e.to_string())? {
+            Some(applied) if applied.record.phase != Phase::Ended => Ok(twiml.clone()),
+            _ => Err("it ended meanwhile; its slot is free".to_owned()),
+        }
     }
 }

@@ -367,6 +367,7 @@ impl Lifecycle {
             let own = own_id(&given_up.id);
             let known = self.store.resolve(std::slice::from_ref(&own)).await?;
             let call = match (known, change.event) {
+                (Some(call), _) if call == given_up.id => return Ok(None),
                 (Some(call), _) => call,
                 (None, Some(Event::Reached(phase))) => {
                     let id = CallId::new();

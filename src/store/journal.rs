@@ -150,7 +150,11 @@ impl Inner {
         let bytes = encode(event).map_err(failed)?;
         // Serialised: two concurrent measurements would both find the same room.
         let _changing = self.changing();
+        let is_new = !self.folder.exists();
         make_folder(&self.folder).map_err(failed)?;
+        if is_new && let Some(parent) = self.folder.parent() {
+            sync(parent).map_err(failed)?;
+        }
         let (files, used) = (self.size.files.load(Ordering::Relaxed), self.size.bytes.load(Ordering::Relaxed));
         let all = used.saturating_add(bytes.len() as u64);
         if all > bytes_max {

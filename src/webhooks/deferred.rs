@@ -20,6 +20,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 const WAITS_MS: i64 = 24 * 3_600_000;
 /// How often expired deferred webhooks are closed.
 const EXPIRE_EVERY: Duration = Duration::from_secs(3600);
+/// How often a deferred webhook that cannot be written is tried.
+const TRIES_MAX: u32 = 10;
 /// Webhooks that are processed in one step.
 const STEP: u32 = 100;
 
@@ -59,8 +61,11 @@ impl Webhooks {
                 Err(AdmissionError::Store(error))
                     if matches!(error, StoreError::Damaged(_)) || self.calls.lifecycle.store.ping().await.is_ok() =>
                 {
-                    warn!(event = id, %error, "failed to apply a deferred webhook");
-                    self.calls.lifecycle.store.mark_matched(&id, None, EventOutcome::Unusable).await?;
+                    let tries = self.calls.lifecycle.store.begin_try(&id).await?;
+                    warn!(event = id, %error, tries, "failed to apply a deferred webhook");
+                    if matches!(error, StoreError::Damaged(_)) || tries >= TRIES_MAX {
+                        self.calls.lifecycle.store.mark_matched(&id, None, EventOutcome::Unusable).await?;
+                    }
                 }
                 Err(AdmissionError::Store(error)) => return Err(error),
             }
@@ -116,7 +121,8 @@ pub async fn deferred_loop(inbox: impl Fn() -> Webhooks, role: impl Fn() -> Role
             let mut failed = None;
             if expired_at.is_none_or(|at| at.elapsed() >= EXPIRE_EVERY) {
                 match inbox.expire_deferred().await {
-                    Ok(()) => expired_at = Some(Instant::now()),
+                    // An end may be recorded long after its time.
+                    Ok(()) => (expired_at, searched) = (Some(Instant::now()), Searched::default()),
                     Err(error) => failed = Some(error),
                 }
             }

@@ -66,6 +66,8 @@ impl Webhooks {
                 given.map_err(|error| StoreError::Failed(format!("the spool cannot be written: {error}")))?;
                 store.set_spool(id, &spool).await?;
             }
+            // Its own row, which was written before: the delivery may need the file.
+            Ok(ReceiveOutcome::Before { id, .. }) if *id == new => {}
             Ok(ReceiveOutcome::Before { .. }) => self.spool.forget(&new).await,
         }
         received

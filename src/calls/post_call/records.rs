@@ -103,13 +103,15 @@ impl PostCallRecords {
         due_at: Option<UnixMs>,
     ) -> Result<Put> {
         let keep = self.context.policy.privacies().of(&record.facts.business);
-        if complete == Completeness::Complete && keep == Privacy::Keep {
+        // After the last fetch, what was found is all that comes.
+        let is_complete = complete == Completeness::Complete || due_at.is_none();
+        if is_complete && keep == Privacy::Keep {
             self.fill_transcript(record, account, &found).boxed().await?;
         }
         let put = PutPostCall {
             call: record.id.clone(),
             found: record_kept(keep, found),
-            complete: complete == Completeness::Complete,
+            complete: is_complete,
             by: by.as_str(),
             at_ms: self.context.lifecycle.clock.now_ms(),
             due_at,

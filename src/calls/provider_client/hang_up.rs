@@ -18,7 +18,7 @@ use crate::call::{EndProof, Event, Outcome, Phase, Source};
 use crate::failpoint;
 use crate::ids::CallId;
 use crate::provider::account::Account;
-use crate::provider::description::HangUpMethod;
+use crate::provider::description::{HangUpMethod, OWN_ID_KIND};
 use crate::provider::select::{Document, Message};
 use crate::store::{CallRecord, Change};
 
@@ -193,7 +193,8 @@ impl ProviderClient {
                     let event = Some(Event::Ended(outcome, EndProof::Provider));
                     let change = Change {
                         event,
-                        bind: found.aliases,
+                        // Its own id links a second record to it, never itself.
+                        bind: found.aliases.into_iter().filter(|alias| alias.kind != OWN_ID_KIND).collect(),
                         ..self.context.lifecycle.change(&record.id, Source::Poll)
                     };
                     return self.context.lifecycle.apply(change).await.is_ok();

@@ -22,6 +22,9 @@ use crate::store::CallRecord;
 
 /// Pages of a list that are read at most: 100 pages of 100 conversations are more than any account can hold concurrently.
 const PAGES_MAX: usize = 100;
+/// How much earlier than its admission a provider may say that a call was created, in milliseconds: providers' time stamps have a
+/// resolution of one second, and clocks differ by as much as `doctor` tolerates.
+pub(in crate::calls) const CREATED_BEFORE_MS: i64 = 1_000 + 5_000;
 
 /// A call in a provider's record.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -299,8 +302,7 @@ impl ProviderClient {
         let find = find.ok_or_else(no_way)?;
         let path = self.path(account, Some(record), find.path.as_deref().ok_or_else(no_way)?)?;
         let listed = self.pages(account, find, path).await?;
-        // Providers' time stamps have a resolution of one second.
-        let since_ms = record.admitted_at - 1_000;
+        let since_ms = record.admitted_at - CREATED_BEFORE_MS;
         let fits = |one: &ListedCall| one.facts.agent.is_none() || one.facts.agent == record.facts.agent;
         Ok(listed.into_iter().filter(|one| one.created_at.is_none_or(|at| at >= since_ms) && fits(one)).collect())
     }

@@ -8,7 +8,7 @@ use tracing::{debug, info, warn};
 use super::{Sweeper, Unread, log, ms};
 use crate::call::{EndProof, Event, Origin, Outcome, Phase, Source, Step};
 use crate::calls::AskError;
-use crate::calls::provider_client::lookup::{FoundCall, ListedCall, LookedUp};
+use crate::calls::provider_client::lookup::{CREATED_BEFORE_MS, FoundCall, ListedCall, LookedUp};
 use crate::clock::rfc3339;
 use crate::failpoint;
 use crate::provider::account::Account;
@@ -39,7 +39,7 @@ impl Sweeper {
         }
         if self.ask_about(call).boxed().await == AskResult::Unread
             && let Ok(counted) = self.calls.provider.count_live(&self.account).await
-            && counted.is_none_or(|counted| counted == listed)
+            && counted.is_some_and(|counted| counted == listed)
         {
             self.absent(call).boxed().await;
         }
@@ -256,7 +256,6 @@ impl Sweeper {
 pub(super) fn may_be_call_of(order: &CallRecord, one: &ListedCall) -> bool {
     let (to, seen) = (&order.facts.other_number, &one.facts.other_number);
     let elsewhere = to.is_some() && seen.is_some() && to != seen;
-    // Providers' time stamps have a resolution of one second.
-    let older = one.created_at.is_some_and(|at| at + 1_000 < order.admitted_at);
+    let older = one.created_at.is_some_and(|at| at + CREATED_BEFORE_MS < order.admitted_at);
     order.facts.direction == one.direction && !elsewhere && !older
 }

@@ -239,11 +239,14 @@ pub(in crate::store) async fn what_is_known_comes_before_a_full_limit(fresh: &im
     assert_eq!(admit(&store, &again, &policy, 2).await, new(1));
     assert_eq!(store.resolve(&key).await.unwrap(), Some(again.id.clone()));
     assert_eq!(store.resolve(&[sid]).await.unwrap(), Some(first.id));
-    // The second record of a call has the ids of the first.
+    // The second record of a call has the ids of the first, and its client knows as little.
+    fresh.execute(&format!("UPDATE calls SET undelivered = true WHERE id = '{}'", again.id)).await;
     store.apply(change(&again.id, END)).await.unwrap();
     let second = new_call(&[(crate::provider::description::OWN_ID_KIND, again.id.as_str())]);
     assert_eq!(admit(&store, &second, &policy, 2).await, new(1));
-    assert_eq!(store.resolve(&key).await.unwrap(), Some(second.id));
+    assert_eq!(store.resolve(&key).await.unwrap(), Some(second.id.clone()));
+    let undelivered = format!("SELECT count(*) FROM calls WHERE undelivered AND id = '{}'", second.id);
+    assert_eq!(fresh.number(&undelivered).await, 1);
 }
 
 pub(in crate::store) async fn a_move_counts_every_open_call_by_the_new_policy(fresh: &impl Fresh) {

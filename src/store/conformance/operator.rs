@@ -160,6 +160,7 @@ pub(in crate::store) async fn a_body_in_a_spool_is_its_replicas_alone(fresh: &im
     assert!(!store.clear_spool(&event.id, "mine").await.unwrap(), "it is not applied yet");
     assert!(store.settle(&event.id, None, EventOutcome::Deferred, Some(delivery.clone()), 5).await.unwrap());
     store.set_spool(&event.id, "other").await.unwrap();
+    assert!(!store.clear_spool(&event.id, "mine").await.unwrap(), "its delivery needs the file");
     assert_eq!(store.take_deliveries(5, 9, "other", DeliveryOrder::FailedStepAside).await.unwrap(), []);
     assert_eq!(
         store.take_deliveries(5, 9, "mine", DeliveryOrder::FailedStepAside).await.unwrap(),

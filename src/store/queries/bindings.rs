@@ -108,8 +108,12 @@ pub(in crate::store) async fn claimed(c: &mut dyn Driver, call: &NewCall, freed:
         let sql = "DELETE FROM call_aliases WHERE kind = $1 AND id = $2";
         c.execute(sql, &binds![&alias.kind, &alias.id]).await?;
     }
-    // The second record of a call: the external ids move to it.
+    // The second record of a call: the external ids move to it, and so does what its client does not know.
     for first in call.aliases.iter().filter(|a| is_own(a)) {
+        let sql =
+            "UPDATE calls SET undelivered = coalesce((SELECT one.undelivered FROM calls one WHERE one.id = $2), false)
+             WHERE id = $1";
+        c.execute(sql, &binds![call.id.as_str(), &first.id]).await?;
         let sql = "UPDATE call_aliases SET call_id = $1 WHERE call_id = $2";
         c.execute(sql, &binds![call.id.as_str(), &first.id]).await?;
     }

@@ -120,7 +120,9 @@ async fn clear_spool(c: &mut dyn Driver, event_id: &str, spool: &str) -> Sql<boo
     if c.execute(gone, &binds![event_id, spool]).await? > 0 {
         c.execute("UPDATE deliveries SET spool = NULL WHERE event_id = $1", &binds![event_id]).await?;
     }
-    let unneeded = "SELECT 1 FROM webhook_events WHERE id = $1 AND spool IS DISTINCT FROM $2";
+    // The webhook may be in another replica's spool by now, while its delivery is in this one.
+    let unneeded = "SELECT 1 FROM webhook_events WHERE id = $1 AND spool IS DISTINCT FROM $2
+         AND NOT EXISTS (SELECT 1 FROM deliveries WHERE event_id = $1 AND spool = $2 AND done_at IS NULL)";
     Ok(!c.fetch(unneeded, &binds![event_id, spool]).await?.is_empty())
 }
 
