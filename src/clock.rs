@@ -9,6 +9,11 @@ use nix::time::{ClockId, clock_gettime};
 /// Milliseconds since 1970-01-01 UTC.
 pub type UnixMs = i64;
 
+/// A duration in whole milliseconds, at most `i64::MAX`.
+pub fn as_ms(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
 /// The system clock plus an offset that only tests move.
 #[derive(Debug, Clone, Default)]
 pub struct Clock {
@@ -35,7 +40,7 @@ impl Clock {
             return offset_ms;
         }
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        i64::try_from(since.as_millis()).unwrap_or(i64::MAX).saturating_add(offset_ms)
+        as_ms(since).saturating_add(offset_ms)
     }
 
     /// Moves this clock and every clone of it. For tests.

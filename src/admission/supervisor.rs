@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::{AdmissionController, AdmissionSettings, Recording};
+use crate::clock::as_ms;
 use crate::policy::decision::{GateMode, GateState};
 use crate::store::{BEAT_EVERY_MS, Result};
 use crate::sync::lock;
@@ -92,7 +93,7 @@ impl AdmissionController {
         let now_ms = self.0.store.now_ms().await?;
         self.0.recordings.done(PENDING_RECORDS_WAIT).await;
         // Asked after the store's time, so that it is never later than the beginning of that fact.
-        let as_of = now_ms - i64::try_from(self.0.recordings.oldest().as_millis()).unwrap_or(i64::MAX);
+        let as_of = now_ms - as_ms(self.0.recordings.oldest());
         let fleet = self.0.store.heartbeat(&self.myself(), Some(as_of)).await?;
         self.update_members(&fleet.live);
         self.apply_stored_bypass(fleet.bypass.clone(), stored_version).boxed().await;

@@ -26,7 +26,7 @@ use crate::admission::LiveCountReport;
 use crate::call::{Direction, Event, Origin, Phase, Source};
 use crate::calls::provider_client::lookup::ListedCall;
 use crate::calls::{AskError, Calls};
-use crate::clock::rfc3339;
+use crate::clock::{as_ms, rfc3339};
 use crate::failpoint;
 use crate::ids::{AccountName, CallId};
 use crate::metrics::SweepResult;
@@ -364,7 +364,7 @@ impl Sweeper {
     /// Whether the call was rejected and is up nevertheless. The second record of a call that was given up is an over-limit call
     /// too, but was not rejected. A replica that is rejecting a call just now may still end it by its reply.
     fn is_to_be_hung_up(&self, call: &CallRecord) -> bool {
-        let is_new = call.admitted_at + ms(self.calls.settings.list_lag) > self.calls.lifecycle.clock.now_ms();
+        let is_new = call.admitted_at + as_ms(self.calls.settings.list_lag) > self.calls.lifecycle.clock.now_ms();
         let refused = call.over_limit && call.alias(OWN_ID_KIND).is_none() && !is_new;
         refused && call.facts.direction == Direction::Inbound
     }
@@ -555,10 +555,6 @@ pub async fn initial_sweep(sweepers: &mut [Sweeper], within: Duration) {
         futures_util::future::join_all(these.map(|sweeper| sweeper.initial_sweep(within))).await;
     }
     failpoint::hit("start.sighted").await;
-}
-
-fn ms(duration: Duration) -> i64 {
-    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
 fn log<T>(result: std::result::Result<T, impl std::fmt::Display>) {

@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use tracing::warn;
 
 use crate::calls::post_call::shown::Numbers;
+use crate::clock::as_ms;
 use crate::ids::{Alias, CallId};
 use crate::metrics::{ClientRequest, Served};
 use crate::net::{Exchange, Handler, SocketError};
@@ -219,7 +220,7 @@ impl Client {
         let spoken = message::in_spoken_order(&utterances).into_iter();
         let mut messages: Vec<Value> = spoken.map(|one| message::transcription(&call, one, label)).collect();
         let reached = utterances.last().map_or(after, |one| one.sequence);
-        let wait_ms = i64::try_from(self.settings.completion_wait.as_millis()).unwrap_or(i64::MAX);
+        let wait_ms = as_ms(self.settings.completion_wait);
         let post_call = post_call.as_ref();
         if let Some(complete_at) = message::complete_at(&call, post_call, wait_ms).filter(|_| reached >= last) {
             messages.push(message::call_status(&call));

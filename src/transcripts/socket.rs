@@ -24,7 +24,7 @@ use super::message::{self, Command, ErrorCode};
 use super::runs::FollowedRun;
 use super::wake::Wake;
 use crate::call::Phase;
-use crate::clock::UnixMs;
+use crate::clock::{UnixMs, as_ms};
 use crate::ids::CallId;
 use crate::metrics::ClientMessage;
 use crate::net::WebSocket;
@@ -325,7 +325,7 @@ impl Connection {
             followed.is_over = true;
             self.send(&message::call_status(record)).await?;
         }
-        let wait_ms = i64::try_from(self.client.settings.completion_wait.as_millis()).unwrap_or(i64::MAX);
+        let wait_ms = as_ms(self.client.settings.completion_wait);
         let complete_at = message::complete_at(record, told, wait_ms);
         let is_due = complete_at.is_none_or(|at| at <= self.client.lifecycle.clock.now_ms());
         if is_due {

@@ -10,7 +10,7 @@ use crate::call::{Event, Phase, Source};
 use crate::calls::context::Context;
 use crate::calls::provider_client::lookup::LookedUpRecord;
 use crate::calls::provider_client::{AskError, ProviderClient};
-use crate::clock::{UnixMs, rfc3339};
+use crate::clock::{UnixMs, as_ms, rfc3339};
 use crate::ids::{BusinessId, CallId};
 use crate::metrics::RecordSource;
 use crate::policy::{Privacies, Privacy};
@@ -84,7 +84,7 @@ impl PostCallRecords {
         if self.record_account(record).is_some_and(|account| account.name != by.name) {
             return Ok(());
         }
-        let wait_ms = i64::try_from(self.context.settings.record_fetch_after.as_millis()).unwrap_or(i64::MAX);
+        let wait_ms = as_ms(self.context.settings.record_fetch_after);
         let due_at = self.context.lifecycle.clock.now_ms().saturating_add(wait_ms);
         let put = self.put_record(record, by, found, complete, Source::Webhook, Some(due_at)).await?;
         if put == Put::Complete {
@@ -200,7 +200,7 @@ impl PostCallRecords {
     pub async fn seek_records(&self, searched: &mut Searched) -> Result<()> {
         let store = &self.context.lifecycle.store;
         let now_ms = self.context.lifecycle.clock.now_ms();
-        let wait_ms = i64::try_from(self.context.settings.record_fetch_after.as_millis()).unwrap_or(i64::MAX);
+        let wait_ms = as_ms(self.context.settings.record_fetch_after);
         let until_ms = now_ms.saturating_sub(wait_ms);
         let from_ms = searched.until_ms.unwrap_or(until_ms - LOOK_BACK_MS);
         let missing = store.unrecorded(from_ms - LATE_MS, until_ms, STEP).await?;
@@ -281,7 +281,7 @@ impl PostCallRecords {
 
     /// Calls that ended before this time are final: redaction applies to their transcripts.
     pub(super) fn over_before_ms(&self) -> UnixMs {
-        let wait_ms = i64::try_from(self.context.settings.record_fetch_after.as_millis()).unwrap_or(i64::MAX);
+        let wait_ms = as_ms(self.context.settings.record_fetch_after);
         self.context.lifecycle.clock.now_ms().saturating_sub(wait_ms)
     }
 

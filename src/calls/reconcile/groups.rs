@@ -4,10 +4,11 @@
 use futures_util::FutureExt as _;
 use tracing::{info, warn};
 
-use super::{FULL_LIST_EVERY, SEEN_EVERY_MS, Sweeper, UNBOUND_MS, log, ms};
+use super::{FULL_LIST_EVERY, SEEN_EVERY_MS, Sweeper, UNBOUND_MS, log};
 use crate::call::{EndProof, Event, Outcome, Phase, Source};
 use crate::calls::AskError;
 use crate::calls::provider_client::lookup::{FoundCall, ListedCall, LookedUpGroup};
+use crate::clock::as_ms;
 use crate::ids::Alias;
 use crate::provider::account::Account;
 use crate::provider::description::Group;
@@ -56,7 +57,7 @@ impl Sweeper {
     /// an operator releases them: it may run for days, so its age proves nothing.
     pub(super) async fn settle_group(&mut self, call: &CallRecord, group: &Group) {
         let now_ms = self.calls.lifecycle.clock.now_ms();
-        let list_lag_ms = ms(self.calls.settings.list_lag);
+        let list_lag_ms = as_ms(self.calls.settings.list_lag);
         if !self.account.can_ask() {
             return;
         }
@@ -126,7 +127,7 @@ impl Sweeper {
     /// Whether a list without any of its calls, and without an untracked one, was read since then. The list may lag, so it must be
     /// younger by `list_lag`.
     fn is_quiet_since(&self, call: &CallRecord, over_since: i64) -> bool {
-        let list_lag_ms = ms(self.calls.settings.list_lag);
+        let list_lag_ms = as_ms(self.calls.settings.list_lag);
         let listed = self.account.provider.list.is_none() || self.listed_at >= over_since + list_lag_ms;
         listed && self.untracked.is_empty() && self.calls.batch_members.count(&self.account.name, Some(&call.id)) == 0
     }

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use futures_util::FutureExt as _;
 use tracing::{debug, info, warn};
 
-use super::{Sweeper, Unread, log, ms};
+use super::{Sweeper, Unread, log};
 use crate::call::{EndProof, Event, Origin, Outcome, Phase, Source, Step};
 use crate::calls::AskError;
 use crate::calls::provider_client::lookup::{CREATED_BEFORE_MS, FoundCall, ListedCall, LookedUp};
-use crate::clock::rfc3339;
+use crate::clock::{as_ms, rfc3339};
 use crate::failpoint;
 use crate::provider::account::Account;
 use crate::provider::description::OWN_ID_KIND;
@@ -55,7 +55,7 @@ impl Sweeper {
     }
 
     fn is_askable_by_age(&self, call: &CallRecord) -> bool {
-        call.phase_at + ms(self.calls.settings.list_lag) <= self.calls.lifecycle.clock.now_ms()
+        call.phase_at + as_ms(self.calls.settings.list_lag) <= self.calls.lifecycle.clock.now_ms()
     }
 
     /// Looks up one call and applies its record.
@@ -88,7 +88,7 @@ impl Sweeper {
         let unread = self.unread.entry(call.id.clone()).or_insert_with(|| Unread::new(now_ms));
         unread.why = error.to_string();
         debug!(call = %call.id, %error, "failed to read the state of a call");
-        let alarm_ms = ms(self.calls.settings.unreadable_alarm);
+        let alarm_ms = as_ms(self.calls.settings.unreadable_alarm);
         if unread.since_ms + alarm_ms <= now_ms && !std::mem::replace(&mut unread.is_alarming, true) {
             let account = self.account.name.as_str();
             let since = rfc3339(unread.since_ms);
@@ -122,9 +122,9 @@ impl Sweeper {
     /// Handles a provider's "no such call". Twice, far enough apart, it proves the end.
     pub(super) async fn absent(&mut self, call: &CallRecord) {
         let now_ms = self.calls.lifecycle.clock.now_ms();
-        let apart_ms = ms(self.calls.settings.not_found_confirm);
+        let apart_ms = as_ms(self.calls.settings.not_found_confirm);
         let due = call.deadline_at.is_some_and(|at| at <= now_ms);
-        if call.phase_at + ms(self.calls.settings.list_lag) > now_ms {
+        if call.phase_at + as_ms(self.calls.settings.list_lag) > now_ms {
             // Too young: the provider's records may lag.
             return;
         }

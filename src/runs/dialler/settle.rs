@@ -9,7 +9,7 @@ use super::super::decide::{FETCH_MS, after, is_failure};
 use super::super::spec::{Spec, reports_who_answered};
 use super::{Dialler, SETTLED_MAX};
 use crate::calls::Calls;
-use crate::clock::UnixMs;
+use crate::clock::{UnixMs, as_ms};
 use crate::ids::CallId;
 use crate::store::Result;
 use crate::store::runs::{JobState, LostClaims, RunState};
@@ -125,6 +125,6 @@ impl Dialler {
 fn word_wait_ms(calls: &Calls, spec: &Spec) -> Option<i64> {
     let account = calls.account(&spec.account)?;
     let operation = account.provider.operations.iter().find(|one| one.name == spec.operation)?;
-    let wait_ms = i64::try_from(calls.settings.record_fetch_after.as_millis()).unwrap_or(i64::MAX);
+    let wait_ms = as_ms(calls.settings.record_fetch_after);
     reports_who_answered(spec, operation).then(|| wait_ms.saturating_add(FETCH_MS))
 }

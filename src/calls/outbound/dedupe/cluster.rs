@@ -24,7 +24,7 @@ use super::state::{IdempotencyState, state_of};
 use crate::admission::Recording;
 use crate::call::Phase;
 use crate::calls::context::Context;
-use crate::clock::UnixMs;
+use crate::clock::{UnixMs, as_ms};
 use crate::store::{InFlightRow, LIVE_MS, Owner, StoreError};
 
 /// Requests older than this are not retried, in milliseconds.
@@ -129,7 +129,7 @@ impl Cluster {
             let now_ms = self.context.lifecycle.clock.now_ms();
             let store = &self.context.lifecycle.store;
             // Before the store measures how long replicas have been silent: an answer that takes long proves nothing.
-            let waited_ms = i64::try_from(came.elapsed().as_millis()).unwrap_or(i64::MAX);
+            let waited_ms = as_ms(came.elapsed());
             let rows = store.find_in_flight(fingerprint.as_str(), now_ms - LOOKED_BACK_MS).await?;
             let is_mine = |row: &&InFlightRow| row.replica.as_deref() == Some(&*me);
             if let Some(row) = rows.iter().filter(is_mine).find(|row| row.unsettled && of_others.contains(&row.id)) {
@@ -167,7 +167,7 @@ impl Cluster {
     fn answered_ms(&self) -> i64 {
         let settings = &self.context.settings;
         let answered = settings.send_within + settings.create_timeout + SETTLED_WITHIN;
-        i64::try_from(answered.as_millis()).unwrap_or(i64::MAX)
+        as_ms(answered)
     }
 
     /// Whether this process still owns an earlier request that it remembers: another process may have joined and answered it.
