@@ -19,6 +19,7 @@ CREATE TABLE calls (
     proof         TEXT,
     over_limit       BOOLEAN NOT NULL DEFAULT false,   -- exists although it was refused, or ended for us
     unsettled     BOOLEAN NOT NULL DEFAULT false,   -- the create's outcome is unknown
+    exchange_over BOOLEAN NOT NULL DEFAULT false,   -- the exchange of its create is over, and its outcome unknown: nothing is being carried out
     polled        BOOLEAN NOT NULL DEFAULT false,   -- no event will tell of it
     slots        BIGINT NOT NULL DEFAULT 1,       -- that its lease holds: 1, or as many calls as a batch may have at once
     admitted_at   BIGINT NOT NULL,

@@ -18,6 +18,7 @@ CREATE TABLE calls (
     proof         TEXT,
     over_limit       INTEGER NOT NULL DEFAULT 0,   -- exists although it was refused, or ended for us
     unsettled     INTEGER NOT NULL DEFAULT 0,   -- the create's outcome is unknown
+    exchange_over INTEGER NOT NULL DEFAULT 0,   -- the exchange of its create is over, and its outcome unknown: nothing is being carried out
     polled        INTEGER NOT NULL DEFAULT 0,   -- no event will tell of it
     slots        INTEGER NOT NULL DEFAULT 1,       -- that its lease holds: 1, or as many calls as a batch may have at once
     admitted_at   INTEGER NOT NULL,

@@ -9,6 +9,7 @@ use tokio_util::task::TaskTracker;
 use super::app_address::AppAddress;
 use super::sweep_requests::SweepRequests;
 use crate::calls::lifecycle::Lifecycle;
+use crate::clock::as_ms;
 use crate::ids::AccountName;
 use crate::net::Upstream;
 use crate::policy::{Mode, Policy};
@@ -29,6 +30,8 @@ pub const SEND_WITHIN: Duration = Duration::from_secs(10);
 pub struct CallSettings {
     /// The app's time-out for a create. The exchange with the provider is read to its end.
     pub create_timeout: Duration,
+    /// How long the response to a create is read for.
+    pub create_read_timeout: Duration,
     /// A create is not sent if its admission is older: the process may have been suspended in between.
     pub send_within: Duration,
     /// How long ringfence's own requests may take.
@@ -56,6 +59,11 @@ pub struct CallSettings {
 }
 
 impl CallSettings {
+    /// How long after the admission of a create its exchange with the provider may be open, in milliseconds.
+    pub fn exchange_ms(&self) -> i64 {
+        as_ms(self.send_within) + as_ms(self.create_read_timeout)
+    }
+
     /// Whether the app gets ringfence's own events about calls.
     pub fn notice(&self) -> AppNotice {
         match self.events {

@@ -176,6 +176,7 @@ impl Sections {
         let Self { public_url, records, inbound, timeouts, reconcile } = self;
         CallSettings {
             create_timeout: timeouts.create,
+            create_read_timeout: timeouts.create_read_timeout.max(timeouts.create),
             send_within: timeouts.send_within,
             provider_query_timeout: timeouts.ask,
             not_found_confirm: reconcile.not_found_confirm,

@@ -14,6 +14,8 @@ pub struct Change {
     pub call: CallId,
     /// The event, if one happened.
     pub event: Option<Event>,
+    /// Changes the record only if the last news of the call is of this time (its `seen_at`). Not with ids.
+    pub if_seen_at: Option<UnixMs>,
     /// Ids learnt.
     pub bind: Vec<Alias>,
     /// The voucher; `None`: ringfence itself queried the provider.
@@ -26,6 +28,8 @@ pub struct Change {
     pub deadlines: crate::call::Deadlines,
     /// Marks the create's outcome as unknown, or as known again.
     pub unsettled: Option<bool>,
+    /// Marks the exchange of the create as over.
+    pub exchange_over: bool,
     /// The replica that answers the request's client with "unknown", where several share the store. The real outcome is
     /// undelivered by that: until it is delivered, the request may be retried. No effect if another replica owns the request by
     /// now.
@@ -46,12 +50,14 @@ impl Change {
         Self {
             call: call.clone(),
             event: None,
+            if_seen_at: None,
             bind: vec![],
             by: None,
             seen_by,
             at_ms,
             deadlines: deadlines.clone(),
             unsettled: None,
+            exchange_over: false,
             reported_unknown_by: None,
             over_limit: None,
             absent: None,

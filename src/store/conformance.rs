@@ -52,6 +52,8 @@ macro_rules! behaves_as_a_store {
         crate::store::conformance::behaves_as_a_store!(
             $fresh,
             a_call_is_opened_moved_and_ended_once,
+            an_end_is_of_the_state_that_was_read,
+            what_was_not_found_counts_anew_once_the_exchange_is_over,
             an_end_that_comes_before_its_start_ends_the_start,
             one_call_seen_by_two_webhooks_is_one_call,
             an_id_of_another_call_is_a_conflict_and_stays_where_it_is,
@@ -213,6 +215,42 @@ pub(super) async fn a_call_is_opened_moved_and_ended_once(fresh: &impl Fresh) {
     }
     assert_eq!(store.open_calls().await.unwrap(), []);
     assert_eq!(store.latest_calls(10).await.unwrap()[0].aliases, bind);
+}
+
+/// An end that was decided by what was read before another change is none.
+pub(super) async fn an_end_is_of_the_state_that_was_read(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    let call = new_call(&[]);
+    store.open(call.clone(), None).await.unwrap();
+    let read = store.call(&call.id).await.unwrap().unwrap().seen_at;
+    store.apply(Change::of(&call.id, Source::Create, 3000, &Deadlines::default())).await.unwrap();
+    let ended = |if_seen_at| Change { if_seen_at: Some(if_seen_at), ..change(&call.id, END) };
+    let outdated = store.apply(ended(read)).await.unwrap().unwrap();
+    assert_eq!((outdated.step, outdated.record.phase), (Step::Ignore, call.phase));
+    assert_eq!((outdated.record.seen_at, outdated.record.seen_by), (3000, Source::Create), "it is no news either");
+    let current = store.apply(ended(3000)).await.unwrap().unwrap();
+    assert_eq!(current.step, Step::End(Outcome::Completed, EndProof::Webhook));
+}
+
+pub(super) async fn what_was_not_found_counts_anew_once_the_exchange_is_over(fresh: &impl Fresh) {
+    let store = fresh.open().await;
+    let call = new_call(&[]);
+    store.open(call.clone(), None).await.unwrap();
+    let of = |at_ms| Change::of(&call.id, Source::Poll, at_ms, &Deadlines::default());
+    let over = |at_ms| Change { exchange_over: true, ..of(at_ms) };
+    let absent = |at_ms| Change { absent: Some(true), ..of(at_ms) };
+    let changes = [
+        (absent(3000), false, Some(3000)),
+        (over(4000), true, None),
+        (absent(5000), true, Some(5000)),
+        (over(6000), true, Some(5000)),
+        (of(7000), true, Some(5000)),
+    ];
+    for (change, exchange_over, absent_at) in changes {
+        let applied = store.apply(change).await.unwrap().unwrap().record;
+        assert_eq!((applied.exchange_over, applied.absent_at), (exchange_over, absent_at));
+        assert_eq!(store.call(&call.id).await.unwrap(), Some(applied));
+    }
 }
 
 pub(super) async fn an_end_that_comes_before_its_start_ends_the_start(fresh: &impl Fresh) {

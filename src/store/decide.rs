@@ -5,6 +5,9 @@ use crate::call::{Direction, Event, Outcome, Phase, Step, next, stronger};
 
 /// Applies a change to a record, together with news that waited under the change's ids.
 pub(super) fn decide(record: &mut CallRecord, change: &Change, news: Option<Event>) -> (Step, bool) {
+    if change.if_seen_at.is_some_and(|at| at != record.seen_at) {
+        return (Step::Ignore, false);
+    }
     let ends = |event: Event| change.by.as_ref().is_some_and(|by| by.ends_leg_only(&record.facts, event));
     let ended_a_part = record.phase != Phase::Ended && change.event.is_some_and(ends);
     let event = match (change.event.filter(|_| !ended_a_part), news) {
@@ -47,6 +50,10 @@ pub(super) fn decide(record: &mut CallRecord, change: &Change, news: Option<Even
         None if event.is_some() => None,
         None => record.absent_at,
     };
+    if change.exchange_over && !record.exchange_over {
+        // Until now that a look-up found nothing proved nothing.
+        (record.exchange_over, record.absent_at) = (true, None);
+    }
     if record.ended_at.is_none() || matches!(step, Step::End(..)) {
         record.seen_at = change.at_ms;
         record.seen_by = change.seen_by;

@@ -49,6 +49,10 @@ pub struct CallRecord {
     pub over_limit: bool,
     /// The outcome of its create is unknown.
     pub unsettled: bool,
+    /// The exchange of its create with the provider is over, and left the outcome unknown. Until then the provider may still carry
+    /// the create out.
+    #[serde(skip)]
+    pub exchange_over: bool,
     /// No events will arrive for it: it is polled from its start.
     pub polled: bool,
     /// The slots that it holds: 1, or a batch's concurrent calls.

@@ -49,6 +49,7 @@ pub(super) fn record(row: &Row) -> Sql<CallRecord> {
         proof: row.optional_word("proof")?,
         over_limit: row.flag("over_limit")?,
         unsettled: row.flag("unsettled")?,
+        exchange_over: row.flag("exchange_over")?,
         polled: row.flag("polled")?,
         slots: row.count("slots")?,
         admitted_at: row.number("admitted_at")?,

@@ -17,6 +17,9 @@ use crate::support::stage::{Answer, Behind, PATIENCE, Setup, Stage};
 /// TwiML that keeps a call up until somebody ends it.
 pub const TALK: &str = "<Response><Say>Hello.</Say></Response>";
 
+/// Longer than a create and its exchange with the provider may take, by the defaults of the config, in milliseconds.
+pub const EXCHANGE_MS: i64 = 311_000;
+
 /// The app's credentials at Twilio.
 pub fn basic(control: &Control) -> String {
     use base64::Engine as _;

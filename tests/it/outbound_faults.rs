@@ -4,7 +4,7 @@ use ringfence::call::{EndProof, Outcome, Phase};
 use ringfence_simulator::{Fault, FaultKind, Millis, Provider, SimSettings};
 use serde_json::{Value, json};
 
-use crate::outbound::{TALK, account_at, all_free, blind, elevenlabs, id, once, order, talk};
+use crate::outbound::{EXCHANGE_MS, TALK, account_at, all_free, blind, elevenlabs, id, once, order, talk};
 use crate::support::hooks::{VOICE, call_form, twilio};
 use crate::support::net::Wire;
 use crate::support::stage::{Answer, Behind, Setup, Stage};
@@ -319,6 +319,34 @@ async fn a_call_that_its_carrier_lists_before_the_creates_answer_is_counted_once
     stage.finish().await;
 }
 
+/// As long as the exchange is open the provider may carry the create out: that look-ups find nothing proves nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_create_that_its_provider_holds_is_not_given_up() {
+    let sim = SimSettings { tw_list_lag_ms: 600_000, ..Setup::default().sim };
+    let timeouts = "create_secs = 1\ncreate_read_secs = 4".to_owned();
+    let setup = Setup { sim, timeouts, root: "concurrent = 1".to_owned(), ..Setup::default() };
+    let stage = Stage::start(setup).await;
+    stage.control.set_webhook_loss(1.0);
+    // Twice as long as two look-ups need to prove that a call does not exist.
+    slow(&stage, Provider::Twilio, 3_500).await;
+    assert_unknown(&talk(&stage, "+15550002001", &[]).await, Provider::Twilio);
+    let first = only(&stage).await;
+    let bound = once(&stage, first.id.as_str(), "its ids are learnt", |r| r.alias("call_sid").is_some()).await;
+    assert!(!bound.over_limit && bound.phase != Phase::Ended && !bound.exchange_over, "{bound:#?}");
+    assert_eq!((only(&stage).await.id, stage.held().await), (first.id, 1));
+    stage.control.end_call(bound.alias("call_sid").unwrap());
+    all_free(&stage).await;
+    // The exchange is given up without an answer: from then on look-ups prove that there is no call.
+    slow(&stage, Provider::Twilio, 600_000).await;
+    assert_unknown(&talk(&stage, "+15550002002", &[]).await, Provider::Twilio);
+    let second = stage.app().calls().lifecycle.store.open_calls().await.unwrap().remove(0);
+    let over = once(&stage, second.id.as_str(), "the exchange is over", |r| r.exchange_over).await;
+    assert_eq!((over.phase, over.absent_at), (Phase::Reserved, None), "{over:#?}");
+    let ended = once(&stage, second.id.as_str(), "it is given up", |r| r.phase == Phase::Ended).await;
+    assert_eq!((ended.outcome, ended.proof), (Some(Outcome::NotCreated), Some(EndProof::Deadline)));
+    stage.finish().await;
+}
+
 /// The provider's list lags, so the order is given up; then its answer comes after all: an over-limit call, counted to its end.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_after_the_order_was_given_up_counts_as_an_overrun() {
@@ -330,6 +358,7 @@ async fn an_answer_after_the_order_was_given_up_counts_as_an_overrun() {
     slow(&stage, Provider::Twilio, 5_000).await;
     assert_unknown(&talk(&stage, "+15550002001", &[]).await, Provider::Twilio);
     let first = only(&stage).await;
+    stage.clock.advance_ms(EXCHANGE_MS);
     let ended = once(&stage, first.id.as_str(), "it is given up", |r| r.phase == Phase::Ended).await;
     assert_eq!((ended.proof, stage.held().await), (Some(EndProof::Deadline), 0));
     stage.wait("the late answer makes it count again", async || stage.held().await == 1).await;

@@ -7,7 +7,7 @@ use ringfence::call::{Outcome, Phase};
 use ringfence_simulator::{Fault, FaultKind, Millis, Provider, SimSettings};
 use serde_json::json;
 
-use crate::outbound::{account_at, all_free, basic, blind, elevenlabs, id, once, order, talk};
+use crate::outbound::{EXCHANGE_MS, account_at, all_free, basic, blind, elevenlabs, id, once, order, talk};
 use crate::support::child::Scene;
 use crate::support::net::Wire;
 use crate::support::stage::{Answer, Behind, PATIENCE, Setup, Stage, grown};
@@ -198,6 +198,7 @@ async fn an_order_that_was_given_up_and_lives_is_not_dialled_again() {
         let body = "To=%2B15550002001&From=%2B15550001111&Twiml=%3CResponse%2F%3E";
         let send = async || stage.send("POST", &stage.api(&path), &headers, body).await;
         assert_eq!(send().await.status, 504);
+        stage.clock.advance_ms(EXCHANGE_MS);
         stage.wait("it is given up", async || stage.held().await == 0).await;
         stage.wait("the late answer makes it count again", async || stage.held().await == 1).await;
         let sid = stage.control.calls().remove(0).call_sid.unwrap();

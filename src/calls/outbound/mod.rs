@@ -53,7 +53,7 @@ use job::{JobPlaced, JobTerms, Unavailable, is_of_account};
 pub(super) use joining::Joins;
 use not_sent::NotSent;
 pub use request::CreateRequest;
-use settle::Settlement;
+use settle::{ExchangeState, Settlement};
 
 /// State that outlives a reload.
 #[derive(Clone, Default)]
@@ -225,7 +225,7 @@ impl Outbound {
             Ok(Err(error)) => {
                 warn!(%call, %error, "failed to settle a create");
                 let why = "ringfence failed while placing the call";
-                self.settlement.unknown(&call, call_of, request, why).await
+                self.settlement.unknown(&call, call_of, request, why, ExchangeState::Over).await
             }
             Err(_) => {
                 // The task continues detached.
@@ -235,7 +235,7 @@ impl Outbound {
                 }
                 let secs = create_timeout.as_secs();
                 let why = format!("{} did not answer within {secs} s", request.account.provider.name);
-                self.settlement.unknown(&call, call_of, request, &why).await
+                self.settlement.unknown(&call, call_of, request, &why, ExchangeState::Open).await
             }
         };
         marks.put_on(&mut response);

@@ -41,6 +41,25 @@ impl Settled {
     }
 }
 
+/// The state of the exchange with the provider when its outcome is recorded as unknown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ExchangeState {
+    /// The response may still come, and the provider may still carry the create out.
+    Open,
+    /// No response will come.
+    Over,
+}
+
+impl ExchangeState {
+    /// The source of the news that the outcome is unknown.
+    fn source(self) -> Source {
+        match self {
+            Self::Open => Source::Create,
+            Self::Over => Source::Answer,
+        }
+    }
+}
+
 /// Settles a sent create by the response.
 pub(super) struct Settlement {
     context: Arc<Context>,
@@ -73,7 +92,8 @@ impl Settlement {
             }
             SendResult::Unknown(error) => {
                 let why = format!("the answer of {} was lost: {error}", request.account.provider.name);
-                Settled::new(SendOutcome::Unknown, self.unknown(&call, call_of, request, &why).await)
+                let answer = self.unknown(&call, call_of, request, &why, ExchangeState::Over).await;
+                Settled::new(SendOutcome::Unknown, answer)
             }
         };
         if let Some(claim) = claim {
@@ -127,7 +147,8 @@ impl Settlement {
         if status >= 500 || (300..400).contains(&status) {
             // The other redirects may answer a request that was carried out (RFC 9110 §15.4.4).
             let why = format!("{} answered {status}", provider.name);
-            return Settled::new(SendOutcome::Unknown, self.unknown(call, call_of, request, &why).await);
+            let answer = self.unknown(call, call_of, request, &why, ExchangeState::Over).await;
+            return Settled::new(SendOutcome::Unknown, answer);
         }
         if answer.status().is_success() && !success.status.contains(&status) {
             // A success status that the description does not list is no rejection: there may be a call.
@@ -136,15 +157,18 @@ impl Settlement {
             let answer = pass_on(answer);
             let kept = to_record(&self.context, request, &answer);
             let lifecycle = &self.context.lifecycle;
-            let change = Change { unsettled: Some(true), answer: kept, ..lifecycle.change(call, Source::Create) };
+            let change = Change {
+                unsettled: Some(true),
+                exchange_over: call_of == CallOf::Request,
+                answer: kept,
+                ..lifecycle.change(call, Source::Create)
+            };
             lifecycle.apply_with_retry(change).await;
             return Settled::new(SendOutcome::Created, answer);
         }
-        if call_of == CallOf::Request {
-            failpoint::hit("create.rejected").await;
-            self.not_created(call, call_of).await;
-            failpoint::hit("create.rejected.ended").await;
-        }
+        failpoint::hit("create.rejected").await;
+        self.not_created(call, call_of).await;
+        failpoint::hit("create.rejected.ended").await;
         Settled::new(SendOutcome::NotCreated, pass_on(answer))
     }
 
@@ -180,10 +204,16 @@ impl Settlement {
         failpoint::hit("create.bound").await;
     }
 
-    /// Records that there is no call: releases the slot that the request took.
+    /// Records that the request made no call: releases the slot that it took, if it took one.
     async fn not_created(&self, call: &CallId, call_of: CallOf) {
-        if call_of == CallOf::Request {
-            self.context.lifecycle.end_with_retry(call, Outcome::NotCreated, EndProof::Provider, Source::Answer).await;
+        let lifecycle = &self.context.lifecycle;
+        match call_of {
+            CallOf::Request => {
+                lifecycle.end_with_retry(call, Outcome::NotCreated, EndProof::Provider, Source::Answer).await;
+            }
+            // The call is as it was before, and no longer waits for this response.
+            CallOf::Joined => lifecycle.apply_with_retry(lifecycle.change(call, Source::Answer)).await,
+            CallOf::Uncounted => {}
         }
     }
 
@@ -207,14 +237,19 @@ impl Settlement {
         call_of: CallOf,
         request: &CreateRequest,
         why: &str,
+        exchange: ExchangeState,
     ) -> Response<Bytes> {
         if call_of != CallOf::Uncounted {
             failpoint::hit("create.unknown").await;
             let lifecycle = &self.context.lifecycle;
             // A job has no client that could send it again.
             let reported_unknown_by = self.context.replica().filter(|_| request.kind != RequestKind::Job);
-            let change =
-                Change { unsettled: Some(true), reported_unknown_by, ..lifecycle.change(call, Source::Create) };
+            let change = Change {
+                unsettled: Some(true),
+                exchange_over: exchange == ExchangeState::Over && call_of == CallOf::Request,
+                reported_unknown_by,
+                ..lifecycle.change(call, exchange.source())
+            };
             lifecycle.apply_with_retry(change).await;
             failpoint::hit("create.unknown.recorded").await;
         }

@@ -9,7 +9,7 @@ use super::{Sweeper, Unread, log};
 use crate::call::{EndProof, Event, Origin, Outcome, Phase, Source, Step};
 use crate::calls::AskError;
 use crate::calls::provider_client::lookup::{CREATED_BEFORE_MS, FoundCall, ListedCall, LookedUp};
-use crate::clock::{as_ms, rfc3339};
+use crate::clock::{UnixMs, as_ms, rfc3339};
 use crate::failpoint;
 use crate::provider::account::Account;
 use crate::provider::description::OWN_ID_KIND;
@@ -17,6 +17,10 @@ use crate::store::{ApplyOutcome, CallRecord, Change, Result};
 
 /// Calls that are looked up in one sweep while the list of live calls cannot be read.
 const ASKED_WITHOUT_LIST: usize = 32;
+
+/// The longest call of an account that was removed from the config, in seconds: the most that Twilio allows
+/// (<https://www.twilio.com/docs/voice/api/call-resource>, `TimeLimit`).
+const LONGEST_CALL_SECS: u64 = 24 * 60 * 60;
 
 /// The outcome of looking up one call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,10 +132,12 @@ impl Sweeper {
             // Too young: the provider's records may lag.
             return;
         }
+        if self.may_be_carried_out(call, now_ms) || self.calls.is_joined(&call.id) {
+            return;
+        }
         match call.absent_at {
             Some(first) if first + apart_ms <= now_ms && (due || self.absence_proves(call)) => {
-                let outcome =
-                    if call.unsettled || call.phase == Phase::Reserved { Outcome::NotCreated } else { Outcome::Failed };
+                let outcome = self.outcome_of_absent(call);
                 self.note_end(self.calls.lifecycle.end(&call.id, outcome, EndProof::Deadline, Source::Poll).await);
             }
             Some(_) => {}
@@ -140,6 +146,34 @@ impl Sweeper {
                 log(self.calls.lifecycle.apply(change).await);
                 failpoint::hit("sweep.absent").await;
             }
+        }
+    }
+
+    /// Whether the provider may still carry the create out: the exchange may still be open. An earlier owner of the store is gone,
+    /// and its exchanges with it; a replica that is silent may only have lost the store.
+    fn may_be_carried_out(&self, call: &CallRecord, now_ms: UnixMs) -> bool {
+        let settings = &self.calls.settings;
+        let admission = &self.calls.lifecycle.admission;
+        call.phase == Phase::Reserved
+            && call.origin == Origin::Create
+            && !call.exchange_over
+            && now_ms < call.admitted_at + settings.exchange_ms()
+            && (admission.is_shared() || !admission.is_orphaned(call))
+    }
+
+    /// The outcome of a call that its provider does not have. A create that succeeded made a call, unless its operation may make
+    /// none: the responses of those have no id that a look-up accepts.
+    fn outcome_of_absent(&self, call: &CallRecord) -> Outcome {
+        let always_calls = || {
+            let provider = self.calls.account(&call.facts.account).map(|account| &account.provider);
+            let operation = provider.and_then(|provider| provider.operation(&call.facts.operation));
+            let looks_up = |kind| self.calls.accounts_of(call).iter().any(|account| account.provider.looks_up(kind));
+            operation.is_some_and(|operation| operation.ids.kinds().any(looks_up))
+        };
+        if call.phase == Phase::Reserved || (call.unsettled && !always_calls()) {
+            Outcome::NotCreated
+        } else {
+            Outcome::Failed
         }
     }
 
@@ -181,7 +215,7 @@ impl Sweeper {
             return;
         }
         if !self.askable(call).is_empty() {
-            let outlived = due && call.slots == 1 && call.admitted_at + self.longest_call_ms() <= now_ms;
+            let outlived = due && call.slots == 1 && call.admitted_at + self.longest_call_ms(call) <= now_ms;
             let asked = self.ask_about(call).boxed().await;
             if due && !call.counts() && asked != AskResult::Read {
                 info!(call = %call.id, "unconfirmed call not found at any provider; closed");
@@ -199,14 +233,17 @@ impl Sweeper {
         } else if due && matches!(call.origin, Origin::Foreign | Origin::Unconfirmed) && call.polled {
             info!(call = %call.id, "unconfirmed call cannot be looked up; closed");
             self.note_end(self.calls.lifecycle.end(&call.id, Outcome::Failed, EndProof::Deadline, Source::Poll).await);
-        } else if due && call.slots == 1 && call.admitted_at + self.longest_call_ms() <= now_ms {
+        } else if due && call.slots == 1 && call.admitted_at + self.longest_call_ms(call) <= now_ms {
             info!(call = %call.id, "call cannot be looked up and is past the provider's longest call; slot released");
             self.note_end(self.calls.lifecycle.end(&call.id, Outcome::Failed, EndProof::Deadline, Source::Poll).await);
         }
     }
 
-    fn longest_call_ms(&self) -> i64 {
-        i64::try_from(self.account.provider.longest_call_secs).unwrap_or(i64::MAX / 1000).saturating_mul(1000)
+    /// How long the call can last at most, in milliseconds.
+    fn longest_call_ms(&self, call: &CallRecord) -> i64 {
+        let account = self.calls.account(&call.facts.account);
+        let secs = account.map_or(LONGEST_CALL_SECS, |account| account.provider.longest_call_secs);
+        i64::try_from(secs).unwrap_or(i64::MAX / 1000).saturating_mul(1000)
     }
 
     /// Searches the provider for the call of a lost response. `false`: it can never be searched for.

@@ -166,9 +166,14 @@ impl Description {
         all.chain(self.list.iter().map(|l| l.id.kind.as_str())).filter(|kind| *kind != OWN_ID_KIND)
     }
 
+    /// The operation of this name.
+    pub fn operation(&self, name: &str) -> Option<&Operation> {
+        self.operations.iter().find(|operation| operation.name == name).map(Arc::as_ref)
+    }
+
     /// The group rules of the batches that an operation creates.
     pub fn group_of(&self, operation: &str) -> Option<&Group> {
-        let operation = self.operations.iter().find(|o| o.name == operation)?;
+        let operation = self.operation(operation)?;
         self.groups.iter().find(|g| operation.ids.kinds().any(|kind| kind == g.needs))
     }
 

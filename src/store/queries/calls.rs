@@ -130,7 +130,8 @@ pub(super) async fn apply(c: &mut dyn Driver, change: &Change) -> Sql<Option<App
 async fn update(c: &mut dyn Driver, record: &CallRecord) -> Sql<()> {
     c.execute(
         "UPDATE calls SET phase = $2, outcome = $3, proof = $4, over_limit = $5, unsettled = $6, phase_at = $7,
-             deadline_at = $8, answered_at = $9, ended_at = $10, seen_at = $11, seen_by = $12, absent_at = $13
+             deadline_at = $8, answered_at = $9, ended_at = $10, seen_at = $11, seen_by = $12, absent_at = $13,
+             exchange_over = $14
          WHERE id = $1",
         &binds![
             record.id.as_str(),
@@ -146,6 +147,7 @@ async fn update(c: &mut dyn Driver, record: &CallRecord) -> Sql<()> {
             record.seen_at,
             record.seen_by.as_str(),
             record.absent_at,
+            record.exchange_over,
         ],
     )
     .await
