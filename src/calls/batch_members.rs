@@ -14,6 +14,8 @@ struct Member {
     batch: CallId,
     /// The call's other ids. Its carrier knows it by one of them.
     also: Vec<Alias>,
+    /// Whether the last list lacked it.
+    is_missing: bool,
 }
 
 /// Live calls that open batches made, by batch. Cloning is cheap.
@@ -28,7 +30,8 @@ impl BatchMembers {
     /// Records that a live call, known to an account by this id, belongs to an open batch.
     pub fn note(&self, account: &AccountName, id: &str, batch: &CallId, also: Vec<Alias>) {
         let mut members = self.lock();
-        members.entry(account.clone()).or_default().insert(id.to_owned(), Member { batch: batch.clone(), also });
+        let member = Member { batch: batch.clone(), also, is_missing: false };
+        members.entry(account.clone()).or_default().insert(id.to_owned(), member);
     }
 
     /// Whether a live call belongs to an open batch, by an id at any account.
@@ -38,12 +41,28 @@ impl BatchMembers {
         here || members.values().flat_map(HashMap::values).any(|m| m.also.contains(alias))
     }
 
-    /// Removes an account's members that have ended, and those whose batch has; they count as untracked again.
-    pub fn retain(&self, account: &AccountName, keep: impl Fn(&str, &CallId) -> bool) {
+    /// Removes an account's members whose batch has ended; they count as untracked again.
+    pub fn retain_of(&self, account: &AccountName, is_open: impl Fn(&CallId) -> bool) {
         let mut members = self.lock();
         if let Some(here) = members.get_mut(account) {
-            here.retain(|id, member| keep(id, &member.batch));
+            here.retain(|_, member| is_open(&member.batch));
         }
+    }
+
+    /// Removes an account's members that have ended: those that two of its lists in turn lack, since one may be cut short.
+    pub fn retain_listed(&self, account: &AccountName, is_listed: impl Fn(&str) -> bool) {
+        let mut members = self.lock();
+        if let Some(here) = members.get_mut(account) {
+            here.retain(|id, member| {
+                let was_missing = std::mem::replace(&mut member.is_missing, !is_listed(id));
+                !(was_missing && member.is_missing)
+            });
+        }
+    }
+
+    /// Whether the last list of an account lacked one of its members.
+    pub fn is_any_missing(&self, account: &AccountName) -> bool {
+        self.lock().get(account).is_some_and(|here| here.values().any(|member| member.is_missing))
     }
 
     /// The number of live calls of open batches that an account lists: of one batch, or of all.

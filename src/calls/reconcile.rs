@@ -462,10 +462,11 @@ impl Sweeper {
         self.sweeps = self.sweeps.wrapping_add(1);
         let name = self.account.name.clone();
         let open: HashSet<&CallId> = mine.iter().map(|call| &call.id).collect();
-        self.calls.batch_members.retain(&name, |_, order| open.contains(order));
+        self.calls.batch_members.retain_of(&name, |batch| open.contains(batch));
         let members = self.calls.batch_members.count(&name, None);
         if !self.sweeps.is_multiple_of(FULL_LIST_EVERY)
             && self.over_since.is_empty()
+            && !self.calls.batch_members.is_any_missing(&name)
             && let Some(live) = self.count().await?
             && live == visible.len() + members
         {
@@ -490,7 +491,7 @@ impl Sweeper {
                 None => self.missing(call, listed.len()).boxed().await,
             }
         }
-        self.calls.batch_members.retain(&name, |id, _| live.contains_key(id));
+        self.calls.batch_members.retain_listed(&name, |id| live.contains_key(id));
         let lacks_a_record = |one: &&ListedCall| {
             !visible.contains_key(one.alias.id.as_str())
                 && !self.calls.batch_members.contains(&self.account.name, &one.alias)

@@ -20,7 +20,7 @@ use super::observe::WOULD_REFUSE;
 use super::prepare::{SlotGrant, prepare};
 use super::request::CreateRequest;
 use crate::admission::{AdmissionError, Lease, Permit};
-use crate::call::{EndProof, Outcome, Source};
+use crate::call::{EndProof, Outcome, Phase, Source};
 use crate::calls::context::{ANSWER_BYTES_MAX, Context};
 use crate::calls::provider_client::ProviderClient;
 use crate::calls::rejection::{Rejections, client_disconnected};
@@ -191,7 +191,15 @@ impl Admitter {
                     NotSent::Rejected(Rejection::new(RejectionCode::BatchEnded, message))
                 };
                 let joining = self.joins.join(*record).ok_or_else(ended)?;
-                match self.context.lifecycle.admission.lease(&joining.record().id).await {
+                let call = joining.record().id.clone();
+                // Another replica may be about to end the batch: it sees that the batch was retried since it was looked up.
+                let retried = self.context.lifecycle.apply(self.context.lifecycle.change(&call, Source::Create)).await;
+                match retried {
+                    Ok(Some(retried)) if retried.record.phase != Phase::Ended => {}
+                    Ok(_) => return Err(ended()),
+                    Err(error) => return Err(not_sent(request, DecideError::Undecided(error.into()))),
+                }
+                match self.context.lifecycle.admission.lease(&call).await {
                     Ok(Some(lease)) => self.join(request, claim, joining, lease).await,
                     _ => Err(ended()),
                 }

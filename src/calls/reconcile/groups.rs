@@ -68,6 +68,12 @@ impl Sweeper {
             }
             return;
         };
+        // The provider's record is of the state before the retry.
+        let is_retried = call.seen_by == Source::Create && now_ms < call.seen_at + self.calls.settings.exchange_ms();
+        if is_retried {
+            self.over_since.remove(&call.id);
+            return;
+        }
         let live = self.calls.batch_members.count(&self.account.name, Some(&call.id));
         let has_just_ended = self.count_down_busy(call, live);
         let is_urgent = has_just_ended || self.over_since.contains_key(&call.id) || call.unsettled;
@@ -83,7 +89,7 @@ impl Sweeper {
                 self.unread.remove(&call.id);
                 let over_since = self.note_over(call, now_ms);
                 if self.is_quiet_since(call, over_since) {
-                    self.end_group(call, outcome, now_ms).await;
+                    self.end_group(call, outcome).await;
                 }
             }
             Ok(LookedUpGroup::Found { event: event @ Event::Reached(_), .. }) => {
@@ -133,14 +139,20 @@ impl Sweeper {
     }
 
     /// Releases the slots, unless the batch was retried since its record was read.
-    async fn end_group(&mut self, call: &CallRecord, outcome: Outcome, asked_ms: i64) {
-        let now = self.calls.lifecycle.store.call(&call.id).await;
-        let newer = |now: &CallRecord| now.seen_at >= asked_ms && now.seen_at != call.seen_at;
-        if self.calls.is_joined(&call.id) || !matches!(&now, Ok(Some(now)) if !newer(now)) {
-            self.over_since.remove(&call.id);
-            return;
+    async fn end_group(&mut self, call: &CallRecord, outcome: Outcome) {
+        let change = Change {
+            event: Some(Event::Ended(outcome, EndProof::Provider)),
+            if_seen_at: Some(call.seen_at),
+            ..self.calls.lifecycle.change(&call.id, Source::Poll)
+        };
+        match self.calls.lifecycle.apply(change).await {
+            Ok(Some(applied)) if applied.record.phase == Phase::Ended => {
+                info!(call = %call.id, slots = call.slots, "batch ended");
+            }
+            applied => {
+                self.over_since.remove(&call.id);
+                log(applied);
+            }
         }
-        info!(call = %call.id, slots = call.slots, "batch ended");
-        log(self.calls.lifecycle.end(&call.id, outcome, EndProof::Provider, Source::Poll).await);
     }
 }

@@ -111,6 +111,10 @@ impl Sweeper {
         }
         let found = match self.calls.provider.look_up_alias(&self.account, &one.alias).await {
             Ok(LookedUp::Found(found)) => found,
+            // The list and the record disagree: for a while one of them may lag.
+            Ok(LookedUp::Absent) if since_ms + UNBOUND_MS > self.calls.lifecycle.clock.now_ms() => {
+                return Err(AskError::Status(404));
+            }
             Ok(LookedUp::Absent) => return Ok(()),
             // It is listed as live: an unreadable record must not keep it from being counted.
             Err(error @ AskError::Unreadable(_)) => {
