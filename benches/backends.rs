@@ -18,7 +18,7 @@ use ringfence::clock::Clock;
 use ringfence::ids::{AccountName, BusinessId, CallId};
 use ringfence::metrics::Metrics;
 use ringfence::policy::decision::{AdmissionRequest, GateMode, Slots};
-use ringfence::policy::{Facts, Policy};
+use ringfence::policy::{CallAttributes, Policy};
 use ringfence::provider::secret::Secret;
 use ringfence::store::postgres::{PostgresSettings, PostgresStore};
 use ringfence::store::sqlite::SqliteStore;
@@ -102,7 +102,7 @@ impl Bench {
 
     async fn admit(&self, n: usize) -> CallId {
         let (call, at_ms) = (CallId::new(), Clock::system().now_ms());
-        let facts = Facts {
+        let facts = CallAttributes {
             business: BusinessId::parse(&format!("business_{}", n % BUSINESSES)).unwrap(),
             plan: "PRO".to_owned(),
             account: AccountName::parse("elevenlabs").unwrap(),

@@ -73,7 +73,7 @@ fn main() {
                 let order = order(7, full);
                 match done(gate.admit(0, &order)).unwrap() {
                     Decision::Rejected(short) => {
-                        let full = waits.full(&order.bindings, &short, order.at_ms).unwrap();
+                        let full = waits.limit_exceeded(&order.bindings, &short, order.at_ms).unwrap();
                         assert!(full.free_in_ms.is_some());
                     }
                     Decision::Admitted { .. } => unreachable!("the platform is full"),

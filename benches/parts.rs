@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use ringfence::call::{Direction, EndProof};
 use ringfence::config::{self, Config};
 use ringfence::ids::{AccountName, BusinessId};
-use ringfence::policy::{Facts, Policy, RequestAttributes};
+use ringfence::policy::{CallAttributes, Policy, RequestAttributes};
 use ringfence::provider::secret::Secret;
 use ringfence::provider::select::{Document, Message};
 use ringfence::provider::sign::{Keys, Request, Signature};
@@ -161,7 +161,7 @@ fn translation(criterion: &mut Criterion, config: &Config) {
 fn policy(criterion: &mut Criterion, config: &Config) {
     let policy = Policy::new(config.policy.clone(), &[]);
     let marks = RequestAttributes { agent: Some("agent_123"), number: Some("phnum_1"), ..RequestAttributes::default() };
-    let facts = Facts {
+    let facts = CallAttributes {
         business: BusinessId::parse("business_123").unwrap(),
         plan: "PRO".to_owned(),
         account: AccountName::parse("elevenlabs").unwrap(),

@@ -22,7 +22,7 @@ use ringfence::ids::CallId;
 use ringfence::net::{Upstream, UpstreamSettings, fetch_local, spare_port};
 use ringfence::provider::secret::Secret;
 use ringfence::store::postgres::{PostgresSettings, PostgresStore};
-use ringfence::store::runs::{Claim, NewJob, Run, RunChange, RunMade, RunState};
+use ringfence::store::runs::{Claim, CreateRunOutcome, NewJob, Run, RunChange, RunState};
 use ringfence::store::sqlite::SqliteStore;
 use ringfence::store::{Migrate, OwnershipMode, Store};
 use serde_json::{Value, json};
@@ -212,7 +212,7 @@ async fn queue(store: &Arc<dyn Store>, spec: &Value, start_at: i64) {
         replica: Some("bench".to_owned()),
         load: Some("bench".to_owned()),
     };
-    assert_eq!(store.create_run(&run, ringfence::store::AppNotice::Omit).await.unwrap(), RunMade::New);
+    assert_eq!(store.create_run(&run, ringfence::store::AppNotice::Omit).await.unwrap(), CreateRunOutcome::New);
     for from in (1..=QUEUED).step_by(5_000) {
         let lead = |seq| NewJob { seq, number: format!("+1555{seq:06}7"), lead: "{\"name\":\"Anna\"}".to_owned() };
         assert!(store.add_jobs("run_1", "bench", (from..from + 5_000).map(lead).collect()).await.unwrap());

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use criterion::{Criterion, Throughput};
 use ringfence::call::{Deadlines, Direction, Event, Origin, Phase, Source, Step};
 use ringfence::ids::{AccountName, Alias, BusinessId, CallId};
-use ringfence::policy::Facts;
+use ringfence::policy::CallAttributes;
 use ringfence::store::sqlite::SqliteStore;
 use ringfence::store::{Change, InsertOutcome, Migrate, NewCall, OwnershipMode, Store};
 use tokio::task::JoinSet;
@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 fn new_call() -> NewCall {
     NewCall {
         id: CallId::new(),
-        facts: Facts {
+        facts: CallAttributes {
             business: BusinessId::parse("business_1").unwrap(),
             plan: "PRO".to_owned(),
             account: AccountName::parse("elevenlabs").unwrap(),
@@ -47,7 +47,7 @@ fn new_call() -> NewCall {
 /// What a create writes: its record before it is sent, its ids when it is answered.
 async fn create(store: &SqliteStore) {
     let call = new_call();
-    assert_eq!(store.open(call.clone(), None).await.unwrap(), InsertOutcome::New(None));
+    assert_eq!(store.insert_call(call.clone(), None).await.unwrap(), InsertOutcome::New(None));
     let ids = [("conversation_id", "conv"), ("call_sid", "CA")];
     let bind = ids.iter().filter_map(|(kind, id)| Alias::new(kind, &format!("{id}_{}", call.id))).collect();
     let created = Change {

@@ -45,7 +45,7 @@ use crate::clock::Clock;
 use crate::ids::CallId;
 use crate::metrics::Metrics;
 use crate::policy::decision::{Counts, GateMode, GateState, LimitExceeded, RetryAfterEstimator};
-use crate::policy::{Binding, Facts, Mode, Policy};
+use crate::policy::{Binding, CallAttributes, Mode, Policy};
 use crate::provider::secret::Secret;
 use crate::store::{CallRecord, Replica, Result, Store, StoreError};
 use crate::sync::lock;
@@ -60,7 +60,7 @@ pub use turned_away::KeptSlot;
 /// The newest policy. A reload swaps it as a whole.
 pub type LivePolicy = Arc<ArcSwap<Policy>>;
 
-/// How long counts of the database are cached: for display, not for decisions.
+/// The time for which counts of the database are cached: for display, not for decisions.
 const COUNTS_KEPT: Duration = Duration::from_millis(250);
 
 /// The configured limiter and its time-outs.
@@ -68,11 +68,11 @@ const COUNTS_KEPT: Duration = Duration::from_millis(250);
 pub struct AdmissionSettings {
     /// The configured limiter.
     pub home: GateMode,
-    /// How long Redis is unavailable before the database takes over.
+    /// The time for which Redis is unavailable before the database takes over.
     pub fallback_after: Duration,
     /// The least time that the database decides before Redis does again.
     pub return_after: Duration,
-    /// How often leases are compared with the call records.
+    /// The interval in which leases are compared with the call records.
     pub audit_interval: Duration,
 }
 
@@ -173,7 +173,7 @@ pub struct GateStatus {
     pub epoch: i64,
     /// The database decides instead of Redis, or no limiter can.
     pub degraded: bool,
-    /// Why the limiter is unavailable, if it is.
+    /// The reason why the limiter is unavailable, if it is.
     pub away: Option<String>,
     /// Releases and adoptions that wait until the limiter is available again.
     pub waiting: usize,
@@ -327,11 +327,11 @@ impl AdmissionController {
         let talked = record.outcome.is_some_and(|o| !matches!(o, Outcome::NotCreated | Outcome::Capacity));
         let length_ms = record.ended_at.filter(|_| talked && record.slots == 1).map(|at| at - record.admitted_at);
         self.0.waits.freed(&self.0.policy.load().bindings(&record.facts), length_ms);
-        self.release_unrecorded(&record.id).boxed().await;
+        self.release_by_id(&record.id).boxed().await;
     }
 
-    /// Releases what a call may hold that is not recorded, or has ended.
-    pub async fn release_unrecorded(&self, call: &CallId) {
+    /// Releases what a call may hold, by its id alone: it was never recorded, or has ended.
+    pub async fn release_by_id(&self, call: &CallId) {
         self.send_op(GateOp::Release(call.clone())).boxed().await;
     }
 
@@ -342,9 +342,9 @@ impl AdmissionController {
     }
 
     /// The limits that would bind a call now, with what they allow here: while policies differ, the lower number.
-    pub fn bindings(&self, facts: &Facts) -> Vec<Binding> {
+    pub fn bindings(&self, facts: &CallAttributes) -> Vec<Binding> {
         let mut bindings = self.0.policy.load().bindings(facts);
-        self.lower(&mut bindings);
+        self.apply_lower_limits(&mut bindings);
         bindings
     }
 

@@ -53,16 +53,16 @@ use listener_tls::ListenerTls;
 use listeners::Listeners;
 use loops::Loops;
 pub use reload::{ConfigSource, SetLogFilter};
-use reload::{Live, access};
-use startup_gate::Doors;
+use reload::{Generations, access};
+use startup_gate::StartupListeners;
 use tasks::Tasks;
 
 /// The pause between two attempts to reach the database during the start.
 const STORE_RETRY_DELAY: Duration = Duration::from_millis(500);
-/// How long a start waits for Redis.
-const REDIS_WITHIN: Duration = Duration::from_secs(3);
-/// How long WebSockets may take to close.
-const SOCKETS_WITHIN: Duration = Duration::from_secs(2);
+/// The time for which a start waits for Redis.
+const REDIS_START_TIMEOUT: Duration = Duration::from_secs(3);
+/// The time that WebSockets may take to close.
+const SOCKETS_CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The running program.
 pub struct App {
@@ -75,7 +75,7 @@ pub struct App {
     probes: Option<RunningEdge>,
     calls: Calls,
     tasks: Tasks,
-    live: Arc<Live>,
+    generations: Arc<Generations>,
     /// Open calls that were found in the store.
     pub rebuilt: usize,
 }
@@ -86,48 +86,48 @@ impl App {
         Self::start_from(config, clock, None).await
     }
 
-    /// Starts from a config with its source `written`, which is read again when it changes or [`App::reload`] is called.
-    pub async fn start_from(config: Config, clock: Clock, written: Option<ConfigSource>) -> Result<Self, StartError> {
+    /// Starts from a config with its source, which is read again when it changes or [`App::reload`] is called.
+    pub async fn start_from(config: Config, clock: Clock, source: Option<ConfigSource>) -> Result<Self, StartError> {
         // Boxed: it is large, and awaited in tests and commands that are large themselves.
-        Box::pin(Self::start_now(config, clock, written)).await
+        Box::pin(Self::start_now(config, clock, source)).await
     }
 
-    async fn start_now(config: Config, clock: Clock, written: Option<ConfigSource>) -> Result<Self, StartError> {
+    async fn start_now(config: Config, clock: Clock, source: Option<ConfigSource>) -> Result<Self, StartError> {
         install_crypto_provider();
         let tls = ListenerTls::load(config.listen.tls.as_ref()).map_err(start_error)?;
         let listeners = Listeners::bind(&config, &tls).await?;
         let (own, admin_socket, probes) = (listeners.addresses(), listeners.admin_socket, listeners.probes);
         let access = access(&config, admin_socket.clone());
-        let doors = Doors::new(listeners.edges, (access.clone(), clock.clone()));
+        let startup = StartupListeners::new(listeners.edges, (access.clone(), clock.clone()));
 
-        let state = OpenState::open(&config, clock, &own, &doors).await?;
+        let state = OpenState::open(&config, clock, &own, &startup).await?;
         state.announce(&config);
         let (calls, rebuilt) = (state.calls.clone(), state.rebuilt);
         let (admission, metrics) = (calls.lifecycle.admission.clone(), calls.lifecycle.metrics.clone());
 
         let tasks = Tasks::default();
         let (spool, wake) = (state.spool.clone(), state.wake.clone());
-        let live = state.into_live(config, written, access, own, &tasks);
-        let mut sweepers = live.sweepers();
+        let generations = state.into_generations(config, source, access, own, &tasks);
+        let mut sweepers = generations.sweepers();
         // Nothing is served yet: calls that are live at providers are counted before any is admitted.
         reconcile::initial_sweep(&mut sweepers, calls.settings.provider_query_timeout).await;
-        live.sweep(sweepers);
-        Loops { live: live.clone(), admission, tasks: tasks.clone() }.spawn(spool, wake);
+        generations.sweep(sweepers);
+        Loops { generations: generations.clone(), admission, tasks: tasks.clone() }.spawn(spool, wake);
         tls.show_expiries(&metrics);
         tasks.all.spawn(tls.follow(metrics, tasks.stop.clone()));
 
         let handlers = [Listener::Api, Listener::Webhooks, Listener::Admin, Listener::Client];
-        let [api, webhooks, admin, client] = doors.open(handlers.map(|of| of(live.clone())))?;
+        let [api, webhooks, admin, client] = startup.open(handlers.map(|of| of(generations.clone())))?;
         let probes = probes.map(|(running, handler)| {
-            handler.started(live.clone());
+            handler.started(generations.clone());
             running
         });
-        Ok(Self { api, webhooks, admin, admin_socket, client, probes, calls, tasks, live, rebuilt })
+        Ok(Self { api, webhooks, admin, admin_socket, client, probes, calls, tasks, generations, rebuilt })
     }
 
     /// Reads the config again and applies it as a whole, or keeps the old one and returns why.
     pub async fn reload(&self, by: ReloadTrigger) -> Reloaded {
-        self.live.clone().reload(by).await
+        self.generations.clone().reload(by).await
     }
 
     /// The address for apps.
@@ -168,14 +168,14 @@ impl App {
     /// Stops accepting, finishes requests in progress within the grace period, flushes queued writes, releases the store.
     pub async fn drain(self) {
         self.tasks.draining.cancel();
-        let grace = self.live.config().drain;
+        let grace = self.generations.config().drain;
         info!(grace_secs = grace.as_secs(), in_flight = self.api.in_flight(), "draining");
         failpoint::hit("drain.begun").await;
         // WebSocket clients get a close frame to reconnect; they do not delay the drain for long.
         let (api, webhooks, _) = tokio::join!(
             self.api.drain(grace),
             self.webhooks.drain(grace),
-            self.client.drain(grace.min(SOCKETS_WITHIN))
+            self.client.drain(grace.min(SOCKETS_CLOSE_TIMEOUT))
         );
         let cut = api.in_flight_cut + webhooks.in_flight_cut;
         let tunnels = api.tunnels_cut + webhooks.tunnels_cut;
@@ -186,7 +186,7 @@ impl App {
         // Sent creates must be settled: their responses bind ids to calls.
         self.calls.tasks.close();
         if tokio::time::timeout(grace, self.calls.tasks.wait()).await.is_err() {
-            warn!("creates still unanswered at exit; their calls are looked up after the next start");
+            warn!("creates or look-ups unfinished at exit; their calls are looked up after the next start");
         }
         failpoint::hit("drain.settled").await;
         self.tasks.stop.cancel();
@@ -219,15 +219,20 @@ struct OpenState {
 }
 
 impl OpenState {
-    async fn open(config: &Config, clock: Clock, own: &[SocketAddr], doors: &Doors) -> Result<Self, StartError> {
-        let store = open_store(config, doors).await?;
-        let patient = StartupRetry { doors, is_remote: config.store.postgres.is_some() };
-        let businesses = patient.ask(|| store.businesses()).await?;
+    async fn open(
+        config: &Config,
+        clock: Clock,
+        own: &[SocketAddr],
+        startup: &StartupListeners,
+    ) -> Result<Self, StartError> {
+        let store = open_store(config, startup).await?;
+        let retry = StartupRetry { startup, is_remote: config.store.postgres.is_some() };
+        let businesses = retry.ask(|| store.businesses()).await?;
         let policy = Policy::new(config.policy.clone(), &businesses);
         let policy: LivePolicy = Arc::new(ArcSwap::from_pointee(policy));
         let metrics = Metrics::new().map_err(start_error)?;
         let upstream = reload::upstream(config, own).map_err(start_error)?;
-        let database = patient.ask(|| store.identity()).await?;
+        let database = retry.ask(|| store.identity()).await?;
         let (gate, channel) = open_gate(config, database).await?;
         let admission = AdmissionController::new(
             store.clone(),
@@ -250,15 +255,15 @@ impl OpenState {
             notice: config.calls.notice(),
         };
         let calls = Calls::new(lifecycle, config.accounts.clone(), upstream, config.calls.clone());
-        patient.ask(|| admission.heartbeat()).await?;
+        retry.ask(|| admission.heartbeat()).await?;
         // No call is placed before the do-not-call lists are known.
-        patient.ask(|| calls.destinations.refresh_do_not_call()).await?;
-        let rebuilt = patient.ask(|| reconcile::rebuild(&calls)).await?;
+        retry.ask(|| calls.destinations.refresh_do_not_call()).await?;
+        let rebuilt = retry.ask(|| reconcile::rebuild(&calls)).await?;
         let wake = Arc::new(Notify::new());
         let spool = Spool::new(&config.spool_dir);
         let journal = Journal::new(&config.spool_dir.join("journal"));
         let inbox = Webhooks::new(calls.clone(), config.webhooks.clone(), wake.clone(), spool.clone(), journal.clone());
-        let replayed = patient.ask(|| inbox.replay()).await?;
+        let replayed = retry.ask(|| inbox.replay()).await?;
         Ok(Self { calls, inbox, wake, spool, journal, channel, rebuilt, replayed })
     }
 
@@ -279,14 +284,14 @@ impl OpenState {
     }
 
     /// The first generation of the config over this state.
-    fn into_live(
+    fn into_generations(
         self,
         config: Config,
-        written: Option<ConfigSource>,
+        source: Option<ConfigSource>,
         access: Access,
         own: Vec<SocketAddr>,
         tasks: &Tasks,
-    ) -> Arc<Live> {
+    ) -> Arc<Generations> {
         let calls = self.calls;
         let client = Client {
             calls: calls.clone(),
@@ -296,7 +301,7 @@ impl OpenState {
             sockets: Sockets::default(),
             draining: tasks.draining.clone(),
         };
-        let console = |program| Admin {
+        let make_admin = |program| Admin {
             calls,
             runs: Runs::new(config.runs.clone()),
             sweep_statuses: SweepStatuses::default(),
@@ -309,7 +314,7 @@ impl OpenState {
             program,
             board: Board::default(),
         };
-        Live::new(config.clone(), self.inbox, client, console, written, tasks.clone(), own)
+        Generations::new(config.clone(), self.inbox, client, make_admin, source, tasks.clone(), own)
     }
 }
 
@@ -331,7 +336,7 @@ fn start_feed(config: &Config, lifecycle: &Lifecycle, channel: Option<Arc<dyn Ch
 
 /// Queries the store during the start. An unavailable server is waited for; a broken file is not.
 struct StartupRetry<'a> {
-    doors: &'a Doors,
+    startup: &'a StartupListeners,
     is_remote: bool,
 }
 
@@ -344,7 +349,7 @@ impl StartupRetry<'_> {
             match ask().await {
                 Err(error @ (StoreError::Failed(_) | StoreError::Unknown(_))) if self.is_remote => {
                     warn!(%error, "failed to read the store at start; retrying");
-                    self.doors.wait(&error.to_string());
+                    self.startup.answer_unavailable(&error.to_string());
                     tokio::time::sleep(STORE_RETRY_DELAY).await;
                 }
                 done => return done.map_err(start_error),
@@ -365,7 +370,7 @@ async fn open_gate(config: &Config, database: String) -> Result<GateAndChannel, 
             let mut named = settings.clone();
             named.database = database;
             let gate = RedisGate::new(named).map_err(start_error)?;
-            let until = tokio::time::Instant::now() + REDIS_WITHIN;
+            let until = tokio::time::Instant::now() + REDIS_START_TIMEOUT;
             while gate.away().is_some() && tokio::time::Instant::now() < until {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
@@ -391,12 +396,12 @@ async fn open_gate(config: &Config, database: String) -> Result<GateAndChannel, 
 }
 
 /// Opens the store. While its server is unavailable, the listeners answer 503.
-async fn open_store(config: &Config, doors: &Doors) -> Result<Arc<dyn Store>, StartError> {
+async fn open_store(config: &Config, startup: &StartupListeners) -> Result<Arc<dyn Store>, StartError> {
     let (settings, migrate) = (&config.store, config.store.migrate_on_start);
     let sharing = if config.gate.home == GateMode::Memory { OwnershipMode::Exclusive } else { OwnershipMode::Shared };
     Ok(match &settings.postgres {
         Some(server) => {
-            let store = PostgresStore::open(server, migrate, sharing, |why| doors.wait(why)).await;
+            let store = PostgresStore::open(server, migrate, sharing, |why| startup.answer_unavailable(why)).await;
             Arc::new(store.map_err(start_error)?)
         }
         None => Arc::new(SqliteStore::open(&settings.path, migrate, sharing).await.map_err(start_error)?),

@@ -28,7 +28,7 @@ words!(
 );
 
 words!(
-    /// How ringfence learnt of the call.
+    /// The way in which ringfence learnt of the call.
     Origin {
         /// A create request that was admitted here.
         Create = "order",
@@ -82,7 +82,7 @@ words!(
 );
 
 words!(
-    /// How an ended call ended.
+    /// The outcome of an ended call.
     Outcome {
         /// Answered, and ended.
         Completed = "completed",
@@ -116,7 +116,7 @@ words!(
 );
 
 words!(
-    /// Why a call counts as over.
+    /// The reason why a call counts as over.
     EndProof {
         /// A verified terminal event.
         Webhook = "webhook",
@@ -191,7 +191,7 @@ pub fn stream_status(phase: Phase, outcome: Option<Outcome>) -> &'static str {
     }
 }
 
-/// How long a call may stay in a phase without news before it is looked up, in seconds.
+/// The time for which a call may stay in a phase without news before it is looked up, in seconds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Deadlines {
     /// From admission to the provider's response.

@@ -19,7 +19,7 @@ pub fn as_ms(duration: Duration) -> i64 {
 pub struct Clock {
     offset_ms: Arc<AtomicI64>,
     /// The offset alone is the time: the clock is stopped.
-    stands: bool,
+    is_stopped: bool,
 }
 
 impl Clock {
@@ -29,14 +29,14 @@ impl Clock {
     }
 
     /// A stopped clock, for tests.
-    pub fn standing_at(now_ms: UnixMs) -> Self {
-        Self { offset_ms: Arc::new(AtomicI64::new(now_ms)), stands: true }
+    pub fn stopped_at(now_ms: UnixMs) -> Self {
+        Self { offset_ms: Arc::new(AtomicI64::new(now_ms)), is_stopped: true }
     }
 
     /// Now. A system clock before 1970 reads as 1970.
     pub fn now_ms(&self) -> UnixMs {
         let offset_ms = self.offset_ms.load(Ordering::Relaxed);
-        if self.stands {
+        if self.is_stopped {
             return offset_ms;
         }
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

@@ -16,7 +16,7 @@ pub const ID_BYTES_MAX: usize = 128;
 /// Separators of ids in paths, limit keys and lists; and the wildcard.
 const RESERVED: &[u8] = b"/\\|,*";
 
-/// Why a text is not an identifier. The sentence is fit to be shown to a caller.
+/// The reason why a text is not an identifier. The sentence is fit to be shown to a caller.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{what} must be 1 to {ID_BYTES_MAX} visible ASCII characters, none of them a slash, backslash, comma, asterisk or vertical bar"

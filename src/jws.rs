@@ -26,7 +26,7 @@ pub enum Algorithm {
     Es256,
 }
 
-/// Why a token cannot be parsed. It contains nothing of the text.
+/// The reason why a token cannot be parsed. It contains nothing of the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum JwsError {
     /// Not three parts in base64url, or no JSON object where one has to be.

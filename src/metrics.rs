@@ -19,7 +19,7 @@ use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
 use crate::call::{EndProof, Outcome};
 use crate::destinations::BlockRule;
 use crate::ids::AccountName;
-use crate::policy::Facts;
+use crate::policy::CallAttributes;
 use crate::policy::decision::GateMode;
 use crate::provider::account::Account;
 use crate::provider::description::LimitClass;
@@ -28,7 +28,7 @@ use crate::words::NamedEnum;
 use by_business::BusinessMetrics;
 pub use exemplars::Exemplar;
 use exemplars::TracedHistogram;
-pub use expected::Expected;
+pub use expected::ExpectedLabels;
 use labels::COUNTED_429;
 pub use labels::*;
 pub use registration::{MetricDescription, MetricError};
@@ -170,7 +170,7 @@ impl Metrics {
     }
 
     /// Counts a duplicate create that was not sent again.
-    pub fn repost(&self, account: &AccountName) {
+    pub fn duplicate_create(&self, account: &AccountName) {
         self.inner.calls.reposts.with_label_values(&[account.as_str()]).inc();
     }
 
@@ -204,7 +204,7 @@ impl Metrics {
     }
 
     /// Counts an admitted call.
-    pub fn admitted(&self, call: &Facts) {
+    pub fn admitted(&self, call: &CallAttributes) {
         let labels = [call.account.as_str(), call.direction.as_str(), &call.plan];
         self.inner.calls.admitted.with_label_values(&labels).inc();
         self.inner.of_business.admitted(call.business.as_str());
@@ -288,7 +288,7 @@ impl Metrics {
     }
 
     /// Counts a call made by a request that no operation matches.
-    pub fn unfenced(&self, account: &AccountName) {
+    pub fn unmatched_create(&self, account: &AccountName) {
         self.inner.hooks.unfenced.with_label_values(&[account.as_str()]).inc();
     }
 
@@ -317,7 +317,7 @@ impl Metrics {
     }
 
     /// Sets how many of the latest calls in a row lacked a watched webhook, and when it last came.
-    pub fn hook(&self, account: &AccountName, webhook: &str, missed: u32, last_secs: Option<i64>) {
+    pub fn watched_webhook(&self, account: &AccountName, webhook: &str, missed: u32, last_secs: Option<i64>) {
         let labels = [account.as_str(), webhook];
         self.inner.hooks.hook_missed.with_label_values(&labels).set(missed.into());
         if let Some(secs) = last_secs {
@@ -326,7 +326,7 @@ impl Metrics {
     }
 
     /// Removes a watched webhook whose account is no longer in the config.
-    pub fn hook_gone(&self, account: &AccountName, webhook: &str) {
+    pub fn watched_webhook_gone(&self, account: &AccountName, webhook: &str) {
         for gauge in [&self.inner.hooks.hook_missed, &self.inner.hooks.hook_last] {
             // Fails for a series that does not exist.
             let _ = gauge.remove_label_values(&[account.as_str(), webhook]);
@@ -336,6 +336,12 @@ impl Metrics {
     /// Counts a poll of an account for its live calls.
     pub fn sweep(&self, account: &AccountName, result: SweepResult) {
         self.inner.hooks.sweeps.with_label_values(&[account.as_str(), result.as_str()]).inc();
+    }
+
+    /// Sets the hashes of the first config, which is usable.
+    pub fn config_started(&self, hash: Option<&str>, policy: &str) {
+        self.inner.config.config_reload_ok.set(1);
+        self.config_in_force(hash, policy);
     }
 
     /// Counts an id that two calls claimed.
@@ -348,14 +354,16 @@ impl Metrics {
         self.inner.checks.destinations_rejected.with_label_values(&[rule.as_str()]).inc();
     }
 
-    /// Sets the sizes of the do-not-call lists of the file and of the table. `None`: the table cannot be read.
-    pub fn do_not_call(&self, in_file: Option<u64>, in_table: u64) {
+    /// Sets the sizes of the do-not-call lists of the file and of the table.
+    pub fn do_not_call(&self, in_file: u64, in_table: u64) {
         let count = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-        self.inner.checks.do_not_call_readable.set(in_file.is_some().into());
-        if let Some(in_file) = in_file {
-            self.inner.checks.do_not_call.with_label_values(&["file"]).set(count(in_file));
-        }
+        self.inner.checks.do_not_call.with_label_values(&["file"]).set(count(in_file));
         self.inner.checks.do_not_call.with_label_values(&["table"]).set(count(in_table));
+    }
+
+    /// Sets whether the do-not-call lists of the table are current.
+    pub fn do_not_call_readable(&self, readable: bool) {
+        self.inner.checks.do_not_call_readable.set(readable.into());
     }
 
     /// Sets the number of running bulk runs.
@@ -399,7 +407,7 @@ impl Metrics {
     }
 
     /// Removes the series of an account that is no longer in the config.
-    pub fn provider_gone(&self, account: &AccountName) {
+    pub fn account_gone(&self, account: &AccountName) {
         let _ = self.inner.hooks.unread_calls.remove_label_values(&[account.as_str()]);
         for result in SweepResult::ALL {
             let _ = self.inner.hooks.sweeps.remove_label_values(&[account.as_str(), result.as_str()]);
@@ -413,11 +421,7 @@ impl Metrics {
     }
 
     /// Sets the config and the policy in force.
-    pub fn config_in_force(&self, hash: Option<&str>, policy: &str, is_first: bool) {
-        if is_first {
-            // The config at start is usable.
-            self.inner.config.config_reload_ok.set(1);
-        }
+    pub fn config_in_force(&self, hash: Option<&str>, policy: &str) {
         self.inner.config.config_info.reset();
         self.inner.config.config_info.with_label_values(&[hash.unwrap_or_default()]).set(1);
         self.inner.config.policy_info.reset();

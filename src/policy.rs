@@ -6,9 +6,9 @@ mod agent_bound;
 mod business;
 mod contradiction;
 pub mod decision;
-mod declared;
 mod hash;
 mod in_force;
+mod published_limits;
 mod rate;
 
 use std::collections::{BTreeMap, HashMap};
@@ -20,12 +20,12 @@ use crate::call::Direction;
 use crate::destinations::{self, DestinationSettings};
 use crate::ids::{AccountName, BusinessId, number_key};
 pub use business::{
-    Business, Identified, Ignored, Privacy, RESERVE_MAX, RETENTION_DAYS, RequestAttributes, Rule, Unknown,
+    Business, Identified, Ignored, OnUnknownBusiness, Privacy, RESERVE_MAX, RETENTION_DAYS, RequestAttributes, Rule,
     UnknownBusiness, WhenFull,
 };
 pub use contradiction::Contradictions;
-pub use declared::Declared;
 pub use in_force::ShownLimit;
+pub use published_limits::PublishedLimits;
 pub use rate::Rate;
 
 /// The demo business. It has a limit of its own and counts towards the global limit.
@@ -39,7 +39,7 @@ pub const DEFAULT_PLAN: &str = "default";
 
 /// The attributes of a call that limits select by. Stored with the call, so that a later policy applies to open calls too.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Facts {
+pub struct CallAttributes {
     /// The tenant.
     pub business: BusinessId,
     /// The tenant's plan at admission.
@@ -65,7 +65,7 @@ pub struct Facts {
 
 /// The calls that a limit applies to; an empty list applies to all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Selector {
+pub struct LimitMatch {
     /// Business ids.
     pub business: Vec<String>,
     /// Plan names.
@@ -84,8 +84,8 @@ pub struct Selector {
     pub operation: Vec<String>,
 }
 
-impl Selector {
-    fn matches(&self, facts: &Facts) -> bool {
+impl LimitMatch {
+    fn matches(&self, facts: &CallAttributes) -> bool {
         fn has(list: &[String], value: Option<&str>) -> bool {
             list.is_empty() || value.is_some_and(|v| list.iter().any(|one| one == v))
         }
@@ -126,7 +126,7 @@ pub enum Per {
     Destination,
 }
 
-/// How much a limit allows.
+/// The amount that a limit allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bound {
     /// Concurrent calls.
@@ -156,10 +156,10 @@ pub struct Limit {
     /// The owner.
     pub scope: Scope,
     /// The calls that the limit applies to.
-    pub selects: Selector,
+    pub selects: LimitMatch,
     /// The unit that the limit is counted per.
     pub per: Per,
-    /// How much it allows.
+    /// The amount that it allows.
     pub bound: Bound,
     /// The fallback while Redis is away; [`PolicySettings::on_outage`] if `None`.
     pub on_outage: Option<OnOutage>,
@@ -187,7 +187,7 @@ pub struct Binding {
     pub scope: Scope,
     /// The key of the count. Calls with equal keys share one count.
     pub key: String,
-    /// How much it allows.
+    /// The amount that it allows.
     pub bound: Bound,
 }
 
@@ -258,14 +258,14 @@ pub struct PolicySettings {
     /// The identification rules; `None` if the config has none.
     pub rules: Option<Vec<Rule>>,
     /// Treatment of requests of unknown businesses.
-    pub unknown: Unknown,
+    pub unknown: OnUnknownBusiness,
     /// Treatment of a request that names one business and uses an agent or number of another.
     pub contradictions: Contradictions,
     /// Whether [`DEMO_BUSINESS`] exists.
     pub demo: bool,
     /// The response that an inbound caller hears when a limit is full, unless plan or business override it.
     pub when_full: WhenFull,
-    /// How much of a call's transcript is kept, unless the business overrides it.
+    /// The part of a call's transcript that is kept, unless the business overrides it.
     pub transcripts: Privacy,
     /// The global destination rules.
     pub destinations: Arc<DestinationSettings>,
@@ -407,11 +407,11 @@ impl Policy {
             }
         }
         let unknown_business = match (&self.settings.unknown, &shown) {
-            (Unknown::Plan(_), _) => None,
+            (OnUnknownBusiness::Plan(_), _) => None,
             // Without rules nothing tells businesses apart, so none is unknown.
-            (Unknown::Reject, _) if self.rules.is_empty() => None,
-            (Unknown::Reject, Some(id)) => Some(format!("{id} is not configured")),
-            (Unknown::Reject, None) => {
+            (OnUnknownBusiness::Reject, _) if self.rules.is_empty() => None,
+            (OnUnknownBusiness::Reject, Some(id)) => Some(format!("{id} is not configured")),
+            (OnUnknownBusiness::Reject, None) => {
                 let tried: Vec<_> =
                     Rule::WORDS.iter().filter(|(_, r)| self.rules.contains(r)).map(|(w, _)| *w).collect();
                 let ignored = ignored.map(|ignored| format!("; ignored: {ignored}")).unwrap_or_default();
@@ -434,7 +434,7 @@ impl Policy {
         match self.businesses.get(id) {
             Some(business) => business.plan.clone().unwrap_or_else(|| DEFAULT_PLAN.to_owned()),
             None => match &self.settings.unknown {
-                Unknown::Plan(plan) if !self.rules.is_empty() => plan.clone(),
+                OnUnknownBusiness::Plan(plan) if !self.rules.is_empty() => plan.clone(),
                 _ => DEFAULT_PLAN.to_owned(),
             },
         }
@@ -452,14 +452,14 @@ impl Policy {
         self.businesses.values().filter_map(|business| Some((&business.id, business.retention_days?)))
     }
 
-    /// How much of a call's transcript is kept.
+    /// The part of a call's transcript that is kept.
     pub fn privacies(&self) -> &Privacies {
         &self.privacies
     }
 
     /// All limits that bind a call, the most specific first. A rejection names the first full one: freeing a slot of the business
     /// frees one of the account too, but not the other way round.
-    pub fn bindings(&self, facts: &Facts) -> Vec<Binding> {
+    pub fn bindings(&self, facts: &CallAttributes) -> Vec<Binding> {
         let mut bindings = self.business_bindings(facts);
         let matching = |limit: &&Limit| limit.selects.matches(facts);
         bindings.extend(self.settings.limits.iter().chain(&self.global).filter(matching).filter_map(|limit| {
@@ -490,13 +490,13 @@ impl Policy {
     }
 
     /// Returns the fallback for a call while Redis is away: the strictest setting of the limits that bind it.
-    pub fn on_outage(&self, facts: &Facts) -> OnOutage {
+    pub fn on_outage(&self, facts: &CallAttributes) -> OnOutage {
         let own = self.settings.limits.iter().filter(|limit| limit.selects.matches(facts));
         // Limits of businesses, accounts and the platform have no setting of their own.
         own.filter_map(|limit| limit.on_outage).fold(self.settings.on_outage, OnOutage::max)
     }
 
-    fn business_bindings(&self, facts: &Facts) -> Vec<Binding> {
+    fn business_bindings(&self, facts: &CallAttributes) -> Vec<Binding> {
         let own = self.businesses.get(&facts.business).and_then(|b| b.max_calls);
         // A known business is bound by its current plan, including calls admitted under an earlier one.
         let known = self.businesses.contains_key(&facts.business).then(|| self.plan_of(&facts.business));
@@ -541,7 +541,7 @@ impl Policy {
     }
 }
 
-/// How much of a call's transcript is kept, by business.
+/// The part of a call's transcript that is kept, by business.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Privacies {
     usual: Privacy,
@@ -580,9 +580,9 @@ fn global_limits(settings: &PolicySettings) -> Vec<Limit> {
     let limit = |name: String, scope, account: Option<&AccountName>, bound| Limit {
         name: name.into(),
         scope,
-        selects: Selector {
+        selects: LimitMatch {
             account: account.map(|a| a.as_str().to_owned()).into_iter().collect(),
-            ..Selector::default()
+            ..LimitMatch::default()
         },
         per: Per::All,
         bound,

@@ -333,9 +333,9 @@ mod tests {
         assert_eq!(seen(json!({"exp": 2000, "businesses": "a"})), Some(vec!["a".to_owned()]));
         assert_eq!(seen(json!({"exp": 2000, "businesses": ["*"], "scope": "read"})), None);
         assert_eq!(seen(json!({"exp": 2000, "businesses": []})), Some(vec![]));
-        let visitor = of(json!({"exp": 2000, "sub": "user 7", "businesses": "a"})).unwrap();
-        assert_eq!((visitor.name.as_str(), visitor.expires_at), ("user 7", 2000));
-        assert!(visitor.sees("a") && !visitor.sees("b"));
+        let principal = of(json!({"exp": 2000, "sub": "user 7", "businesses": "a"})).unwrap();
+        assert_eq!((principal.name.as_str(), principal.expires_at), ("user 7", 2000));
+        assert!(principal.sees("a") && !principal.sees("b"));
         for bad in [
             json!({"exp": 995}),
             json!({"sub": "without an end"}),
@@ -381,9 +381,9 @@ mod tests {
         let keys = Keys::of_secrets(vec![Secret::new(SECRET)]);
         let sign = |claims: Value| signed(&claims);
         let odd = json!({"sub": 7, "exp": 1_760_000_000.5, "businesses": [999_999, "acme"], "scope": ["calls"]});
-        let visitor = keys.authenticate(&sign(odd), 1_759_999_999, &[]).unwrap();
-        assert!(visitor.sees("999999") && visitor.sees("acme") && !visitor.sees("other"));
-        assert_eq!((visitor.name.as_str(), visitor.expires_at), ("7", 1_760_000_000));
+        let principal = keys.authenticate(&sign(odd), 1_759_999_999, &[]).unwrap();
+        assert!(principal.sees("999999") && principal.sees("acme") && !principal.sees("other"));
+        assert_eq!((principal.name.as_str(), principal.expires_at), ("7", 1_760_000_000));
         let why = |claims: Value| keys.authenticate(&sign(claims), 0, &[]).unwrap_err().to_string();
         assert!(why(json!({"exp": "soon"})).contains("exp must be a number"));
         assert!(why(json!({"businesses": ["acme"]})).contains("exp must be present"));
@@ -403,10 +403,10 @@ mod tests {
         let of = |header: &str, claims: &str| {
             keys.authenticate(&format!("{header}.{claims}.{RSA_SIGNATURE}"), 1000, &["default".to_owned()])
         };
-        let visitor = of(RSA_HEADER, RSA_CLAIMS).unwrap();
+        let principal = of(RSA_HEADER, RSA_CLAIMS).unwrap();
         let wanted =
             Principal { name: "user 7".to_owned(), expires_at: 2000, businesses: Some(vec!["acme".to_owned()]) };
-        assert_eq!(visitor, wanted);
+        assert_eq!(principal, wanted);
         // Other claims, another algorithm and another key under the same signature.
         assert!(of(RSA_HEADER, &encoded(&json!({"sub": "user 7", "exp": 2000, "businesses": ["*"]}))).is_err());
         for header in [

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
 
-/// How far a call is.
+/// The phase of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
     /// A conversation of register-call that no telephone call has joined yet.
@@ -19,7 +19,7 @@ pub(crate) enum Phase {
     Over,
 }
 
-/// How a call ended.
+/// The outcome of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
@@ -57,7 +57,7 @@ impl Outcome {
     }
 }
 
-/// What the destination will do.
+/// The behaviour of the destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Destiny {
     Answers,
@@ -83,7 +83,7 @@ pub(crate) fn is_voicemail(number: &str) -> bool {
     number.ends_with("0004")
 }
 
-/// Where status callbacks go and which were asked for.
+/// The URL of status callbacks, and the events that were asked for.
 #[derive(Clone, Debug)]
 pub(crate) struct Callback {
     pub url: String,
@@ -140,7 +140,7 @@ impl Call {
     }
 }
 
-/// Who carries the sound of a conversation.
+/// The carrier of the sound of a conversation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Carrier {
     Twilio,
@@ -273,7 +273,7 @@ impl Call {
         }
     }
 
-    /// What tests and people look at.
+    /// The call as tests and people see it.
     pub(crate) fn view(&self) -> CallView {
         let leg = self.leg.as_ref();
         let talk = self.talk.as_ref();
@@ -333,9 +333,9 @@ pub struct CallView {
     pub answered: bool,
     /// Costs money: answered calls do.
     pub billed: bool,
-    /// How it ended, once it has.
+    /// Its outcome, once it has ended.
     pub outcome: Option<Outcome>,
-    /// Who ended it: `time`, `destination`, `twilio`, `delete`, `monitor`, `control`, `twiml`, `reject`, `voice_url`, `limit`, `expired`.
+    /// The party that ended it: `time`, `destination`, `twilio`, `delete`, `monitor`, `control`, `twiml`, `reject`, `voice_url`, `limit`, `expired`.
     pub ended_by: Option<&'static str>,
     /// Its record was deleted at a provider.
     pub deleted: bool,

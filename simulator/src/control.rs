@@ -25,7 +25,7 @@ impl Control {
         Control { engine }
     }
 
-    /// What the providers counted.
+    /// The counts of the providers.
     pub fn counts(&self) -> Counts {
         self.engine.look(|world| world.counts.clone())
     }

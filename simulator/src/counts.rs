@@ -1,4 +1,4 @@
-//! What the providers counted.
+//! The counts of the providers.
 
 use serde::Serialize;
 use std::collections::BTreeMap;

@@ -2,9 +2,9 @@
 
 use crate::batch;
 use crate::call::{Call, Carrier, Leg, Phase};
-use crate::chance::LONGEST_MS;
 use crate::fault::{Fault, FaultKind, Operation, Provider};
 use crate::records;
+use crate::rng::LONGEST_MS;
 use crate::wire::{Ask, Reply};
 use crate::world::{Step, World};
 use serde_json::{Value, json};
@@ -24,7 +24,7 @@ pub(crate) fn respond(world: &mut World, ask: &Ask<'_>, now: Instant) -> Reply {
         return refused;
     }
     let mut reply = route(world, ask, now);
-    reply.wait_ms = world.chance.ms(world.settings.api_ms);
+    reply.wait_ms = world.rng.ms(world.settings.api_ms);
     if let Some(fault) = fault {
         reply = disturb(reply, &fault);
     }
@@ -81,7 +81,7 @@ pub(crate) fn bad_key() -> Reply {
     error(401, "authentication_error", "invalid_api_key", "invalid_api_key", "Invalid API key")
 }
 
-/// What a path that does not exist is answered.
+/// The answer for a path that does not exist.
 pub(crate) fn not_found() -> Reply {
     Reply::json(404, &json!({"detail": "Not Found"}))
 }
@@ -138,7 +138,7 @@ fn refusal(fault: &Fault) -> Option<Reply> {
     Some(reply)
 }
 
-/// What a fault does to the answer of a request that was carried out.
+/// Applies a fault to the answer of a request that was carried out.
 pub(crate) fn disturb(mut reply: Reply, fault: &Fault) -> Reply {
     match fault.kind {
         FaultKind::AcceptThenDrop => reply.drop = true,

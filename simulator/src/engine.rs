@@ -1,4 +1,4 @@
-//! What moves the world: its clock, its lock, and the sending of what it left in the outbox.
+//! The engine that moves the world: its clock, its lock, and the sending of what it left in the outbox.
 //!
 //! The lock is never held across a wait.
 
@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// How long a call's next event waits for the answer to the one before.
+/// The time for which a call's next event waits for the answer to the one before.
 const IN_ORDER: Duration = Duration::from_millis(250);
 
 /// Both providers, running.

@@ -29,7 +29,7 @@ pub enum Operation {
     Any,
 }
 
-/// What goes wrong.
+/// The kind of a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FaultKind {
     /// 429 `too_many_concurrent_requests`; at Twilio 20429.
@@ -77,11 +77,11 @@ pub enum FaultKind {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Fault {
-    /// Where.
+    /// The provider at which it happens.
     pub provider: Provider,
-    /// What.
+    /// Its kind.
     pub kind: FaultKind,
-    /// How often; none is until cleared.
+    /// The number of times; none is until cleared.
     #[serde(default)]
     pub n: Option<u32>,
     /// Milliseconds of `slow`; of other kinds a wait before the answer.

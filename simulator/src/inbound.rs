@@ -48,7 +48,7 @@ pub(crate) struct Question {
     pub about: About,
 }
 
-/// What is decided.
+/// The subject of a decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum About {
     /// TwiML for a call; redirected ones are live already.
@@ -57,7 +57,7 @@ pub(crate) enum About {
     Initiation,
 }
 
-/// What TwiML says.
+/// The decision in TwiML.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Verdict {
     Reject(Outcome),
@@ -109,7 +109,7 @@ impl World {
         let sid = leg.sid.clone();
         let n = self.admit(&inbound.from, &inbound.to, Phase::Ringing, Some(leg), Some(talk));
         let Some(url) = self.settings.el_initiation_url.clone() else {
-            let wait = self.chance.span(self.settings.ring_ms);
+            let wait = self.rng.span(self.settings.ring_ms);
             self.plan(n, now + wait, Step::Answer);
             return n;
         };
@@ -164,7 +164,7 @@ impl World {
                 if let (Some(talk), Some(variables)) = (call.talk.as_mut(), value.get("dynamic_variables")) {
                     talk.data["dynamic_variables"] = variables.clone();
                 }
-                let wait = self.chance.span(self.settings.ring_ms);
+                let wait = self.rng.span(self.settings.ring_ms);
                 self.plan(n, now + wait, Step::Answer);
             }
             (About::Voice { redirected: false }, Some(twiml)) => {

@@ -16,7 +16,6 @@
 
 mod batch;
 mod call;
-mod chance;
 mod control;
 mod counts;
 mod elevenlabs;
@@ -26,6 +25,7 @@ mod inbound;
 mod monitor;
 mod post;
 mod records;
+mod rng;
 mod server;
 mod settings;
 pub mod sign;

@@ -20,8 +20,8 @@ use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body
 use tokio_tungstenite::tungstenite::protocol::Role;
 use tokio_tungstenite::tungstenite::{Error, Message};
 
-/// How often a socket looks whether its call is over.
-const LOOK: Duration = Duration::from_millis(10);
+/// The interval in which a socket looks whether its call is over.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Whether a request wants to become a WebSocket.
 pub(crate) fn is_socket<B>(request: &Request<B>) -> bool {
@@ -67,7 +67,7 @@ async fn serve(upgrade: OnUpgrade, engine: &Arc<Engine>, id: &str) -> Result<(),
     for event in said {
         socket.send(Message::text(event.to_string())).await?;
     }
-    let mut looks = tokio::time::interval(LOOK);
+    let mut looks = tokio::time::interval(POLL_INTERVAL);
     loop {
         tokio::select! {
             _ = looks.tick() => {

@@ -174,7 +174,7 @@ fn signed_url(world: &mut World, ask: &Ask<'_>) -> Reply {
     Reply::json(200, &json!({"signed_url": url}))
 }
 
-/// What a list request asks for.
+/// The filter of a list request.
 struct Wanted {
     agent: Option<String>,
     user: Option<String>,

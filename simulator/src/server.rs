@@ -22,8 +22,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// Longest request body: batches of ten thousand recipients fit.
-const BODY: usize = 16 * 1024 * 1024;
-/// How long a connection may wait for its next request (nginx's `keepalive_timeout`).
+const BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// The time for which a connection may wait for its next request (nginx's `keepalive_timeout`).
 const KEEPALIVE: Duration = Duration::from_secs(75);
 
 /// Two simulated providers on one address.
@@ -48,12 +48,12 @@ impl Simulator {
         Ok(Simulator { server, addr })
     }
 
-    /// Where it listens.
+    /// The address at which it listens.
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
 
-    /// What to use as a provider's base URL.
+    /// The base URL of a provider.
     pub fn base_url(&self) -> String {
         format!("http://{}", self.addr)
     }
@@ -72,7 +72,7 @@ impl Simulator {
     }
 }
 
-/// What every connection shares.
+/// The state that all connections share.
 #[derive(Clone)]
 struct Server {
     engine: Arc<Engine>,
@@ -139,10 +139,10 @@ impl Server {
             });
         }
         let (head, body) = request.into_parts();
-        if body.size_hint().lower() > BODY as u64 {
+        if body.size_hint().lower() > BODY_BYTES_MAX as u64 {
             return response(Reply::empty(413));
         }
-        let Ok(body) = Limited::new(body, BODY).collect().await else {
+        let Ok(body) = Limited::new(body, BODY_BYTES_MAX).collect().await else {
             return response(Reply::empty(413));
         };
         let ask = Ask {

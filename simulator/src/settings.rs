@@ -1,4 +1,4 @@
-//! What a simulation is made of; everything can be changed while it runs.
+//! The settings of a simulation; everything can be changed while it runs.
 
 use crate::subaccounts::Subaccount;
 use serde::{Deserialize, Serialize};
@@ -39,7 +39,7 @@ impl From<Millis> for (u64, u64) {
     }
 }
 
-/// How the two simulated providers behave.
+/// The behaviour of the two simulated providers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SimSettings {
@@ -49,7 +49,7 @@ pub struct SimSettings {
     pub account_sid: String,
     /// Twilio auth token: password, and key of Twilio's signatures.
     pub auth_token: String,
-    /// What `xi-api-key` must be.
+    /// The accepted `xi-api-key`.
     pub el_api_key: String,
     /// Key of ElevenLabs' webhook signatures.
     pub el_webhook_secret: String,
@@ -71,11 +71,11 @@ pub struct SimSettings {
     pub utterance_ms: Millis,
     /// From hang-up (`processing`) to `done` and the post-call webhook.
     pub analysis_ms: Millis,
-    /// How long a conversation of register-call waits for its telephone call.
+    /// The time for which a conversation of register-call waits for its telephone call.
     pub register_ms: u64,
     /// Time that each provider API request takes before its answer.
     pub api_ms: Millis,
-    /// How far Twilio's list of calls lags behind creation.
+    /// The time by which Twilio's list of calls lags behind creation.
     pub tw_list_lag_ms: u64,
     /// Part of the webhooks that are never sent, 0 to 1.
     pub webhook_loss: f64,
@@ -83,7 +83,7 @@ pub struct SimSettings {
     pub webhook_double: f64,
     /// Part of the webhooks that are held back, so that later ones overtake them.
     pub webhook_reorder: f64,
-    /// Where ElevenLabs' signed webhooks go.
+    /// The URL of ElevenLabs' signed webhooks.
     pub el_events_url: Option<String>,
     /// Also send `conversation.started` and `conversation.ended`, which the real
     /// ElevenLabs does not have but the systems before ringfence were built for.
@@ -100,7 +100,7 @@ pub struct SimSettings {
     pub number_voice_url: Option<String>,
     /// The Twilio number's status callback, which reports only the end.
     pub number_status_url: Option<String>,
-    /// Whom Twilio asks where the number's voice webhook cannot be reached: shown, and set, and never asked.
+    /// The URL that Twilio would call where the number's voice webhook cannot be reached: shown, and set, and never asked.
     pub number_fallback_url: Option<String>,
     /// The Twilio account's number, as it lists it.
     pub number: String,
@@ -114,7 +114,7 @@ pub struct SimSettings {
     pub el_webhook_events: Vec<String>,
     /// The webhook that every agent uses instead of the workspace's.
     pub el_agent_webhook: Option<String>,
-    /// How many agents ElevenLabs lists.
+    /// The number of agents that ElevenLabs lists.
     pub el_agents: usize,
     /// The Twilio account's state: `active`, `suspended`, `closed`.
     pub tw_state: String,
@@ -122,7 +122,7 @@ pub struct SimSettings {
     pub subaccounts: BTreeMap<String, Subaccount>,
     /// Whether an execution of a Studio flow makes a call.
     pub studio_calls: bool,
-    /// Where drawn timings, losses and orders start from.
+    /// The seed of drawn timings, losses and sequences.
     pub seed: u64,
 }
 

@@ -19,7 +19,7 @@ pub struct Subaccount {
     pub numbers: BTreeMap<String, String>,
     /// Its calls: sid and Twilio's word for where each stands. They ring and talk for nobody.
     pub calls: BTreeMap<String, String>,
-    /// What the records of some of them say otherwise: fields by sid.
+    /// The different fields in the records of some of them: fields by sid.
     pub details: BTreeMap<String, serde_json::Map<String, serde_json::Value>>,
 }
 

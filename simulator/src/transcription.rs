@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use serde_json::json;
 use tokio::time::Instant;
 
-/// What is said, by turns: the agent's side is Twilio's outbound track.
+/// The conversation, by turns: the agent's side is Twilio's outbound track.
 const SAID: [(&str, &str); 4] = [
     ("outbound_track", "Hello, how can I help you?"),
     ("inbound_track", "I have a question about my order."),
@@ -60,7 +60,7 @@ pub(crate) fn respond(world: &mut World, ask: &Ask<'_>, n: u64, sid: Option<&str
         leg.transcription = Some(running);
     }
     world.transcription_event(n, "transcription-started", &[]);
-    let wait = world.chance.span(world.settings.utterance_ms);
+    let wait = world.rng.span(world.settings.utterance_ms);
     world.plan(n, now + wait, Step::Utter(0));
     shown(world, n, &sid, "in-progress")
 }
@@ -93,7 +93,7 @@ impl World {
             let fields = [("TranscriptionData", data.as_str()), ("Final", "true"), ("Track", track)];
             self.transcription_event(n, "transcription-content", &fields);
         }
-        let wait = self.chance.span(self.settings.utterance_ms);
+        let wait = self.rng.span(self.settings.utterance_ms);
         self.plan(n, now + wait, Step::Utter(turn.wrapping_add(1)));
     }
 

@@ -44,7 +44,7 @@ pub(crate) fn respond(world: &mut World, ask: &Ask<'_>, now: Instant) -> Reply {
         None if is_list => subaccounts::list(world),
         None => route(world, ask, rest, now),
     };
-    reply.wait_ms = world.chance.ms(world.settings.api_ms);
+    reply.wait_ms = world.rng.ms(world.settings.api_ms);
     match fault {
         Some(fault) if fault.kind == FaultKind::ServerErrorAfterCreate => {
             Reply { wait_ms: fault.ms, ..error(500, 20500, "Internal Server Error") }

@@ -12,9 +12,9 @@ use serde_json::{Value, json};
 use std::time::Duration;
 
 /// Most that Twilio waits for a webhook's answer.
-const TOTAL: Duration = Duration::from_secs(15);
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// When an attempt is repeated.
+/// The conditions under which an attempt is repeated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Retry {
     /// Waits before the repetitions, in milliseconds.
@@ -27,7 +27,7 @@ pub(crate) struct Retry {
     pub server_errors: bool,
 }
 
-/// What came of an attempt.
+/// The result of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Attempt {
     Answered(u16),
@@ -103,14 +103,14 @@ pub(crate) struct Hook {
 impl World {
     /// Hands an event over, or loses it, or doubles it, or holds it back.
     pub(crate) fn emit(&mut self, mut hook: Hook) {
-        if self.chance.hits(self.settings.webhook_loss) {
+        if self.rng.hits(self.settings.webhook_loss) {
             self.counts.webhooks_lost += 1;
             return;
         }
-        if self.chance.hits(self.settings.webhook_reorder) {
-            hook.held_ms = Some(50 + self.chance.next() % 450);
+        if self.rng.hits(self.settings.webhook_reorder) {
+            hook.held_ms = Some(50 + self.rng.next() % 450);
         }
-        if self.chance.hits(self.settings.webhook_double) {
+        if self.rng.hits(self.settings.webhook_double) {
             self.outbox.push(Effect::Hook(hook.clone()));
         }
         self.outbox.push(Effect::Hook(hook));
@@ -261,7 +261,7 @@ impl World {
             body: Bytes::from(body.to_string()),
             secret,
             retry: Retry::of_elevenlabs(&waits),
-            timeout: TOTAL,
+            timeout: ATTEMPT_TIMEOUT,
             held_ms: None,
         });
     }
@@ -283,5 +283,15 @@ pub(crate) fn signed_form(n: u64, token: &str, url: &str, get: bool, form: &[(St
     if !get {
         headers.push(("content-type", "application/x-www-form-urlencoded; charset=utf-8".to_owned()));
     }
-    Hook { n, get, url: target, headers, body: Bytes::from(body), secret: None, retry, timeout: TOTAL, held_ms: None }
+    Hook {
+        n,
+        get,
+        url: target,
+        headers,
+        body: Bytes::from(body),
+        secret: None,
+        retry,
+        timeout: ATTEMPT_TIMEOUT,
+        held_ms: None,
+    }
 }

@@ -6,10 +6,10 @@
 
 use crate::batch::Batch;
 use crate::call::{Call, Carrier, Destiny, Leg, Outcome, Phase, Talk};
-use crate::chance::Chance;
 use crate::counts::{Counts, shift};
 use crate::fault::Faults;
 use crate::inbound::Question;
+use crate::rng::Rng;
 use crate::settings::SimSettings;
 use crate::webhooks::Hook;
 use jiff::Timestamp;
@@ -19,9 +19,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// Ended calls beyond this are forgotten, oldest first.
-const REMEMBERED: usize = 100_000;
+const CALLS_MAX: usize = 100_000;
 
-/// What a timer does.
+/// The step that a timer does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
     Dial,
@@ -33,7 +33,7 @@ pub(crate) enum Step {
     Utter(usize),
 }
 
-/// What has to be sent once the lock is free.
+/// The request that has to be sent once the lock is free.
 #[derive(Debug)]
 pub(crate) enum Effect {
     Hook(Hook),
@@ -44,9 +44,9 @@ pub(crate) enum Effect {
 #[derive(Debug)]
 pub(crate) struct World {
     pub settings: SimSettings,
-    pub chance: Chance,
+    pub rng: Rng,
     /// Ids have a source of their own: two runs with one seed must not share ids.
-    pub ids: Chance,
+    pub ids: Rng,
     pub calls: BTreeMap<u64, Call>,
     pub counts: Counts,
     pub faults: Faults,
@@ -66,8 +66,8 @@ impl World {
     pub(crate) fn new(settings: SimSettings) -> World {
         let boot = Timestamp::now().as_nanosecond() as u64;
         World {
-            chance: Chance::new(settings.seed),
-            ids: Chance::new(settings.seed ^ boot.rotate_left(17)),
+            rng: Rng::new(settings.seed),
+            ids: Rng::new(settings.seed ^ boot.rotate_left(17)),
             settings,
             calls: BTreeMap::new(),
             counts: Counts::default(),
@@ -120,7 +120,7 @@ impl World {
         leg: Option<Leg>,
         talk: Option<Talk>,
     ) -> u64 {
-        if self.calls.len() >= REMEMBERED {
+        if self.calls.len() >= CALLS_MAX {
             let oldest = self.calls.iter().find(|(_, call)| call.phase == Phase::Over).map(|(n, _)| *n);
             if let Some(gone) = oldest.and_then(|n| self.calls.remove(&n)) {
                 if let Some(leg) = gone.leg {
@@ -174,7 +174,7 @@ impl World {
         self.settings.tw_concurrent.is_some_and(|limit| self.counts.tw_live_now >= limit)
     }
 
-    /// When Twilio dials next, at its calls per second.
+    /// Takes the next turn at Twilio's calls per second; returns the time until then.
     pub(crate) fn dial_turn(&mut self, now: Instant) -> Duration {
         let Some(cps) = self.settings.tw_cps.filter(|cps| *cps > 0.001) else {
             return Duration::ZERO;
@@ -196,7 +196,7 @@ impl World {
 
     /// Plans to hang up after the talk, drawn or asked for.
     pub(crate) fn plan_talk(&mut self, n: u64, now: Instant) {
-        let drawn = self.chance.ms(self.settings.talk_ms);
+        let drawn = self.rng.ms(self.settings.talk_ms);
         let limit = self.calls.get(&n).and_then(|call| call.talk_limit_ms).unwrap_or(u64::MAX);
         self.plan(n, now + Duration::from_millis(drawn.min(limit)), Step::HangUp);
     }
@@ -283,12 +283,12 @@ impl World {
         };
         self.counts.dials += 1;
         self.status_event(n, "initiated");
-        let wait = self.chance.span(self.settings.dial_ms);
+        let wait = self.rng.span(self.settings.dial_ms);
         self.plan(n, now + wait, next);
     }
 
     fn ring(&mut self, n: u64, now: Instant) {
-        let drawn = self.chance.ms(self.settings.ring_ms);
+        let drawn = self.rng.ms(self.settings.ring_ms);
         let Some(call) = self.calls.get_mut(&n) else {
             return;
         };
@@ -343,7 +343,7 @@ impl World {
         self.status_event(n, "completed");
         if has_talk && answered {
             self.seed_event(n, "conversation.ended");
-            let wait = self.chance.span(self.settings.analysis_ms);
+            let wait = self.rng.span(self.settings.analysis_ms);
             self.plan(n, now + wait, Step::Analysed);
         } else if outbound_talk && cause != "expired" {
             self.initiation_failure(n);

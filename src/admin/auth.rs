@@ -29,7 +29,7 @@ pub struct Access {
 
 /// An authenticated client.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Caller {
+pub struct Requester {
     /// For the audit log.
     pub name: String,
     /// The client's origin, for the audit log: an address, or the socket's user.
@@ -40,28 +40,28 @@ pub struct Caller {
     pub whole_numbers: bool,
     /// The businesses that it may see; `None`: all.
     pub businesses: Option<Vec<String>>,
-    /// When its token expires, in seconds since 1970.
+    /// The time at which its token expires, in seconds since 1970.
     pub expires_at: Option<i64>,
 }
 
-impl Caller {
+impl Requester {
     /// Whether it may see this business.
     pub fn sees(&self, business: &str) -> bool {
         self.businesses.as_ref().is_none_or(|own| own.iter().any(|one| one == business))
     }
 
-    /// How it sees telephone numbers.
+    /// The form in which it sees telephone numbers.
     pub fn numbers(&self) -> Numbers {
         if self.whole_numbers { Numbers::Whole } else { Numbers::Masked }
     }
 
     /// Requires access to all businesses.
-    pub fn sees_all(self) -> Result<Self, AccessError> {
+    pub fn require_all_businesses(self) -> Result<Self, AccessError> {
         if self.businesses.is_some() { Err(AccessError::SomeBusinesses) } else { Ok(self) }
     }
 }
 
-/// Why a request is denied.
+/// The reason why a request is denied.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AccessError {
     /// No valid credential.
@@ -89,7 +89,7 @@ impl Access {
     ///
     /// # Errors
     /// [`AccessError`].
-    pub fn caller(&self, exchange: &Exchange, needs: Scope, now_secs: i64) -> Result<Caller, AccessError> {
+    pub fn authorize(&self, exchange: &Exchange, needs: Scope, now_secs: i64) -> Result<Requester, AccessError> {
         let from = exchange.peer().to_string();
         if let Some(token) = bearer(exchange.headers())? {
             if self.keys.is_empty() {
@@ -99,9 +99,9 @@ impl Access {
             let scope = who.scope.filter(|scope| *scope >= needs).ok_or(AccessError::TooLittle(needs))?;
             let (whole_numbers, businesses) = (who.whole_numbers, who.businesses);
             let expires_at = Some(who.expires_at);
-            return Ok(Caller { name: who.name, from, scope, whole_numbers, businesses, expires_at });
+            return Ok(Requester { name: who.name, from, scope, whole_numbers, businesses, expires_at });
         }
-        let local = |scope| Caller {
+        let local = |scope| Requester {
             name: "local".to_owned(),
             from,
             scope,
@@ -122,7 +122,7 @@ impl Access {
         }
     }
 
-    /// Whether a caller who was let in under earlier rules may still read: with its token, or without one where none was shown.
+    /// Whether a requester who was let in under earlier rules may still read: with its token, or without one where none was shown.
     pub(super) fn still_reads(&self, token: Option<&str>, is_local: bool, now_secs: i64) -> bool {
         match token {
             Some(token) => self.keys.operator(token, now_secs).is_ok_and(|who| who.scope >= Some(Scope::Read)),
@@ -135,10 +135,10 @@ impl Access {
     ///
     /// # Errors
     /// [`AccessError`].
-    pub fn scraper(&self, exchange: &Exchange, now_secs: i64) -> Result<(), AccessError> {
+    pub fn authorize_scrape(&self, exchange: &Exchange, now_secs: i64) -> Result<(), AccessError> {
         let is_shown = bearer(exchange.headers())?.is_some();
         if self.metrics_token || is_shown || exchange.host().is_some_and(|host| !names_address(host)) {
-            self.caller(exchange, Scope::Metrics, now_secs)?.sees_all()?;
+            self.authorize(exchange, Scope::Metrics, now_secs)?.require_all_businesses()?;
         }
         Ok(())
     }
@@ -148,7 +148,7 @@ impl Access {
     ///
     /// # Errors
     /// [`AccessError`].
-    pub fn legacy_scraper(&self, exchange: &Exchange, now_secs: i64) -> Result<(), AccessError> {
+    pub fn authorize_legacy_scrape(&self, exchange: &Exchange, now_secs: i64) -> Result<(), AccessError> {
         match (&self.cron_secret, exchange.header(CRON_SECRET)) {
             (Some(secret), Some(shown)) if bearer(exchange.headers())?.is_none() => {
                 match equal(secret.expose().as_bytes(), shown.as_bytes()) {
@@ -156,7 +156,7 @@ impl Access {
                     false => Err(AccessError::NoToken("X-Cron-Secret is not admin.cron_secret".to_owned())),
                 }
             }
-            _ => self.caller(exchange, Scope::Metrics, now_secs)?.sees_all().map(drop),
+            _ => self.authorize(exchange, Scope::Metrics, now_secs)?.require_all_businesses().map(drop),
         }
     }
 

@@ -14,7 +14,7 @@ use super::history::{History, Points};
 use super::reload::Running;
 pub(super) use super::run_board::Rights;
 use super::run_board::{Lists, RunBoard, lean};
-use super::{Admin, shown};
+use super::{Admin, call_json};
 use crate::clock::{UnixMs, rfc3339};
 use crate::ids::BusinessId;
 use crate::policy::Policy;
@@ -50,7 +50,7 @@ pub struct Board {
 struct Watched {
     views: BTreeMap<Rights, watch::Sender<Arc<Frame>>>,
     /// A task is reading.
-    is_read: bool,
+    is_reading: bool,
 }
 
 impl Board {
@@ -67,20 +67,20 @@ impl Board {
             return None;
         }
         let view = watched.views.entry(rights).or_insert_with(|| watch::Sender::new(Arc::default())).subscribe();
-        if !std::mem::replace(&mut watched.is_read, true) {
-            let reading = self.clone().keep_reading(admin.program.clone(), admin.draining.clone());
+        if !std::mem::replace(&mut watched.is_reading, true) {
+            let reading = self.clone().read_while_viewed(admin.program.clone(), admin.draining.clone());
             admin.calls.tasks.spawn(reading);
         }
         Some(view)
     }
 
-    /// The current frame of each view. `None`: no viewers are left, and reading stops.
-    fn views(&self) -> Option<Vec<(Rights, Arc<Frame>)>> {
+    /// Drops the views without viewers. Returns the current frame of each other; `None`: no viewers are left, and reading stops.
+    fn prune_views(&self) -> Option<Vec<(Rights, Arc<Frame>)>> {
         let mut watched = self.lock();
         watched.views.retain(|_, view| view.receiver_count() > 0);
-        watched.is_read = !watched.views.is_empty();
+        watched.is_reading = !watched.views.is_empty();
         let views = watched.views.iter().map(|(rights, view)| (rights.clone(), view.borrow().clone()));
-        watched.is_read.then(|| views.collect())
+        watched.is_reading.then(|| views.collect())
     }
 
     fn show(&self, frames: Vec<(Rights, Arc<Frame>)>) {
@@ -93,14 +93,14 @@ impl Board {
     }
 
     /// Reads until no viewers are left, or the process stops.
-    async fn keep_reading(self, program: Weak<dyn Running>, draining: CancellationToken) {
+    async fn read_while_viewed(self, program: Weak<dyn Running>, draining: CancellationToken) {
         let mut runs = RunBoard::default();
-        while let Some(views) = self.views() {
+        while let Some(views) = self.prune_views() {
             let Some(program) = program.upgrade() else { break };
-            let admin = program.console();
+            let admin = program.admin();
             drop(program);
             let began = Instant::now();
-            let reading = Box::pin(admin.reading(&mut runs, &views)).await;
+            let reading = Box::pin(admin.read_board(&mut runs, &views)).await;
             drop(admin);
             // With thousands of calls this takes a while.
             let written = tokio::task::spawn_blocking(move || reading.frames(views)).await;
@@ -201,7 +201,7 @@ struct Reading {
 }
 
 impl Admin {
-    async fn reading(&self, runs: &mut RunBoard, views: &[(Rights, Arc<Frame>)]) -> Reading {
+    async fn read_board(&self, runs: &mut RunBoard, views: &[(Rights, Arc<Frame>)]) -> Reading {
         let (lifecycle, store) = (&self.calls.lifecycle, &self.calls.lifecycle.store);
         let at_ms = lifecycle.clock.now_ms();
         let open = store.open_calls().await.ok();
@@ -297,7 +297,7 @@ impl Reading {
 
 /// A call, as short as possible: there may be thousands.
 fn row(call: &CallRecord) -> Arc<str> {
-    lean(shown(call)).to_string().into()
+    lean(call_json(call)).to_string().into()
 }
 
 /// The businesses with the most slots, each with the limit that binds it: its own, or its plan's.

@@ -6,7 +6,7 @@ use http::StatusCode;
 use serde_json::{Map, Value, json};
 use tracing::info;
 
-use super::auth::Caller;
+use super::auth::Requester;
 use super::operator::Act;
 use super::{Admin, Answer, bad, ok};
 use crate::ids::{BusinessId, number_key};
@@ -17,13 +17,13 @@ use crate::reply::json_answer;
 /// The largest accepted list, in bytes: 100,000 businesses with an agent and a number.
 pub const LIST_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Invalid rows that a response lists; of further ones, their number.
-const BAD_ROWS_MAX: usize = 1000;
+pub(super) const BAD_ROWS_MAX: usize = 1000;
 /// Businesses per audit entry: a row of the store stays small.
-const NOTED_AT_ONCE: usize = 500;
+const AUDITED_AT_ONCE: usize = 500;
 
 impl Admin {
     /// Handles `PUT` of `{"businesses": [{"id": …}, …]}`, or of the list alone. One invalid row rejects all.
-    pub(super) async fn put_businesses(&self, exchange: &mut Exchange, who: &Caller) -> Answer {
+    pub(super) async fn put_businesses(&self, exchange: &mut Exchange, who: &Requester) -> Answer {
         let body = exchange.read_body(LIST_BYTES_MAX).await.map_err(|e| bad(e.to_string()))?;
         let body: Value = serde_json::from_slice(&body).map_err(|e| bad(format!("no list of businesses: {e}")))?;
         let rows = match body {
@@ -43,25 +43,25 @@ impl Admin {
             return Ok(json_answer(StatusCode::UNPROCESSABLE_ENTITY, &body));
         }
         let (count, at_ms) = (businesses.len(), self.calls.lifecycle.clock.now_ms());
-        for some in businesses.chunks(NOTED_AT_ONCE) {
+        for some in businesses.chunks(AUDITED_AT_ONCE) {
             let (before, after): (Map<String, Value>, Map<String, Value>) = some
                 .iter()
                 .map(|one| {
                     let after = serde_json::to_value(one).unwrap_or_default();
-                    ((one.id.to_string(), self.in_force(&one.id)), (one.id.to_string(), after))
+                    ((one.id.to_string(), self.business_in_force(&one.id)), (one.id.to_string(), after))
                 })
                 .unzip();
-            self.note(who, Act::new("put businesses", "*").changes(before.into(), after.into())).await?;
+            self.audit(who, Act::new("put businesses", "*").changes(before.into(), after.into())).await?;
         }
         let new = self.calls.lifecycle.store.put_businesses(businesses, at_ms).await?;
         self.program()?.refresh_businesses().await?;
         info!(by = who.name, count, new, "businesses updated");
-        ok(&json!({"put": count, "new": new, "note": self.note_on_unknown()}))
+        ok(&json!({"put": count, "new": new, "note": self.unknown_businesses_notice()}))
     }
 
     /// The consequence for unknown businesses, once any is known.
-    pub(super) fn note_on_unknown(&self) -> String {
-        self.calls.lifecycle.policy.load().settings().unknown.means()
+    pub(super) fn unknown_businesses_notice(&self) -> String {
+        self.calls.lifecycle.policy.load().settings().unknown.consequence()
     }
 }
 

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode};
 use serde_json::{Map, Value, json};
 
-use super::auth::Caller;
+use super::auth::Requester;
 use super::operator::Act;
 use super::{Admin, Answer, BODY_BYTES_MAX, Problem, bad, bulk, not_found, ok};
 use crate::ids::BusinessId;
@@ -16,7 +16,7 @@ use crate::reply::{json_answer, respond};
 
 impl Admin {
     /// Every known business: from the config, or created by the API (`put`); and what each holds (`up`).
-    pub(super) async fn businesses(&self, who: &Caller) -> Answer {
+    pub(super) async fn businesses(&self, who: &Requester) -> Answer {
         let put = self.calls.lifecycle.store.businesses().await?;
         let open = self.calls.lifecycle.store.open_calls().await?;
         let mut up = BTreeMap::<&str, u32>::new();
@@ -37,7 +37,7 @@ impl Admin {
     }
 
     /// A business as it is in force, for the audit.
-    pub(super) fn in_force(&self, id: &BusinessId) -> Value {
+    pub(super) fn business_in_force(&self, id: &BusinessId) -> Value {
         let policy = self.calls.lifecycle.policy.load();
         policy.business(id).map_or(Value::Null, |business| serde_json::to_value(business).unwrap_or_default())
     }
@@ -47,7 +47,7 @@ impl Admin {
         exchange: &mut Exchange,
         method: &Method,
         id: BusinessId,
-        who: &Caller,
+        who: &Requester,
     ) -> Answer {
         let store = self.calls.lifecycle.store.clone();
         match *method {
@@ -61,15 +61,15 @@ impl Admin {
             }
             Method::PUT => {
                 let business = self.read_business(exchange, id).await?;
-                let before = self.in_force(&business.id);
+                let before = self.business_in_force(&business.id);
                 let mut shown = serde_json::to_value(&business).unwrap_or_default();
                 let first = !self.calls.lifecycle.policy.load().has_named_businesses();
-                self.note(who, Act::new("put business", business.id.as_str()).changes(before, shown.clone())).await?;
+                self.audit(who, Act::new("put business", business.id.as_str()).changes(before, shown.clone())).await?;
                 let new = store.put_business(&business, self.calls.lifecycle.clock.now_ms()).await?;
                 self.program()?.refresh_businesses().await?;
                 let status = if new { StatusCode::CREATED } else { StatusCode::OK };
                 if first {
-                    shown["note"] = self.note_on_unknown().into();
+                    shown["note"] = self.unknown_businesses_notice().into();
                 }
                 Ok(json_answer(status, &shown))
             }
@@ -79,7 +79,7 @@ impl Admin {
                     return Err(not_found("no business of this id was put; those of the config file stay"));
                 };
                 let before = serde_json::to_value(was).unwrap_or_default();
-                self.note(who, Act::new("delete business", id.as_str()).changes(before, Value::Null)).await?;
+                self.audit(who, Act::new("delete business", id.as_str()).changes(before, Value::Null)).await?;
                 if !store.delete_business(id.as_str()).await? {
                     return Err(not_found("no business of this id was put; those of the config file stay"));
                 }

@@ -3,8 +3,8 @@
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use super::auth::Caller;
-use super::operator::Act;
+use super::auth::Requester;
+use super::operator::{Act, stored_reason};
 use super::{Admin, Answer, BODY_BYTES_MAX, Problem, bad, ok};
 use crate::clock::rfc3339;
 use crate::net::Exchange;
@@ -12,12 +12,10 @@ use crate::store::Bypass;
 
 /// The longest bypass, in seconds: a day.
 const SECS_MAX: u64 = 86_400;
-/// The longest stored reason, in characters.
-const REASON_CHARS_MAX: usize = 500;
 
 impl Admin {
     /// The bypass in force, or null.
-    pub(super) fn bypass_shown(&self) -> Value {
+    pub(super) fn bypass_json(&self) -> Value {
         let admission = &self.calls.lifecycle.admission;
         let Some(bypass) = admission.bypass() else { return Value::Null };
         let left_ms = (bypass.until_ms - self.calls.lifecycle.clock.now_ms()).max(0);
@@ -29,10 +27,10 @@ impl Admin {
 
     /// Shows it, starts it (`{"for_secs": 900, "reason": "…"}`), or ends it. It works even if the store rejects writes, which may be why
     /// it is needed. Then it applies in this process only, and the answer says so.
-    pub(super) async fn bypass(&self, exchange: &mut Exchange, method: &Method, who: &Caller) -> Answer {
+    pub(super) async fn bypass(&self, exchange: &mut Exchange, method: &Method, who: &Requester) -> Answer {
         let admission = &self.calls.lifecycle.admission;
         let (act, after, new) = match *method {
-            Method::GET => return ok(&json!({"bypass": self.bypass_shown()})),
+            Method::GET => return ok(&json!({"bypass": self.bypass_json()})),
             Method::DELETE => ("bypass off", Value::Null, None),
             Method::PUT => {
                 let body = exchange.read_body(BODY_BYTES_MAX).await.map_err(|e| bad(e.to_string()))?;
@@ -47,7 +45,7 @@ impl Admin {
                     since_ms: now_ms,
                     until_ms: now_ms.saturating_add(i64::try_from(secs).unwrap_or(0) * 1000),
                     who: who.name.replace('\0', "\u{FFFD}"),
-                    reason: reason.replace('\0', "\u{FFFD}").chars().take(REASON_CHARS_MAX).collect(),
+                    reason: stored_reason(reason),
                 };
                 ("bypass on", json!({"until": rfc3339(bypass.until_ms)}), Some(bypass))
             }
@@ -56,13 +54,13 @@ impl Admin {
                 return Err(Problem::Is(StatusCode::METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED", message));
             }
         };
-        let before = self.bypass_shown();
+        let before = self.bypass_json();
         let before = json!({"until": before["until"]});
         let reason = new.as_ref().map(|bypass| bypass.reason.clone());
         let changes = Act::new(act, "*").because(reason.as_deref()).changes(before, after);
-        self.audit_with_retry(who, changes).await;
+        self.audit_or_log(who, changes).await;
         let told = admission.set_bypass(new).await;
         let note = told.err().map(|error| format!("this process only: {error}"));
-        ok(&json!({"bypass": self.bypass_shown(), "note": note}))
+        ok(&json!({"bypass": self.bypass_json(), "note": note}))
     }
 }

@@ -7,9 +7,9 @@ use http::{HeaderMap, Method, Response, StatusCode};
 use serde_json::{Value, json};
 use tracing::info;
 
-use super::auth::{AccessError, Caller};
-use super::bulk::LIST_BYTES_MAX;
-use super::operator::Act;
+use super::auth::{AccessError, Requester};
+use super::bulk::{BAD_ROWS_MAX, LIST_BYTES_MAX};
+use super::operator::{Act, stored_reason};
 use super::{Admin, Answer, BODY_BYTES_MAX, Problem, bad, limit_of, not_found, ok};
 use crate::clock::rfc3339;
 use crate::destinations::{ListHit, key_of};
@@ -18,28 +18,23 @@ use crate::net::Exchange;
 use crate::reply::{json_answer, respond};
 use crate::store::{EVERYBODY, ListedNumber, NUMBERS_AT_ONCE};
 
-/// Invalid rows that a response lists; of further ones, their number.
-const BAD_ROWS_MAX: usize = 1000;
-/// The longest stored reason, in characters.
-const REASON_CHARS_MAX: usize = 500;
-
 /// Numbers to add or remove, with the reason.
 struct Numbers {
     keys: Vec<u64>,
     reason: Option<String>,
 }
 
-fn shown(number: u64, who: &Caller) -> String {
+fn number_for(number: u64, who: &Requester) -> String {
     let e164 = format!("+{number}");
     if who.whole_numbers { e164 } else { mask_number(&e164) }
 }
 
-fn entry(one: &ListedNumber, who: &Caller) -> Value {
-    json!({"number": shown(one.number, who), "reason": one.reason, "addedAt": rfc3339(one.at)})
+fn entry(one: &ListedNumber, who: &Requester) -> Value {
+    json!({"number": number_for(one.number, who), "reason": one.reason, "addedAt": rfc3339(one.at)})
 }
 
 /// The list of a request.
-fn list_of(query: &str, who: &Caller) -> Result<String, Problem> {
+fn list_of(query: &str, who: &Requester) -> Result<String, Problem> {
     let named = form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == "business").map(|(_, id)| id);
     match named {
         None if who.businesses.is_some() => Err(AccessError::SomeBusinesses.into()),
@@ -89,7 +84,7 @@ impl Admin {
         exchange: &mut Exchange,
         method: &Method,
         number: Option<&str>,
-        who: &Caller,
+        who: &Requester,
     ) -> Answer {
         let query = exchange.query().unwrap_or_default().to_owned();
         let list = list_of(&query, who)?;
@@ -126,7 +121,7 @@ impl Admin {
         }
     }
 
-    async fn do_not_call_page(&self, list: &str, query: &str, who: &Caller) -> Answer {
+    async fn do_not_call_page(&self, list: &str, query: &str, who: &Requester) -> Answer {
         let limit = limit_of(query);
         let after = form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == "after").map(|(_, value)| value);
         let after = after
@@ -139,7 +134,7 @@ impl Admin {
     }
 
     /// The lists that contain a number: the file, the global list, the business's.
-    async fn do_not_call_one(&self, list: &str, number: u64, who: &Caller) -> Answer {
+    async fn do_not_call_one(&self, list: &str, number: u64, who: &Requester) -> Answer {
         let store = &self.calls.lifecycle.store;
         let mut lists = Vec::new();
         if self.calls.lifecycle.policy.load().settings().destinations.file.contains(number) {
@@ -151,7 +146,7 @@ impl Admin {
         lists.extend(own.as_ref().map(|_| ListHit::Business));
         let names: Vec<&str> = lists.iter().map(|list| list.as_str()).collect();
         let mut body =
-            own.or(all).as_ref().map_or_else(|| json!({"number": shown(number, who)}), |one| entry(one, who));
+            own.or(all).as_ref().map_or_else(|| json!({"number": number_for(number, who)}), |one| entry(one, who));
         body["listed"] = (!names.is_empty()).into();
         body["lists"] = names.into();
         ok(&body)
@@ -164,13 +159,13 @@ impl Admin {
         list: &str,
         numbers: Numbers,
         (edit, of): (ListEdit, EditOf),
-        who: &Caller,
+        who: &Requester,
     ) -> Answer {
         let Numbers { keys, reason } = numbers;
         let (what, whose) = (edit.action(), if list == EVERYBODY { "*" } else { list });
         let masked: Vec<String> = keys.iter().take(10).map(|key| mask_number(&format!("+{key}"))).collect();
         let after = json!({"numbers": keys.len(), "first": masked});
-        self.note(who, Act::new(what, whose).because(reason.as_deref()).changes(Value::Null, after)).await?;
+        self.audit(who, Act::new(what, whose).because(reason.as_deref()).changes(Value::Null, after)).await?;
         let (store, at_ms) = (&self.calls.lifecycle.store, self.calls.lifecycle.clock.now_ms());
         let (mut changed, mut written) = (0, Ok(()));
         for some in keys.chunks(NUMBERS_AT_ONCE) {
@@ -193,7 +188,7 @@ impl Admin {
         match (edit, of) {
             (ListEdit::Put, EditOf::One) => {
                 let status = if changed > 0 { StatusCode::CREATED } else { StatusCode::OK };
-                let number = keys.first().map(|key| shown(*key, who));
+                let number = keys.first().map(|key| number_for(*key, who));
                 Ok(json_answer(status, &json!({"number": number, "listed": true, "new": changed > 0})))
             }
             (ListEdit::Put, EditOf::Many) => ok(&json!({"put": keys.len(), "new": changed})),
@@ -205,8 +200,7 @@ impl Admin {
 }
 
 fn reason(body: &Value) -> Option<String> {
-    let text = body["reason"].as_str()?.trim().replace('\0', "\u{FFFD}");
-    (!text.is_empty()).then(|| text.chars().take(REASON_CHARS_MAX).collect())
+    body["reason"].as_str().map(str::trim).filter(|text| !text.is_empty()).map(stored_reason)
 }
 
 /// Parses `{"numbers": ["+90…", …], "reason": "…"}`; returns invalid rows apart.

@@ -6,18 +6,18 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::auth::Caller;
-use super::listing::{asked, refusal};
-use super::{Admin, Answer, Problem, bad, not_found, ok, shown};
+use super::auth::Requester;
+use super::listing::{query_value, refusal};
+use super::{Admin, Answer, Problem, bad, call_json, not_found, ok};
 use crate::call::{Direction, Phase};
 use crate::clock::{UnixMs, rfc3339};
 use crate::ids::{AccountName, BusinessId, mask_number};
 use crate::policy::decision::LimitExceeded;
-use crate::policy::{Binding, Bound, DEMO_BUSINESS, Facts, Mode, Policy, RequestAttributes, Scope};
+use crate::policy::{Binding, Bound, CallAttributes, DEMO_BUSINESS, Mode, Policy, RequestAttributes, Scope};
 use crate::provider::account::Account;
 use crate::reply::RejectionCode;
 use crate::store::{CallRecord, RejectionRecord};
-use meaning::meaning;
+use meaning::{Meaning, meaning};
 
 /// Maximum holders of a limit that are listed; of further ones, their number.
 const HOLDERS_MAX: usize = 20;
@@ -31,7 +31,7 @@ struct Now {
     open: Vec<CallRecord>,
     by_key: BTreeMap<String, u32>,
     /// Calls admitted within the longest window of a rate.
-    recent: Vec<(UnixMs, Facts)>,
+    recent: Vec<(UnixMs, CallAttributes)>,
 }
 
 /// A limit that applies, and its usage.
@@ -56,7 +56,7 @@ impl Now {
         let (used, allows) = match binding.bound {
             Bound::Concurrent(n) => (self.by_key.get(&binding.key).copied().unwrap_or(0), n),
             Bound::Rate(rate) => {
-                let counts = |(at, facts): &&(UnixMs, Facts)| {
+                let counts = |(at, facts): &&(UnixMs, CallAttributes)| {
                     at.saturating_add(rate.held_ms()) > self.at_ms
                         && self.policy.bindings(facts).iter().any(|one| one.key == binding.key)
                 };
@@ -77,7 +77,7 @@ impl Now {
         }
     }
 
-    fn shown(&self, usage: &BindingUsage, who: &Caller) -> Value {
+    fn usage_json(&self, usage: &BindingUsage, who: &Requester) -> Value {
         let binding = &usage.binding;
         let (from, allows) = self.written(binding);
         let holding: Vec<&CallRecord> = match binding.bound {
@@ -114,10 +114,10 @@ fn holder(call: &CallRecord, at_ms: UnixMs) -> Value {
 
 /// A create that might be sent.
 struct WouldBe {
-    facts: Facts,
-    /// Why its business is unknown, if unknown ones are rejected.
+    facts: CallAttributes,
+    /// The reason why its business is unknown, if unknown ones are rejected.
     unknown_business: Option<String>,
-    /// Why its destination is blocked.
+    /// The reason why its destination is blocked.
     blocked: Option<String>,
 }
 
@@ -132,7 +132,7 @@ struct Decision {
 }
 
 impl Decision {
-    fn shown(&self) -> Value {
+    fn to_json(&self) -> Value {
         json!({
             "outcome": self.outcome, "code": self.code.and_then(RejectionCode::fixed_str), "limit": self.limit, "because": self.because, "advice": self.advice,
         })
@@ -236,7 +236,7 @@ fn advice(now: &Now, full: &BindingUsage) -> Vec<String> {
 
 impl Admin {
     /// `?id=` of a refusal or a call; or `?business=&account=&to=&direction=&agent=&number=` of a create that might be sent.
-    pub(super) async fn explain(&self, query: &str, who: &Caller) -> Answer {
+    pub(super) async fn explain(&self, query: &str, who: &Requester) -> Answer {
         let store = &self.calls.lifecycle.store;
         let at_ms = self.calls.lifecycle.clock.now_ms();
         let policy = self.calls.lifecycle.policy.load_full();
@@ -249,7 +249,7 @@ impl Admin {
             window_ms => store.admitted_since(at_ms - window_ms).await?,
         };
         let now = Now { at_ms, open: store.open_calls().await?, by_key: counts.by_key, recent, policy };
-        match asked(query, "id") {
+        match query_value(query, "id") {
             Some(id) if id.starts_with("rf_") => {
                 let record = self.find_refusal(&id, who).await?;
                 self.explain_refusal(&now, &record, who).await
@@ -265,7 +265,7 @@ impl Admin {
         }
     }
 
-    fn explained(&self, now: &Now, about: &str, create: &WouldBe, who: &Caller) -> Value {
+    fn explained(&self, now: &Now, about: &str, create: &WouldBe, who: &Requester) -> Value {
         let admission = &self.calls.lifecycle.admission;
         let facts = &create.facts;
         let usages: Vec<BindingUsage> =
@@ -277,14 +277,14 @@ impl Admin {
         };
         let decision = decide(now, create, &usages, enforcement);
         json!({
-            "about": about, "now": rfc3339(now.at_ms), "mode": now.policy.mode().as_str(), "bypass": self.bypass_shown(),
+            "about": about, "now": rfc3339(now.at_ms), "mode": now.policy.mode().as_str(), "bypass": self.bypass_json(),
             "create": {
                 "businessId": facts.business, "plan": facts.plan, "account": facts.account, "carrier": facts.carrier,
                 "direction": facts.direction, "to": facts.other_number.as_deref().map(mask_number), "agent": facts.agent,
                 "known": now.policy.business(&facts.business).is_some(),
             },
-            "limits": usages.iter().map(|one| now.shown(one, who)).collect::<Vec<_>>(),
-            "decision": decision.shown(),
+            "limits": usages.iter().map(|one| now.usage_json(one, who)).collect::<Vec<_>>(),
+            "decision": decision.to_json(),
         })
     }
 
@@ -304,23 +304,23 @@ impl Admin {
         }
     }
 
-    fn would_be(&self, now: &Now, query: &str, who: &Caller) -> Result<WouldBe, Problem> {
-        let business = asked(query, "business").ok_or_else(|| bad("id or business is needed"))?;
+    fn would_be(&self, now: &Now, query: &str, who: &Requester) -> Result<WouldBe, Problem> {
+        let business = query_value(query, "business").ok_or_else(|| bad("id or business is needed"))?;
         let business = BusinessId::parse(&business).map_err(|error| bad(error.to_string()))?;
         if !who.sees(business.as_str()) {
             return Err(not_found("no such business"));
         }
-        let account = self.account_asked(asked(query, "account").as_deref())?;
-        let direction = match asked(query, "direction").as_deref() {
+        let account = self.account_asked(query_value(query, "account").as_deref())?;
+        let direction = match query_value(query, "direction").as_deref() {
             None | Some("outbound") => Direction::Outbound,
             Some("inbound") => Direction::Inbound,
             Some(_) => return Err(bad("direction must be outbound or inbound")),
         };
         let facts = facts(now, business, account, direction);
-        let facts = Facts {
-            agent: asked(query, "agent"),
-            own_number: asked(query, "number"),
-            other_number: asked(query, "to"),
+        let facts = CallAttributes {
+            agent: query_value(query, "agent"),
+            own_number: query_value(query, "number"),
+            other_number: query_value(query, "to"),
             ..facts
         };
         let marks = RequestAttributes {
@@ -342,8 +342,8 @@ impl Admin {
         Ok(WouldBe { facts, unknown_business, blocked })
     }
 
-    async fn explain_refusal(&self, now: &Now, record: &RejectionRecord, who: &Caller) -> Answer {
-        let (means, fix) = meaning(&record.code);
+    async fn explain_refusal(&self, now: &Now, record: &RejectionRecord, who: &Requester) -> Answer {
+        let Meaning { means, fix } = meaning(&record.code);
         let mut answer = json!({"about": "refusal", "now": rfc3339(now.at_ms)});
         let business = BusinessId::parse(&record.business).ok();
         let account = self.account_asked(Some(&record.account)).ok();
@@ -376,10 +376,10 @@ impl Admin {
         ok(&answer)
     }
 
-    fn explain_call(&self, now: &Now, record: &CallRecord, who: &Caller) -> Answer {
+    fn explain_call(&self, now: &Now, record: &CallRecord, who: &Requester) -> Answer {
         let create = WouldBe { facts: record.facts.clone(), unknown_business: None, blocked: None };
         let mut answer = self.explained(now, "call", &create, who);
-        answer["call"] = shown(record);
+        answer["call"] = call_json(record);
         let age = |at: UnixMs| (now.at_ms - at).max(0) / 1000;
         let holds = record.phase != Phase::Ended && record.counts();
         let state = match (record.phase, record.unsettled) {
@@ -400,10 +400,10 @@ impl Admin {
 }
 
 /// The facts of a create of a business at an account, without further details.
-fn facts(now: &Now, business: BusinessId, account: &Account, direction: Direction) -> Facts {
+fn facts(now: &Now, business: BusinessId, account: &Account, direction: Direction) -> CallAttributes {
     let operations = &account.provider.operations;
     let operation = operations.iter().find(|one| one.direction == direction).or(operations.first());
-    Facts {
+    CallAttributes {
         plan: now.policy.plan_of(&business),
         business,
         account: account.name.clone(),

@@ -6,8 +6,8 @@ use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{HeaderMap, StatusCode};
 use serde_json::{Map, Value, json};
 
-use super::auth::{AccessError, Caller, Scope};
-use super::{Admin, Answer, not_found, ok, shown_to};
+use super::auth::{AccessError, Requester, Scope};
+use super::{Admin, Answer, call_json_for, not_found, ok};
 use crate::call::Outcome;
 use crate::clock::rfc3339;
 use crate::metrics::{Format, Gauges};
@@ -15,8 +15,8 @@ use crate::policy::Policy;
 use crate::reply::respond;
 use crate::store::{CallRecord, ListFilter, StoreError};
 
-/// The oldest provider's count that is a metric, in milliseconds: sweeps of an idle account are half a minute apart.
-const SEEN_LATELY_MS: i64 = 120_000;
+/// The greatest age of a provider's count that is shown as a metric, in milliseconds: sweeps of an idle account are half a minute apart.
+const PROVIDER_COUNT_AGE_MAX_MS: i64 = 120_000;
 
 impl Admin {
     async fn gauges(&self) -> Result<(Gauges, Vec<CallRecord>), StoreError> {
@@ -52,15 +52,20 @@ impl Admin {
                 None => None,
             },
             store_failures: self.calls.lifecycle.store.failed_writes(),
-            provider_live: self.calls.accounts.keys().filter_map(|name| self.seen_lately(name.as_str())).collect(),
+            provider_live: self
+                .calls
+                .accounts
+                .keys()
+                .filter_map(|name| self.recent_provider_count(name.as_str()))
+                .collect(),
         }
     }
 
     /// A provider's recent count: an older one may be wrong by now.
-    fn seen_lately(&self, account: &str) -> Option<(String, u32)> {
+    fn recent_provider_count(&self, account: &str) -> Option<(String, u32)> {
         let seen = self.calls.lifecycle.admission.last_sweep(account)?;
-        let is_late = seen.as_of_ms? + SEEN_LATELY_MS >= self.calls.lifecycle.clock.now_ms();
-        seen.provider_live.filter(|_| is_late).map(|live| (account.to_owned(), live))
+        let is_recent = seen.as_of_ms? + PROVIDER_COUNT_AGE_MAX_MS >= self.calls.lifecycle.clock.now_ms();
+        seen.provider_live.filter(|_| is_recent).map(|live| (account.to_owned(), live))
     }
 
     /// `/metrics`.
@@ -91,12 +96,12 @@ impl Admin {
         &self,
         rest: &[&str],
         query: Option<&str>,
-        may: impl Fn(Scope) -> Result<Caller, AccessError>,
+        may: impl Fn(Scope) -> Result<Requester, AccessError>,
     ) -> Answer {
         match rest {
             ["events"] => self.events(&may(Scope::Read)?, query).await,
             [] | ["status"] => {
-                let who = may(Scope::Metrics)?.sees_all()?;
+                let who = may(Scope::Metrics)?.require_all_businesses()?;
                 let (gauges, open) = self.gauges().await?;
                 let policy = self.calls.lifecycle.policy.load();
                 let mut global = global_status(&policy, gauges.active, &open);
@@ -117,7 +122,7 @@ impl Admin {
                     }));
                 }
                 if who.scope >= Scope::Read {
-                    global["calls"] = open.iter().map(|call| shown_to(call, &who)).collect();
+                    global["calls"] = open.iter().map(|call| call_json_for(call, &who)).collect();
                     let now_ms = self.calls.lifecycle.clock.now_ms();
                     let active: Vec<Value> =
                         open.iter().filter(|call| !call.over_limit).map(|call| active_call(call, now_ms)).collect();
@@ -135,7 +140,7 @@ impl Admin {
 
     /// The latest admissions, rejections and releases, newest first; with `?limit=N` the latest N, oldest first, as older clients
     /// expect.
-    async fn events(&self, who: &Caller, query: Option<&str>) -> Answer {
+    async fn events(&self, who: &Requester, query: Option<&str>) -> Answer {
         let limit = form_urlencoded::parse(query.unwrap_or_default().as_bytes())
             .find(|(key, _)| key == "limit")
             .and_then(|(_, limit)| limit.parse::<usize>().ok());

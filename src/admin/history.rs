@@ -42,9 +42,9 @@ struct Point {
 pub(super) struct History(Arc<Mutex<VecDeque<Arc<Point>>>>);
 
 /// Counts held slots every half minute, until the process stops.
-pub async fn follow_use(console: impl Fn() -> Admin, stop: CancellationToken) {
+pub async fn history_loop(newest: impl Fn() -> Admin, stop: CancellationToken) {
     while !stop.is_cancelled() {
-        let admin = console();
+        let admin = newest();
         let lifecycle = &admin.calls.lifecycle;
         // Where something does not answer, the line has a gap.
         if let (Ok(open), Ok(counts)) = (lifecycle.store.open_calls().await, lifecycle.admission.counts().await) {
@@ -61,7 +61,7 @@ pub async fn follow_use(console: impl Fn() -> Admin, stop: CancellationToken) {
     }
 }
 
-/// How much of each concurrency limit is held; of one that is counted per something, by whoever holds most.
+/// The slots held of each concurrency limit; of one that is counted per something, those of whoever holds most.
 fn held_by_limit(policy: &Policy, by_key: &BTreeMap<String, u32>) -> Slots {
     let in_force = policy.in_force();
     let bounds = in_force.iter().filter(|limit| limit.allows.ends_with("at once"));

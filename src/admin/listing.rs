@@ -1,35 +1,36 @@
-//! Lists of calls and refusals. Filters apply before the limit: rows that a caller may not see, or did not ask for, do not count
+//! Lists of calls and refusals. Filters apply before the limit: rows that a requester may not see, or did not ask for, do not count
 //! towards it.
 
 use serde_json::{Value, json};
 
-use super::auth::Caller;
-use super::{Admin, Answer, LIST_MAX, Problem, bad, limit_of, not_found, ok, shown};
+use super::auth::Requester;
+use super::{Admin, Answer, LIST_MAX, Problem, bad, call_json, limit_of, not_found, ok};
 use crate::call::Phase;
 use crate::clock::{UnixMs, rfc3339};
 use crate::ids::RejectionId;
 use crate::store::{CallRecord, Cursor, ListFilter, RejectionRecord};
 
 /// The last value of a name in a query.
-pub(super) fn asked(query: &str, name: &str) -> Option<String> {
+pub(super) fn query_value(query: &str, name: &str) -> Option<String> {
     let all = form_urlencoded::parse(query.as_bytes()).filter(|(key, _)| key == name);
     all.last().map(|(_, value)| value.into_owned()).filter(|value| !value.is_empty())
 }
 
-pub(super) fn seconds(query: &str, name: &str) -> Result<Option<i64>, Problem> {
-    let Some(text) = asked(query, name) else { return Ok(None) };
+/// A parameter of seconds, in milliseconds.
+pub(super) fn secs_as_ms(query: &str, name: &str) -> Result<Option<i64>, Problem> {
+    let Some(text) = query_value(query, name) else { return Ok(None) };
     let secs = text.parse::<u32>().map_err(|_| bad(format!("{name} is a number of seconds, not {text:?}")))?;
     Ok(Some(i64::from(secs) * 1000))
 }
 
 /// The position of a page: `after` is `next` of the previous page.
-pub(super) fn place(query: &str) -> Result<Option<Cursor>, Problem> {
-    let Some(text) = asked(query, "after") else { return Ok(None) };
+pub(super) fn cursor_of(query: &str) -> Result<Option<Cursor>, Problem> {
+    let Some(text) = query_value(query, "after") else { return Ok(None) };
     let place = text.split_once('-').and_then(|(at, id)| Some((at.parse().ok()?, id.to_owned())));
     place.map(Some).ok_or_else(|| bad("after must be `next` of the previous page"))
 }
 
-/// A page of a list that was read with one element more, and the position [`after`](place) it, if there is more.
+/// A page of a list that was read with one element more, and the position [`after`](cursor_of) it, if there is more.
 pub(super) fn page<T>(
     mut list: Vec<T>,
     limit: usize,
@@ -44,18 +45,18 @@ pub(super) fn page<T>(
     (list, next)
 }
 
-/// The businesses of a query that its caller may see; `None`: all. For one that the caller may not see the list is empty, as for one
+/// The businesses of a query that its requester may see; `None`: all. For one that the requester may not see the list is empty, as for one
 /// that does not exist.
-pub(super) fn visible_businesses(query: &str, who: &Caller) -> Option<Vec<String>> {
-    match asked(query, "business") {
+pub(super) fn visible_businesses(query: &str, who: &Requester) -> Option<Vec<String>> {
+    match query_value(query, "business") {
         Some(business) => Some(who.sees(&business).then_some(business).into_iter().collect()),
         None => who.businesses.clone(),
     }
 }
 
-/// The filter of a query, restricted to businesses that its caller may see.
-fn filter_of(query: &str, who: &Caller, now_ms: UnixMs) -> Result<ListFilter, Problem> {
-    let phases = match asked(query, "phase") {
+/// The filter of a query, restricted to businesses that its requester may see.
+fn filter_of(query: &str, who: &Requester, now_ms: UnixMs) -> Result<ListFilter, Problem> {
+    let phases = match query_value(query, "phase") {
         Some(words) => {
             let known = || Phase::ALL.iter().map(|phase| phase.as_str()).collect::<Vec<_>>().join(", ");
             let phases = words.split(',').map(|word| word.trim().parse::<Phase>()).collect::<Result<Vec<_>, _>>();
@@ -65,12 +66,12 @@ fn filter_of(query: &str, who: &Caller, now_ms: UnixMs) -> Result<ListFilter, Pr
     };
     Ok(ListFilter {
         businesses: visible_businesses(query, who),
-        account: asked(query, "account"),
+        account: query_value(query, "account"),
         phases,
-        code: asked(query, "code"),
-        after: place(query)?,
-        from_ms: seconds(query, "since_secs")?.map(|ms| now_ms - ms),
-        before_ms: seconds(query, "older_secs")?.map(|ms| now_ms - ms),
+        code: query_value(query, "code"),
+        after: cursor_of(query)?,
+        from_ms: secs_as_ms(query, "since_secs")?.map(|ms| now_ms - ms),
+        before_ms: secs_as_ms(query, "older_secs")?.map(|ms| now_ms - ms),
     })
 }
 
@@ -96,12 +97,12 @@ pub(super) fn refusal(refusal: &RejectionRecord) -> Value {
 
 impl Admin {
     /// Live calls, the oldest first; with `all` also ended ones, the latest first.
-    pub(super) async fn list(&self, query: &str, who: &Caller) -> Answer {
+    pub(super) async fn list(&self, query: &str, who: &Requester) -> Answer {
         let now_ms = self.calls.lifecycle.clock.now_ms();
         let filter = filter_of(query, who, now_ms)?;
         let store = &self.calls.lifecycle.store;
         let at = |call: &CallRecord| (call.admitted_at, call.id.to_string());
-        let (records, open, total, limit) = if asked(query, "all").is_some_and(|v| v == "true" || v == "1") {
+        let (records, open, total, limit) = if query_value(query, "all").is_some_and(|v| v == "true" || v == "1") {
             let limit = limit_of(query);
             let records = store.list_calls(&filter, limit + 1).await?;
             let open = records.iter().take(limit as usize).filter(|call| call.phase != Phase::Ended).count();
@@ -113,15 +114,15 @@ impl Admin {
             records.retain(|call| fits(&filter, call));
             let total = records.len();
             records.retain(|call| filter.after.as_ref().is_none_or(|after| at(call) > *after));
-            (records, open, Some(total), asked(query, "limit").map_or(LIST_MAX, |_| limit_of(query)))
+            (records, open, Some(total), query_value(query, "limit").map_or(LIST_MAX, |_| limit_of(query)))
         };
         let (records, next) = page(records, limit as usize, |call| (call.admitted_at, call.id.as_str()));
-        let calls: Vec<Value> = records.iter().map(shown).collect();
+        let calls: Vec<Value> = records.iter().map(call_json).collect();
         ok(&json!({"calls": calls, "open": open, "total": total, "next": next, "now": rfc3339(now_ms)}))
     }
 
     /// The latest refusals.
-    pub(super) async fn list_rejections(&self, query: &str, who: &Caller) -> Answer {
+    pub(super) async fn list_rejections(&self, query: &str, who: &Requester) -> Answer {
         let now_ms = self.calls.lifecycle.clock.now_ms();
         let (filter, limit) = (filter_of(query, who, now_ms)?, limit_of(query));
         let found = self.calls.lifecycle.store.list_rejections(&filter, limit + 1).await?;
@@ -130,8 +131,8 @@ impl Admin {
         ok(&json!({"refusals": refusals, "next": next, "now": rfc3339(now_ms)}))
     }
 
-    /// A refusal by its id. One that its caller may not see is not found.
-    pub(super) async fn find_refusal(&self, id: &str, who: &Caller) -> Result<RejectionRecord, Problem> {
+    /// A refusal by its id. One that its requester may not see is not found.
+    pub(super) async fn find_refusal(&self, id: &str, who: &Requester) -> Result<RejectionRecord, Problem> {
         let found = match RejectionId::parse(id) {
             Some(id) => self.calls.lifecycle.store.rejection(&id).await?,
             None => None,
@@ -152,8 +153,8 @@ mod tests {
         assert_eq!(cut(3), (list(3), None));
         let (kept, next) = cut(4);
         assert_eq!((kept, next.as_deref()), (list(3), Some("3-c-3")));
-        assert!(matches!(place("after=3-c-3"), Ok(Some((3, id))) if id == "c-3"));
-        assert!(matches!(place("x=1"), Ok(None)));
-        assert!(place("after=c3").is_err());
+        assert!(matches!(cursor_of("after=3-c-3"), Ok(Some((3, id))) if id == "c-3"));
+        assert!(matches!(cursor_of("x=1"), Ok(None)));
+        assert!(cursor_of("after=c3").is_err());
     }
 }

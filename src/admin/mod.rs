@@ -26,7 +26,7 @@ mod stream;
 
 pub use board::Board;
 pub use bulk::LIST_BYTES_MAX as BUSINESSES_BYTES_MAX;
-pub use history::follow_use;
+pub use history::history_loop;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Weak};
@@ -53,7 +53,7 @@ use crate::provider::path::percent_decode;
 use crate::reply::{for_browsers, health, json_answer, problem};
 use crate::runs::Runs;
 use crate::store::{CallRecord, Journal, KEY_KIND, StoreError};
-use auth::{Access, AccessError, Caller, Scope, refuse_own};
+use auth::{Access, AccessError, Requester, Scope, refuse_own};
 use operator::Act;
 use reload::{ReloadTrigger, Running};
 
@@ -82,7 +82,7 @@ pub struct Admin {
     pub store_backend: &'static str,
     /// Webhooks that wait until the database can be written.
     pub journal: Journal,
-    /// The running program. Weak: the program owns this console.
+    /// The running program. Weak: the program owns this handler.
     pub program: Weak<dyn Running>,
     /// The data of the operator's page.
     pub board: Board,
@@ -146,6 +146,10 @@ fn not_allowed(methods: &str) -> Response<Bytes> {
 
 fn not_found(what: &str) -> Problem {
     Problem::Is(StatusCode::NOT_FOUND, "NOT_FOUND", what.to_owned())
+}
+
+fn draining() -> Problem {
+    Problem::Is(StatusCode::SERVICE_UNAVAILABLE, "DRAINING", "this process is stopping".to_owned())
 }
 
 fn nothing_here() -> Problem {
@@ -217,106 +221,113 @@ impl Admin {
             (&Method::GET, ["health"]) => Ok(health()),
             (&Method::GET, ["openapi.json"]) => ok(&openapi::document()),
             (&Method::GET, ["metrics"]) => {
-                self.access.scraper(exchange, now_secs)?;
+                self.access.authorize_scrape(exchange, now_secs)?;
                 self.prometheus(exchange.header("accept").unwrap_or_default()).await
             }
             (&Method::GET, ["status"]) => {
-                self.caller(exchange, Scope::Read)?.sees_all()?;
+                self.authorize(exchange, Scope::Read)?.require_all_businesses()?;
                 let open = self.calls.lifecycle.store.open_calls().await.ok();
                 ok(&self.status_of(open.as_deref()).await?)
             }
             (&Method::GET, ["api", "concurrent-metrics", "prometheus"]) => {
-                self.access.legacy_scraper(exchange, now_secs)?;
+                self.access.authorize_legacy_scrape(exchange, now_secs)?;
                 self.legacy_prometheus(exchange.header("accept").unwrap_or_default()).await
             }
             (&Method::GET, ["api", "concurrent-metrics", rest @ ..]) => {
-                self.concurrent_metrics(rest, exchange.query(), |needs| self.caller(exchange, needs)).await
+                self.concurrent_metrics(rest, exchange.query(), |needs| self.authorize(exchange, needs)).await
             }
             (_, ["api", "businesses", ..]) => self.route_businesses(exchange, &method, &segments).await,
             (_, ["api", "do-not-call", number @ ..]) if number.len() <= 1 => {
-                let who = self.caller(exchange, if method == Method::GET { Scope::Read } else { Scope::Operate })?;
+                let who = self.authorize(exchange, if method == Method::GET { Scope::Read } else { Scope::Operate })?;
                 let number = number.first().map(|number| percent_decode(number));
                 self.do_not_call(exchange, &method, number.as_deref(), &who).await
             }
             (_, ["api", "calls", ..]) => self.route_calls(exchange, &method, &segments).await,
             (&Method::POST, ["conversations", id, "fetch"]) => {
-                let (who, id) = (self.caller(exchange, Scope::Operate)?, percent_decode(id));
-                self.note(&who, Act::new("fetch", &id)).await?;
+                let (who, id) = (self.authorize(exchange, Scope::Operate)?, percent_decode(id));
+                self.audit(&who, Act::new("fetch", &id)).await?;
                 Ok(self.calls.post_call.fetch_conversation(&id, |business| who.sees(business), who.numbers()).await)
             }
             (_, ["api", "events", ..]) => self.route_events(exchange, &method, &segments).await,
-            (&Method::GET, ["api", "audit"]) => {
-                self.caller(exchange, Scope::Read)?.sees_all()?;
-                self.audit_list(exchange.query().unwrap_or_default()).await
-            }
-            (&Method::POST, ["api", "reload"]) => {
-                let who = self.caller(exchange, Scope::Operate)?.sees_all()?;
-                let program = self.program()?;
-                let by = ReloadTrigger { who: who.name, from: who.from };
-                Ok(reload::answer(&program.clone().reload(by).await, &program.in_force()))
-            }
-            (&Method::POST, ["api", "reconcile"]) => {
-                let who = self.caller(exchange, Scope::Operate)?.sees_all()?;
-                self.note(&who, Act::new("reconcile", "all")).await?;
-                let done = self.program()?.reconcile().await;
-                ok(&serde_json::to_value(done).unwrap_or_default())
-            }
             (_, ["api", "runs", rest @ ..]) => {
                 let needs = if method == Method::GET { Scope::Read } else { Scope::Operate };
-                let who = self.caller(exchange, needs)?;
+                let who = self.authorize(exchange, needs)?;
                 self.route_runs(exchange, &method, rest, &who).await
             }
             (_, ["api", "schedules", rest @ ..]) => {
                 let needs = if method == Method::GET { Scope::Read } else { Scope::Operate };
-                let who = self.caller(exchange, needs)?;
+                let who = self.authorize(exchange, needs)?;
                 self.route_schedules(exchange, &method, rest, &who).await
             }
             (&Method::GET, ["api", "refusals"]) => {
-                let who = self.caller(exchange, Scope::Read)?;
+                let who = self.authorize(exchange, Scope::Read)?;
                 self.list_rejections(exchange.query().unwrap_or_default(), &who).await
             }
             (&Method::GET, ["api", "refusals", id]) => {
-                let who = self.caller(exchange, Scope::Read)?;
+                let who = self.authorize(exchange, Scope::Read)?;
                 let refusal = self.find_refusal(&percent_decode(id), &who).await?;
                 ok(&listing::refusal(&refusal))
             }
             (&Method::GET, ["api", "explain"]) => {
-                let who = self.caller(exchange, Scope::Read)?;
+                let who = self.authorize(exchange, Scope::Read)?;
                 self.explain(exchange.query().unwrap_or_default(), &who).await
+            }
+            _ => self.route_operator(exchange, &method, &segments).await,
+        }
+    }
+
+    /// Actions on the whole process, and their record.
+    async fn route_operator(&self, exchange: &mut Exchange, method: &Method, segments: &[&str]) -> Answer {
+        match (method, segments) {
+            (&Method::GET, ["api", "audit"]) => {
+                self.authorize(exchange, Scope::Read)?.require_all_businesses()?;
+                self.audit_list(exchange.query().unwrap_or_default()).await
+            }
+            (&Method::POST, ["api", "reload"]) => {
+                let who = self.authorize(exchange, Scope::Operate)?.require_all_businesses()?;
+                let program = self.program()?;
+                let by = ReloadTrigger { who: who.name, from: who.from };
+                Ok(reload::answer(&program.clone().reload(by).await, &program.config_status()))
+            }
+            (&Method::POST, ["api", "reconcile"]) => {
+                let who = self.authorize(exchange, Scope::Operate)?.require_all_businesses()?;
+                self.audit(&who, Act::new("reconcile", "all")).await?;
+                let done = self.program()?.reconcile().await;
+                ok(&serde_json::to_value(done).unwrap_or_default())
             }
             (_, ["api", "bypass"]) => {
                 let who = self
-                    .caller(exchange, if method == Method::GET { Scope::Read } else { Scope::Operate })?
-                    .sees_all()?;
-                self.bypass(exchange, &method, &who).await
+                    .authorize(exchange, if *method == Method::GET { Scope::Read } else { Scope::Operate })?
+                    .require_all_businesses()?;
+                self.bypass(exchange, method, &who).await
             }
             _ => Err(nothing_here()),
         }
     }
 
     /// Returns the client of a request, if that client may do what the scope allows.
-    fn caller(&self, exchange: &Exchange, needs: Scope) -> Result<Caller, AccessError> {
-        self.access.caller(exchange, needs, self.calls.lifecycle.clock.now_ms() / 1000)
+    fn authorize(&self, exchange: &Exchange, needs: Scope) -> Result<Requester, AccessError> {
+        self.access.authorize(exchange, needs, self.calls.lifecycle.clock.now_ms() / 1000)
     }
 
     async fn route_businesses(&self, exchange: &mut Exchange, method: &Method, segments: &[&str]) -> Answer {
         match (method, segments) {
-            (&Method::GET, ["api", "businesses"]) => self.businesses(&self.caller(exchange, Scope::Read)?).await,
+            (&Method::GET, ["api", "businesses"]) => self.businesses(&self.authorize(exchange, Scope::Read)?).await,
             (&Method::PUT, ["api", "businesses"]) => {
-                let who = self.caller(exchange, Scope::Operate)?.sees_all()?;
+                let who = self.authorize(exchange, Scope::Operate)?.require_all_businesses()?;
                 self.put_businesses(exchange, &who).await
             }
             (_, ["api", "businesses", id]) => {
                 let needs = if *method == Method::GET { Scope::Read } else { Scope::Operate };
                 // A business's own token must not change the business.
                 let who = self
-                    .caller(exchange, needs)
-                    .and_then(|who| if needs == Scope::Read { Ok(who) } else { who.sees_all() })?;
+                    .authorize(exchange, needs)
+                    .and_then(|who| if needs == Scope::Read { Ok(who) } else { who.require_all_businesses() })?;
                 let id = BusinessId::parse(&percent_decode(id)).map_err(|e| bad(e.to_string()))?;
                 self.business(exchange, method, id, &who).await
             }
             (&Method::POST, ["api", "businesses", id, "purge"]) => {
-                let who = self.caller(exchange, Scope::Operate)?.sees_all()?;
+                let who = self.authorize(exchange, Scope::Operate)?.require_all_businesses()?;
                 let id = BusinessId::parse(&percent_decode(id)).map_err(|e| bad(e.to_string()))?;
                 let body = exchange.read_body(BODY_BYTES_MAX).await.map_err(|e| bad(e.to_string()))?;
                 let body: Value = serde_json::from_slice(&body).unwrap_or_default();
@@ -329,20 +340,20 @@ impl Admin {
     async fn route_calls(&self, exchange: &mut Exchange, method: &Method, segments: &[&str]) -> Answer {
         match (method, segments) {
             (&Method::GET, ["api", "calls"]) => {
-                let who = self.caller(exchange, Scope::Read)?;
+                let who = self.authorize(exchange, Scope::Read)?;
                 self.list(exchange.query().unwrap_or_default(), &who).await
             }
             (&Method::GET, ["api", "calls", id @ ..]) => {
-                let who = self.caller(exchange, Scope::Read)?;
+                let who = self.authorize(exchange, Scope::Read)?;
                 let record = self.find(&percent_decode(&id.join("/")), &who).await?;
                 let kept = self.calls.lifecycle.store.post_call(&record.id).await?;
-                let mut shown = shown_to(&record, &who);
+                let mut shown = call_json_for(&record, &who);
                 shown["record"] =
                     json!(kept.as_ref().map(|kept| crate::calls::post_call::shown::shown(kept, who.numbers())));
                 ok(&shown)
             }
             (&Method::POST, ["api", "calls", id @ .., act @ ("hangup" | "release")]) => {
-                let who = self.caller(exchange, Scope::Operate)?;
+                let who = self.authorize(exchange, Scope::Operate)?;
                 let record = self.find_to_act(&percent_decode(&id.join("/")), &who).await?;
                 if *act == "hangup" {
                     self.hang_up(exchange, &record, &who).await
@@ -357,25 +368,25 @@ impl Admin {
     async fn route_events(&self, exchange: &mut Exchange, method: &Method, segments: &[&str]) -> Answer {
         match (method, segments) {
             (&Method::GET, ["api", "events"]) => {
-                self.caller(exchange, Scope::Read)?.sees_all()?;
+                self.authorize(exchange, Scope::Read)?.require_all_businesses()?;
                 self.inbox_list(exchange.query().unwrap_or_default()).await
             }
             (&Method::GET, ["api", "events", "replay"]) => {
-                self.caller(exchange, Scope::Read)?.sees_all()?;
+                self.authorize(exchange, Scope::Read)?.require_all_businesses()?;
                 self.list_replayable(exchange.query().unwrap_or_default()).await
             }
             (&Method::GET, ["api", "events", id]) => {
-                self.caller(exchange, Scope::Read)?.sees_all()?;
+                self.authorize(exchange, Scope::Read)?.require_all_businesses()?;
                 self.inbox_one(&percent_decode(id)).await
             }
             (&Method::POST, ["api", "events", "replay"]) => {
-                let who = self.caller(exchange, Scope::Operate)?.sees_all()?;
+                let who = self.authorize(exchange, Scope::Operate)?.require_all_businesses()?;
                 let body = exchange.read_body(BODY_BYTES_MAX).await.map_err(|e| bad(e.to_string()))?;
                 let body = body_of(&body)?;
                 self.replay_matching(exchange.query().unwrap_or_default(), body["reason"].as_str(), &who).await
             }
             (&Method::POST, ["api", "events", id, "replay"]) => {
-                let who = self.caller(exchange, Scope::Operate)?.sees_all()?;
+                let who = self.authorize(exchange, Scope::Operate)?.require_all_businesses()?;
                 let body = exchange.read_body(BODY_BYTES_MAX).await.map_err(|e| bad(e.to_string()))?;
                 let body = body_of(&body)?;
                 self.inbox_replay(&percent_decode(id), body["reason"].as_str(), &who).await
@@ -385,14 +396,13 @@ impl Admin {
     }
 
     fn program(&self) -> Result<Arc<dyn Running>, Problem> {
-        let gone = || Problem::Is(StatusCode::SERVICE_UNAVAILABLE, "DRAINING", "this process is stopping".to_owned());
-        self.program.upgrade().ok_or_else(gone)
+        self.program.upgrade().ok_or_else(draining)
     }
 
     // === calls ===
 
-    /// A call by our id, or by one of a provider's. What its caller may not see is not there.
-    async fn find(&self, id: &str, who: &Caller) -> Result<CallRecord, Problem> {
+    /// A call by our id, or by one of a provider's. What its requester may not see is not there.
+    async fn find(&self, id: &str, who: &Requester) -> Result<CallRecord, Problem> {
         let store = &self.calls.lifecycle.store;
         let call = match CallId::parse(id) {
             Some(call) => Some(call),
@@ -411,21 +421,21 @@ impl Admin {
     }
 
     /// The record to act on: of a call that was given up, and counted again when it turned out to be up, the second one.
-    async fn find_to_act(&self, id: &str, who: &Caller) -> Result<CallRecord, Problem> {
+    async fn find_to_act(&self, id: &str, who: &Requester) -> Result<CallRecord, Problem> {
         let record = self.find(id, who).await?;
         Ok(self.calls.lifecycle.newest_record(&record.id).await?.unwrap_or(record))
     }
 
     /// Ends a call; the optional reason is `{"reason": "…"}`.
-    async fn hang_up(&self, exchange: &mut Exchange, record: &CallRecord, who: &Caller) -> Answer {
+    async fn hang_up(&self, exchange: &mut Exchange, record: &CallRecord, who: &Requester) -> Answer {
         let body = exchange.read_body(BODY_BYTES_MAX).await.map_err(|e| bad(e.to_string()))?;
         let body: Value = serde_json::from_slice(&body).unwrap_or_default();
         let reason = body["reason"].as_str().map(str::trim).filter(|reason| !reason.is_empty());
         let id = record.id.clone();
         let (act, before) = (Act::new("hangup", id.as_str()).because(reason), json!({"phase": record.phase}));
-        self.audit_with_retry(who, act.changes(before.clone(), Value::Null)).await;
+        self.audit_or_log(who, act.changes(before.clone(), Value::Null)).await;
         if record.phase == Phase::Ended {
-            return ok(&json!({"result": "over", "call": shown(record)}));
+            return ok(&json!({"result": "over", "call": call_json(record)}));
         }
         let (calls, record) = (self.calls.clone(), record.clone());
         // A client that disconnects must not interrupt the check.
@@ -433,7 +443,7 @@ impl Admin {
             self.calls.tasks.spawn(async move { calls.provider.hang_up(&record, Outcome::Canceled).await }).await;
         let now = self.calls.lifecycle.store.call(&id).await.ok().flatten();
         let after = json!({"phase": now.map(|call| call.phase), "result": hung.as_ref().ok()});
-        self.audit_with_retry(who, Act::new("hung up", id.as_str()).because(reason).changes(before, after)).await;
+        self.audit_or_log(who, Act::new("hung up", id.as_str()).because(reason).changes(before, after)).await;
         match hung {
             Ok(HangUpResult::Failed { tried }) => Err(Problem::Is(
                 StatusCode::BAD_GATEWAY,
@@ -446,7 +456,7 @@ impl Admin {
     }
 
     /// Releases the slot only. The call may continue; that is why it needs `force` and a reason.
-    async fn release(&self, exchange: &mut Exchange, record: &CallRecord, who: &Caller) -> Answer {
+    async fn release(&self, exchange: &mut Exchange, record: &CallRecord, who: &Requester) -> Answer {
         let body = exchange.read_body(BODY_BYTES_MAX).await.map_err(|e| bad(e.to_string()))?;
         let body: Value = serde_json::from_slice(&body).unwrap_or_default();
         let reason = body["reason"].as_str().unwrap_or_default().trim();
@@ -456,10 +466,10 @@ impl Admin {
             ));
         }
         let (before, after) = (json!({"phase": record.phase}), json!({"phase": Phase::Ended}));
-        self.note(who, Act::new("release", record.id.as_str()).because(Some(reason)).changes(before, after)).await?;
+        self.audit(who, Act::new("release", record.id.as_str()).because(Some(reason)).changes(before, after)).await?;
         let ended = self.calls.lifecycle.end(&record.id, Outcome::Failed, EndProof::Operator, Source::Operator).await?;
         warn!(call = %record.id, by = who.name, reason, "slot released by an operator; the call may still be up");
-        ok(&json!({"result": "released", "call": ended.map(|a| shown(&a.record))}))
+        ok(&json!({"result": "released", "call": ended.map(|a| call_json(&a.record))}))
     }
 }
 
@@ -469,13 +479,13 @@ fn limit_of(query: &str) -> u32 {
 }
 
 /// A call for operators: numbers masked.
-fn shown(call: &CallRecord) -> Value {
+fn call_json(call: &CallRecord) -> Value {
     call_json_with(call, mask_number)
 }
 
-/// A call as JSON, with whole numbers for callers with that right.
-fn shown_to(call: &CallRecord, who: &Caller) -> Value {
-    if who.whole_numbers { call_json_with(call, str::to_owned) } else { shown(call) }
+/// A call as JSON, with whole numbers for requesters with that right.
+fn call_json_for(call: &CallRecord, who: &Requester) -> Value {
+    if who.whole_numbers { call_json_with(call, str::to_owned) } else { call_json(call) }
 }
 
 fn call_json_with(call: &CallRecord, number: fn(&str) -> String) -> Value {

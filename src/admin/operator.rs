@@ -4,7 +4,7 @@ use http::StatusCode;
 use serde_json::{Value, json};
 use tracing::{info, warn};
 
-use super::auth::Caller;
+use super::auth::Requester;
 use super::{Admin, Answer, Problem, limit_of, ok};
 use crate::clock::rfc3339;
 use crate::ids::BusinessId;
@@ -12,6 +12,11 @@ use crate::store::{AuditRecord, InboxEvent, OutboxDelivery};
 
 /// The longest stored reason, in characters.
 const REASON_CHARS_MAX: usize = 500;
+
+/// A reason as it is stored.
+pub(super) fn stored_reason(reason: &str) -> String {
+    reason.replace('\0', "\u{FFFD}").chars().take(REASON_CHARS_MAX).collect()
+}
 
 /// An action for the audit log.
 pub(super) struct Act<'a> {
@@ -38,11 +43,11 @@ impl<'a> Act<'a> {
 }
 
 impl Admin {
-    /// Records an action before it is carried out.
-    pub(super) async fn note(&self, who: &Caller, act: Act<'_>) -> Result<(), Problem> {
+    /// Records an action in the audit log, before it is carried out.
+    pub(super) async fn audit(&self, who: &Requester, act: Act<'_>) -> Result<(), Problem> {
         let shown = |value: Value| (!value.is_null()).then(|| value.to_string());
         let record = AuditRecord {
-            reason: act.reason.map(|reason| reason.replace('\0', "\u{FFFD}").chars().take(REASON_CHARS_MAX).collect()),
+            reason: act.reason.map(stored_reason),
             before: shown(act.before),
             after: shown(act.after),
             ..AuditRecord::new(self.calls.lifecycle.clock.now_ms(), &who.name, &who.from, act.what, act.target)
@@ -58,11 +63,11 @@ impl Admin {
         Ok(self.calls.lifecycle.store.audit(record).await?)
     }
 
-    /// Audits an action that must not depend on the store; if the store takes no writes, the log has it.
-    pub(super) async fn audit_with_retry(&self, who: &Caller, act: Act<'_>) {
+    /// Records an action that must not depend on the store, once: if that fails, the log has it.
+    pub(super) async fn audit_or_log(&self, who: &Requester, act: Act<'_>) {
         let (what, target) = (act.what, act.target);
-        if let Err(Problem::Store(error)) = self.note(who, act).await {
-            warn!(what, target, by = who.name, %error, "failed to record an operation in the audit log");
+        if let Err(Problem::Store(error)) = self.audit(who, act).await {
+            warn!(what, target, by = who.name, %error, "failed to write an operator action to the audit log; this log alone has it");
         }
     }
 
@@ -78,8 +83,8 @@ impl Admin {
     }
 
     /// Deletes a business's data. It is completed even if the client disconnects.
-    pub(super) async fn purge(&self, business: &BusinessId, reason: Option<&str>, who: &Caller) -> Answer {
-        self.note(who, Act::new("purge", business.as_str()).because(reason)).await?;
+    pub(super) async fn purge(&self, business: &BusinessId, reason: Option<&str>, who: &Requester) -> Answer {
+        self.audit(who, Act::new("purge", business.as_str()).because(reason)).await?;
         let (store, id) = (self.calls.lifecycle.store.clone(), business.clone());
         let purged = self.calls.tasks.spawn(async move { store.purge_business(id.as_str()).await }).await;
         match purged {
@@ -88,7 +93,7 @@ impl Admin {
                 let before = json!({"calls": purged.calls, "events": purged.events, "deliveries": purged.deliveries, "refusals": purged.rejections, "runs": purged.runs, "schedules": purged.schedules});
                 let after = json!({"calls": 0, "events": 0, "deliveries": 0, "refusals": 0, "open": purged.open});
                 let act = Act::new("purged", business.as_str()).because(reason).changes(before, after);
-                self.audit_with_retry(who, act).await;
+                self.audit_or_log(who, act).await;
                 ok(&serde_json::to_value(purged).unwrap_or_default())
             }
             Err(error) => Err(Problem::Is(StatusCode::INTERNAL_SERVER_ERROR, "FAILED", error.to_string())),

@@ -34,7 +34,7 @@ impl ReloadTrigger {
     }
 }
 
-/// The running program's interface to the console.
+/// The running program's interface to this handler.
 #[async_trait]
 pub trait Running: Send + Sync + 'static {
     /// Reads the config again and applies it, or keeps the old one and returns why.
@@ -49,11 +49,11 @@ pub trait Running: Send + Sync + 'static {
     /// Applies a webhook again and repeats its deliveries; or repeats one of ringfence's own events. `None`: there is none.
     async fn replay_event(self: Arc<Self>, id: &str) -> Result<Option<Replayed>, StoreError>;
 
-    /// The current console, for tasks that outlive a reload.
-    fn console(&self) -> Admin;
+    /// The current handler, for tasks that outlive a reload.
+    fn admin(&self) -> Admin;
 
     /// Returns the config in force.
-    fn in_force(&self) -> InForce;
+    fn config_status(&self) -> ConfigStatus;
 }
 
 /// The result of a comparison on demand.
@@ -64,7 +64,7 @@ pub struct Reconciled {
     pub accounts: Vec<SweepReport>,
     /// The comparison of leases with call records.
     pub gate: Option<Compared>,
-    /// Why they could not be compared.
+    /// The reason why they could not be compared.
     pub gate_error: Option<String>,
 }
 
@@ -77,26 +77,26 @@ pub struct Reloaded {
     pub diagnostics: Vec<Diagnostic>,
     /// The mistakes, drawn as `ringfence check` draws them.
     pub drawn: String,
-    /// Why the old one stays, in one line.
+    /// The reason why the old one stays, in one line.
     pub reason: Option<String>,
 }
 
 /// The config that is in force.
 #[derive(Debug, Clone)]
-pub struct InForce {
+pub struct ConfigStatus {
     /// The start of the SHA-256 of its file; `None` without a file.
     pub hash: Option<String>,
     /// Counts policies since the start.
     pub generation: u64,
-    /// When it was loaded.
+    /// The time at which it was loaded.
     pub loaded_at: UnixMs,
     /// Time and reason of the last failed reload. Cleared by the next success.
     pub last_failed: Option<(UnixMs, String)>,
 }
 
-impl InForce {
+impl ConfigStatus {
     /// Returns the JSON of the config in force for `/status`.
-    pub fn shown(&self) -> Value {
+    pub fn to_json(&self) -> Value {
         let failed = self.last_failed.as_ref();
         json!({
             "hash": self.hash, "generation": self.generation, "loadedAt": rfc3339(self.loaded_at),
@@ -107,7 +107,7 @@ impl InForce {
 
 /// The HTTP response: 200 when the config in the file is in force, 422 when it is invalid, 503 when the reload could not be
 /// attempted.
-pub(super) fn answer(reloaded: &Reloaded, now: &InForce) -> Response<Bytes> {
+pub(super) fn answer(reloaded: &Reloaded, now: &ConfigStatus) -> Response<Bytes> {
     let status = match reloaded.outcome {
         ReloadOutcome::Loaded | ReloadOutcome::Unchanged => StatusCode::OK,
         ReloadOutcome::Kept => StatusCode::UNPROCESSABLE_ENTITY,

@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::auth::Caller;
-use super::listing::{asked, page, place, seconds};
+use super::auth::Requester;
+use super::listing::{cursor_of, page, query_value, secs_as_ms};
 use super::operator::{Act, delivery, event};
 use super::{Admin, Answer, LIST_MAX, Problem, bad, limit_of, not_found, ok};
 use crate::clock::UnixMs;
@@ -17,18 +17,18 @@ const ERRORS_MAX: usize = 20;
 /// Returns the filter that a query sets on the inbox and the outbox.
 fn filter_of(query: &str, now_ms: UnixMs) -> Result<EventFilter, Problem> {
     Ok(EventFilter {
-        account: asked(query, "account"),
-        event: asked(query, "event"),
-        call: asked(query, "call"),
-        business: asked(query, "business"),
-        from_ms: seconds(query, "since_secs")?.map(|ms| now_ms - ms),
-        before_ms: seconds(query, "older_secs")?.map(|ms| now_ms - ms),
-        after: place(query)?,
+        account: query_value(query, "account"),
+        event: query_value(query, "event"),
+        call: query_value(query, "call"),
+        business: query_value(query, "business"),
+        from_ms: secs_as_ms(query, "since_secs")?.map(|ms| now_ms - ms),
+        before_ms: secs_as_ms(query, "older_secs")?.map(|ms| now_ms - ms),
+        after: cursor_of(query)?,
     })
 }
 
 fn replayable(query: &str) -> Result<Replayable, Problem> {
-    match asked(query, "state").as_deref() {
+    match query_value(query, "state").as_deref() {
         None | Some("failed") => Ok(Replayable::Failed),
         Some("parked") => Ok(Replayable::Parked),
         Some("given_up") => Ok(Replayable::GivenUp),
@@ -40,7 +40,7 @@ fn replayable(query: &str) -> Result<Replayable, Problem> {
 impl Admin {
     /// The inbox, and deliveries that are pending or were given up.
     pub(super) async fn inbox_list(&self, query: &str) -> Answer {
-        let which = match asked(query, "state").as_deref() {
+        let which = match query_value(query, "state").as_deref() {
             None | Some("all") => Inbox::All,
             Some("unsettled") => Inbox::Unsettled,
             Some("open") => Inbox::Open,
@@ -74,12 +74,12 @@ impl Admin {
         ok(&shown)
     }
 
-    pub(super) async fn inbox_replay(&self, id: &str, reason: Option<&str>, who: &Caller) -> Answer {
+    pub(super) async fn inbox_replay(&self, id: &str, reason: Option<&str>, who: &Requester) -> Answer {
         ok(&self.replayed(id, reason, who).await?)
     }
 
-    async fn replayed(&self, id: &str, reason: Option<&str>, who: &Caller) -> Result<Value, Problem> {
-        self.note(who, Act::new("replay", id).because(reason)).await?;
+    async fn replayed(&self, id: &str, reason: Option<&str>, who: &Requester) -> Result<Value, Problem> {
+        self.audit(who, Act::new("replay", id).because(reason)).await?;
         let replayed = self.program()?.replay_event(id).await?;
         let replayed = replayed.ok_or_else(|| not_found("no event of this id is on record"))?;
         Ok(json!({"event": replayed.event.as_ref().map(event), "deliveries": replayed.deliveries}))
@@ -105,7 +105,7 @@ impl Admin {
     }
 
     /// Replays it, so many at once.
-    pub(super) async fn replay_matching(&self, query: &str, reason: Option<&str>, who: &Caller) -> Answer {
+    pub(super) async fn replay_matching(&self, query: &str, reason: Option<&str>, who: &Requester) -> Answer {
         let (matching, ids, next) = self.find_replayable(query, REPLAYS_MAX).await?;
         let (mut done, mut failed, mut errors) = (0_u32, 0_u32, vec![]);
         for id in &ids {
@@ -129,7 +129,7 @@ impl Admin {
     }
 }
 
-/// Why a replayed webhook is not applied, if it is not.
+/// The reason why a replayed webhook is not applied, if it is not.
 fn failure(event: &Value) -> Option<String> {
     let is_open = event.is_object() && event["outcome"].is_null();
     match event["error"].as_str() {

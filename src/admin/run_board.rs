@@ -49,12 +49,12 @@ impl RunBoard {
         let now_ms = admin.calls.lifecycle.clock.now_ms();
         let shown = |run: &Run| {
             let counts = self.0.get(&run.id).map(|counted| counted.counts);
-            lean(super::runs::shown_at(run, counts, now_ms))
+            lean(super::runs::run_json_at(run, counts, now_ms))
         };
         let lists = found.into_iter().map(|(rights, runs, schedules)| {
             let runs = runs.map_or(Value::Null, |runs| runs.iter().map(shown).collect());
             let schedules = schedules
-                .map_or(Value::Null, |all| all.iter().map(|one| lean(super::schedules::shown(one, false))).collect());
+                .map_or(Value::Null, |all| all.iter().map(|one| lean(super::schedules::schedule_json(one))).collect());
             (rights.clone(), (runs, schedules))
         });
         lists.collect()

@@ -9,16 +9,16 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
 
-use super::auth::Caller;
+use super::auth::Requester;
 use super::listing::visible_businesses;
 use super::operator::Act;
-use super::{Admin, Answer, BODY_BYTES_MAX, Problem, bad, body_of, limit_of, not_found, ok};
+use super::{Admin, Answer, BODY_BYTES_MAX, Problem, bad, body_of, limit_of, not_found, nothing_here, ok};
 use crate::call::Outcome;
 use crate::clock::{UnixMs, rfc3339};
 use crate::ids::mask_number;
 use crate::net::Exchange;
 use crate::reply::json_answer;
-use crate::runs::leads::{self, Enough, Format, Row};
+use crate::runs::leads::{self, Format, LeadsIn, Row, Stopped};
 use crate::runs::load::{LoadError, Loaded, Loading};
 use crate::runs::spec::Spec;
 use crate::store::runs::{JobResult, Run, RunChange, RunCounts, RunState};
@@ -35,8 +35,8 @@ const PAGE_MAX: u32 = 10_000;
 
 /// A part of a body that its reader hands over.
 enum UploadPart {
-    /// The run, and whether leads follow.
-    Head(Map<String, Value>, bool),
+    /// The fields of the run.
+    Head(Map<String, Value>, LeadsIn),
     Rows(Vec<Row>),
 }
 
@@ -78,7 +78,7 @@ fn answered(loaded: Result<Loaded, LoadError>) -> Answer {
     match loaded {
         Ok(loaded) => {
             let status = if loaded.known { StatusCode::OK } else { StatusCode::CREATED };
-            Ok(json_answer(status, &shown(&loaded.run, None)))
+            Ok(json_answer(status, &run_json(&loaded.run, None)))
         }
         Err(LoadError::Leads { count, mistakes }) => {
             let message = LoadError::Leads { count, mistakes: vec![] }.to_string();
@@ -92,7 +92,7 @@ fn answered(loaded: Result<Loaded, LoadError>) -> Answer {
 /// Receives the parts of an upload and loads them.
 struct RunUpload<'a> {
     admin: &'a Admin,
-    who: &'a Caller,
+    who: &'a Requester,
     key: Option<String>,
     loading: Option<Loading>,
     leads_follow: bool,
@@ -103,7 +103,7 @@ impl RunUpload<'_> {
     async fn take(&mut self, part: UploadPart) -> Result<bool, Problem> {
         let Admin { calls, runs, .. } = self.admin;
         match (part, &mut self.loading) {
-            (UploadPart::Head(mut head, more), None) => {
+            (UploadPart::Head(mut head, leads_in), None) => {
                 if let Some(key) = &self.key {
                     head.entry("idempotency_key").or_insert_with(|| key.as_str().into());
                 }
@@ -115,13 +115,13 @@ impl RunUpload<'_> {
                 if !self.who.sees(spec.business.as_str()) {
                     return Err(not_found("no such business"));
                 }
-                let begun = runs.begin(calls, spec, more).await?;
+                let begun = runs.begin(calls, spec, leads_in).await?;
                 let run = begun.run();
                 let act = Act::new("create run", &run.id);
                 let after = json!({"business": run.business, "account": run.account, "operation": begun.operation()});
-                self.admin.note(self.who, act.changes(Value::Null, after)).await?;
+                self.admin.audit(self.who, act.changes(Value::Null, after)).await?;
                 let wants = begun.wants_leads();
-                (self.loading, self.leads_follow) = (Some(begun), more && wants);
+                (self.loading, self.leads_follow) = (Some(begun), wants && leads_in == LeadsIn::Create);
                 Ok(wants)
             }
             (UploadPart::Rows(rows), Some(loading)) => Ok(loading.take(rows).await.map(|()| true)?),
@@ -140,7 +140,7 @@ impl Admin {
         exchange: &mut Exchange,
         method: &Method,
         rest: &[&str],
-        who: &Caller,
+        who: &Requester,
     ) -> Answer {
         match (method, rest) {
             (&Method::GET, []) => self.list_runs(exchange.query().unwrap_or_default(), who).await,
@@ -149,7 +149,7 @@ impl Admin {
                 let run = self.run_of(id, who).await?;
                 let counts = self.calls.lifecycle.store.run_counts(&run.id).await?;
                 let now_ms = self.calls.lifecycle.clock.now_ms();
-                let mut shown = shown_at(&run, Some(counts), now_ms);
+                let mut shown = run_json_at(&run, Some(counts), now_ms);
                 shown["now"] = rfc3339(now_ms).into();
                 ok(&shown)
             }
@@ -163,23 +163,23 @@ impl Admin {
                 let body = exchange.read_body(BODY_BYTES_MAX).await.map_err(|e| bad(e.to_string()))?;
                 self.act_on_run(&run, act, &body_of(&body)?, who).await
             }
-            _ => Err(not_found("nothing is served at this path and method")),
+            _ => Err(nothing_here()),
         }
     }
 
-    /// A run that this caller may see.
-    async fn run_of(&self, id: &str, who: &Caller) -> Result<Run, Problem> {
+    /// A run that this requester may see.
+    async fn run_of(&self, id: &str, who: &Requester) -> Result<Run, Problem> {
         let run = self.calls.lifecycle.store.run_of(id).await?;
         run.filter(|run| who.sees(&run.business)).ok_or_else(|| not_found("no run of this id is on record"))
     }
 
-    async fn list_runs(&self, query: &str, who: &Caller) -> Answer {
+    async fn list_runs(&self, query: &str, who: &Requester) -> Answer {
         let businesses = visible_businesses(query, who);
         let runs = self.calls.lifecycle.store.latest_runs(businesses, limit_of(query)).await?;
-        ok(&json!({"runs": runs.iter().map(|run| shown(run, None)).collect::<Vec<_>>()}))
+        ok(&json!({"runs": runs.iter().map(|run| run_json(run, None)).collect::<Vec<_>>()}))
     }
 
-    async fn create_run(&self, exchange: &mut Exchange, who: &Caller) -> Answer {
+    async fn create_run(&self, exchange: &mut Exchange, who: &Requester) -> Answer {
         let key = exchange.header("idempotency-key").map(str::to_owned);
         let mut intake = RunUpload { admin: self, who, key, loading: None, leads_follow: false };
         let read = self.read_leads(exchange, None, &mut intake).await;
@@ -189,19 +189,19 @@ impl Admin {
             (Ok(()), None) => Err(bad("the body must be a run")),
             (Err(problem), loading) => {
                 if let Some(loading) = loading {
-                    loading.give_up().await;
+                    loading.discard().await;
                 }
                 Err(problem)
             }
         }
     }
 
-    async fn load_run(&self, exchange: &mut Exchange, id: &str, who: &Caller) -> Answer {
+    async fn load_run(&self, exchange: &mut Exchange, id: &str, who: &Requester) -> Answer {
         let run = self.run_of(id, who).await?;
         let kind = exchange.header("content-type").unwrap_or_default();
         let format =
             Format::of(kind).ok_or_else(|| bad("leads are text/csv, application/x-ndjson or application/json"))?;
-        self.note(who, Act::new("load run", &run.id)).await?;
+        self.audit(who, Act::new("load run", &run.id)).await?;
         let loading = Some(self.runs.begin_leads(&self.calls, run).await?);
         let mut intake = RunUpload { admin: self, who, key: None, loading, leads_follow: true };
         let read = self.read_leads(exchange, Some(format), &mut intake).await;
@@ -209,7 +209,7 @@ impl Admin {
         match read {
             Ok(()) => answered(loading.finish().await),
             Err(problem) => {
-                loading.give_up().await;
+                loading.discard().await;
                 Err(problem)
             }
         }
@@ -258,7 +258,7 @@ impl Admin {
         read.map_err(|error| Problem::Is(StatusCode::INTERNAL_SERVER_ERROR, "FAILED", error.to_string()))
     }
 
-    async fn run_results(&self, run: &Run, query: &str, who: &Caller) -> Answer {
+    async fn run_results(&self, run: &Run, query: &str, who: &Requester) -> Answer {
         let asked = |name: &str| {
             form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == name).map(|(_, v)| v.into_owned())
         };
@@ -281,7 +281,7 @@ impl Admin {
         Ok(answer)
     }
 
-    async fn act_on_run(&self, run: &Run, act: &str, body: &Value, who: &Caller) -> Answer {
+    async fn act_on_run(&self, run: &Run, act: &str, body: &Value, who: &Requester) -> Answer {
         let (store, now_ms) = (&self.calls.lifecycle.store, self.calls.lifecycle.clock.now_ms());
         let reason = body["reason"].as_str();
         let (what, to) = match act {
@@ -292,7 +292,7 @@ impl Admin {
         };
         let outcomes = if act == "retry" { retried(body)? } else { vec![] };
         let (before, after) = (json!({"state": run.state}), json!({"state": to}));
-        self.note(who, Act::new(what, &run.id).because(reason).changes(before, after)).await?;
+        self.audit(who, Act::new(what, &run.id).because(reason).changes(before, after)).await?;
         let jobs = match act {
             "cancel" => Some(self.runs.cancel(&self.calls, &run.id).await?.ok_or_else(|| conflict(run, act))?),
             "retry" => Some(self.runs.retry(&self.calls, run, outcomes).await?.ok_or_else(|| conflict(run, act))?),
@@ -313,7 +313,7 @@ impl Admin {
         };
         self.runs.changed();
         let run = store.run_of(&run.id).await?.ok_or_else(|| not_found("no run of this id is on record"))?;
-        let mut shown = shown(&run, Some(store.run_counts(&run.id).await?));
+        let mut shown = run_json(&run, Some(store.run_counts(&run.id).await?));
         shown["jobs"] = json!(jobs);
         ok(&shown)
     }
@@ -344,14 +344,14 @@ fn retried(body: &Value) -> Result<Vec<Outcome>, Problem> {
 /// Reads a body to its end.
 fn read_all(format: Option<Format>, pieces: Pieces, hand: &mpsc::Sender<UploadPart>) {
     let mut rows = Vec::with_capacity(ROWS);
-    let give = |part: UploadPart| hand.blocking_send(part).map_err(|_| Enough);
+    let give = |part: UploadPart| hand.blocking_send(part).map_err(|_| Stopped);
     let mut take = |row: Row| {
         rows.push(row);
         if rows.len() < ROWS { Ok(()) } else { give(UploadPart::Rows(std::mem::take(&mut rows))) }
     };
     let read = match format {
         Some(format) => leads::read(format, pieces, &mut take),
-        None => leads::read_with_head(pieces, |head, more| give(UploadPart::Head(head, more)), &mut take),
+        None => leads::read_with_head(pieces, |head, leads_in| give(UploadPart::Head(head, leads_in)), &mut take),
     };
     if read.is_ok() && !rows.is_empty() {
         // Whoever takes them may have gone.
@@ -360,7 +360,7 @@ fn read_all(format: Option<Format>, pieces: Pieces, hand: &mpsc::Sender<UploadPa
 }
 
 /// A run as its operators see it.
-pub(super) fn shown(run: &Run, counts: Option<RunCounts>) -> Value {
+pub(super) fn run_json(run: &Run, counts: Option<RunCounts>) -> Value {
     let spec: Value = serde_json::from_str(&run.spec).unwrap_or_default();
     let time = |at: Option<UnixMs>| at.map(rfc3339);
     let mut shown = json!({
@@ -377,9 +377,9 @@ pub(super) fn shown(run: &Run, counts: Option<RunCounts>) -> Value {
 }
 
 /// A run as JSON, with when it dials next: null where somebody is due, since it waits for a slot alone.
-pub(super) fn shown_at(run: &Run, counts: Option<RunCounts>, now_ms: UnixMs) -> Value {
+pub(super) fn run_json_at(run: &Run, counts: Option<RunCounts>, now_ms: UnixMs) -> Value {
     let next_dial = counts.and_then(|counts| counts.next_due).map(|at| at.max(run.start_at));
-    let mut shown = shown(run, counts);
+    let mut shown = run_json(run, counts);
     shown["nextDialAt"] = next_dial.filter(|at| *at > now_ms).map(rfc3339).into();
     shown
 }

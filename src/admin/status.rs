@@ -6,7 +6,7 @@ use http::StatusCode;
 use serde_json::{Value, json};
 
 use super::auth::Scope;
-use super::{Admin, Answer, Problem, RECORD_AWAY, board, ok, secured};
+use super::{Admin, Answer, Problem, RECORD_AWAY, board, draining, ok, secured};
 use crate::admission::Member;
 use crate::clock::rfc3339;
 use crate::ids::mask_number;
@@ -18,10 +18,19 @@ use crate::store::CallRecord;
 const KEPT_MAX: usize = 50;
 
 impl Admin {
-    /// Answers `/ready`, on any listener. Why it is not is for operators alone.
-    pub async fn answer_ready(&self, exchange: &mut Exchange, is_admin: bool) {
+    /// Answers `/ready` on `listen.admin`, with the reason for operators.
+    pub async fn answer_ready_to_operator(&self, exchange: &mut Exchange) {
         let now_secs = self.calls.lifecycle.clock.now_ms() / 1000;
-        let may_read = is_admin && self.access.caller(exchange, Scope::Read, now_secs).is_ok();
+        let may_read = self.access.authorize(exchange, Scope::Read, now_secs).is_ok();
+        self.answer_readiness(exchange, may_read).await;
+    }
+
+    /// Answers `/ready` on any other listener, without a reason.
+    pub async fn answer_ready(&self, exchange: &mut Exchange) {
+        self.answer_readiness(exchange, false).await;
+    }
+
+    async fn answer_readiness(&self, exchange: &mut Exchange, may_read: bool) {
         let answer = self.ready(may_read).await.unwrap_or_else(Problem::into_response);
         exchange.respond(secured(exchange, answer)).await;
     }
@@ -29,11 +38,7 @@ impl Admin {
     /// "Can serve": never a provider's health, never one dependency's.
     pub(super) async fn ready(&self, may_read: bool) -> Answer {
         if self.draining.is_cancelled() {
-            return Err(Problem::Is(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "DRAINING",
-                "this process is stopping".to_owned(),
-            ));
+            return Err(draining());
         }
         if let Err(error) = self.calls.lifecycle.store.ping().await {
             // Addresses and system errors are not for unauthenticated clients.
@@ -90,11 +95,11 @@ impl Admin {
         let gate = admission.status();
         Ok(json!({
             "version": env!("CARGO_PKG_VERSION"),
-            "mode": policy.mode().as_str(), "bypass": self.bypass_shown(),
-            "limits": policy.in_force(), "unknownBusinesses": policy.settings().unknown.means(),
-            "policy": self.program()?.in_force().shown(),
+            "mode": policy.mode().as_str(), "bypass": self.bypass_json(),
+            "limits": policy.in_force(), "unknownBusinesses": policy.settings().unknown.consequence(),
+            "policy": self.program()?.config_status().to_json(),
             "policiesDiffer": self.calls.lifecycle.admission.policies_differ(),
-            "replicas": self.calls.lifecycle.admission.members().iter().map(|one| self.replica_shown(one)).collect::<Vec<_>>(),
+            "replicas": self.calls.lifecycle.admission.members().iter().map(|one| self.replica_json(one)).collect::<Vec<_>>(),
             "draining": self.draining.is_cancelled(),
             "gate": {"standing": gate, "backend": gate.backend, "counted": is_counted, "calls": counts.calls, "over_limit": counts.over_limit, "byLimit": by_limit(&policy.settings().limits, &counts.by_key), "businesses": board::fullest(&policy, &counts.by_key), "kept": self.kept_slots()},
             "store": {"backend": self.store_backend, "path": self.store_path, "ok": written.is_ok(), "error": written.err().map(|e| e.to_string()), "journaled": self.journal.waiting()},
@@ -112,7 +117,7 @@ impl Admin {
         shown.collect()
     }
 
-    fn replica_shown(&self, one: &Member) -> Value {
+    fn replica_json(&self, one: &Member) -> Value {
         let policy = one.policy.as_ref();
         json!({
             "id": one.replica.id, "host": one.replica.host, "process": one.replica.process, "version": one.replica.version,

@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
 
-use super::auth::{Access, AccessError, Caller, Scope, refuse_own};
+use super::auth::{Access, AccessError, Requester, Scope, refuse_own};
 use super::board::{Rights, event};
-use super::{Admin, Problem, secured, shown_to};
+use super::{Admin, Problem, call_json_for, draining, secured};
 use crate::ids::CallId;
 use crate::metrics::Served;
 use crate::net::{Exchange, Peer};
@@ -34,13 +34,9 @@ impl Admin {
             return Ok(false);
         }
         refuse_own(exchange)?;
-        let who = self.access.caller(exchange, Scope::Read, self.calls.lifecycle.clock.now_ms() / 1000)?;
+        let who = self.access.authorize(exchange, Scope::Read, self.calls.lifecycle.clock.now_ms() / 1000)?;
         if self.draining.is_cancelled() {
-            return Err(Problem::Is(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "DRAINING",
-                "this process is stopping".to_owned(),
-            ));
+            return Err(draining());
         }
         let (to, pieces) = mpsc::channel(1);
         let mut head = Response::new(());
@@ -61,7 +57,7 @@ impl Admin {
                     ));
                 };
                 let feed = async move {
-                    send(&to, event("you", &caller_view(&who).to_string())).await?;
+                    send(&to, event("you", &requester_json(&who).to_string())).await?;
                     let mut version = 0;
                     loop {
                         let frame = seen.borrow_and_update().clone();
@@ -89,8 +85,8 @@ impl Admin {
         Ok(true)
     }
 
-    /// Completes when a stream has to end: its caller's token expires or is no longer valid under a new config, or the process stops.
-    fn over(&self, exchange: &Exchange, who: &Caller) -> Result<impl Future<Output = ()> + Send + use<>, Problem> {
+    /// Completes when a stream has to end: its requester's token expires or is no longer valid under a new config, or the process stops.
+    fn over(&self, exchange: &Exchange, who: &Requester) -> Result<impl Future<Output = ()> + Send + use<>, Problem> {
         let (draining, clock, until) = (self.draining.clone(), self.calls.lifecycle.clock.clone(), who.expires_at);
         let token = bearer(exchange.headers()).map_err(AccessError::from)?.map(str::to_owned);
         let is_local = matches!(exchange.peer(), Peer::Local { .. });
@@ -119,15 +115,15 @@ impl Admin {
     }
 
     /// Sends a call and its transcript, as they change. `None`: the client disconnected.
-    async fn follow(&self, id: CallId, who: &Caller, to: mpsc::Sender<Bytes>) -> Option<()> {
+    async fn follow(&self, id: CallId, who: &Requester, to: mpsc::Sender<Bytes>) -> Option<()> {
         let (store, hub) = (&self.calls.lifecycle.store, &self.calls.lifecycle.hub);
-        let mut notifications = hub.listen();
+        let mut notifications = hub.subscribe();
         let (mut before, mut after, mut murmured) = (Value::Null, 0, 0);
         loop {
             let found = store.call(&id).await.ok().flatten().filter(|call| who.sees(call.facts.business.as_str()));
             // Purged, or unreadable at present: the client reconnects.
             let record = found?;
-            let mut shown = shown_to(&record, who);
+            let mut shown = call_json_for(&record, who);
             let kept = store.post_call(&id).await.ok().flatten();
             shown["record"] =
                 json!(kept.as_ref().map(|kept| crate::calls::post_call::shown::shown(kept, who.numbers())));
@@ -198,7 +194,7 @@ fn ping() -> Bytes {
     Bytes::from_static(b": still here\n\n")
 }
 
-fn caller_view(who: &Caller) -> Value {
+fn requester_json(who: &Requester) -> Value {
     json!({
         "name": who.name, "scope": who.scope.as_str(), "businesses": who.businesses, "wholeNumbers": who.whole_numbers,
         "version": env!("CARGO_PKG_VERSION"),

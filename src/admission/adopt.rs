@@ -8,7 +8,7 @@ use crate::call::Phase;
 use crate::failpoint;
 use crate::ids::CallId;
 use crate::policy::decision::{LeaseRow, keys};
-use crate::store::{CallRecord, Confirmed, InsertOutcome, NewCall, Result};
+use crate::store::{CallRecord, ConfirmOutcome, InsertOutcome, NewCall, Result};
 
 /// The lease of a recorded call.
 pub(super) fn lease_of(call: &NewCall) -> LeaseRow {
@@ -30,15 +30,15 @@ impl AdmissionController {
             self.send_op(GateOp::Adopt(self.state().epoch, held)).boxed().await;
             failpoint::hit("call.adopted").await;
             let id = call.id.clone();
-            let opened = self.0.store.open(call, None).await;
+            let opened = self.0.store.insert_call(call, None).await;
             if !matches!(opened, Ok(InsertOutcome::New(_))) {
-                self.release_unrecorded(&id).boxed().await;
+                self.release_by_id(&id).boxed().await;
             }
             return opened;
         }
         loop {
             let state = self.state();
-            match self.0.store.open(call.clone(), Some(state.epoch)).await? {
+            match self.0.store.insert_call(call.clone(), Some(state.epoch)).await? {
                 InsertOutcome::New(news) => {
                     failpoint::hit("call.adopted").await;
                     let id = call.id.clone();
@@ -57,7 +57,7 @@ impl AdmissionController {
         if let Ok(Some(now)) = self.0.store.call(call).await
             && now.phase == Phase::Ended
         {
-            self.release_unrecorded(call).boxed().await;
+            self.release_by_id(call).boxed().await;
         }
     }
 
@@ -68,7 +68,7 @@ impl AdmissionController {
             let state = self.state();
             let epoch = self.is_shared().then_some(state.epoch);
             match self.0.store.confirm(&record.id, keys.clone(), epoch).await? {
-                Confirmed::Now => {
+                ConfirmOutcome::Now => {
                     let held = LeaseRow {
                         call: record.id.clone(),
                         keys,
@@ -80,8 +80,8 @@ impl AdmissionController {
                     self.release_if_ended(&record.id).boxed().await;
                     return Ok(true);
                 }
-                Confirmed::Before => return Ok(false),
-                Confirmed::Outdated(now) => self.adopt_epoch(now),
+                ConfirmOutcome::Before => return Ok(false),
+                ConfirmOutcome::Outdated(now) => self.adopt_epoch(now),
             }
         }
     }

@@ -1,4 +1,4 @@
-//! The bypass: while it lasts limits refuse nothing, at every replica that shares the record. Everything is counted and recorded as
+//! The bypass: while it lasts limits reject nothing, at every replica that shares the record. Everything is counted and recorded as
 //! in observe mode. It ends at its time, whichever replicas are running.
 
 use std::sync::Arc;
@@ -23,7 +23,7 @@ impl AdmissionController {
         self.0.bypass.stored_version().is_some()
     }
 
-    /// Whether full limits refuse just now: as the policy says, unless they are bypassed.
+    /// Whether full limits reject just now: as the policy says, unless they are bypassed.
     pub fn mode(&self) -> Mode {
         if self.bypass().is_some() { Mode::Observe } else { self.0.policy.load().mode() }
     }

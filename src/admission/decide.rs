@@ -42,12 +42,12 @@ impl AdmissionController {
         call.keys = keys(&request.bindings);
         let business = call.facts.business.clone();
         let is_bulk = call.aliases.iter().any(|alias| alias.kind == JOB_KIND);
-        self.lower(&mut request.bindings);
+        self.apply_lower_limits(&mut request.bindings);
         let until = Instant::now() + REBUILD_WAIT_MAX;
         loop {
             let state = self.state();
             let decided = match (self.gate_of(state.mode), state.mode) {
-                (Some(gate), _) => self.propose(gate, &request, call.clone(), state).boxed().await?,
+                (Some(gate), _) => self.decide_in_limiter(gate, &request, call.clone(), state).boxed().await?,
                 (None, GateMode::Database) => self.decide_in_store(&request, call.clone(), state).boxed().await?,
                 (None, mode) => {
                     self.0.wake.notify_one();
@@ -85,7 +85,8 @@ impl AdmissionController {
         }
     }
 
-    async fn propose(
+    /// Decides by the limiter, and records the call under its epoch.
+    async fn decide_in_limiter(
         &self,
         gate: &Arc<dyn Gate>,
         request: &AdmissionRequest,
@@ -94,7 +95,7 @@ impl AdmissionController {
     ) -> std::result::Result<Attempt, AdmissionError> {
         let (slots, would_reject) = match gate.admit(state.epoch, request).await {
             Ok(Decision::Rejected(short)) => {
-                return Ok(Attempt::Done(Admission::Rejected(self.full(request, &short)?)));
+                return Ok(Attempt::Done(Admission::Rejected(self.limit_exceeded(request, &short)?)));
             }
             Ok(Decision::Admitted { slots, would_reject }) => (slots, would_reject),
             Err(GateError::Away(why)) => {
@@ -106,14 +107,14 @@ impl AdmissionController {
         failpoint::hit("gate.admitted").await;
         call.slots = slots;
         let claim = self.is_shared().then_some(state.epoch);
-        match self.0.store.open(call, claim).await {
+        match self.0.store.insert_call(call, claim).await {
             Ok(InsertOutcome::New(early)) => {
                 let lease = Lease::new(request.call.clone(), slots);
-                let would_reject = would_reject.map(|short| self.full(request, &short)).transpose()?;
+                let would_reject = would_reject.map(|short| self.limit_exceeded(request, &short)).transpose()?;
                 Ok(Attempt::Done(Admission::Admitted { lease, would_reject, early }))
             }
             Ok(InsertOutcome::Known(known)) => {
-                self.release_unrecorded(&request.call).boxed().await;
+                self.release_by_id(&request.call).boxed().await;
                 Ok(Attempt::Done(Admission::Known(known)))
             }
             Ok(InsertOutcome::Outdated(now)) => {
@@ -122,7 +123,7 @@ impl AdmissionController {
                 Ok(Attempt::Retry)
             }
             Err(error) => {
-                self.release_unrecorded(&request.call).boxed().await;
+                self.release_by_id(&request.call).boxed().await;
                 Err(error.into())
             }
         }
@@ -143,11 +144,13 @@ impl AdmissionController {
         match self.0.store.admit(call, request.clone(), state.epoch).await? {
             AdmitOutcome::New { slots, would_reject, early } => {
                 let lease = Lease::new(request.call.clone(), slots);
-                let would_reject = would_reject.map(|short| self.full(request, &short)).transpose()?;
+                let would_reject = would_reject.map(|short| self.limit_exceeded(request, &short)).transpose()?;
                 Ok(Attempt::Done(Admission::Admitted { lease, would_reject, early }))
             }
             AdmitOutcome::Known(known) => Ok(Attempt::Done(Admission::Known(known))),
-            AdmitOutcome::Rejected(short) => Ok(Attempt::Done(Admission::Rejected(self.full(request, &short)?))),
+            AdmitOutcome::Rejected(short) => {
+                Ok(Attempt::Done(Admission::Rejected(self.limit_exceeded(request, &short)?)))
+            }
             AdmitOutcome::Outdated(now) => {
                 self.adopt_epoch(now);
                 Ok(Attempt::Retry)
@@ -172,7 +175,7 @@ impl AdmissionController {
         let slots = request.slots.wanted;
         call.slots = slots;
         let held = lease_of(&call);
-        match self.0.store.open(call, Some(state.epoch)).await? {
+        match self.0.store.insert_call(call, Some(state.epoch)).await? {
             InsertOutcome::New(early) => {
                 // Queued after the operation that revokes its admission.
                 self.defer_op(GateOp::Adopt(state.epoch, held));
@@ -197,24 +200,24 @@ impl AdmissionController {
                 return Ok(Attempt::Retry);
             }
         }
-        self.note_unfilled(state);
+        self.request_rebuild(state);
         Ok(Attempt::Wait(error.to_string()))
     }
 
     /// Has the limiter rebuilt, unless its epoch is over.
-    pub(super) fn note_unfilled(&self, state: GateState) {
+    pub(super) fn request_rebuild(&self, state: GateState) {
         if self.state() == state {
             self.0.needs_rebuild.store(true, Ordering::Relaxed);
             self.0.wake.notify_one();
         }
     }
 
-    fn full(
+    fn limit_exceeded(
         &self,
         request: &AdmissionRequest,
         short: &Shortfall,
     ) -> std::result::Result<LimitExceeded, AdmissionError> {
-        let full = self.0.waits.full(&request.bindings, short, request.at_ms);
+        let full = self.0.waits.limit_exceeded(&request.bindings, short, request.at_ms);
         full.ok_or_else(|| AdmissionError::Gate("the limiter named a limit that is not in the request".to_owned()))
     }
 }

@@ -131,7 +131,7 @@ impl AdmissionController {
         if gate.is_some() && self.is_shared() {
             self.release_ended(&advanced.held).boxed().await?;
         }
-        info!(epoch = advanced.state.epoch, mode = to.as_str(), open, "limiter state rebuilt from open calls");
+        info!(epoch = advanced.state.epoch, mode = to.as_str(), open, "epoch increased; open calls recounted");
         Ok(Some(open))
     }
 
@@ -158,7 +158,7 @@ impl AdmissionController {
             Err(error) => {
                 // A limiter that lost its data while nothing was decided is rebuilt now, not at the next decision.
                 if matches!(error, GateError::Unfilled(_)) {
-                    self.note_unfilled(state);
+                    self.request_rebuild(state);
                 }
                 return Err(StoreError::Failed(error.to_string()));
             }

@@ -8,8 +8,8 @@ use tracing::{info, warn};
 use super::AdmissionController;
 use super::state::{LiveCountReport, Member};
 use crate::clock::UnixMs;
-use crate::policy::{Binding, Declared};
-use crate::store::{Living, Replica};
+use crate::policy::{Binding, PublishedLimits};
+use crate::store::{LiveReplica, Replica};
 use crate::sync::lock;
 
 /// The longest error that is shared, in characters.
@@ -18,7 +18,7 @@ const ERROR_CHARS_MAX: usize = 300;
 /// The state in a heartbeat.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct SharedState {
-    policy: Declared,
+    policy: PublishedLimits,
     /// Since when its policy is in force, in milliseconds since 1970.
     policy_since_ms: UnixMs,
     seen: BTreeMap<String, LiveCountReport>,
@@ -27,7 +27,7 @@ struct SharedState {
 impl AdmissionController {
     /// This process, with its shared state.
     pub(super) fn myself(&self) -> Replica {
-        let policy = Declared::from_policy(&self.0.policy.load());
+        let policy = PublishedLimits::from_policy(&self.0.policy.load());
         let (seen, (_, policy_since_ms)) = {
             let mut peers = lock(&self.0.peers);
             if peers.policy.0 != policy.hash {
@@ -40,7 +40,7 @@ impl AdmissionController {
     }
 
     /// Adopts the state of other replicas from their heartbeats.
-    pub(super) fn update_members(&self, live: &[Living]) {
+    pub(super) fn update_members(&self, live: &[LiveReplica]) {
         let mine = self.0.policy.load().hash().to_owned();
         let (mut members, mut others, mut elsewhere) = (vec![], vec![], BTreeMap::<String, LiveCountReport>::new());
         for (n, one) in live.iter().enumerate() {
@@ -85,7 +85,7 @@ impl AdmissionController {
     }
 
     /// While replicas have different policies, applies the lower value of each limit.
-    pub(super) fn lower(&self, bindings: &mut [Binding]) {
+    pub(super) fn apply_lower_limits(&self, bindings: &mut [Binding]) {
         let peers = lock(&self.0.peers);
         peers.others.iter().for_each(|other| other.lower(bindings));
     }

@@ -19,7 +19,7 @@ use crate::ids::CallId;
 use crate::policy::decision::{
     AdmissionRequest, GateMode, LeaseRow, LimitExceeded, OLDEST_MAX, RetryAfterEstimator, Shortfall, keys,
 };
-use crate::policy::{Bound, Facts, Mode, OnOutage, Policy, Rate};
+use crate::policy::{Bound, CallAttributes, Mode, OnOutage, Policy, Rate};
 pub(super) use back_ends::World;
 pub(super) use commands::{limits, policy};
 pub(super) use run::new_call;
@@ -37,7 +37,7 @@ enum Answer {
 /// An open recorded call.
 #[derive(Debug, Clone)]
 struct Open {
-    facts: Facts,
+    facts: CallAttributes,
     phase: Phase,
     held: LeaseRow,
 }
@@ -72,7 +72,7 @@ struct Model {
     open: Vec<Open>,
     ghosts: Vec<Ghost>,
     /// Every recorded call that took tokens: when, and its attributes.
-    sent: Vec<(UnixMs, Facts)>,
+    sent: Vec<(UnixMs, CallAttributes)>,
     /// The tokens taken from rates, in order.
     tokens: Vec<(String, UnixMs, Rate)>,
     owners: BTreeMap<usize, Owner>,
@@ -173,7 +173,7 @@ impl Model {
         &mut self,
         at: usize,
         request: &AdmissionRequest,
-        facts: &Facts,
+        facts: &CallAttributes,
         alias: Option<usize>,
         is_again: bool,
     ) -> Answer {
@@ -232,7 +232,7 @@ impl Model {
     }
 
     fn told(&self, at: usize, request: &AdmissionRequest, short: &Shortfall) -> LimitExceeded {
-        self.replicas[at].1.full(&request.bindings, short, self.now).unwrap()
+        self.replicas[at].1.limit_exceeded(&request.bindings, short, self.now).unwrap()
     }
 
     fn take_tokens(&mut self, request: &AdmissionRequest) {
@@ -246,7 +246,7 @@ impl Model {
     fn open(
         &mut self,
         call: CallId,
-        facts: &Facts,
+        facts: &CallAttributes,
         keys: Vec<String>,
         slots: u32,
         over_limit: bool,

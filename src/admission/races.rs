@@ -114,7 +114,7 @@ impl Two {
 
     async fn under(policy: Arc<Policy>) -> Self {
         let world = World::of_redis().await;
-        let clock = Clock::standing_at(world.begin().0);
+        let clock = Clock::stopped_at(world.begin().0);
         let between = Arc::new(Between {
             redis: world.gate().await.unwrap(),
             before_filling: Stop::new(),

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::UnixMs;
 use crate::ids::CallId;
-use crate::policy::Declared;
+use crate::policy::PublishedLimits;
 use crate::policy::decision::{GateMode, LeaseRow};
 use crate::store::{Bypass, Replica};
 use crate::sync::lock;
@@ -52,7 +52,7 @@ pub(super) struct Peers {
     pub(super) policy: (String, UnixMs),
     pub(super) members: Vec<Member>,
     /// Other replicas' policies that differ from this one's.
-    pub(super) others: Vec<Declared>,
+    pub(super) others: Vec<PublishedLimits>,
     pub(super) seen_elsewhere: BTreeMap<String, LiveCountReport>,
 }
 

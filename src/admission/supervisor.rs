@@ -11,11 +11,11 @@ use tracing::{debug, info, warn};
 use super::{AdmissionController, AdmissionSettings, Recording};
 use crate::clock::as_ms;
 use crate::policy::decision::{GateMode, GateState};
-use crate::store::{BEAT_EVERY_MS, Result};
+use crate::store::{HEARTBEAT_INTERVAL_MS, Result};
 use crate::sync::lock;
 
 /// The interval of heartbeats.
-const BEAT_EVERY: Duration = Duration::from_millis(BEAT_EVERY_MS);
+const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(HEARTBEAT_INTERVAL_MS);
 /// How long a replica that stops waits for what it has not recorded yet.
 const DEREGISTER_WAIT: Duration = Duration::from_secs(3);
 /// How long a heartbeat waits for what it must not overtake.
@@ -94,19 +94,19 @@ impl AdmissionController {
         self.0.recordings.done(PENDING_RECORDS_WAIT).await;
         // Asked after the store's time, so that it is never later than the beginning of that fact.
         let as_of = now_ms - as_ms(self.0.recordings.oldest());
-        let fleet = self.0.store.heartbeat(&self.myself(), Some(as_of)).await?;
-        self.update_members(&fleet.live);
-        self.apply_stored_bypass(fleet.bypass.clone(), stored_version).boxed().await;
+        let membership = self.0.store.heartbeat(&self.myself(), Some(as_of)).await?;
+        self.update_members(&membership.live);
+        self.apply_stored_bypass(membership.bypass.clone(), stored_version).boxed().await;
         let role = Role {
-            leads: fleet.leads(),
-            live: fleet.live.into_iter().map(|one| one.replica.id).collect(),
-            businesses_version: fleet.businesses_version,
-            do_not_call_change: fleet.do_not_call_change,
+            leads: membership.leads(),
+            live: membership.live.into_iter().map(|one| one.replica.id).collect(),
+            businesses_version: membership.businesses_version,
+            do_not_call_change: membership.do_not_call_change,
         };
         self.0.role.send_if_modified(|now| {
             let changed = *now != role;
-            if changed && !now.live.is_empty() {
-                info!(replicas = role.live.len(), leads = role.leads, "replicas changed");
+            if (&now.live, now.leads) != (&role.live, role.leads) && !now.live.is_empty() {
+                info!(replicas = role.live.len(), leads = role.leads, "the live replicas or the leader changed");
             }
             *now = role;
             changed
@@ -163,10 +163,10 @@ impl AdmissionController {
     }
 
     /// Runs until `stop`.
-    pub async fn keep(self, stop: CancellationToken) {
+    pub async fn run(self, stop: CancellationToken) {
         let (mut up_since, mut compared_at, mut beaten_at) = (Instant::now(), Instant::now(), Instant::now());
         loop {
-            if beaten_at.elapsed() >= BEAT_EVERY {
+            if beaten_at.elapsed() >= HEARTBEAT_INTERVAL {
                 beaten_at = Instant::now();
                 if let Err(error) = self.heartbeat().boxed().await {
                     debug!(%error, "failed to write the heartbeat");

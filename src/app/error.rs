@@ -1,6 +1,6 @@
-//! Why the program cannot start.
+//! The reason why the program cannot start.
 
-/// Why the program cannot start. A sentence for an operator.
+/// The reason why the program cannot start. A sentence for an operator.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct StartError(pub(super) String);

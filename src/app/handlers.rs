@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use http::{Method, StatusCode};
 use tracing::warn;
 
-use super::reload::Live;
+use super::reload::Generations;
 use crate::admin::reload::Running as _;
 use crate::net::{CALLBACK_MARK, Exchange, Handler};
 use crate::reply::problem;
@@ -21,16 +21,19 @@ const WEBHOOK_TOKEN: &str = "x-ringfence-token";
 
 /// A listener's handler: every request goes to the generation that is current when it arrives.
 pub(super) enum Listener {
-    Api(Arc<Live>),
-    Webhooks(Arc<Live>),
-    Admin(Arc<Live>),
-    Client(Arc<Live>),
+    Api(Arc<Generations>),
+    Webhooks(Arc<Generations>),
+    Admin(Arc<Generations>),
+    Client(Arc<Generations>),
 }
 
 impl Listener {
-    fn live(&self) -> &Arc<Live> {
+    fn generations(&self) -> &Arc<Generations> {
         match self {
-            Self::Api(live) | Self::Webhooks(live) | Self::Admin(live) | Self::Client(live) => live,
+            Self::Api(generations)
+            | Self::Webhooks(generations)
+            | Self::Admin(generations)
+            | Self::Client(generations) => generations,
         }
     }
 }
@@ -39,13 +42,17 @@ impl Listener {
 impl Handler for Listener {
     async fn handle(&self, exchange: &mut Exchange) {
         if exchange.path() == "/ready" && matches!(*exchange.method(), Method::GET | Method::HEAD) {
-            return self.live().console().answer_ready(exchange, matches!(self, Listener::Admin(_))).await;
+            let admin = self.generations().admin();
+            return match self {
+                Self::Admin(_) => admin.answer_ready_to_operator(exchange).await,
+                Self::Api(_) | Self::Webhooks(_) | Self::Client(_) => admin.answer_ready(exchange).await,
+            };
         }
-        if let Listener::Webhooks(live) = self
-            && live.config().listen.is_public
+        if let Listener::Webhooks(generations) = self
+            && generations.config().listen.is_public
             && Client::serves(exchange.path())
         {
-            return Box::pin(Listener::Client(live.clone()).handle(exchange)).await;
+            return Box::pin(Listener::Client(generations.clone()).handle(exchange)).await;
         }
         let is_webhooks = matches!(self, Listener::Webhooks(_));
         // ringfence sent it to a tenant's URL: whatever way it came back, it has no rights.
@@ -67,15 +74,15 @@ impl Handler for Listener {
             });
         }
         match self {
-            Listener::Api(live) => live.generation().proxy.handle(exchange).await,
-            Listener::Webhooks(live) => live.generation().webhooks.handle(exchange).await,
+            Listener::Api(generations) => generations.generation().proxy.handle(exchange).await,
+            Listener::Webhooks(generations) => generations.generation().webhooks.handle(exchange).await,
             // Streams and sockets live long: they must not keep the rest of their generation.
-            Listener::Admin(live) => {
-                let admin = live.console();
+            Listener::Admin(generations) => {
+                let admin = generations.admin();
                 admin.handle(exchange).await;
             }
-            Listener::Client(live) => {
-                let client = live.client();
+            Listener::Client(generations) => {
+                let client = generations.client();
                 client.handle(exchange).await;
             }
         }

@@ -10,14 +10,16 @@ use crate::config::{ListenerName, TlsSettings};
 use crate::metrics::{CertificateReload, Metrics};
 use crate::net::{ReloadingTls, TlsError};
 
-/// How often certificate files are checked.
+/// The interval in which certificate files are checked.
 const CERTIFICATE_CHECK: Duration = Duration::from_secs(10);
 
 /// The certificates in use.
 #[derive(Default)]
 pub(super) struct ListenerTls {
     listeners: BTreeSet<ListenerName>,
-    plain: Option<ReloadingTls>,
+    /// TLS without client certificates.
+    server_only: Option<ReloadingTls>,
+    /// TLS with client certificates, and the listeners that ask for them.
     mutual: Option<(ReloadingTls, BTreeSet<ListenerName>)>,
 }
 
@@ -29,18 +31,18 @@ impl ListenerTls {
             Some((ca, of)) => Some((ReloadingTls::load_mutual(&settings.cert, &settings.key, ca)?, of.clone())),
             None => None,
         };
-        let plain = ReloadingTls::load(&settings.cert, &settings.key)?;
-        Ok(Self { listeners: settings.listeners.clone(), plain: Some(plain), mutual })
+        let server_only = ReloadingTls::load(&settings.cert, &settings.key)?;
+        Ok(Self { listeners: settings.listeners.clone(), server_only: Some(server_only), mutual })
     }
 
-    /// The protocol of a listener.
-    pub(super) fn of(&self, listener: ListenerName) -> Option<ReloadingTls> {
+    /// The certificates of a listener. `None`: it speaks plain HTTP.
+    pub(super) fn tls_of(&self, listener: ListenerName) -> Option<ReloadingTls> {
         let mutual = self.mutual.as_ref().filter(|(_, of)| of.contains(&listener)).map(|(tls, _)| tls);
-        mutual.or(self.plain.as_ref()).filter(|_| self.listeners.contains(&listener)).cloned()
+        mutual.or(self.server_only.as_ref()).filter(|_| self.listeners.contains(&listener)).cloned()
     }
 
     fn all(&self) -> impl Iterator<Item = &ReloadingTls> {
-        self.plain.iter().chain(self.mutual.iter().map(|(tls, _)| tls))
+        self.server_only.iter().chain(self.mutual.iter().map(|(tls, _)| tls))
     }
 
     /// Sets the metrics of expiry of the certificates in use.
@@ -52,7 +54,7 @@ impl ListenerTls {
 
     /// Reloads changed files until stopped.
     pub(super) async fn follow(self, metrics: Metrics, stop: CancellationToken) {
-        while self.plain.is_some() {
+        while self.server_only.is_some() {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(CERTIFICATE_CHECK) => {}

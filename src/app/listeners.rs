@@ -67,10 +67,10 @@ impl Listeners {
         };
         let listen = &config.listen;
         let public = if listen.is_public { "public" } else { "webhooks" };
-        let api = bind("api", listen.api, for_apps, tls.of(ListenerName::Api)).await?.on_cores();
-        let webhooks = bind(public, listen.webhooks, with_audio, tls.of(ListenerName::Webhooks)).await?.on_cores();
-        let client = bind("client", listen.client, with_sockets, tls.of(ListenerName::Client)).await?.on_cores();
-        let admin = bind("admin", listen.admin, for_operators, tls.of(ListenerName::Admin)).await?;
+        let api = bind("api", listen.api, for_apps, tls.tls_of(ListenerName::Api)).await?.on_cores();
+        let webhooks = bind(public, listen.webhooks, with_audio, tls.tls_of(ListenerName::Webhooks)).await?.on_cores();
+        let client = bind("client", listen.client, with_sockets, tls.tls_of(ListenerName::Client)).await?.on_cores();
+        let admin = bind("admin", listen.admin, for_operators, tls.tls_of(ListenerName::Admin)).await?;
         let (admin, admin_socket) = with_socket(admin, &listen.admin_socket)?;
         let probes = match listen.probes {
             Some(address) => {

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use async_trait::async_trait;
 use http::{Method, StatusCode};
 
-use super::reload::Live;
+use super::reload::Generations;
 use crate::admin::reload::Running as _;
 use crate::admin::{RECORD_AWAY, secured};
 use crate::net::{EdgeSettings, Exchange, Handler};
@@ -29,12 +29,12 @@ pub(super) fn settings() -> EdgeSettings {
 /// The handler of `listen.probes`. It answers as soon as it is bound, before the store is open.
 #[derive(Default)]
 pub(super) struct Probes {
-    program: OnceLock<Arc<Live>>,
+    program: OnceLock<Arc<Generations>>,
 }
 
 impl Probes {
     /// Lets `/ready` tell of the program from now on.
-    pub(super) fn started(&self, program: Arc<Live>) {
+    pub(super) fn started(&self, program: Arc<Generations>) {
         let _ = self.program.set(program);
     }
 }
@@ -47,7 +47,7 @@ impl Handler for Probes {
                 problem(StatusCode::METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED", "this listener answers GET and HEAD")
             }
             ("/health", _) => health(),
-            ("/ready", Some(program)) => return program.console().answer_ready(exchange, false).await,
+            ("/ready", Some(program)) => return program.admin().answer_ready(exchange).await,
             ("/ready", None) => problem(StatusCode::SERVICE_UNAVAILABLE, "STORE_UNAVAILABLE", RECORD_AWAY),
             _ => problem(StatusCode::NOT_FOUND, "NOT_FOUND", "this listener has /health and /ready"),
         };

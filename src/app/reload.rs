@@ -19,15 +19,15 @@ use tracing::{info, warn};
 use super::tasks::Tasks;
 use crate::admin::Admin;
 use crate::admin::auth::Access;
-use crate::admin::reload::{InForce, Reconciled, ReloadTrigger, Reloaded, Running};
+use crate::admin::reload::{ConfigStatus, Reconciled, ReloadTrigger, Reloaded, Running};
 use crate::calls::Calls;
 use crate::calls::reconcile::{SweepReport, Sweeper};
 use crate::calls::rejection::CAPACITY_INBOUND;
 use crate::clock::UnixMs;
 use crate::config::diagnostics::{self, Diagnostic, Report, Severity};
-use crate::config::{Config, File, Inputs, needs_restart, new_credentials};
+use crate::config::{Config, ConfigPath, Inputs, needs_restart, new_credentials};
 use crate::ids::AccountName;
-use crate::metrics::{Expected, ReloadOutcome};
+use crate::metrics::{ExpectedLabels, ReloadOutcome};
 use crate::net::{Upstream, UpstreamError, UpstreamSettings};
 use crate::policy::{Business, Policy, PolicySettings};
 use crate::proxy::Proxy;
@@ -45,7 +45,7 @@ pub type SetLogFilter = Box<dyn Fn(&str) + Send + Sync>;
 /// The source of the config.
 pub struct ConfigSource {
     /// The file.
-    pub file: File,
+    pub file: ConfigPath,
     /// The contents of the file and of those that it names.
     pub inputs: Inputs,
     /// Applies a new log filter.
@@ -55,7 +55,7 @@ pub struct ConfigSource {
 /// One running config. Immutable.
 pub(super) struct Generation {
     config: Arc<Config>,
-    /// See [`File::hash`]; `None` without a file.
+    /// See [`ConfigPath::hash`]; `None` without a file.
     hash: Option<String>,
     number: u64,
     loaded_at: UnixMs,
@@ -77,14 +77,14 @@ struct ReloadState {
 }
 
 /// The running generation, and what the next one needs.
-pub(super) struct Live {
+pub(super) struct Generations {
     now: ArcSwap<Generation>,
     /// Newest generation, for loops that outlive generations.
     newest: watch::Sender<Calls>,
     /// Serialises swaps: each is made from the current generation.
     swapping: tokio::sync::Mutex<()>,
-    written: Option<ConfigSource>,
-    tried: Mutex<ReloadState>,
+    source: Option<ConfigSource>,
+    state: Mutex<ReloadState>,
     /// Stops each account's sweeper.
     sweepers: Mutex<BTreeMap<AccountName, CancellationToken>>,
     tasks: Tasks,
@@ -104,39 +104,39 @@ pub(super) fn upstream(config: &Config, own: &[SocketAddr]) -> Result<Upstream, 
 }
 
 /// Puts what may be counted from now on into the metrics, before its first event.
-fn expect(calls: &Calls, config: &Config) {
+fn create_series(calls: &Calls, config: &Config) {
     let accounts = || calls.accounts.values();
     let codes = RejectionCode::ALL.into_iter().filter(|code| code.counts_as_rejected());
     let mut reasons: BTreeSet<&str> =
         codes.flat_map(|code| accounts().map(move |account| code.metric_reason(&account.provider.refusal))).collect();
     reasons.insert(CAPACITY_INBOUND);
-    calls.lifecycle.metrics.expect(&Expected {
+    calls.lifecycle.metrics.create_series(&ExpectedLabels {
         accounts: accounts().map(|account| &account.name).collect(),
-        asked: accounts().filter(|account| account.can_ask()).map(|account| &account.name).collect(),
+        polled: accounts().filter(|account| account.can_ask()).map(|account| &account.name).collect(),
         plans: calls.policy.settings().plans.keys().map(String::as_str).collect(),
         reasons: reasons.into_iter().collect(),
         business_labels: config.metrics_businesses,
     });
 }
 
-impl Live {
-    /// Builds the first generation. The console has a weak reference to its owner.
+impl Generations {
+    /// Builds the first generation. `Admin` has a weak reference to its owner.
     pub(super) fn new(
         config: Config,
         webhooks: Webhooks,
         client: Client,
-        console: impl FnOnce(Weak<dyn Running>) -> Admin,
-        written: Option<ConfigSource>,
+        make_admin: impl FnOnce(Weak<dyn Running>) -> Admin,
+        source: Option<ConfigSource>,
         tasks: Tasks,
         own: Vec<SocketAddr>,
     ) -> Arc<Self> {
-        let inputs = written.as_ref().map(|w| w.inputs.clone()).unwrap_or_default();
-        Arc::new_cyclic(|live: &Weak<Self>| {
-            let admin = console(live.clone());
+        let inputs = source.as_ref().map(|w| w.inputs.clone()).unwrap_or_default();
+        Arc::new_cyclic(|generations: &Weak<Self>| {
+            let admin = make_admin(generations.clone());
             let calls = admin.calls.clone();
-            let hash = written.as_ref().and_then(|w| w.file.hash(&w.inputs));
-            calls.lifecycle.metrics.config_in_force(hash.as_deref(), calls.policy.hash(), true);
-            expect(&calls, &config);
+            let hash = source.as_ref().and_then(|w| w.file.hash(&w.inputs));
+            calls.lifecycle.metrics.config_started(hash.as_deref(), calls.policy.hash());
+            create_series(&calls, &config);
             let loaded_at = calls.lifecycle.clock.now_ms();
             let proxy = Proxy { calls: Arc::new(calls.clone()), batches: admin.runs.batch_calling() };
             let config = Arc::new(config);
@@ -153,8 +153,8 @@ impl Live {
                 }),
                 newest: watch::Sender::new(calls),
                 swapping: tokio::sync::Mutex::default(),
-                written,
-                tried: Mutex::new(ReloadState { in_force: inputs.clone(), last: inputs, failed: None }),
+                source,
+                state: Mutex::new(ReloadState { in_force: inputs.clone(), last: inputs, failed: None }),
                 sweepers: Mutex::default(),
                 tasks,
                 own,
@@ -193,9 +193,9 @@ impl Live {
     }
 
     /// The file and the contents of the last attempt, if there is a file and it is watched.
-    pub(super) fn watched(&self) -> Option<(File, Inputs)> {
-        let written = self.written.as_ref().filter(|_| self.now.load().config.watch)?;
-        Some((written.file.clone(), lock(&self.tried).last.clone()))
+    pub(super) fn watched(&self) -> Option<(ConfigPath, Inputs)> {
+        let source = self.source.as_ref().filter(|_| self.now.load().config.watch)?;
+        Some((source.file.clone(), lock(&self.state).last.clone()))
     }
 
     /// New sweepers for accounts that have none.
@@ -231,7 +231,7 @@ impl Live {
         lifecycle
             .admission
             .swap(policy, || {
-                lifecycle.metrics.config_in_force(hash.as_deref(), &of_policy, false);
+                lifecycle.metrics.config_in_force(hash.as_deref(), &of_policy);
                 self.now.store(Arc::new(next));
                 self.newest.send_replace(calls);
             })
@@ -282,7 +282,7 @@ impl Live {
             config,
         };
         let (client, admin) = (next.client.clone(), next.admin.clone());
-        expect(&calls, &next.config);
+        create_series(&calls, &next.config);
         // Before the swap, which asks the database: the server may take the old password no more.
         let renew = |config: &Config| {
             let (store, redis) = (config.store.postgres.as_ref(), config.redis.as_ref());
@@ -294,43 +294,43 @@ impl Live {
             return Err(error.to_string());
         }
         admin.newest_access.send_replace(admin.access);
-        client.in_force();
+        client.publish_settings();
         client.calls.destinations.show_do_not_call();
         self.sweep(self.sweepers());
         Ok(())
     }
 
-    async fn try_file(&self, written: &ConfigSource) -> Reloaded {
-        let file = written.file.clone();
+    async fn try_file(&self, source: &ConfigSource) -> Reloaded {
+        let file = source.file.clone();
         let shown = file.path().display().to_string();
         let outcome =
             |outcome, reason: Option<String>| Reloaded { outcome, diagnostics: vec![], drawn: String::new(), reason };
-        let before = lock(&self.tried).last.clone();
+        let before = lock(&self.state).last.clone();
         let asked = file.clone();
         let mut read =
             match tokio::task::spawn_blocking(move || (asked.read().map(Box::new), asked.inputs_now(&before))).await {
                 Ok((Ok(read), _)) => read,
                 Ok((Err(error), inputs)) => {
-                    lock(&self.tried).last = inputs;
+                    lock(&self.state).last = inputs;
                     let report = Report::default();
                     report.error("E011", None, format!("cannot read the config {shown}: {error}"), "");
-                    return kept(report.finish(), &shown, "");
+                    return rejected(report.finish(), &shown, "");
                 }
                 Err(error) => {
                     return outcome(ReloadOutcome::Failed, Some(format!("the config could not be read: {error}")));
                 }
             };
         let unchanged = {
-            let mut tried = lock(&self.tried);
-            tried.last = read.inputs.clone();
-            tried.in_force == read.inputs
+            let mut state = lock(&self.state);
+            state.last = read.inputs.clone();
+            state.in_force == read.inputs
         };
         if unchanged {
             return outcome(ReloadOutcome::Unchanged, None);
         }
         let mut diagnostics = std::mem::take(&mut read.loaded.diagnostics);
         let Some(config) = read.loaded.config.take().map(Arc::new) else {
-            return kept(diagnostics, &shown, &read.text);
+            return rejected(diagnostics, &shown, &read.text);
         };
         let businesses = match self.calls().lifecycle.store.businesses().await {
             Ok(businesses) => businesses,
@@ -340,28 +340,28 @@ impl Live {
         against.extend(not_fitting(&config.policy, &businesses));
         if !against.is_empty() {
             against.extend(diagnostics);
-            return kept(against, &shown, &read.text);
+            return rejected(against, &shown, &read.text);
         }
         let renewed = new_credentials(&self.now.load().config, &config, &read.text);
         let filter = config.log.filter.clone();
-        if let Err(error) = Box::pin(self.load(config, written.file.hash(&read.inputs), &businesses)).await {
+        if let Err(error) = Box::pin(self.load(config, source.file.hash(&read.inputs), &businesses)).await {
             return outcome(ReloadOutcome::Failed, Some(error));
         }
-        (written.set_log_filter)(&filter);
+        (source.set_log_filter)(&filter);
         for one in &renewed {
             warn!(code = one.code, title = one.title, "config reloaded with a warning");
         }
         diagnostics.extend(renewed);
-        lock(&self.tried).in_force = read.inputs.clone();
-        let drawn = diagnostics::render(&diagnostics, &shown, &read.text, false);
+        lock(&self.state).in_force = read.inputs.clone();
+        let drawn = diagnostics::render(&diagnostics, &shown, &read.text);
         Reloaded { outcome: ReloadOutcome::Loaded, diagnostics, drawn, reason: None }
     }
 
     async fn reload_now(&self, by: &ReloadTrigger) -> Reloaded {
         let _one_at_a_time = self.swapping.lock().await;
-        let before = self.in_force();
-        let reloaded = match &self.written {
-            Some(written) => self.try_file(written).await,
+        let before = self.config_status();
+        let reloaded = match &self.source {
+            Some(source) => self.try_file(source).await,
             None => Reloaded {
                 outcome: ReloadOutcome::Failed,
                 diagnostics: vec![],
@@ -372,14 +372,14 @@ impl Live {
         let calls = self.calls();
         calls.lifecycle.metrics.config_reload(reloaded.outcome);
         {
-            let mut tried = lock(&self.tried);
-            tried.failed = reloaded.reason.clone().map(|reason| (calls.lifecycle.clock.now_ms(), reason));
+            let mut state = lock(&self.state);
+            state.failed = reloaded.reason.clone().map(|reason| (calls.lifecycle.clock.now_ms(), reason));
             if reloaded.outcome == ReloadOutcome::Failed {
                 // Not the file's fault: treated as unread, and retried.
-                tried.last = tried.in_force.clone();
+                state.last = state.in_force.clone();
             }
         }
-        let now = self.in_force();
+        let now = self.config_status();
         let by_whom = by;
         let by = by_whom.who.as_str();
         match (reloaded.outcome, &reloaded.reason) {
@@ -396,8 +396,8 @@ impl Live {
     }
 
     /// Records a reload in the audit log. It is in force already: if the store takes no writes, the log has it.
-    async fn note_reload(&self, by: &ReloadTrigger, before: &InForce, after: &InForce) {
-        let shown = |of: &InForce| Some(json!({"policy": of.hash}).to_string());
+    async fn note_reload(&self, by: &ReloadTrigger, before: &ConfigStatus, after: &ConfigStatus) {
+        let shown = |of: &ConfigStatus| Some(json!({"policy": of.hash}).to_string());
         let lifecycle = self.calls().lifecycle.clone();
         let record = AuditRecord {
             before: shown(before),
@@ -430,7 +430,7 @@ impl Live {
 }
 
 #[async_trait]
-impl Running for Live {
+impl Running for Generations {
     // In separate tasks: a swap is completed even if its caller is dropped.
 
     async fn reload(self: Arc<Self>, by: ReloadTrigger) -> Reloaded {
@@ -477,23 +477,23 @@ impl Running for Live {
         }
     }
 
-    fn console(&self) -> Admin {
+    fn admin(&self) -> Admin {
         self.now.load().admin.clone()
     }
 
-    fn in_force(&self) -> InForce {
+    fn config_status(&self) -> ConfigStatus {
         let now = self.now.load();
-        InForce {
+        ConfigStatus {
             hash: now.hash.clone(),
             generation: now.number,
             loaded_at: now.loaded_at,
-            last_failed: lock(&self.tried).failed.clone(),
+            last_failed: lock(&self.state).failed.clone(),
         }
     }
 }
 
 /// The result for an invalid config.
-fn kept(diagnostics: Vec<Diagnostic>, shown: &str, text: &str) -> Reloaded {
+fn rejected(diagnostics: Vec<Diagnostic>, shown: &str, text: &str) -> Reloaded {
     let errors = diagnostics.iter().filter(|d| d.severity == Severity::Error);
     let each: Vec<String> = errors
         .map(|d| match &d.span {
@@ -504,7 +504,7 @@ fn kept(diagnostics: Vec<Diagnostic>, shown: &str, text: &str) -> Reloaded {
             None => format!("{} {}", d.code, d.title),
         })
         .collect();
-    let drawn = diagnostics::render(&diagnostics, shown, text, false);
+    let drawn = diagnostics::render(&diagnostics, shown, text);
     Reloaded { outcome: ReloadOutcome::Kept, diagnostics, drawn, reason: Some(each.join("; ")) }
 }
 

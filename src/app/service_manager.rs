@@ -40,26 +40,26 @@ impl ServiceManager {
 
     /// Reports that the program is ready.
     pub fn ready(&self) {
-        self.say("READY=1");
+        self.send("READY=1");
     }
 
     /// Reports that the program is stopping.
     pub fn stopping(&self) {
-        self.say("STOPPING=1");
+        self.send("STOPPING=1");
     }
 
     /// Notifies the watchdog, three times within its timeout, as long as every serving thread responds. Returns at once without a
     /// watchdog.
-    pub async fn live(&self) {
+    pub async fn feed_watchdog(&self) {
         let Some(every) = self.watchdog.map(|within| within / 3) else { return };
         loop {
-            cores::answer().await;
-            self.say("WATCHDOG=1");
+            cores::all_respond().await;
+            self.send("WATCHDOG=1");
             tokio::time::sleep(every).await;
         }
     }
 
-    fn say(&self, state: &str) {
+    fn send(&self, state: &str) {
         if let Err(error) = self.socket.send_to_addr(state.as_bytes(), &self.at) {
             warn!(state, %error, "failed to notify the service manager");
         }

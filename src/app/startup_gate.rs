@@ -15,12 +15,15 @@ use crate::net::{Edge, Exchange, Handler, RunningEdge};
 use crate::reply::{RejectionCode, health, json_answer, problem};
 use crate::sync::lock;
 
+/// The admin listener, in the order of [`StartupListeners::new`].
+const ADMIN: usize = 2;
+
 /// `Retry-After`, in seconds.
 const RETRY_AFTER_SECS: &str = "5";
 
 /// A listener's handler until the program is ready.
-struct Door {
-    behind: OnceLock<Listener>,
+struct StartupHandler {
+    program: OnceLock<Listener>,
     /// The reason. Only operators see it.
     why: Arc<Mutex<String>>,
     /// The access rules of `listen.admin`, for who may see the reason.
@@ -28,16 +31,16 @@ struct Door {
 }
 
 #[async_trait]
-impl Handler for Door {
+impl Handler for StartupHandler {
     async fn handle(&self, exchange: &mut Exchange) {
-        if let Some(listener) = self.behind.get() {
+        if let Some(listener) = self.program.get() {
             return listener.handle(exchange).await;
         }
         if exchange.path() == "/health" {
             return exchange.respond(health()).await;
         }
         let mut response = if let Some((access, clock)) = &self.admin {
-            let may_read = access.caller(exchange, Scope::Read, clock.now_ms() / 1000).is_ok();
+            let may_read = access.authorize(exchange, Scope::Read, clock.now_ms() / 1000).is_ok();
             let why = match may_read {
                 true => lock(&self.why).clone(),
                 false => RECORD_AWAY.to_owned(),
@@ -55,7 +58,7 @@ impl Handler for Door {
 }
 
 /// All listeners: api, webhooks, admin, client. Connections wait unanswered until the program is ready, or waits with a reason.
-pub(super) struct Doors {
+pub(super) struct StartupListeners {
     why: Arc<Mutex<String>>,
     admin: (Access, Clock),
     state: Mutex<State>,
@@ -63,33 +66,33 @@ pub(super) struct Doors {
 
 enum State {
     Bound(Vec<Edge>),
-    Shut(Vec<(RunningEdge, Arc<Door>)>),
+    Answering(Vec<(RunningEdge, Arc<StartupHandler>)>),
 }
 
-impl Doors {
+impl StartupListeners {
     /// `admin`: who may see the reason.
     pub(super) fn new(edges: [Edge; 4], admin: (Access, Clock)) -> Self {
         Self { why: Arc::default(), admin, state: Mutex::new(State::Bound(edges.into())) }
     }
 
     /// Answers all requests with an error from now on.
-    pub(super) fn wait(&self, why: &str) {
+    pub(super) fn answer_unavailable(&self, why: &str) {
         why.clone_into(&mut lock(&self.why));
-        self.shut();
+        self.start_answering();
     }
 
-    fn shut(&self) {
+    fn start_answering(&self) {
         let mut state = lock(&self.state);
         *state = match std::mem::replace(&mut *state, State::Bound(vec![])) {
-            State::Bound(edges) => State::Shut(
+            State::Bound(edges) => State::Answering(
                 edges
                     .into_iter()
                     .enumerate()
                     .map(|(n, edge)| {
-                        let admin = (n == 2).then(|| self.admin.clone());
-                        let door = Door { behind: OnceLock::new(), why: self.why.clone(), admin };
-                        let door = Arc::new(door);
-                        (edge.spawn(door.clone()), door)
+                        let admin = (n == ADMIN).then(|| self.admin.clone());
+                        let handler = StartupHandler { program: OnceLock::new(), why: self.why.clone(), admin };
+                        let handler = Arc::new(handler);
+                        (edge.spawn(handler.clone()), handler)
                     })
                     .collect(),
             ),
@@ -98,17 +101,17 @@ impl Doors {
     }
 
     /// Hands the listeners to the program.
-    pub(super) fn open(self, behind: [Listener; 4]) -> Result<[RunningEdge; 4], StartError> {
+    pub(super) fn open(self, program: [Listener; 4]) -> Result<[RunningEdge; 4], StartError> {
         let state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
         let running: Vec<RunningEdge> = match state {
             State::Bound(edges) => {
-                edges.into_iter().zip(behind).map(|(edge, listener)| edge.spawn(Arc::new(listener))).collect()
+                edges.into_iter().zip(program).map(|(edge, listener)| edge.spawn(Arc::new(listener))).collect()
             }
-            State::Shut(doors) => doors
+            State::Answering(listeners) => listeners
                 .into_iter()
-                .zip(behind)
-                .map(|((running, door), listener)| {
-                    let _ = door.behind.set(listener);
+                .zip(program)
+                .map(|((running, handler), listener)| {
+                    let _ = handler.program.set(listener);
                     running
                 })
                 .collect(),

@@ -38,7 +38,7 @@ pub enum ArrivalOutcome {
     /// The call has a slot, new or from before.
     Admitted(CallId),
     /// No slot is free. Where the call could not be rejected by a reply, it is being hung up.
-    Refused(CallId, WhenFull),
+    Rejected(CallId, WhenFull),
     /// The signer does not own the call. Nothing was done.
     Contradicted(Contradiction),
 }

@@ -8,7 +8,7 @@ use tracing::warn;
 use super::context::Context;
 use super::outbound::CreateRequest;
 use crate::call::Direction;
-use crate::destinations::{Blocked, DoNotCall, When};
+use crate::destinations::{Blocked, CallTime, DoNotCall};
 use crate::destinations::{Hours, Zone};
 use crate::ids::{BusinessId, mask_number};
 use crate::policy::Mode;
@@ -108,7 +108,7 @@ impl Destinations {
     ) -> Result<(), Blocked> {
         let policy = self.context.lifecycle.policy.load();
         let rules = policy.destination_rules(business, plan);
-        let when = When { now_ms: self.context.lifecycle.clock.now_ms(), open, zone };
+        let when = CallTime { now_ms: self.context.lifecycle.clock.now_ms(), open, zone };
         let lists = &self.lists.known;
         policy.settings().destinations.judge(called, business.as_str(), &rules, lists, when)
     }
@@ -150,7 +150,7 @@ impl Destinations {
                     return Err(error);
                 }
             };
-            known.take_up(page.changes.iter().map(|one| (one.list.as_str(), one.number, one.listed)), page.until);
+            known.apply(page.changes.iter().map(|one| (one.list.as_str(), one.number, one.listed)), page.until);
             if !page.more {
                 break;
             }
@@ -166,8 +166,9 @@ impl Destinations {
     /// Sets the metric of numbers on do-not-call lists.
     pub fn show_do_not_call(&self) {
         let (known, policy) = (&self.lists.known, self.context.lifecycle.policy.load());
-        let in_file = known.is_readable().then(|| policy.settings().destinations.file.len());
-        self.context.lifecycle.metrics.do_not_call(in_file, known.len());
+        let metrics = &self.context.lifecycle.metrics;
+        metrics.do_not_call_readable(known.is_readable());
+        metrics.do_not_call(policy.settings().destinations.file.len(), known.len());
     }
 
     /// Whether this process has the lists of this change, or of a later one.

@@ -95,7 +95,7 @@ impl Inbound {
     }
 
     fn note_unfenced(&self, account: &Account, path: &str, call: Option<&CallId>) {
-        self.context.lifecycle.metrics.unfenced(&account.name);
+        self.context.lifecycle.metrics.unmatched_create(&account.name);
         let call = call.map(CallId::as_str);
         warn!(account = %account.name, path, call, "unmatched request made a call; counted after the fact");
         self.context.sweep_requests.request(&account.name);

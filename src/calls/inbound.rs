@@ -18,24 +18,24 @@ use crate::call::{EndProof, Event, Origin, Outcome, Phase, Source};
 use crate::failpoint;
 use crate::ids::{AccountName, Alias, BusinessId, CallId, mask_number};
 use crate::policy::decision::{AdmissionRequest, Slots};
-use crate::policy::{Facts, RequestAttributes};
+use crate::policy::{CallAttributes, RequestAttributes};
 use crate::provider::description::OWN_ID_KIND;
 use crate::store::{Change, Contradiction, InsertOutcome, Result, StoreError};
 
 /// Number of locks that the ids of arriving calls share. Two calls that share a lock wait one store write for each other.
-const ARRIVALS: usize = 64;
+const ARRIVAL_LOCKS: usize = 64;
 
 /// State of inbound calls that outlives a reload.
 #[derive(Clone)]
 pub(super) struct InboundState {
     /// Serialises arrivals of one call: each of its ids maps to one of these locks.
-    arriving: Arc<[tokio::sync::Mutex<()>; ARRIVALS]>,
+    arriving: Arc<[tokio::sync::Mutex<()>; ARRIVAL_LOCKS]>,
     pub(super) fronts: FrontCache,
 }
 
 impl Default for InboundState {
     fn default() -> Self {
-        let arriving = Arc::new([const { tokio::sync::Mutex::const_new(()) }; ARRIVALS]);
+        let arriving = Arc::new([const { tokio::sync::Mutex::const_new(()) }; ARRIVAL_LOCKS]);
         Self { arriving, fronts: FrontCache::default() }
     }
 }
@@ -71,8 +71,8 @@ impl Inbound {
         if let Some(known) = store.resolve(&arrival.aliases).await? {
             return Ok(self.known(&known, &arrival).boxed().await?);
         }
-        if let Some(order) = self.create_of(&arrival).boxed().await? {
-            return Ok(self.known(&order, &arrival).boxed().await?);
+        if let Some(create) = self.create_of(&arrival).boxed().await? {
+            return Ok(self.known(&create, &arrival).boxed().await?);
         }
         if let Some(what) = self.verify_with_provider(&arrival).await {
             return Ok(ArrivalOutcome::Contradicted(what));
@@ -125,7 +125,7 @@ impl Inbound {
         } else {
             self.provider.hang_up_later(&call);
         }
-        Ok(ArrivalOutcome::Refused(call, when_full))
+        Ok(ArrivalOutcome::Rejected(call, when_full))
     }
 
     /// Records a call that is known only from its transcript. If its provider sent that, the call exists and is counted even over
@@ -135,9 +135,9 @@ impl Inbound {
         if let Some(known) = self.context.lifecycle.store.resolve(&arrival.aliases).await? {
             return Ok(known);
         }
-        if let Some(order) = self.create_of(&arrival).boxed().await? {
-            self.known(&order, &arrival).boxed().await?;
-            return Ok(order);
+        if let Some(create) = self.create_of(&arrival).boxed().await? {
+            self.known(&create, &arrival).boxed().await?;
+            return Ok(create);
         }
         let id = CallId::new();
         let facts = self.facts_of(&arrival);
@@ -151,7 +151,7 @@ impl Inbound {
         };
         match opened {
             InsertOutcome::New(_) => {
-                info!(call = %id, business = %facts.business, account = %facts.account, counts = is_confirmed, "transcript received for an unknown call; recorded as unconfirmed");
+                info!(call = %id, business = %facts.business, account = %facts.account, counts = is_confirmed, "transcript received for an unknown call; the call is recorded");
                 Ok(id)
             }
             InsertOutcome::Known(call) => Ok(call),
@@ -182,8 +182,8 @@ impl Inbound {
         let account = &arrival.account;
         let Some(lookup) = account.provider.lookup.as_ref().filter(|_| !arrival.rejectable) else { return Ok(None) };
         let Some(alias) = arrival.aliases.iter().find(|a| a.kind == lookup.needs) else { return Ok(None) };
-        let orders = self.context.lifecycle.store.unanswered_creates(&account.name, &lookup.needs).await?;
-        if orders.iter().all(|order| self.context.group_of(order).is_some()) {
+        let creates = self.context.lifecycle.store.unanswered_creates(&account.name, &lookup.needs).await?;
+        if creates.iter().all(|create| self.context.group_of(create).is_some()) {
             return Ok(None);
         }
         let Ok(LookedUp::Found(found)) = self.provider.look_up_alias(account, alias).boxed().await else {
@@ -210,14 +210,14 @@ impl Inbound {
         Ok(match refused {
             Some(applied) if arrival.rejectable => {
                 let when_full = self.context.lifecycle.policy.load().when_full(&applied.record.facts.business).clone();
-                ArrivalOutcome::Refused(call.clone(), when_full)
+                ArrivalOutcome::Rejected(call.clone(), when_full)
             }
             _ => ArrivalOutcome::Admitted(call.clone()),
         })
     }
 
     /// The attributes of an arriving call for policy. A carrier's call uses the capacity of the account whose agents answer it.
-    pub fn facts_of(&self, arrival: &Arrival) -> Facts {
+    pub fn facts_of(&self, arrival: &Arrival) -> CallAttributes {
         let policy = &self.context.policy;
         let agent_account = self.context.agent_account(&arrival.account.name);
         let (account, carrier) = match agent_account {
@@ -230,16 +230,16 @@ impl Inbound {
                 (&arrival.account, arrival.account.carrier.clone().filter(carries))
             }
         };
-        let marks = RequestAttributes {
+        let attributes = RequestAttributes {
             agent: arrival.facts.agent.as_deref(),
             number: arrival.facts.own_number.as_deref(),
             account: Some(account.name.as_str()),
             ..RequestAttributes::default()
         };
         // A call of an unknown business has to be counted too: the limits for all businesses apply to it.
-        let found = policy.identify(&marks);
+        let found = policy.identify(&attributes);
         let business = if found.unknown_business.is_some() { BusinessId::default_business() } else { found.business };
-        Facts {
+        CallAttributes {
             plan: policy.plan_of(&business),
             business,
             account: account.name.clone(),

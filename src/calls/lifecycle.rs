@@ -1,7 +1,7 @@
 //! The only writer of a call's phase, ids and end: persist, then release the lease if the call ended, then notify.
 //!
 //! The caller of a change may be dropped (a client hangs up, a listener drains); the change is completed nevertheless
-//! ([`finish`]).
+//! ([`run_to_completion`]).
 
 mod finish;
 
@@ -20,13 +20,13 @@ use crate::clock::{Clock, UnixMs};
 use crate::failpoint;
 use crate::ids::{Alias, CallId, mask_number};
 use crate::metrics::Metrics;
-use crate::policy::Facts;
+use crate::policy::CallAttributes;
 use crate::policy::decision::AdmissionRequest;
 use crate::provider::description::OWN_ID_KIND;
 use crate::store::{
     AppNotice, ApplyOutcome, CallRecord, Change, InsertOutcome, NewCall, Result, Store, StoreError, Voucher,
 };
-pub use finish::{Finish, Panicked, finish};
+pub use finish::{Finish, Panicked, run_to_completion};
 
 /// Writes what happens to a call, frees its lease after its end, and notifies. Cloning is cheap.
 #[derive(Clone)]
@@ -64,11 +64,11 @@ enum Try {
     Again,
 }
 
-/// Boxed: otherwise the compiler proves `Send` of this future anew for each caller, which takes minutes.
+/// Runs a change to its end, even if its caller is dropped. Boxed: otherwise the compiler proves `Send` of this future anew for each caller, which takes minutes.
 fn finished<T: Send + 'static>(
     work: impl Future<Output = Result<T>> + Send + 'static,
 ) -> BoxFuture<'static, Result<T>> {
-    let work = finish(work);
+    let work = run_to_completion(work);
     Box::pin(async move {
         match work.await {
             Ok(result) => result,
@@ -84,7 +84,7 @@ impl Lifecycle {
     }
 
     /// A new call record; its deadline is that of its phase.
-    pub fn new_call(&self, id: &CallId, facts: Facts, origin: Origin, phase: Phase) -> NewCall {
+    pub fn new_call(&self, id: &CallId, facts: CallAttributes, origin: Origin, phase: Phase) -> NewCall {
         let at_ms = self.clock.now_ms();
         NewCall {
             id: id.clone(),
@@ -110,12 +110,12 @@ impl Lifecycle {
     pub async fn admit(
         &self,
         policy_guard: PolicyGuard,
-        order: AdmissionRequest,
+        request: AdmissionRequest,
         call: NewCall,
     ) -> std::result::Result<Admission, AdmissionError> {
-        let (this, id) = (self.clone(), order.call.clone());
-        let admitted = finish(async move {
-            let admitted = this.admission.admit(&policy_guard, order, call).await;
+        let (this, id) = (self.clone(), request.call.clone());
+        let admitted = run_to_completion(async move {
+            let admitted = this.admission.admit(&policy_guard, request, call).await;
             // News that is applied below may need it again.
             drop(policy_guard);
             failpoint::hit("call.opened").await;
@@ -198,7 +198,7 @@ impl Lifecycle {
         // Another replica must not dial again because it has heard from this one since.
         let recording = change.reported_unknown_by.is_some().then(|| Arc::new(self.admission.recording()));
         let (this, lost) = (self.clone(), (change.clone(), recording.clone()));
-        if finish(async move { this.apply_or_retry_later(change, recording).await }).await.is_err() {
+        if run_to_completion(async move { this.apply_or_retry_later(change, recording).await }).await.is_err() {
             self.apply_later(lost.0, lost.1);
         }
     }
@@ -247,7 +247,7 @@ impl Lifecycle {
         let this = self.clone();
         finished(async move {
             let id = call.id.clone();
-            let opened = this.store.open(call, None).await?;
+            let opened = this.store.insert_call(call, None).await?;
             if let InsertOutcome::New(news) = &opened {
                 this.after_opening(&id, *news).await;
             }
@@ -311,7 +311,7 @@ impl Lifecycle {
         }
         if applied.step == Step::Ignore && applied.record.phase == Phase::Ended {
             // Nearly always no slot is held. But its end may be recorded without a notification.
-            self.admission.release_unrecorded(&call).await;
+            self.admission.release_by_id(&call).await;
         }
         if !applied.record.counts()
             && applied.record.phase != Phase::Ended
@@ -410,7 +410,7 @@ impl Lifecycle {
 }
 
 /// The alias that links the second record of a call to the first.
-fn own_id(first: &CallId) -> Alias {
+pub(in crate::calls) fn own_id(first: &CallId) -> Alias {
     Alias { kind: OWN_ID_KIND.to_owned(), id: first.to_string() }
 }
 

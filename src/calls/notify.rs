@@ -119,11 +119,14 @@ impl Hub {
         self.partials().1.remove(call);
     }
 
-    /// Notifies that another replica stored something. `is_quiet`: it has no interim utterance there.
-    pub fn notify_from_replica(&self, call: &CallId, is_quiet: bool) {
-        if is_quiet {
-            self.clear_partial(call);
-        }
+    /// Notifies that something of a call was stored at another replica, which has no interim utterance of it.
+    pub fn stored_at_replica(&self, call: &CallId) {
+        self.clear_partial(call);
+        self.changed_at_replica(call);
+    }
+
+    /// Notifies that a call changed at another replica; an interim utterance stays valid.
+    pub fn changed_at_replica(&self, call: &CallId) {
         self.pass_on(call, News::Record, NewsFrom::Replica);
     }
 
@@ -179,7 +182,7 @@ impl Hub {
     }
 
     /// Subscribes to notifications.
-    pub fn listen(&self) -> broadcast::Receiver<Notification> {
+    pub fn subscribe(&self) -> broadcast::Receiver<Notification> {
         self.notifications.subscribe()
     }
 }
@@ -192,7 +195,7 @@ mod tests {
     async fn a_notification_reaches_whoever_listens_and_needs_nobody() {
         let (hub, call) = (Hub::default(), CallId::new());
         hub.notify(&call);
-        let mut listening = hub.listen();
+        let mut listening = hub.subscribe();
         hub.notify(&call);
         assert_eq!(listening.recv().await, Ok(Notification { call, news: News::Record, from: NewsFrom::Here }));
         assert!(listening.try_recv().is_err());
@@ -201,7 +204,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_said_is_told_with_the_notification_unless_it_is_long() {
         let (hub, call) = (Hub::default(), CallId::new());
-        let mut listening = hub.listen();
+        let mut listening = hub.subscribe();
         let said = |text: String| Utterance {
             id: 7,
             sequence: 3,
@@ -223,7 +226,7 @@ mod tests {
     async fn what_is_half_said_is_the_newest_alone_until_it_is_said() {
         let (hub, call) = (Hub::default(), CallId::new());
         let partial = |text: &str, n| Partial { speaker: Speaker::User, text: text.into(), source_sequence: Some(n) };
-        let mut listening = hub.listen();
+        let mut listening = hub.subscribe();
         hub.set_partial(&call, partial("good", 2));
         hub.set_partial(&call, partial("good mor", 4));
         hub.set_partial(&call, partial("goo", 3));

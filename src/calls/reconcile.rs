@@ -8,7 +8,7 @@
 //! so twice, [`CallSettings::not_found_confirm`](crate::calls::CallSettings) apart. Only an account that cannot be queried ends its
 //! calls at their deadline.
 
-mod groups;
+mod batches;
 mod not_found;
 mod untracked;
 
@@ -113,7 +113,7 @@ pub struct Sweeper {
     /// Batches that make no more calls, with when their provider first said so.
     over_since: HashMap<CallId, i64>,
     /// Batches that had a live call a moment ago, with the number of look-ups left for them.
-    busy: HashMap<CallId, u32>,
+    look_ups_left: HashMap<CallId, u32>,
     /// Calls whose state cannot be read.
     unread: HashMap<CallId, Unread>,
     failing: bool,
@@ -169,7 +169,7 @@ impl Sweeper {
             not_phone_calls: HashSet::new(),
             listed_at: 0,
             over_since: HashMap::new(),
-            busy: HashMap::new(),
+            look_ups_left: HashMap::new(),
             unread: HashMap::new(),
             failing: false,
             limited: 0,
@@ -187,18 +187,18 @@ impl Sweeper {
         self.first = true;
         let result = tokio::time::timeout(within, self.initial_scan()).await;
         self.first = false;
-        self.note(result.unwrap_or(Err(AskError::Upstream(UpstreamError::Timeout(within)))));
+        self.record_result(result.unwrap_or(Err(AskError::Upstream(UpstreamError::Timeout(within)))));
     }
 
     async fn initial_scan(&mut self) -> std::result::Result<usize, AskError> {
         let name = self.account.name.clone();
-        let unread = |_| AskError::NoWay(name.clone(), "failed to read open calls");
-        for call in self.mine().await.map_err(unread)?.iter().filter(|call| call.facts.account == name) {
+        let unread = |_| AskError::CannotQuery(name.clone(), "failed to read open calls");
+        for call in self.read_open_calls().await.map_err(unread)?.iter().filter(|call| call.facts.account == name) {
             if call.unsettled && call.origin == Origin::Create && self.askable(call).is_empty() {
                 self.search(call).boxed().await;
             }
         }
-        let mine = self.mine().await.map_err(unread)?;
+        let mine = self.read_open_calls().await.map_err(unread)?;
         self.sweep(&mine).boxed().await
     }
 
@@ -213,7 +213,7 @@ impl Sweeper {
         let name = self.account.name.as_str();
         if self.newest.borrow().account(&self.account.name).is_none() {
             // A reload removed the account; its metrics are stale.
-            self.calls.lifecycle.metrics.provider_gone(&self.account.name);
+            self.calls.lifecycle.metrics.account_gone(&self.account.name);
             lock(&self.sweep_statuses).remove(name);
         }
     }
@@ -269,7 +269,7 @@ impl Sweeper {
                         if changed.is_err() {
                             return;
                         }
-                        if self.renewed() {
+                        if self.take_newest() {
                             break;
                         }
                     }
@@ -279,7 +279,7 @@ impl Sweeper {
     }
 
     /// Switches to the newest generation. Returns whether it changed this account.
-    fn renewed(&mut self) -> bool {
+    fn take_newest(&mut self) -> bool {
         self.calls = self.newest.borrow_and_update().clone();
         let Some(account) = self.calls.account(&self.account.name).cloned() else { return false };
         !Arc::ptr_eq(&std::mem::replace(&mut self.account, account.clone()), &account)
@@ -291,7 +291,7 @@ impl Sweeper {
     }
 
     async fn look_now(&mut self) -> SweepReport {
-        let open = self.mine().await.map_or(0, |mine| mine.len());
+        let open = self.read_open_calls().await.map_or(0, |mine| mine.len());
         for _ in 0..2 {
             self.sweeps = FULL_LIST_EVERY - 1;
             let _ = self.sweep_once().boxed().await;
@@ -314,7 +314,7 @@ impl Sweeper {
 
     /// Sweeps once. Returns the pause until the next sweep.
     async fn sweep_once(&mut self) -> Duration {
-        let mine = match self.mine().await {
+        let mine = match self.read_open_calls().await {
             Ok(mine) => mine,
             Err(error) => {
                 warn!(%error, "failed to read open calls");
@@ -324,17 +324,17 @@ impl Sweeper {
         let name = self.account.name.clone();
         let open = |call: &CallId| mine.iter().any(|one| one.id == *call);
         self.over_since.retain(|call, _| open(call));
-        self.busy.retain(|call, _| open(call));
+        self.look_ups_left.retain(|call, _| open(call));
         self.unread.retain(|call, _| open(call));
         if self.account.can_ask() {
             let result = self.sweep(&mine).boxed().await;
-            self.note(result);
+            self.record_result(result);
         }
         let calls = self.calls.clone();
         let orphan = |call: &CallRecord| calls.account(&call.facts.account).is_none();
         for call in mine.iter().filter(|call| call.facts.account == name || orphan(call)) {
             match calls.group_of(call).cloned() {
-                Some(group) => self.settle_group(call, &group).boxed().await,
+                Some(group) => self.settle_batch(call, &group).boxed().await,
                 None => self.reconcile_if_due(call).boxed().await,
             }
             // A hang-up that failed, or that the previous process did not do, is retried.
@@ -377,7 +377,7 @@ impl Sweeper {
             return;
         }
         let leads = admission.role().leads;
-        let Ok(mine) = self.mine().await else { return };
+        let Ok(mine) = self.read_open_calls().await else { return };
         for call in mine.iter().filter(|call| call.facts.account == self.account.name && self.is_to_be_hung_up(call)) {
             if leads || admission.is_orphaned(call) {
                 self.calls.provider.hang_up_later(&call.id);
@@ -386,7 +386,7 @@ impl Sweeper {
     }
 
     /// The open calls of this account, and those without an account.
-    async fn mine(&self) -> Result<Vec<CallRecord>> {
+    async fn read_open_calls(&self) -> Result<Vec<CallRecord>> {
         let (open, name) = (self.calls.lifecycle.store.open_calls().await?, &self.account.name);
         // Every account's sweeper handles calls of accounts removed from the config: nothing else would end them.
         let orphan = |call: &CallRecord| self.calls.account(&call.facts.account).is_none();
@@ -423,7 +423,7 @@ impl Sweeper {
         })
     }
 
-    fn note(&mut self, result: std::result::Result<usize, AskError>) {
+    fn record_result(&mut self, result: std::result::Result<usize, AskError>) {
         let account = self.account.name.clone();
         let at_ms = self.calls.lifecycle.clock.now_ms();
         let swept = if result.is_ok() { SweepResult::Ok } else { SweepResult::Failed };
@@ -487,8 +487,8 @@ impl Sweeper {
         let live: HashMap<&str, &ListedCall> = listed.iter().map(|one| (one.alias.id.as_str(), one)).collect();
         for (id, call) in &visible {
             match live.get(id) {
-                Some(one) => self.seen(call, one.event).boxed().await,
-                None => self.missing(call, listed.len()).boxed().await,
+                Some(one) => self.handle_listed(call, one.event).boxed().await,
+                None => self.handle_unlisted(call, listed.len()).boxed().await,
             }
         }
         self.calls.batch_members.retain_listed(&name, |id| live.contains_key(id));
@@ -513,7 +513,7 @@ impl Sweeper {
     }
 
     /// Handles a call of ours that the provider lists as live.
-    async fn seen(&mut self, call: &CallRecord, event: Option<Event>) {
+    async fn handle_listed(&mut self, call: &CallRecord, event: Option<Event>) {
         let now_ms = self.calls.lifecycle.clock.now_ms();
         let is_unconfirmed = !call.counts() && call.seen_by != Source::Poll;
         if self.lacks_the_carriers_id(call) || is_unconfirmed {

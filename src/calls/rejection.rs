@@ -14,7 +14,7 @@ use crate::call::Direction;
 use crate::ids::{AccountName, CallId, mask_number};
 use crate::metrics::{PLAN_INBOUND, PLAN_UNKNOWN, RejectedCall};
 use crate::policy::decision::LimitExceeded;
-use crate::policy::{Bound, Facts};
+use crate::policy::{Bound, CallAttributes};
 use crate::provider::account::Account;
 use crate::provider::description::LimitClass;
 use crate::reply::{Disposition, FullLimit, NoteRejection, ObserveAction, Rejection, RejectionCode, ResponseStyle};
@@ -202,7 +202,7 @@ impl Rejections {
     }
 
     /// The rejection for a full limit.
-    pub(super) async fn of_full_limit(&self, facts: &Facts, full: &LimitExceeded) -> Rejection {
+    pub(super) async fn of_full_limit(&self, facts: &CallAttributes, full: &LimitExceeded) -> Rejection {
         let lifecycle = &self.context.lifecycle;
         let counts = lifecycle.admission.counts().await.unwrap_or_default();
         let (used, all) = (counts.calls.saturating_sub(counts.over_limit), lifecycle.policy.load().global_limit());
@@ -238,7 +238,7 @@ impl Rejections {
     }
 
     /// Logs, counts and records an inbound call that a full limit rejected. Its caller gets no response of this kind.
-    pub(super) async fn inbound(&self, call: &CallId, facts: &Facts, full: &LimitExceeded) {
+    pub(super) async fn inbound(&self, call: &CallId, facts: &CallAttributes, full: &LimitExceeded) {
         let rejection = self.of_full_limit(facts, full).await;
         let business = facts.business.as_str();
         let rejected = RejectedCall { reason: CAPACITY_INBOUND, plan: PLAN_INBOUND, business };
@@ -280,7 +280,7 @@ impl Rejections {
     }
 
     /// Counts and records a full limit that was only observed: the call is admitted.
-    pub(super) async fn observed_full_limit(&self, account: &Account, facts: &Facts, full: &LimitExceeded) {
+    pub(super) async fn observed_full_limit(&self, account: &Account, facts: &CallAttributes, full: &LimitExceeded) {
         self.count_observed(&full.limit);
         let rejection = self.of_full_limit(facts, full).await;
         let code = match facts.direction {

@@ -3,7 +3,7 @@
 use super::context::Context;
 use crate::ids::AccountName;
 use crate::provider::account::Account;
-use crate::provider::description::{Reply, SUBACCOUNT_KIND};
+use crate::provider::description::SUBACCOUNT_KIND;
 use crate::store::{CallRecord, Voucher};
 
 impl Context {
@@ -26,7 +26,7 @@ impl Context {
     fn brings(&self, carrier: &AccountName) -> impl Iterator<Item = &str> {
         let account = self.account(carrier).filter(|account| account.can_ask() && account.provider.lookup.is_some());
         let webhooks = account.into_iter().flat_map(|account| &account.provider.webhooks);
-        let events = webhooks.filter(|webhook| webhook.reply == Some(Reply::Twiml)).flat_map(|webhook| &webhook.events);
+        let events = webhooks.filter(|webhook| webhook.wants_twiml()).flat_map(|webhook| &webhook.events);
         events.filter(|event| event.admits).map(|event| event.name.as_str())
     }
 

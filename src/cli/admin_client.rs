@@ -23,7 +23,7 @@ const WHY_BYTES_MAX: usize = 64 * 1024;
 
 /// The options that locate a sidecar.
 #[derive(Debug, Args)]
-pub(super) struct Console {
+pub(super) struct AdminClient {
     #[command(flatten)]
     file: ConfigFile,
     /// The sidecar's listen.admin (an address or URL), or the path of its Unix socket [default: from the config]
@@ -44,7 +44,7 @@ pub(super) struct Console {
 #[derive(Debug, Args)]
 pub(super) struct AdminCommand<A: Subcommand> {
     #[command(flatten)]
-    pub(super) console: Console,
+    pub(super) admin: AdminClient,
     /// Print JSON
     #[arg(long, global = true)]
     pub(super) json: bool,
@@ -107,7 +107,7 @@ impl AdminEndpoint {
     }
 }
 
-impl Console {
+impl AdminClient {
     /// The path of the config that names the sidecar.
     pub(super) fn config(&self) -> &Path {
         &self.file.config
@@ -240,7 +240,7 @@ impl Console {
     }
 }
 
-/// Where a listener of this machine is reached: loopback for an unspecified address.
+/// The address at which a listener of this machine is reached: loopback for an unspecified address.
 pub(super) fn reachable(mut at: SocketAddr) -> SocketAddr {
     if at.ip().is_unspecified() {
         at.set_ip(if at.is_ipv4() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { IpAddr::V6(Ipv6Addr::LOCALHOST) });
@@ -256,7 +256,7 @@ pub(super) struct OnListener {
     pub(super) cert: Option<PathBuf>,
 }
 
-/// Where a listener of this machine is. `option` gives its URL if it has no fixed port.
+/// The URL of a listener of this machine. `option` gives its URL if it has no fixed port.
 pub(super) fn on_listener(config: &Config, name: ListenerName, option: &str) -> Result<OnListener, String> {
     let at = reachable(match name {
         ListenerName::Api => config.listen.api,

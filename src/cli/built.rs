@@ -5,7 +5,7 @@ use tracing_subscriber::EnvFilter;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::config::diagnostics::{Diagnostic, Report};
-use crate::net::tls::{ReloadingTls, TlsError, expiry};
+use crate::net::tls::{ReloadingTls, TlsError, Validity, validity};
 use crate::net::{Upstream, UpstreamSettings, install_crypto_provider};
 
 /// Days before a certificate's expiry in which it is reported.
@@ -13,7 +13,7 @@ const EXPIRES_SOON_DAYS: i64 = 14;
 const DAY_SECS: i64 = 86_400;
 
 /// The diagnostics of everything that cannot be built.
-pub(super) fn built(config: &Config) -> Vec<Diagnostic> {
+pub(super) fn check_build(config: &Config) -> Vec<Diagnostic> {
     install_crypto_provider();
     let report = Report::default();
     if let Some(tls) = &config.listen.tls {
@@ -69,8 +69,8 @@ pub(super) fn day(secs: i64) -> String {
 
 fn certificate(report: &Report, key: &str, cert: &std::path::Path) {
     let now_secs = Clock::system().now_ms() / 1000;
-    let (from_secs, until_secs) = match expiry(cert) {
-        Ok(span) => span,
+    let Validity { from_secs, until_secs } = match validity(cert) {
+        Ok(validity) => validity,
         Err(error) => return report.error("E044", None, format!("`listen.{key}`: {error}"), ""),
     };
     let shown = cert.display();

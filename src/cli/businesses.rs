@@ -79,7 +79,7 @@ impl Businesses {
     pub(super) async fn run(self) -> Outcome {
         match &self.act {
             Act::List { search } => {
-                let known = self.console.ask(Method::GET, "/api/businesses", None).await?;
+                let known = self.admin.ask(Method::GET, "/api/businesses", None).await?;
                 if self.json && search.is_none() {
                     println!("{known}");
                     return Ok(ExitCode::SUCCESS);
@@ -90,15 +90,15 @@ impl Businesses {
                     println!("{}", json!({"businesses": found}));
                     return Ok(ExitCode::SUCCESS);
                 }
-                print!("{}", written(&found, &known["up"]));
+                print!("{}", render(&found, &known["up"]));
             }
             Act::Show { id } => {
-                let shown = self.console.ask(Method::GET, &path_of("/api/businesses", id), None).await?;
+                let shown = self.admin.ask(Method::GET, &path_of("/api/businesses", id), None).await?;
                 println!("{}", if self.json { shown.to_string() } else { serde_json::to_string_pretty(&shown)? });
             }
             Act::Import { file } => return self.import(file).await,
             Act::Export { format, all, output } => {
-                let known = self.console.ask(Method::GET, "/api/businesses", None).await?;
+                let known = self.admin.ask(Method::GET, "/api/businesses", None).await?;
                 let chosen = list(&known, "businesses").iter().filter(|one| *all || one["put"] == true);
                 let rows: Vec<Map<String, Value>> = chosen.filter_map(|one| Some(lean(one.as_object()?))).collect();
                 let text = match format {
@@ -124,7 +124,7 @@ impl Businesses {
             true => json!({"businesses": from_csv(&text).with_context(|| file.display().to_string())?}),
             false => serde_json::from_str(&text).with_context(|| format!("{}: no JSON", file.display()))?,
         };
-        let (status, answer) = self.console.send(Method::PUT, "/api/businesses", Some(body)).await?;
+        let (status, answer) = self.admin.send(Method::PUT, "/api/businesses", Some(body)).await?;
         let bad = list(&answer, "rows");
         if !bad.is_empty() && !self.json {
             for one in bad.iter().take(BAD_ROWS) {
@@ -160,7 +160,7 @@ fn lean(business: &Map<String, Value>) -> Map<String, Value> {
     kept.map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
-fn written(found: &[&Value], up: &Value) -> String {
+fn render(found: &[&Value], up: &Value) -> String {
     if found.is_empty() {
         return "no businesses\n".to_owned();
     }

@@ -36,16 +36,16 @@ impl Bypass {
             Act::Off => (Method::DELETE, None),
             Act::Show => (Method::GET, None),
         };
-        let answer = self.console.ask(method, "/api/bypass", body).await?;
+        let answer = self.admin.ask(method, "/api/bypass", body).await?;
         match self.json {
             true => println!("{answer}"),
-            false => println!("{}", written(&answer)),
+            false => println!("{}", render(&answer)),
         }
         Ok(ExitCode::SUCCESS)
     }
 }
 
-fn written(answer: &Value) -> String {
+fn render(answer: &Value) -> String {
     let bypass = &answer["bypass"];
     let state = match bypass["leftSecs"].as_i64() {
         Some(left) => format!(

@@ -106,24 +106,24 @@ impl Calls {
             Act::List(list) => {
                 let query = list.query();
                 watch(list.watch, self.json, async || {
-                    let listed = self.console.ask(Method::GET, &format!("/api/calls?{query}"), None).await?;
+                    let listed = self.admin.ask(Method::GET, &format!("/api/calls?{query}"), None).await?;
                     if self.json {
                         return Ok(format!("{listed}\n"));
                     }
                     // A token for some businesses may not see the status.
-                    let (status, answer) = self.console.send(Method::GET, "/status", None).await?;
+                    let (status, answer) = self.admin.send(Method::GET, "/status", None).await?;
                     let about = if status.is_success() { answer } else { Value::Null };
-                    Ok(written(&listed, &about, list.wide))
+                    Ok(render(&listed, &about, list.wide))
                 })
                 .await?;
             }
             Act::Show { id } => {
-                let call = self.console.ask(Method::GET, &of(id), None).await?;
+                let call = self.admin.ask(Method::GET, &of(id), None).await?;
                 println!("{}", if self.json { call.to_string() } else { serde_json::to_string_pretty(&call)? });
             }
             Act::Hangup { id, reason } => {
                 let body = Some(json!({"reason": reason}));
-                let done = self.console.ask(Method::POST, &format!("{}/hangup", of(id)), body).await?;
+                let done = self.admin.ask(Method::POST, &format!("{}/hangup", of(id)), body).await?;
                 match (self.json, done["result"].as_str()) {
                     (true, _) => println!("{done}"),
                     (false, Some("over")) => println!("{id} has ended, according to its provider. The slot is free."),
@@ -139,7 +139,7 @@ impl Calls {
                     return Err(anyhow::anyhow!(why).into());
                 }
                 let body = json!({"force": true, "reason": reason});
-                let done = self.console.ask(Method::POST, &format!("{}/release", of(id)), Some(body)).await?;
+                let done = self.admin.ask(Method::POST, &format!("{}/release", of(id)), Some(body)).await?;
                 if self.json {
                     println!("{done}");
                 } else {
@@ -182,7 +182,7 @@ pub(super) fn policy_line(status: &Value) -> String {
 }
 
 /// The list for people.
-fn written(listed: &Value, status: &Value, wide: bool) -> String {
+fn render(listed: &Value, status: &Value, wide: bool) -> String {
     let mut out = String::new();
     let now = time(&listed["now"]);
     let mut say = |line: &str| {
@@ -310,13 +310,13 @@ mod tests {
             "accounts": [{"name": "elevenlabs", "inUse": 3, "limit": 10, "foreign": 1, "sweepError": error}],
             "limits": [{"name": "x".repeat(200), "per": "business", "allows": "5 calls at once", "from": "[[limits]]"}],
         });
-        let text = written(&listed, &status, false);
+        let text = render(&listed, &status, false);
         for line in text.lines() {
             assert!(line.chars().count() <= WIDTH, "{} columns: {line}", line.chars().count());
         }
         assert!(text.contains("c_01m8ja41r898gzy0p74wnf828t a-business-w…"), "{text}");
         assert!(!text.contains("conv_"), "{text}");
-        let wide = written(&listed, &status, true);
+        let wide = render(&listed, &status, true);
         assert!(wide.contains(long) && wide.contains("conv_c0y2gyjbg1bahv9ckpnv7kcrfk"), "{wide}");
     }
 }

@@ -36,10 +36,10 @@ impl Check {
         }
         let mut read = file::read(&self.file.config, &[])?;
         let mut seen = Vec::new();
-        let wide = read.loaded.config.as_ref().map(modes::wide).unwrap_or_default();
+        let wide = read.loaded.config.as_ref().map(modes::check_modes).unwrap_or_default();
         read.loaded.diagnostics.extend(wide);
         if let Some(config) = &read.loaded.config {
-            read.loaded.diagnostics.extend(built::built(config));
+            read.loaded.diagnostics.extend(built::check_build(config));
         }
         // Live checks need a config that can be built.
         if let Some(config) = read.loaded.config.as_ref().filter(|_| self.live && !read.loaded.has_errors()) {
@@ -49,7 +49,7 @@ impl Check {
         }
         let broken = read.loaded.has_errors();
         let shown = self.file.config.display().to_string();
-        let at = |d: &Diagnostic| d.span.as_ref().map(|span| diagnostics::place(read.text(), span.start));
+        let at = |d: &Diagnostic| d.span.as_ref().map(|span| diagnostics::line_and_column(read.text(), span.start));
         if self.json {
             let mistakes: Vec<_> = read
                 .loaded
@@ -101,7 +101,7 @@ fn show(config: &Config, path: &str, broken: bool) {
         let per = if limit.per == "all" { String::new() } else { format!(" per {}", limit.per) };
         println!("  limit     {:<18} {}{per}   ({})", limit.name, limit.allows, limit.from);
     }
-    println!("  strangers {}", config.policy.unknown.means());
+    println!("  strangers {}", config.policy.unknown.consequence());
     println!("  checks    {}", config.strict.because());
     if config.webhooks.forward_url.is_some() && config.webhooks.forward_paths.are_all() && config.strict.is_strict() {
         println!(

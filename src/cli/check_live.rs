@@ -23,7 +23,7 @@ use crate::config::diagnostics::{Diagnostic, Report};
 use crate::net::{Upstream, UpstreamSettings, install_crypto_provider, port_owner};
 use crate::policy::Policy;
 use crate::provider::account::Account;
-use crate::provider::check::{Check, Here, Hooks, Listed, Setting, plain};
+use crate::provider::check::{Check, Hooks, ItemList, OwnWebhooks, Setting, plain};
 use crate::provider::description::NextPage;
 use crate::provider::render::{Target, render};
 use crate::provider::select::{Document, Message, Selector};
@@ -34,7 +34,7 @@ const ANSWER_BYTES_MAX: usize = 16 << 20;
 const PAGES_MAX: usize = 50;
 /// Maximum items that are read one by one, and concurrently.
 const EACH_MAX: usize = 2_000;
-const AT_ONCE: usize = 8;
+const REQUESTS_AT_ONCE: usize = 8;
 /// Maximum names in a diagnostic; further ones are counted.
 const NAMES_MAX: usize = 10;
 
@@ -50,17 +50,17 @@ pub(super) enum Depth {
 /// The result of the checks.
 pub(super) struct CheckReport {
     pub diagnostics: Vec<Diagnostic>,
-    /// Why a diagnostic matters, by its title.
+    /// The reason why a diagnostic matters, by its title.
     pub whys: BTreeMap<String, String>,
     /// Lines about what is in order.
     pub lines: Vec<String>,
-    /// How far the clock of each host is ahead of ours, in seconds, according to its answers.
+    /// The seconds by which the clock of each host is ahead of ours, according to its answers.
     pub ahead_secs: BTreeMap<String, i64>,
 }
 
 /// Checks all accounts with credentials, the database, the limiter's Redis and the ports.
 pub(super) async fn ask(config: &Config, depth: Depth) -> anyhow::Result<CheckReport> {
-    let live = Live::new(config, depth)?;
+    let live = LiveCheck::new(config, depth)?;
     let mut lines = Vec::new();
     for account in config.accounts.values() {
         if let Some(check) = account.provider.check.as_ref().filter(|_| account.can_ask()) {
@@ -77,7 +77,7 @@ pub(super) async fn ask(config: &Config, depth: Depth) -> anyhow::Result<CheckRe
     Ok(CheckReport { diagnostics: live.report.finish(), whys, lines, ahead_secs })
 }
 
-struct Live<'a> {
+struct LiveCheck<'a> {
     config: &'a Config,
     depth: Depth,
     upstream: Upstream,
@@ -88,15 +88,15 @@ struct Live<'a> {
 }
 
 /// A provider's settings, for changes.
-pub(super) struct Provider<'a>(Live<'a>);
+pub(super) struct Provider<'a>(LiveCheck<'a>);
 
 impl<'a> Provider<'a> {
     pub(super) fn new(config: &'a Config) -> anyhow::Result<Self> {
-        Ok(Self(Live::new(config, Depth::Doctor)?))
+        Ok(Self(LiveCheck::new(config, Depth::Doctor)?))
     }
 
     /// The expected URL of an account's webhooks; `None`: there is none.
-    pub(super) fn here<'h>(&'h self, account: &'h Account) -> Option<Here<'h>> {
+    pub(super) fn here<'h>(&'h self, account: &'h Account) -> Option<OwnWebhooks<'h>> {
         self.0.here(account)
     }
 
@@ -125,11 +125,11 @@ impl<'a> Provider<'a> {
     }
 }
 
-impl<'a> Live<'a> {
+impl<'a> LiveCheck<'a> {
     fn new(config: &'a Config, depth: Depth) -> anyhow::Result<Self> {
         install_crypto_provider();
         let settings = UpstreamSettings { extra_ca: config.extra_ca.clone(), ..UpstreamSettings::default() };
-        Ok(Live {
+        Ok(LiveCheck {
             config,
             depth,
             upstream: Upstream::new(settings)?,
@@ -140,8 +140,8 @@ impl<'a> Live<'a> {
         })
     }
 
-    fn here<'h>(&'h self, account: &'h Account) -> Option<Here<'h>> {
-        Some(Here {
+    fn here<'h>(&'h self, account: &'h Account) -> Option<OwnWebhooks<'h>> {
+        Some(OwnWebhooks {
             base: self.config.webhooks.public_url.as_ref()?,
             webhooks: &account.provider.webhooks,
             provider: &account.provider.name,
@@ -151,7 +151,7 @@ impl<'a> Live<'a> {
     }
 }
 
-impl Live<'_> {
+impl LiveCheck<'_> {
     async fn account(&self, account: &Account, check: &Check) -> Vec<String> {
         let name = &account.name;
         let answer = match self.get(account, &check.path).await {
@@ -224,7 +224,7 @@ impl Live<'_> {
     }
 
     /// Checks the settings of items at the provider one by one.
-    async fn listed(&self, account: &Account, listed: &Listed, ours: Option<&[String]>) -> Vec<String> {
+    async fn listed(&self, account: &Account, listed: &ItemList, ours: Option<&[String]>) -> Vec<String> {
         let (name, what) = (&account.name, &listed.what);
         let items = match self.list(account, &listed.path, &listed.items, listed.next.as_ref()).await {
             Ok(items) => items,
@@ -234,21 +234,21 @@ impl Live<'_> {
             }
         };
         let looked = items.iter().take(EACH_MAX).map(|item| self.each(account, listed, item));
-        let looked: Vec<Result<Value, String>> = stream::iter(looked).buffered(AT_ONCE).collect().await;
+        let looked: Vec<Result<Value, String>> = stream::iter(looked).buffered(REQUESTS_AT_ONCE).collect().await;
         let policy = Policy::new(self.config.policy.clone(), &[]);
         let (mut found, mut longest_secs, mut lines) = (BTreeMap::<_, Vec<String>>::new(), 0, vec![]);
         for item in &looked {
             match item {
                 Ok(item) => {
-                    let judged = listed.judge(item, ours);
-                    if let Some(mode) = &judged.mode {
-                        lines.push(format!("account {name}: {what} {}: {mode}", judged.name));
+                    let findings = listed.findings(item, ours);
+                    if let Some(mode) = &findings.mode {
+                        lines.push(format!("account {name}: {what} {}: {mode}", findings.name));
                     }
                     let admitted = |agent: &str, within: Option<u32>| policy.agent_bound(name, agent, within);
-                    for setting in judged.found.into_iter().chain(listed.below(item, admitted)) {
-                        found.entry(setting).or_default().push(judged.name.clone());
+                    for setting in findings.found.into_iter().chain(listed.below(item, admitted)) {
+                        found.entry(setting).or_default().push(findings.name.clone());
                     }
-                    longest_secs = longest_secs.max(judged.longest_secs.unwrap_or(0));
+                    longest_secs = longest_secs.max(findings.longest_secs.unwrap_or(0));
                 }
                 Err(why) => self.unlisted(account, &format!("{what}s"), why),
             }
@@ -261,7 +261,10 @@ impl Live<'_> {
             let title = format!(
                 "account {name}: an {what} lets a call last {longest_secs} s, and ringfence counts on {counted_secs} s at most"
             );
-            self.why(&title, "a call that cannot be looked up is given up after that time, though it may still be up");
+            self.record_why(
+                &title,
+                "a call that cannot be looked up is given up after that time, though it may still be up",
+            );
             let help = "lower it there, or raise longest_call_secs in a provider file of your own";
             self.report.warning("W032", None, title, help);
         }
@@ -273,7 +276,7 @@ impl Live<'_> {
     }
 
     /// Reads one item.
-    async fn each(&self, account: &Account, listed: &Listed, item: &Value) -> Result<Value, String> {
+    async fn each(&self, account: &Account, listed: &ItemList, item: &Value) -> Result<Value, String> {
         let Some((each, id)) = listed.each.as_ref().zip(listed.id_of(item)) else { return Ok(item.clone()) };
         let answer = self.get_path(account, &self.path_of_item(account, each, &id)?).await?;
         if !answer.status().is_success() {
@@ -290,7 +293,7 @@ impl Live<'_> {
         path.map_err(|error| error.to_string())
     }
 
-    fn why(&self, title: &str, why: &str) {
+    fn record_why(&self, title: &str, why: &str) {
         self.whys.borrow_mut().insert(title.to_owned(), why.to_owned());
     }
 
@@ -308,7 +311,7 @@ impl Live<'_> {
             _ => format!("account {}: {what}s {list}: each {says}", account.name),
         };
         if let Some(why) = &why {
-            self.why(&title, why);
+            self.record_why(&title, why);
         }
         let fix = fix.unwrap_or_else(|| format!("check it in the console of {}", account.provider.name));
         self.report.warning(code, None, title, &fix);
@@ -412,7 +415,7 @@ impl Live<'_> {
     }
 }
 
-/// Why an address cannot be bound, and its owner.
+/// The reason why an address cannot be bound, and its owner.
 fn occupied(address: SocketAddr) -> Option<(String, Option<String>)> {
     let error = TcpListener::bind(address).err()?;
     let owner = match error.kind() {
@@ -453,6 +456,5 @@ fn decode(answer: &Response<Bytes>) -> Document {
 
 /// Reads a value of an answer's body.
 fn read_body<T>(body: &Document, read: impl FnOnce(&Message<'_>) -> Option<T>) -> Option<T> {
-    let (path, headers) = (BTreeMap::new(), HeaderMap::new());
-    read(&Message { body, query: &[], path: &path, headers: &headers })
+    read(&Message::new(body, &HeaderMap::new()))
 }

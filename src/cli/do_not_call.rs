@@ -9,21 +9,21 @@ use clap::{Args, Subcommand};
 use http::Method;
 use serde_json::{Value, json};
 
-use super::admin_client::{Console, path_of, refused};
+use super::admin_client::{AdminClient, path_of, refused};
 use super::outcome::Outcome;
 use crate::destinations::{NumberSet, key_of};
 
 /// Numbers per request.
-const AT_ONCE: usize = 50_000;
+const NUMBERS_PER_REQUEST: usize = 50_000;
 /// Numbers per page.
 const PAGE: u32 = 1_000;
 /// Maximum bad rows printed.
-const MISTAKES: usize = 50;
+const MISTAKES_SHOWN_MAX: usize = 50;
 
 #[derive(Debug, Args)]
 pub(super) struct DoNotCall {
     #[command(flatten)]
-    console: Console,
+    admin: AdminClient,
     /// Print JSON
     #[arg(long, global = true)]
     json: bool,
@@ -92,7 +92,7 @@ impl DoNotCall {
             Act::Import { file, reason } => {
                 let numbers = read(file).with_context(|| format!("{}; nothing stored", file.display()))?;
                 let (mut all, mut new) = (0, 0);
-                for some in numbers.chunks(AT_ONCE) {
+                for some in numbers.chunks(NUMBERS_PER_REQUEST) {
                     let Some((put, added)) = self.put(some.to_vec(), reason.as_deref()).await? else {
                         return Ok(ExitCode::FAILURE);
                     };
@@ -108,7 +108,7 @@ impl DoNotCall {
                 let key = key_of(number)
                     .ok_or_else(|| anyhow::anyhow!("{number} is not a telephone number with its country code"))?;
                 let path = format!("{}{}", path_of("/api/do-not-call", &format!("+{key}")), self.query('?'));
-                let found = self.console.ask(Method::GET, &path, None).await?;
+                let found = self.admin.ask(Method::GET, &path, None).await?;
                 let lists: Vec<&str> =
                     found["lists"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
                 let shown = found["number"].as_str().unwrap_or_default();
@@ -145,9 +145,9 @@ impl DoNotCall {
 
     async fn change(&self, method: Method, body: Value) -> anyhow::Result<Option<Value>> {
         let path = format!("/api/do-not-call{}", self.query('?'));
-        let (status, answer) = self.console.send(method, &path, Some(body)).await?;
+        let (status, answer) = self.admin.send(method, &path, Some(body)).await?;
         if let Some(rows) = answer["rows"].as_array() {
-            for one in rows.iter().take(MISTAKES) {
+            for one in rows.iter().take(MISTAKES_SHOWN_MAX) {
                 eprintln!("number {}: {}", one["row"], one["message"].as_str().unwrap_or_default());
             }
             eprintln!("ringfence: {}", answer["message"].as_str().unwrap_or_default());
@@ -160,7 +160,7 @@ impl DoNotCall {
         let (mut after, mut printed) = (0, 0_u64);
         loop {
             let path = format!("/api/do-not-call?limit={PAGE}&after={after}{}", self.query('&'));
-            let page = self.console.ask(Method::GET, &path, None).await?;
+            let page = self.admin.ask(Method::GET, &path, None).await?;
             for one in page["numbers"].as_array().into_iter().flatten() {
                 let text = |name: &str| one[name].as_str().unwrap_or_default();
                 let line = format!("{:<17} {:<25} {}", text("number"), text("addedAt"), text("reason"));

@@ -12,7 +12,7 @@ use nix::sys::statvfs::statvfs;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::admin_client::Console;
+use super::admin_client::AdminClient;
 use super::alarms::{Level, alarms};
 use super::check_live::{self, Depth};
 use super::mend::Mend;
@@ -22,7 +22,7 @@ use super::{built, file, modes};
 use crate::config::Config;
 use crate::config::codes::CODES;
 use crate::config::diagnostics::{Diagnostic, Severity};
-use crate::net::{Upstream, UpstreamSettings, install_crypto_provider, served_until};
+use crate::net::{Upstream, UpstreamSettings, install_crypto_provider, served_certificate_expiry};
 use crate::provider::account::Account;
 use crate::reply::is_health;
 
@@ -38,7 +38,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 #[derive(Debug, Args)]
 pub(super) struct Doctor {
     #[command(flatten)]
-    console: Console,
+    admin: AdminClient,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -67,7 +67,7 @@ impl Finding {
     }
 }
 
-/// Why the problem behind a code matters.
+/// The reason why the problem behind a code matters.
 fn why_of(code: &str) -> &'static str {
     match code {
         "E050" | "W010" => "creates fail, and calls cannot be looked up or ended",
@@ -101,8 +101,8 @@ fn why_of(code: &str) -> &'static str {
 
 impl Doctor {
     pub(super) async fn run(self) -> Outcome {
-        let mut read = file::read(self.console.config(), &[])?;
-        let wide = read.loaded.config.as_ref().map(modes::wide).unwrap_or_default();
+        let mut read = file::read(self.admin.config(), &[])?;
+        let wide = read.loaded.config.as_ref().map(modes::check_modes).unwrap_or_default();
         read.loaded.diagnostics.extend(wide);
         let Some(config) = read.loaded.config.as_ref().filter(|_| !read.loaded.has_errors()) else {
             read.print("would be rejected, so there were no live checks");
@@ -111,8 +111,13 @@ impl Doctor {
         if self.mend.is_wanted() {
             return self.mend.run(config).await;
         }
-        let mut findings: Vec<Finding> =
-            read.loaded.diagnostics.iter().chain(&built::built(config)).map(|one| Finding::of(one, None)).collect();
+        let mut findings: Vec<Finding> = read
+            .loaded
+            .diagnostics
+            .iter()
+            .chain(&built::check_build(config))
+            .map(|one| Finding::of(one, None))
+            .collect();
         let found = check_live::ask(config, Depth::Doctor).await?;
         let mut good = found.lines;
         findings.extend(found.diagnostics.iter().map(|one| Finding::of(one, found.whys.get(&one.title))));
@@ -127,7 +132,7 @@ impl Doctor {
         if self.json {
             println!("{}", as_json(&findings, &good, &consoles));
         } else {
-            print!("{}", written(&findings, &good, &consoles));
+            print!("{}", render(&findings, &good, &consoles));
         }
         if errors > 0 { Err(Failure::Config) } else { Ok(ExitCode::SUCCESS) }
     }
@@ -153,7 +158,7 @@ impl Doctor {
 
     /// Checks the running sidecar of this config.
     async fn running(&self, config: &Config, findings: &mut Vec<Finding>, good: &mut Vec<String>) {
-        let status = match self.console.ask(Method::GET, "/status", None).await {
+        let status = match self.admin.ask(Method::GET, "/status", None).await {
             Ok(status) => status,
             Err(error) => {
                 let why = error.to_string().lines().next().unwrap_or_default().to_owned();
@@ -220,7 +225,7 @@ async fn certificate(config: &Config, base: &Uri, findings: &mut Vec<Finding>, g
         return;
     }
     let host = base.host().unwrap_or_default();
-    let asked = timeout(ANSWER_WITHIN, served_until(base, config.extra_ca.as_deref()));
+    let asked = timeout(ANSWER_WITHIN, served_certificate_expiry(base, config.extra_ca.as_deref()));
     match asked.await.unwrap_or_else(|_| Err("it does not answer".to_owned())) {
         Ok(until_secs) => {
             let day = built::day(until_secs);
@@ -319,7 +324,7 @@ fn as_json(findings: &[Finding], good: &[String], consoles: &[(&Account, Vec<Str
     })
 }
 
-fn written(findings: &[Finding], good: &[String], consoles: &[(&Account, Vec<String>)]) -> String {
+fn render(findings: &[Finding], good: &[String], consoles: &[(&Account, Vec<String>)]) -> String {
     let mut out = String::new();
     let mut say = |head: &str, text: &str| {
         out.push_str(&wrap(head, text, WIDTH));
@@ -359,7 +364,7 @@ mod tests {
     #[test]
     fn a_finding_says_what_why_and_how() {
         let finding = Finding::warning("W031", "the clock is 90 s ahead".to_owned(), "run an NTP client");
-        let text = written(&[finding], &["the store is up to date".to_owned()], &[]);
+        let text = render(&[finding], &["the store is up to date".to_owned()], &[]);
         for part in [
             "ok       the store",
             "warning  the clock is 90 s ahead [W031]",

@@ -38,13 +38,20 @@ pub(super) struct Accounts {
     pub unset: Option<&'static str>,
 }
 
-/// The accounts whose keys are set. With `bought`, each states its plan's concurrency, to be corrected by a person.
-pub(super) fn accounts(bought: bool) -> Accounts {
+/// Whether accounts state a concurrency, to be corrected by a person.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PlanConcurrency {
+    Stated,
+    Left,
+}
+
+/// The accounts whose keys are set.
+pub(super) fn accounts(concurrency: PlanConcurrency) -> Accounts {
     let mut made = Accounts { toml: String::new(), lines: vec![], providers: vec![], unset: None };
     for known in KNOWN {
         let missing: Vec<&str> = known.needs.iter().map(|(_, name)| *name).filter(|name| !is_set(name)).collect();
         if missing.is_empty() {
-            made.add(known, bought);
+            made.add(known, concurrency);
         } else if missing.len() < known.needs.len() || known.takes.iter().any(|(_, name)| is_set(name)) {
             made.lines.push(format!("account {:<11} left out: {} is not set", known.provider, missing.join(", ")));
         }
@@ -96,13 +103,13 @@ impl Accounts {
     /// Adds an account without a key, if there is none, to show where the key goes.
     pub(super) fn or_elevenlabs(mut self) -> Self {
         if let (true, Some(first)) = (self.providers.is_empty(), KNOWN.first()) {
-            self.add(first, true);
+            self.add(first, PlanConcurrency::Stated);
             self.unset = first.needs.first().map(|(_, name)| *name);
         }
         self
     }
 
-    fn add(&mut self, known: &EnvProvider, bought: bool) {
+    fn add(&mut self, known: &EnvProvider, concurrency: PlanConcurrency) {
         let set = known.needs.iter().chain(known.takes.iter().filter(|(_, name)| is_set(name)));
         let set: Vec<&(&str, &str)> = set.collect();
         let _ = writeln!(self.toml, "\n[accounts.{}]", known.provider);
@@ -112,7 +119,7 @@ impl Accounts {
             let value = if key.ends_with('s') { format!("[{one}]") } else { one };
             let _ = writeln!(self.toml, "{key:<width$} = {value}");
         }
-        if bought && known.provider == "elevenlabs" {
+        if concurrency == PlanConcurrency::Stated && known.provider == "elevenlabs" {
             let _ = writeln!(self.toml, "{:<width$} = 4   # {BOUGHT}", "concurrent");
         }
         let names: Vec<&str> = set.iter().map(|(_, name)| *name).collect();

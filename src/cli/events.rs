@@ -94,7 +94,7 @@ impl Events {
                 }
             }
             Act::Show { id } => {
-                let event = self.console.ask(Method::GET, &of(id), None).await?;
+                let event = self.admin.ask(Method::GET, &of(id), None).await?;
                 println!("{}", if self.json { event.to_string() } else { serde_json::to_string_pretty(&event)? });
             }
             Act::Replay { id: Some(id), reason, .. } => {
@@ -140,19 +140,19 @@ impl Events {
     async fn listed(&self, state: State, account: Option<&str>, limit: u32) -> anyhow::Result<Value> {
         let limit = limit.to_string();
         let pairs = [("state", Some(state.as_str())), ("account", account), ("limit", Some(limit.as_str()))];
-        self.console.ask(Method::GET, &query("/api/events", &pairs), None).await
+        self.admin.ask(Method::GET, &query("/api/events", &pairs), None).await
     }
 
     async fn replay(&self, id: &str, reason: Option<&str>) -> anyhow::Result<Value> {
         let body = reason.map(|reason| json!({"reason": reason}));
-        self.console.ask(Method::POST, &format!("{}/replay", path_of("/api/events", id)), body).await
+        self.admin.ask(Method::POST, &format!("{}/replay", path_of("/api/events", id)), body).await
     }
 
     /// Prints the ids of all matching webhooks, the oldest first.
     async fn list_all(&self, wanted: &Wanted<'_>) -> Outcome {
         let mut after = None::<String>;
         loop {
-            let found = self.console.ask(Method::GET, &wanted.path(after.as_deref()), None).await?;
+            let found = self.admin.ask(Method::GET, &wanted.path(after.as_deref()), None).await?;
             for id in list(&found, "ids").iter().filter_map(Value::as_str) {
                 println!("{id}");
             }
@@ -167,7 +167,7 @@ impl Events {
     async fn replay_all(&self, wanted: &Wanted<'_>, reason: Option<&str>) -> Outcome {
         let (mut done, mut failed, mut after) = (0_u32, 0_u32, None::<String>);
         loop {
-            let found = self.console.ask(Method::GET, &wanted.path(after.as_deref()), None).await?;
+            let found = self.admin.ask(Method::GET, &wanted.path(after.as_deref()), None).await?;
             for id in list(&found, "ids").iter().filter_map(Value::as_str) {
                 match self.replay(id, reason).await {
                     Ok(answer) => {

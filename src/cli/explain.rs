@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use http::Method;
 use serde_json::Value;
 
-use super::admin_client::{Console, query};
+use super::admin_client::{AdminClient, query};
 use super::outcome::Outcome;
 use super::text::{WIDTH, cut, field, list, span, table, wrap};
 
@@ -19,7 +19,7 @@ enum Way {
 #[derive(Debug, Args)]
 pub(super) struct Explain {
     #[command(flatten)]
-    console: Console,
+    admin: AdminClient,
     /// A refusal (rf_…), a call (c_…), or a provider's id of a call
     #[arg(required_unless_present = "business", conflicts_with = "business")]
     id: Option<String>,
@@ -64,17 +64,17 @@ impl Explain {
                 ("number", self.number.as_deref()),
             ],
         );
-        let answer = self.console.ask(Method::GET, &asked, None).await?;
+        let answer = self.admin.ask(Method::GET, &asked, None).await?;
         match self.json {
             true => println!("{answer}"),
-            false => print!("{}", written(&answer)),
+            false => print!("{}", render(&answer)),
         }
         Ok(ExitCode::SUCCESS)
     }
 }
 
 /// The answer for people.
-pub(super) fn written(answer: &Value) -> String {
+pub(super) fn render(answer: &Value) -> String {
     let mut out = String::new();
     let mut say = |line: &str| {
         out.push_str(&cut(line, WIDTH));
@@ -199,7 +199,7 @@ mod tests {
             "limits": [{"name": "plan.PRO", "used": 1, "limit": 1, "full": true, "from": "plans.PRO", "holders": [holder], "moreHolders": 2}],
             "decision": {"outcome": "refused", "code": "BUSINESS_CONCURRENT_LIMIT_EXCEEDED", "because": "limit plan.PRO is full", "advice": ["wait for it"]},
         });
-        let text = written(&answer);
+        let text = render(&answer);
         for part in [
             "rf_1: a call of acme was refused at 2026-01-01T00:00:00Z",
             "limit plan.PRO, 1 of 1; sent 3 times",

@@ -25,8 +25,8 @@ impl ConfigText {
         if self.loaded.diagnostics.is_empty() {
             return;
         }
-        let colour = std::io::stderr().is_terminal();
-        eprint!("{}", diagnostics::render(&self.loaded.diagnostics, &self.shown, &self.text, colour));
+        let render = if std::io::stderr().is_terminal() { diagnostics::render_coloured } else { diagnostics::render };
+        eprint!("{}", render(&self.loaded.diagnostics, &self.shown, &self.text));
         let summary = diagnostics::summary(&self.loaded.diagnostics);
         if self.loaded.has_errors() {
             eprintln!("{summary}. {} {if_broken}.   exit 2", self.shown);
@@ -53,7 +53,7 @@ pub(super) fn read(path: &Path, flags: &[(&str, String)]) -> Result<ConfigText, 
 
 /// The config without a file: the accounts whose keys are in the environment. `None` if there are none.
 pub(super) fn from_environment(path: &Path, flags: &[(&str, String)]) -> Option<(ConfigText, Vec<String>)> {
-    let mut made = environment::accounts(false);
+    let mut made = environment::accounts(environment::PlanConcurrency::Left);
     let any = !made.providers.is_empty();
     // An explicit address for webhooks overrides a PORT that the shell may have.
     let says = |name: &str| flags.iter().any(|(flag, _)| *flag == name) || environment::is_set(name);

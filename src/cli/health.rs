@@ -5,14 +5,14 @@ use std::process::ExitCode;
 use clap::Args;
 use http::Method;
 
-use super::admin_client::{Console, refused};
+use super::admin_client::{AdminClient, refused};
 use super::outcome::Outcome;
 
 /// Check whether a running sidecar is up: exit code 0, else 1
 #[derive(Debug, Args)]
 pub(super) struct Health {
     #[command(flatten)]
-    console: Console,
+    admin: AdminClient,
     /// Check whether it is ready to serve, not only running
     #[arg(long)]
     ready: bool,
@@ -21,7 +21,7 @@ pub(super) struct Health {
 impl Health {
     pub(super) async fn run(self) -> Outcome {
         let path = if self.ready { "/ready" } else { "/health" };
-        let (status, answer) = self.console.send(Method::GET, path, None).await?;
+        let (status, answer) = self.admin.send(Method::GET, path, None).await?;
         if !status.is_success() {
             return Err(refused(status, &answer).into());
         }

@@ -41,9 +41,9 @@ unknown = \"default\"  # unlisted businesses are accepted on this plan; \"reject
 
 impl Init {
     pub(super) async fn run(self) -> Outcome {
-        let accounts = environment::accounts(true).or_elevenlabs();
-        let bought = accounts.toml.contains("\nconcurrent");
-        let text = format!("{HEAD}{}{}{TAIL}", if bought { "" } else { CONCURRENT }, accounts.toml);
+        let accounts = environment::accounts(environment::PlanConcurrency::Stated).or_elevenlabs();
+        let is_stated = accounts.toml.contains("\nconcurrent");
+        let text = format!("{HEAD}{}{}{TAIL}", if is_stated { "" } else { CONCURRENT }, accounts.toml);
         write(&self.file.config, &text, self.force)?;
 
         println!("wrote {} in observe mode: it counts and shows, and rejects nothing", self.file.config.display());

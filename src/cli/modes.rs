@@ -10,7 +10,7 @@ use crate::config::diagnostics::{Diagnostic, Report};
 const OTHERS: u32 = 0o077;
 
 /// Warns of files and folders that other users may access: they contain calls, telephone numbers and transcripts.
-pub(super) fn wide(config: &Config) -> Vec<Diagnostic> {
+pub(super) fn check_modes(config: &Config) -> Vec<Diagnostic> {
     let report = Report::default();
     let beside = |end: &str| {
         let mut path = config.store.path.clone().into_os_string();

@@ -30,7 +30,7 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
     }
 }
 
-/// How a command ends.
+/// The end of a command.
 pub(super) type Outcome = Result<ExitCode, Failure>;
 
 /// Waits for SIGTERM or SIGINT.

@@ -6,13 +6,13 @@ use clap::Args;
 use http::Method;
 use serde_json::json;
 
-use super::admin_client::{Console, path_of};
+use super::admin_client::{AdminClient, path_of};
 use super::outcome::Outcome;
 
 #[derive(Debug, Args)]
 pub(super) struct Purge {
     #[command(flatten)]
-    console: Console,
+    admin: AdminClient,
     /// The business id
     #[arg(long)]
     business: String,
@@ -27,7 +27,7 @@ pub(super) struct Purge {
 impl Purge {
     pub(super) async fn run(self) -> Outcome {
         let path = format!("{}/purge", path_of("/api/businesses", &self.business));
-        let gone = self.console.ask(Method::POST, &path, Some(json!({"reason": self.reason}))).await?;
+        let gone = self.admin.ask(Method::POST, &path, Some(json!({"reason": self.reason}))).await?;
         if self.json {
             println!("{gone}");
             return Ok(ExitCode::SUCCESS);

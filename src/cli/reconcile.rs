@@ -6,13 +6,13 @@ use clap::Args;
 use http::Method;
 use serde_json::Value;
 
-use super::admin_client::Console;
+use super::admin_client::AdminClient;
 use super::outcome::Outcome;
 
 #[derive(Debug, Args)]
 pub(super) struct Reconcile {
     #[command(flatten)]
-    console: Console,
+    admin: AdminClient,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -20,7 +20,7 @@ pub(super) struct Reconcile {
 
 impl Reconcile {
     pub(super) async fn run(self) -> Outcome {
-        let done = self.console.ask(Method::POST, "/api/reconcile", None).await?;
+        let done = self.admin.ask(Method::POST, "/api/reconcile", None).await?;
         if self.json {
             println!("{done}");
         } else {

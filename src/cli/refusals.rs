@@ -50,26 +50,26 @@ impl Refusals {
                 let pairs = [("limit", Some(&*limit)), ("business", business), ("account", account)];
                 let path = query("/api/refusals", &[&pairs[..], &[("since_secs", since.as_deref())]].concat());
                 watch(*again, self.json, async || {
-                    let listed = self.console.ask(Method::GET, &path, None).await?;
-                    Ok(if self.json { format!("{listed}\n") } else { written(&listed) })
+                    let listed = self.admin.ask(Method::GET, &path, None).await?;
+                    Ok(if self.json { format!("{listed}\n") } else { render(&listed) })
                 })
                 .await?;
             }
             Act::Show { id } if self.json => {
-                let shown = self.console.ask(Method::GET, &path_of("/api/refusals", id), None).await?;
+                let shown = self.admin.ask(Method::GET, &path_of("/api/refusals", id), None).await?;
                 println!("{shown}");
             }
             Act::Show { id } => {
                 let asked = query("/api/explain", &[("id", Some(id))]);
-                let answer = self.console.ask(Method::GET, &asked, None).await?;
-                print!("{}", explain::written(&answer));
+                let answer = self.admin.ask(Method::GET, &asked, None).await?;
+                print!("{}", explain::render(&answer));
             }
         }
         Ok(ExitCode::SUCCESS)
     }
 }
 
-fn written(listed: &Value) -> String {
+fn render(listed: &Value) -> String {
     let refusals = list(listed, "refusals");
     if refusals.is_empty() {
         return "no refusals\n".to_owned();
@@ -115,11 +115,11 @@ mod tests {
             "id": "rf_01m8ja41r898gzy0p74wnf828t", "at": "2026-01-01T00:00:00Z", "business": "x".repeat(64), "direction": "outbound",
             "code": "BUSINESS_CONCURRENT_LIMIT_EXCEEDED", "limit_name": null, "current": 4_000_000, "limit": 4_000_000, "observed": true,
         });
-        let text = written(&json!({"refusals": [one], "now": "2026-01-01T00:01:00Z"}));
+        let text = render(&json!({"refusals": [one], "now": "2026-01-01T00:01:00Z"}));
         assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");
         assert!(text.contains("rf_01m8ja41r898gzy0p74wnf828t 1m00s") && text.contains("let through"), "{text}");
         assert!(!text.contains("there are more"), "{text}");
-        assert!(written(&json!({"refusals": [one], "next": "1-rf_1"})).contains("there are more: --limit"));
-        assert_eq!(written(&json!({"refusals": []})), "no refusals\n");
+        assert!(render(&json!({"refusals": [one], "next": "1-rf_1"})).contains("there are more: --limit"));
+        assert_eq!(render(&json!({"refusals": []})), "no refusals\n");
     }
 }

@@ -5,13 +5,13 @@ use std::process::ExitCode;
 use clap::Args;
 use http::{Method, StatusCode};
 
-use super::admin_client::{Console, refused};
+use super::admin_client::{AdminClient, refused};
 use super::outcome::{Failure, Outcome};
 
 #[derive(Debug, Args)]
 pub(super) struct Reload {
     #[command(flatten)]
-    console: Console,
+    admin: AdminClient,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -19,7 +19,7 @@ pub(super) struct Reload {
 
 impl Reload {
     pub(super) async fn run(self) -> Outcome {
-        let (status, answer) = self.console.send(Method::POST, "/api/reload", None).await?;
+        let (status, answer) = self.admin.send(Method::POST, "/api/reload", None).await?;
         let kept = status == StatusCode::UNPROCESSABLE_ENTITY;
         if !status.is_success() && !kept {
             return Err(refused(status, &answer).into());

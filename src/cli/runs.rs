@@ -18,9 +18,9 @@ const ASK_EVERY: Duration = Duration::from_secs(1);
 /// Results per page.
 const PAGE: u32 = 5_000;
 /// Maximum mistakes printed.
-const MISTAKES: usize = 50;
+const MISTAKES_SHOWN_MAX: usize = 50;
 /// Characters of the progress bar.
-const BAR: u64 = 30;
+const BAR_CHARS: u64 = 30;
 
 pub(super) type Runs = AdminCommand<Act>;
 
@@ -129,12 +129,12 @@ impl Runs {
             Act::List { business, limit } => {
                 let limit = limit.to_string();
                 let path = query("/api/runs", &[("limit", Some(&limit)), ("business", business.as_deref())]);
-                let listed = self.console.ask(Method::GET, &path, None).await?;
+                let listed = self.admin.ask(Method::GET, &path, None).await?;
                 print!("{}", if self.json { format!("{listed}\n") } else { table(&listed) });
             }
             Act::Show { id, watch: true } => return self.watch(&of(id)).await,
             Act::Show { id, watch: false } => {
-                let run = self.console.ask(Method::GET, &of(id), None).await?;
+                let run = self.admin.ask(Method::GET, &of(id), None).await?;
                 println!("{}", if self.json { run.to_string() } else { described(&run) });
             }
             Act::Pause { id, reason } => self.act(id, "pause", json!({"reason": reason})).await?,
@@ -148,7 +148,7 @@ impl Runs {
 
     async fn act(&self, id: &str, act: &str, body: Value) -> anyhow::Result<()> {
         let path = format!("{}/{act}", path_of("/api/runs", id));
-        let run = self.console.ask(Method::POST, &path, Some(body)).await?;
+        let run = self.admin.ask(Method::POST, &path, Some(body)).await?;
         println!("{}", if self.json { run.to_string() } else { described(&run) });
         Ok(())
     }
@@ -171,7 +171,7 @@ impl Runs {
             // `leads` must be the last field.
             fields.insert("leads".to_owned(), leads);
         }
-        let (mut status, mut made) = self.console.send(Method::POST, "/api/runs", Some(run)).await?;
+        let (mut status, mut made) = self.admin.send(Method::POST, "/api/runs", Some(run)).await?;
         if let (true, Some(leads), Some(id)) = (status.is_success(), leads, made["runId"].as_str())
             && made["state"] != "failed"
         {
@@ -182,11 +182,11 @@ impl Runs {
                 _ => anyhow::bail!("{}: leads are a .csv, .ndjson, .jsonl or .json file", leads.display()),
             };
             let path = format!("{}/leads", path_of("/api/runs", id));
-            let (answered, _, body) = self.console.exchange(Method::POST, &path, kind, read(leads)?.into()).await?;
+            let (answered, _, body) = self.admin.exchange(Method::POST, &path, kind, read(leads)?.into()).await?;
             (status, made) = (answered, serde_json::from_slice(&body).unwrap_or_default());
         }
         if let Some(mistakes) = made["mistakes"].as_array() {
-            for one in mistakes.iter().take(MISTAKES) {
+            for one in mistakes.iter().take(MISTAKES_SHOWN_MAX) {
                 eprintln!("line {}: {}", one["line"], one["error"].as_str().unwrap_or_default());
             }
             eprintln!("ringfence: {}", made["message"].as_str().unwrap_or_default());
@@ -206,7 +206,7 @@ impl Runs {
     async fn watch(&self, path: &str) -> Outcome {
         let (started, mut first, is_screen) = (Instant::now(), None, std::io::stdout().is_terminal() && !self.json);
         loop {
-            let run = self.console.ask(Method::GET, path, None).await?;
+            let run = self.admin.ask(Method::GET, path, None).await?;
             let done = run["done"].as_u64().unwrap_or(0);
             let first = *first.get_or_insert(done);
             let rate = done.saturating_sub(first) as f64 / started.elapsed().as_secs_f64().max(0.001);
@@ -235,7 +235,7 @@ impl Runs {
         let mut after = 0;
         loop {
             let page = format!("{path}/results?format={}&after={after}&limit={PAGE}", format.as_str());
-            let (status, headers, body) = self.console.exchange(Method::GET, &page, "", Bytes::new()).await?;
+            let (status, headers, body) = self.admin.exchange(Method::GET, &page, "", Bytes::new()).await?;
             if !status.is_success() {
                 return Err(refused(status, &serde_json::from_slice(&body).unwrap_or_default()));
             }
@@ -259,8 +259,8 @@ fn number(run: &Value, name: &str) -> u64 {
 /// A line such as `[######------] 12 of 20  3 in a call  1.5/s  done at 12:03`.
 fn bar(run: &Value, rate: f64) -> String {
     let (all, done) = (run["leads"].as_u64().unwrap_or(0), run["done"].as_u64().unwrap_or(0));
-    let full = (done * BAR).checked_div(all).unwrap_or(0).min(BAR);
-    let cells = format!("{}{}", "#".repeat(full as usize), "-".repeat((BAR - full) as usize));
+    let full = (done * BAR_CHARS).checked_div(all).unwrap_or(0).min(BAR_CHARS);
+    let cells = format!("{}{}", "#".repeat(full as usize), "-".repeat((BAR_CHARS - full) as usize));
     let up = number(run, "calling") + number(run, "dialing");
     let left = all.saturating_sub(done);
     let end = (rate > 0.0 && left > 0).then(|| {

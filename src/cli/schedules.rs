@@ -77,7 +77,7 @@ impl Schedules {
             Act::Fire { id } => (Method::POST, format!("{}/fire", of(id)), None),
             Act::Delete { id } => (Method::DELETE, of(id), None),
         };
-        let answer = self.console.ask(method, &path, body).await?;
+        let answer = self.admin.ask(method, &path, body).await?;
         let shown = match &self.act {
             _ if self.json => answer.to_string(),
             Act::List { .. } => table(&answer),

@@ -13,7 +13,7 @@ use crate::admin::reload::ReloadTrigger;
 use crate::app::service_manager::ServiceManager;
 use crate::app::{App, ConfigSource, SetLogFilter};
 use crate::clock::Clock;
-use crate::config::{Config, File};
+use crate::config::{Config, ConfigPath};
 use crate::net::{Upstream, UpstreamSettings, cores, install_crypto_provider};
 use crate::telemetry::{reports, traces};
 
@@ -64,26 +64,26 @@ impl Serve {
         .collect();
         let read = read(&self.file.config, &flags)?;
         read.print("cannot be used, so nothing is started");
-        let config_file = File::new(self.file.config.clone(), flags);
+        let config_file = ConfigPath::new(self.file.config.clone(), flags);
         let inputs = config_file.inputs(&read.loaded);
         let Some(config) = read.loaded.config else { return Err(Failure::Config) };
         let (telemetry, set_log_filter) = Telemetry::start(&config)?;
         // A config from the environment alone cannot be reloaded.
-        let written = self.file.config.exists().then(|| ConfigSource { file: config_file, inputs, set_log_filter });
-        let served = serve(config, written, self.ready_json).await;
+        let source = self.file.config.exists().then(|| ConfigSource { file: config_file, inputs, set_log_filter });
+        let served = serve(config, source, self.ready_json).await;
         telemetry.stop().await;
         served
     }
 }
 
 /// Serves until the process gets a stop signal.
-async fn serve(config: Config, written: Option<ConfigSource>, ready_json: bool) -> Outcome {
+async fn serve(config: Config, source: Option<ConfigSource>, ready_json: bool) -> Outcome {
     cores::start()?;
     // Registered before anything is accepted: an early signal must drain, or reload, too.
     let mut stop = tokio::spawn(stop_signal());
     let mut hangups = signal(SignalKind::hangup())?;
     let app = tokio::select! {
-        app = App::start_from(config, Clock::system(), written) => app?,
+        app = App::start_from(config, Clock::system(), source) => app?,
         // Nothing was served yet, so there is nothing to drain.
         stopped = &mut stop => {
             stopped??;
@@ -106,7 +106,7 @@ async fn serve(config: Config, written: Option<ConfigSource>, ready_json: bool) 
     }
     let mut lives = std::pin::pin!(async {
         if let Some(manager) = &manager {
-            manager.live().await;
+            manager.feed_watchdog().await;
         }
         std::future::pending::<()>().await;
     });

@@ -17,7 +17,7 @@ use http::header::{ACCEPT, CONTENT_TYPE, HeaderValue, USER_AGENT};
 use http::{Method, Request, Response, Uri};
 use serde_json::{Value, json};
 
-use super::admin_client::{Console, OnListener, on_listener, path_of, query};
+use super::admin_client::{AdminClient, OnListener, on_listener, path_of, query};
 use super::ask::agreed;
 use super::outcome::{Failure, Outcome};
 use super::text::{WIDTH, list, wrap};
@@ -25,17 +25,17 @@ use super::{explain, file};
 use crate::config::{Config, ListenerName};
 use crate::ids::Alias;
 use answer::{Answer, fix_of_rejection};
-use plan::{Plan, Wanted};
+use plan::{Plan, Reveal, Wanted};
 use track::{Step, Track};
-use verdict::{About, Check, judge};
+use verdict::{About, Check, check_call};
 
 /// The maximum answer of a provider, in bytes.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
-/// How often the sidecar is polled.
-const EVERY: Duration = Duration::from_millis(250);
-/// How long webhook, record and slot may take after the end.
+/// The interval in which the sidecar is polled.
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
+/// The time that webhook, record and slot may take after the end.
 const AFTER_END: Duration = Duration::from_secs(60);
-/// How long the record of a refusal, which is written in the background, may take.
+/// The time that the record of a refusal, which is written in the background, may take.
 const ON_RECORD_WITHIN: Duration = Duration::from_secs(5);
 /// The number of webhooks, and of calls, that are searched.
 const SEARCHED: &str = "200";
@@ -54,7 +54,7 @@ For example: ringfence smoke --live --to +15551230001";
 #[derive(Debug, Args)]
 pub(super) struct Smoke {
     #[command(flatten)]
-    console: Console,
+    admin: AdminClient,
     /// Place one real call, which costs money; without it nothing is dialled
     #[arg(long)]
     live: bool,
@@ -121,7 +121,7 @@ impl Smoke {
         let Some(to) = self.to.as_deref() else {
             return Err(mistake("--to is missing: the number to call, as in --to +15551230001"));
         };
-        let read = file::read(self.console.config(), &[])?;
+        let read = file::read(self.admin.config(), &[])?;
         let Some(config) = read.loaded.config.as_ref() else {
             read.print("cannot be used, so nothing is dialled");
             return Err(Failure::Config);
@@ -138,10 +138,11 @@ impl Smoke {
         let plan = Plan::new(config, &wanted).map_err(|why| mistake(&why))?;
         let at = self.at(config).map_err(|why| mistake(&why))?;
         // The sidecar is checked before anything is dialled.
-        self.console.ask(Method::GET, "/status", None).await?;
+        self.admin.ask(Method::GET, "/status", None).await?;
         // Scripts read stdout.
         let mut out: Box<dyn Write> = if self.json { Box::new(std::io::stderr()) } else { Box::new(std::io::stdout()) };
-        writeln!(out, "{}\n", plan.shown(&at.base, self.within_secs, !self.yes))?;
+        let reveal = if self.yes { Reveal::Masked } else { Reveal::Whole };
+        writeln!(out, "{}\n", plan.render(&at.base, self.within_secs, reveal))?;
         if !self.yes && !agreed(&mut out, "Place this call?")? {
             writeln!(out, "Nothing was dialled.")?;
             return Ok(ExitCode::FAILURE);
@@ -156,7 +157,7 @@ impl Smoke {
 
     /// The address of `listen.api`.
     fn at(&self, config: &Config) -> Result<OnListener, String> {
-        if self.api.is_none() && self.console.is_named() {
+        if self.api.is_none() && self.admin.is_named() {
             return Err("--admin names a sidecar: say with --api where its listen.api is".to_owned());
         }
         if let Some(api) = &self.api {
@@ -238,7 +239,7 @@ impl Smoke {
         if let Some(business) = &plan.business {
             headers.insert("x-business-id", HeaderValue::try_from(business).context("--business is not an id")?);
         }
-        let client = self.console.client(at.cert.clone(), config.extra_ca.clone())?;
+        let client = self.admin.client(at.cert.clone(), config.extra_ca.clone())?;
         let within = Duration::from_secs(self.within_secs.into());
         match client.fetch(request, ANSWER_BYTES_MAX, within).await {
             Ok(answer) => Ok(answer),
@@ -254,11 +255,11 @@ impl Smoke {
         let until = Instant::now() + ON_RECORD_WITHIN;
         while !ids.is_empty() && Instant::now() < until {
             for id in ids {
-                if let Ok(call) = self.console.ask(Method::GET, &path_of("/api/calls", &id.id), None).await {
+                if let Ok(call) = self.admin.ask(Method::GET, &path_of("/api/calls", &id.id), None).await {
                     return Some(call);
                 }
             }
-            tokio::time::sleep(EVERY).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
         let since_secs = (started.elapsed().as_secs() + 1).to_string();
         let pairs = [
@@ -267,7 +268,7 @@ impl Smoke {
             ("since_secs", Some(since_secs.as_str())),
             ("limit", Some(SEARCHED)),
         ];
-        let listed = self.console.ask(Method::GET, &query("/api/calls", &pairs), None).await.ok()?;
+        let listed = self.admin.ask(Method::GET, &query("/api/calls", &pairs), None).await.ok()?;
         let to = plan.masked_to();
         let is_of = |business: &str| plan.business.as_deref().is_none_or(|wanted| wanted == business);
         let may_be_it = |one: &&Value| {
@@ -285,9 +286,9 @@ impl Smoke {
         let asked = query("/api/explain", &[("id", Some(id))]);
         let until = Instant::now() + ON_RECORD_WITHIN;
         loop {
-            match self.console.ask(Method::GET, &asked, None).await {
+            match self.admin.ask(Method::GET, &asked, None).await {
                 Ok(answer) => return Some(answer),
-                Err(_) if Instant::now() < until => tokio::time::sleep(EVERY).await,
+                Err(_) if Instant::now() < until => tokio::time::sleep(POLL_INTERVAL).await,
                 Err(_) => return None,
             }
         }
@@ -317,14 +318,14 @@ impl Smoke {
             if track.call.is_none() || track.is_whole(expects_webhooks) || now >= until {
                 return silence;
             }
-            tokio::time::sleep(EVERY).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
     /// Polls the sidecar once.
     async fn look(&self, plan: &Plan<'_>, track: &mut Track, started: Instant) -> anyhow::Result<()> {
         let Some(call) = track.call.clone() else { return Ok(()) };
-        let ask = async |path: &str| self.console.ask(Method::GET, path, None).await;
+        let ask = async |path: &str| self.admin.ask(Method::GET, path, None).await;
         let call = ask(&path_of("/api/calls", &call)).await?;
         track.see_call(&call, millis_since(started));
         let events = ask(&query("/api/events", &[("limit", Some(SEARCHED))])).await?;
@@ -339,7 +340,7 @@ impl Smoke {
 
     /// The result of a placed call.
     fn report(&self, plan: &Plan<'_>, track: &Track, about: &About) -> Report {
-        let checks = judge(track, about);
+        let checks = check_call(track, about);
         let failed = checks.iter().filter(|one| !one.ok).count();
         let json = json!({
             "ok": failed == 0, "callId": track.call, "account": plan.account.name, "operation": plan.operation.name,
@@ -349,15 +350,15 @@ impl Smoke {
             0 => format!("\nAll {} checks passed.\n", checks.len()),
             n => format!("\n{n} of {} checks failed.\n", checks.len()),
         };
-        let text = format!("\n{}{summary}", checks.iter().map(written).collect::<String>());
+        let text = format!("\n{}{summary}", checks.iter().map(render).collect::<String>());
         Report { is_sound: failed == 0, text, json }
     }
 
     /// The result of a call that was not placed.
     fn refused(&self, plan: &Plan<'_>, what: &str, fix: &str, explained: Option<Value>) -> Report {
         let check = Check { ok: false, what: what.to_owned(), fix: fix.to_owned() };
-        let text = explained.as_ref().map(|answer| format!("\n{}", explain::written(answer))).unwrap_or_default();
-        let text = format!("{}{text}", written(&check));
+        let text = explained.as_ref().map(|answer| format!("\n{}", explain::render(answer))).unwrap_or_default();
+        let text = format!("{}{text}", render(&check));
         let json = json!({
             "ok": false, "callId": null, "account": plan.account.name, "operation": plan.operation.name,
             "to": plan.masked_to(), "steps": [], "checks": [check], "explained": explained,
@@ -387,7 +388,7 @@ fn line(step: &Step) -> String {
 }
 
 /// A check as text.
-fn written(check: &Check) -> String {
+fn render(check: &Check) -> String {
     if check.ok {
         return format!("{}\n", wrap("ok       ", &check.what, WIDTH));
     }

@@ -6,7 +6,7 @@ use clap::Args;
 use http::Method;
 use serde_json::{Value, json};
 
-use super::admin_client::Console;
+use super::admin_client::AdminClient;
 use super::alarms::alarms;
 use super::calls::{account_line, policy_line};
 use super::outcome::Outcome;
@@ -23,7 +23,7 @@ const REFUSED_WITHIN_SECS: u32 = 300;
 #[derive(Debug, Args)]
 pub(super) struct Status {
     #[command(flatten)]
-    console: Console,
+    admin: AdminClient,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -35,10 +35,10 @@ pub(super) struct Status {
 impl Status {
     pub(super) async fn run(self) -> Outcome {
         watch(self.watch, self.json, async || {
-            let mut status = self.console.ask(Method::GET, "/status", None).await?;
+            let mut status = self.admin.ask(Method::GET, "/status", None).await?;
             let path = format!("/api/refusals?limit={REFUSALS_MAX}&since_secs={REFUSED_WITHIN_SECS}");
             // Unknown without the database; the status shows that.
-            let refused = self.console.ask(Method::GET, &path, None).await.unwrap_or_default();
+            let refused = self.admin.ask(Method::GET, &path, None).await.unwrap_or_default();
             if self.json {
                 let found: Vec<Value> = alarms(&status)
                     .iter()
@@ -47,7 +47,7 @@ impl Status {
                 status["alarms"] = found.into();
                 return Ok(format!("{status}\n"));
             }
-            Ok(written(&status, &refused))
+            Ok(render(&status, &refused))
         })
         .await?;
         Ok(ExitCode::SUCCESS)
@@ -66,7 +66,7 @@ pub(super) fn refused_by(refusals: &[Value]) -> Vec<(String, usize)> {
     by
 }
 
-fn written(status: &Value, refused: &Value) -> String {
+fn render(status: &Value, refused: &Value) -> String {
     let mut out = String::new();
     let mut say = |line: String| {
         out.push_str(&cut(&line, WIDTH));
@@ -179,7 +179,7 @@ mod tests {
             "replicas": [{"id": "01m8", "host": "a", "version": "0.1.0", "policy": "7f3a", "self": true, "leads": true}],
         });
         let refused = json!({"refusals": [{"limit_name": "plan.PRO"}, {"limit_name": "plan.PRO"}, {"code": "X"}], "now": "2026-01-01T00:00:00Z"});
-        let text = written(&status, &refused);
+        let text = render(&status, &refused);
         for part in [
             "ringfence 0.1.0   policy 7f3a91c04be2 enforce",
             "warn account elevenlabs: 9 of 10 calls in use",

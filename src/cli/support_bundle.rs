@@ -13,7 +13,7 @@ use clap::Args;
 use http::{HeaderMap, Method};
 use serde_json::{Map, Value, json};
 
-use super::admin_client::Console;
+use super::admin_client::AdminClient;
 use super::file;
 use super::outcome::Outcome;
 use crate::clock::{Clock, rfc3339};
@@ -50,7 +50,7 @@ const NUMBER_DIGITS_MIN: usize = 7;
 #[derive(Debug, Args)]
 pub(super) struct SupportBundle {
     #[command(flatten)]
-    console: Console,
+    admin: AdminClient,
     /// The file to write; "-" is stdout [default: ringfence-support-TIME.json]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -64,10 +64,10 @@ impl SupportBundle {
         let made_at = rfc3339(Clock::system().now_ms());
         let mut sidecar = Map::new();
         for path in PATHS {
-            let asked = self.console.exchange(Method::GET, path, "application/json", bytes::Bytes::new()).await;
+            let asked = self.admin.exchange(Method::GET, path, "application/json", bytes::Bytes::new()).await;
             sidecar.insert(path.to_owned(), answered(asked));
         }
-        let config = self.console.config();
+        let config = self.admin.config();
         let text = std::fs::read_to_string(config).unwrap_or_default();
         let written = toml::from_str::<toml::Table>(&text).ok();
         let mistakes = match file::read(config, &[]) {

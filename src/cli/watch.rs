@@ -4,7 +4,7 @@ use std::io::{IsTerminal as _, Write as _};
 use std::time::Duration;
 
 /// The pause between two updates.
-const PAUSE: Duration = Duration::from_secs(2);
+const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Prints a text once, or repeatedly: on a terminal in place.
 pub(super) async fn watch(
@@ -26,6 +26,6 @@ pub(super) async fn watch(
         if !again || (text.is_err() && !clears) {
             return text.map(drop);
         }
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(WATCH_INTERVAL).await;
     }
 }

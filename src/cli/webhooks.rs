@@ -12,7 +12,7 @@ use http::{Method, Request, StatusCode, Uri};
 use ringfence_simulator::sign;
 use serde_json::{Value, json};
 
-use super::admin_client::{Console, OnListener, on_listener, path_of};
+use super::admin_client::{AdminClient, OnListener, on_listener, path_of};
 use super::file;
 use super::outcome::{Failure, Outcome};
 use crate::config::{Config, ListenerName};
@@ -25,7 +25,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 #[derive(Debug, Args)]
 pub(super) struct Webhooks {
     #[command(flatten)]
-    console: Console,
+    admin: AdminClient,
     /// Print JSON
     #[arg(long, global = true)]
     json: bool,
@@ -108,7 +108,7 @@ struct Signed {
 impl Webhooks {
     pub(super) async fn run(self) -> Outcome {
         let Act::Trigger { event, call, account, status, to } = &self.act;
-        let read = file::read(self.console.config(), &[])?;
+        let read = file::read(self.admin.config(), &[])?;
         let Some(config) = read.loaded.config.as_ref() else {
             read.print("cannot be used, so nothing is sent");
             return Err(Failure::Config);
@@ -116,7 +116,7 @@ impl Webhooks {
         let account = account_of(config, *event, account.as_deref())?;
         let ids = match call {
             Some(call) => {
-                let found = self.console.ask(Method::GET, &path_of("/api/calls", call), None).await?;
+                let found = self.admin.ask(Method::GET, &path_of("/api/calls", call), None).await?;
                 let ids = found["ids"].as_object().cloned().unwrap_or_default();
                 ids.into_iter().filter_map(|(kind, id)| Some((kind, id.as_str()?.to_owned()))).collect()
             }
@@ -149,7 +149,7 @@ impl Webhooks {
         *request.uri_mut() = url.parse::<Uri>().with_context(|| url.clone())?;
         request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(signed.content_type));
         request.headers_mut().insert(signed.header, HeaderValue::try_from(signed.signature)?);
-        let client = self.console.client(at.cert.clone(), config.extra_ca.clone())?;
+        let client = self.admin.client(at.cert.clone(), config.extra_ca.clone())?;
         let answer = client.fetch(request, ANSWER_BYTES_MAX, ANSWER_WITHIN).await;
         let answer = answer.map_err(|error| anyhow!("{url} does not answer: {error}"))?;
         let (status, body) = (answer.status(), String::from_utf8_lossy(answer.body()).into_owned());

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::inputs::{digest, unreadable};
+use super::inputs::{digest, digest_of_unreadable};
 use super::table::Table;
 use super::values::long_enough;
 use crate::provider::secret::Secret;
@@ -20,7 +20,7 @@ pub(super) fn client(root: &Table<'_>, folder: &std::path::Path, operators: &[Se
     let mut keys = Keys::of_secrets(secrets);
     if let Some(path) = table.text("jwks_file").map(|file| folder.join(file)) {
         let read = std::fs::read_to_string(&path);
-        table.note(path, read.as_ref().map_or_else(unreadable, |text| digest(text.as_bytes())));
+        table.note(path, read.as_ref().map_or_else(digest_of_unreadable, |text| digest(text.as_bytes())));
         let with =
             read.map_err(|error| format!("cannot be read: {error}")).and_then(|text| keys.clone().with_jwks(&text));
         match with {

@@ -4,9 +4,9 @@ use std::io::BufReader;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::inputs::{held_by, unreadable};
+use super::inputs::{digest_of_path, digest_of_unreadable};
 use super::table::Table;
-use crate::destinations::{Country, DestinationSettings, Kind, NumberSet, Prefix, Rules, Test, Validate};
+use crate::destinations::{Country, DestinationSettings, Kind, NumberSet, Prefix, Rules, TrialDestinations, Validate};
 use crate::destinations::{Hours, Zone};
 
 pub(super) fn read(root: &Table<'_>, folder: &Path) -> DestinationSettings {
@@ -84,8 +84,8 @@ fn kind(text: &str) -> Result<Kind, String> {
     found.ok_or_else(|| format!("{text:?} is not a type of number; known: {}", known()))
 }
 
-fn only(table: &Table<'_>, list: &[String], country: Option<Country>) -> Test {
-    let mut only = Test::default();
+fn only(table: &Table<'_>, list: &[String], country: Option<Country>) -> TrialDestinations {
+    let mut only = TrialDestinations::default();
     for text in list {
         if let Err(why) = only.add(text, country) {
             let title = format!("`{}`: {why}", table.path_of("only_numbers"));
@@ -98,7 +98,7 @@ fn only(table: &Table<'_>, list: &[String], country: Option<Country>) -> Test {
 /// Reads the do-not-call file. One bad line is an error: with a part of the list, people would be called who asked not to be.
 fn file(table: &Table<'_>, path: &Path) -> NumberSet {
     // Digest before reading, so that a change in between is noticed.
-    table.note(path.to_owned(), held_by(path).unwrap_or_else(|error| unreadable(&error)));
+    table.note(path.to_owned(), digest_of_path(path).unwrap_or_else(|error| digest_of_unreadable(&error)));
     let read = std::fs::File::open(path).map_err(|error| error.to_string());
     match read.and_then(|file| NumberSet::read(BufReader::new(file))) {
         Ok(numbers) => numbers,

@@ -168,9 +168,17 @@ fn looks_secret(text: &str) -> bool {
 }
 
 /// Renders diagnostics in the style of rustc.
-pub fn render(diagnostics: &[Diagnostic], path: &str, text: &str, colour: bool) -> String {
+pub fn render(diagnostics: &[Diagnostic], path: &str, text: &str) -> String {
+    render_with(&Renderer::plain(), diagnostics, path, text)
+}
+
+/// As [`render`], in colour.
+pub fn render_coloured(diagnostics: &[Diagnostic], path: &str, text: &str) -> String {
+    render_with(&Renderer::styled(), diagnostics, path, text)
+}
+
+fn render_with(renderer: &Renderer, diagnostics: &[Diagnostic], path: &str, text: &str) -> String {
     let text = &without_secrets(diagnostics, text);
-    let renderer = if colour { Renderer::styled() } else { Renderer::plain() };
     let mut out = String::new();
     for d in diagnostics {
         let level = match d.severity {
@@ -200,7 +208,7 @@ pub fn render(diagnostics: &[Diagnostic], path: &str, text: &str, colour: bool) 
 }
 
 /// The line and column of a byte, in characters, both starting at 1.
-pub fn place(text: &str, at: usize) -> (usize, usize) {
+pub fn line_and_column(text: &str, at: usize) -> (usize, usize) {
     let before = text.get(..at).unwrap_or(text);
     let line = before.rsplit('\n').next().unwrap_or_default();
     (1 + before.matches('\n').count(), 1 + line.chars().count())
@@ -225,7 +233,7 @@ mod tests {
         let report = Report::default();
         let start = text.find(at).unwrap();
         report.error("E014", Some(start..start + at.len()), "unknown key", "");
-        render(&report.finish(), "ringfence.toml", text, false)
+        render(&report.finish(), "ringfence.toml", text)
     }
 
     #[test]

@@ -20,7 +20,7 @@ pub(super) fn warn(root: &Table<'_>, store: &StoreSettings) {
     if store.postgres.is_some() {
         return;
     }
-    let Some((_, platform)) = PLATFORMS.iter().find(|(name, _)| root.variable(name).is_some()) else { return };
+    let Some((_, platform)) = PLATFORMS.iter().find(|(name, _)| root.read_variable(name).is_some()) else { return };
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let folder = store.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
     let Ok(folder) = folder.canonicalize() else { return };

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::inputs::{Inputs, held_by, unreadable};
+use super::inputs::{Inputs, digest_of_path, digest_of_unreadable};
 use super::load::load;
 use super::loaded::Loaded;
 
@@ -14,7 +14,7 @@ const HASH_CHARS: usize = 12;
 
 /// A config file, and the flags that override it.
 #[derive(Debug, Clone)]
-pub struct File {
+pub struct ConfigPath {
     path: PathBuf,
     /// Overrides, by environment name; they also override the environment.
     flags: Vec<(&'static str, String)>,
@@ -31,7 +31,7 @@ pub struct FileRead {
     pub inputs: Inputs,
 }
 
-impl File {
+impl ConfigPath {
     /// A file that was not read yet. `flags` override the environment, which overrides the file.
     pub fn new(path: PathBuf, flags: Vec<(&'static str, String)>) -> Self {
         Self { path, flags }
@@ -72,6 +72,8 @@ impl File {
     /// The present digests of the file and of all files of `before`.
     pub fn inputs_now(&self, before: &Inputs) -> Inputs {
         let paths = before.keys().chain([&self.path]);
-        paths.map(|path| (path.clone(), held_by(path).unwrap_or_else(|error| unreadable(&error)))).collect()
+        paths
+            .map(|path| (path.clone(), digest_of_path(path).unwrap_or_else(|error| digest_of_unreadable(&error))))
+            .collect()
     }
 }

@@ -12,7 +12,7 @@ pub type Inputs = BTreeMap<PathBuf, String>;
 const COMPARED_BYTES_MAX: u64 = 1024 * 1024;
 
 /// A digest of the content of a file or a folder; for a large file, of its inode and time.
-pub(super) fn held_by(path: &Path) -> std::io::Result<String> {
+pub(super) fn digest_of_path(path: &Path) -> std::io::Result<String> {
     let about = std::fs::metadata(path)?;
     if about.is_file() && about.len() > COMPARED_BYTES_MAX {
         use std::os::unix::fs::MetadataExt as _;
@@ -46,6 +46,6 @@ pub(super) fn digest_of_files(files: &[(String, String)]) -> String {
 }
 
 /// The digest of an unreadable file.
-pub(super) fn unreadable(error: &std::io::Error) -> String {
+pub(super) fn digest_of_unreadable(error: &std::io::Error) -> String {
     format!("unreadable: {:?}", error.kind())
 }

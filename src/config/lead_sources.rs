@@ -7,7 +7,7 @@ use super::table::Table;
 use super::values::url;
 use crate::ids::BusinessId;
 use crate::provider::sign::standard_key;
-use crate::runs::recurring::source::{LeadSource, LeadsLocation, Query, Shows, SourceKind, Sources};
+use crate::runs::recurring::source::{LeadSource, LeadsLocation, Query, SourceCredential, SourceKind, Sources};
 use crate::store::postgres::PostgresSettings;
 
 /// The default timeout of a source, in seconds.
@@ -46,7 +46,7 @@ fn source(table: &Table<'_>, has_app: bool) -> Option<LeadSource> {
     });
     let timeout = Duration::from_secs(table.number("timeout_secs", 1..=600).unwrap_or(TIMEOUT_SECS));
     let (server, query) = (server(table), table.parsed("query", Query::parse));
-    let (place, shows) = (table.parsed("url", place), shows(table));
+    let (location, credential) = (table.parsed("url", location), credential(table));
     let in_database = ["database_url", "query"].iter().any(|key| table.has(key));
     let at_app = ["url", "bearer", "secret"].iter().any(|key| table.has(key));
     let is_whole = ["database_url", "query"].iter().all(|key| table.has(key)) != table.has("url");
@@ -55,13 +55,13 @@ fn source(table: &Table<'_>, has_app: bool) -> Option<LeadSource> {
         table.report().error("E004", table.span("name"), title, "write two sources for both");
         return None;
     }
-    if matches!(place, Some(LeadsLocation::Behind(_))) && !has_app {
+    if matches!(location, Some(LeadsLocation::Behind(_))) && !has_app {
         let title = format!("`{}` is a path, but app.forward_url is not set", table.path_of("url"));
         table.report().error("E004", table.span("url"), title, "set [app] forward_url, or write the full URL");
     }
-    let kind = match (in_database, place) {
+    let kind = match (in_database, location) {
         (true, _) => SourceKind::Database { server: server?, query: query? },
-        (false, place) => SourceKind::App { place: place?, shows: shows? },
+        (false, location) => SourceKind::App { location: location?, credential: credential? },
     };
     Some(LeadSource { name: name?, kind, businesses, timeout })
 }
@@ -79,7 +79,7 @@ fn server(table: &Table<'_>) -> Option<PostgresSettings> {
     Some(server)
 }
 
-fn place(text: &str) -> Result<LeadsLocation, String> {
+fn location(text: &str) -> Result<LeadsLocation, String> {
     if text.starts_with('/') {
         let is_path = text.parse::<http::Uri>().is_ok_and(|uri| uri.authority().is_none());
         return if is_path { Ok(LeadsLocation::Behind(text.to_owned())) } else { Err("is not a path".to_owned()) };
@@ -87,16 +87,16 @@ fn place(text: &str) -> Result<LeadsLocation, String> {
     url(text).map(LeadsLocation::At)
 }
 
-fn shows(table: &Table<'_>) -> Option<Shows> {
+fn credential(table: &Table<'_>) -> Option<SourceCredential> {
     let (bearer, secret) = (table.secret("bearer"), table.secret("secret"));
     match (bearer, secret) {
-        (None, None) => Some(Shows::Nothing),
-        (Some(token), None) => Some(Shows::Bearer(token)),
+        (None, None) => Some(SourceCredential::Nothing),
+        (Some(token), None) => Some(SourceCredential::Bearer(token)),
         (None, Some(secret)) => {
             let path = table.path_of("secret");
             let help = "make one with: echo whsec_$(openssl rand -base64 32)";
             let wrong = |why| table.report().error("E003", table.span("secret"), format!("`{path}` {why}"), help);
-            standard_key(&secret).map_err(wrong).ok().map(|_| Shows::Signature(secret))
+            standard_key(&secret).map_err(wrong).ok().map(|_| SourceCredential::Signature(secret))
         }
         (Some(_), Some(_)) => {
             let title = "a lead source has either bearer or secret, not both";

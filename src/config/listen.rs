@@ -96,7 +96,7 @@ pub struct TlsSettings {
 /// Reads `[listen]`.
 pub(super) fn read(root: &Table<'_>, folder: &Path, store: &StoreSettings) -> Option<Listen> {
     let table = root.table("listen");
-    let port = table.variable(PORT);
+    let port = table.read_variable(PORT);
     let parse = |text: &str| {
         let full = match (text.strip_suffix(":$PORT"), &port) {
             (Some(host), Some(port)) => format!("{host}:{port}"),

@@ -12,7 +12,7 @@ use super::listen::{Listen, ListenerName};
 use super::loaded::Loaded;
 use super::records::Records;
 use super::sections::{self, Inbound, Reconcile, Timeouts};
-use super::table::{Env, Source, Table};
+use super::table::{Env, Table, TableContext};
 use super::values::{POSTGRES_SOCKET, Strict, url};
 use super::{
     AdminAddress, Config, accounts, client, destinations, duplicate, ephemeral, listen, policy, records, store,
@@ -30,8 +30,8 @@ const ROOT_KEYS: &[&str] = &["mode", "concurrent", "rate", "burst", "per_busines
 pub fn admin_address(text: &str, folder: &Path, env: Env<'_>) -> Option<AdminAddress> {
     let report = Report::default();
     let (parsed, _) = DeTable::parse_recoverable(text);
-    let source = Source::new(&report, env, folder, ROOT_KEYS);
-    let root = Table::root(source, parsed.get_ref());
+    let context = TableContext::new(&report, env, folder, ROOT_KEYS);
+    let root = Table::root(context, parsed.get_ref());
     let in_postgres = root.table("store").has("url");
     let store = store::store(&root, folder);
     let listen = listen::read(&root, folder, &store)?;
@@ -65,8 +65,8 @@ pub fn load(text: &str, folder: &Path, env: Env<'_>) -> Loaded {
             None => report.error("E001", error.span(), title, ""),
         }
     }
-    let source = Source::new(&report, env, folder, ROOT_KEYS);
-    let root = Table::root(source, parsed.get_ref());
+    let context = TableContext::new(&report, env, folder, ROOT_KEYS);
+    let root = Table::root(context, parsed.get_ref());
     let config = read_all(&root, folder);
     root.finish();
     let (keys, variables, inputs) = (root.asked(), root.variables(), root.inputs());
@@ -192,7 +192,7 @@ impl Sections {
             sdk_retry_after_max_secs,
             inbound_account: inbound.account.clone(),
             sweep: reconcile.sweep,
-            record_fetch_after: records.wait,
+            record_fetch_after: records.record_fetch_after,
             delivery_order: records.delivery_order,
             events: records.events.clone(),
         }

@@ -2,7 +2,7 @@
 //!
 //! `load` reads it all: `table` walks the TOML, [`diagnostics`] renders mistakes, `policy` and `accounts` read the larger sections,
 //! `sections` the small ones. Every key has an
-//! environment name: `RINGFENCE_` and its path in capitals (`RINGFENCE_LISTEN_API`). [`File`] detects changes, and
+//! environment name: `RINGFENCE_` and its path in capitals (`RINGFENCE_LISTEN_API`). [`ConfigPath`] detects changes, and
 //! `restart` lists the keys that cannot change in a running process.
 
 mod accounts;
@@ -47,7 +47,7 @@ use crate::telemetry::reports::ErrorReporting;
 use crate::telemetry::traces::TraceExport;
 use crate::transcripts::ClientSettings;
 use crate::webhooks::WebhookSettings;
-pub use file::{File, FileRead};
+pub use file::{ConfigPath, FileRead};
 pub use inputs::Inputs;
 pub use listen::{AdminSocket, Listen, ListenerName, TlsSettings};
 pub use load::{admin_address, load};
@@ -70,9 +70,9 @@ pub struct Config {
     pub calls: CallSettings,
     /// Webhooks of providers.
     pub webhooks: WebhookSettings,
-    /// How long a call may stay in a phase without news.
+    /// The time for which a call may stay in a phase without news.
     pub deadlines: Deadlines,
-    /// How long a create's answer is awaited after the app was answered.
+    /// The time for which a create's answer is awaited after the app was answered.
     pub create_read_timeout: Duration,
     /// The timeout of requests that pass through.
     pub pass_through: Duration,
@@ -100,9 +100,9 @@ pub struct Config {
     pub strict: Strict,
     /// Logging.
     pub log: LogSettings,
-    /// Where traces go, if anywhere.
+    /// The destination of traces, if any.
     pub traces: Option<TraceExport>,
-    /// Where panics and logged errors are reported, if anywhere.
+    /// The destination of panics and logged errors, if any.
     pub reports: Option<ErrorReporting>,
     /// A PEM file with additional trusted roots.
     pub extra_ca: Option<PathBuf>,

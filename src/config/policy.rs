@@ -9,8 +9,9 @@ use crate::call::Direction;
 use crate::destinations::Rules;
 use crate::ids::{BusinessId, number_key, prefix_key};
 use crate::policy::{
-    AccountLimits, Bound, Business, Contradictions, DEFAULT_PLAN, DEMO_BUSINESS, Limit, Mode, OnOutage, Per, Plan,
-    PolicySettings, Privacy, RESERVE_MAX, RETENTION_DAYS, Rule, Scope, Selector, Unknown, WhenFull, default_plans,
+    AccountLimits, Bound, Business, Contradictions, DEFAULT_PLAN, DEMO_BUSINESS, Limit, LimitMatch, Mode, OnOutage,
+    OnUnknownBusiness, Per, Plan, PolicySettings, Privacy, RESERVE_MAX, RETENTION_DAYS, Rule, Scope, WhenFull,
+    default_plans,
 };
 use crate::provider::sign::sha256_hex;
 
@@ -61,7 +62,7 @@ fn plans(root: &Table<'_>) -> (BTreeMap<String, Plan>, BTreeSet<String>) {
         let plan = Plan {
             concurrent: one.count("concurrent", 0..=CALLS_MAX),
             rate: one.rate(),
-            when_full: instead(&one, "when_full"),
+            when_full: read_when_full(&one, "when_full"),
             destinations: destinations(&one),
         };
         one.finish();
@@ -86,25 +87,25 @@ fn destinations(one: &Table<'_>) -> Rules {
 }
 
 /// The result of `[businesses]`.
-struct Named {
+struct BusinessesSection {
     list: Vec<Business>,
     rules: Option<Vec<Rule>>,
-    unknown: Unknown,
+    unknown: OnUnknownBusiness,
     contradictions: Contradictions,
     demo: bool,
 }
 
-fn businesses(root: &Table<'_>, plans: &BTreeMap<String, Plan>, mistaken: &BTreeSet<String>) -> Named {
+fn businesses(root: &Table<'_>, plans: &BTreeMap<String, Plan>, mistaken: &BTreeSet<String>) -> BusinessesSection {
     let table = root.table("businesses");
     let contradictions = table.word("contradictions", &Contradictions::WORDS).unwrap_or_default();
     let demo = table.flag("demo").unwrap_or(false);
     let rules = table.texts("identify_by").map(|words| identify_by(&table, &words));
     let unknown = match table.text("unknown") {
-        None => Unknown::default(),
-        Some(word) if word == "reject" => Unknown::Reject,
+        None => OnUnknownBusiness::default(),
+        Some(word) if word == "reject" => OnUnknownBusiness::Reject,
         Some(plan) => {
             check_plan(&table, "unknown", &plan, plans);
-            Unknown::Plan(plan)
+            OnUnknownBusiness::Plan(plan)
         }
     };
     let (mut list, mut owners) = (Vec::new(), BTreeMap::<String, String>::new());
@@ -131,7 +132,7 @@ fn businesses(root: &Table<'_>, plans: &BTreeMap<String, Plan>, mistaken: &BTree
         list.push(business);
     }
     table.finish();
-    Named { list, rules, unknown, contradictions, demo }
+    BusinessesSection { list, rules, unknown, contradictions, demo }
 }
 
 /// The rules of `identify_by`. Unknown words are reported and left out.
@@ -166,7 +167,7 @@ fn business(table: &Table<'_>, name: &str) -> Option<Business> {
         agent_ids: table.texts("agent_ids").unwrap_or_default(),
         phone_numbers: table.texts("phone_numbers").unwrap_or_default(),
         api_key_sha256: table.secrets("api_keys").iter().map(|s| sha256_hex(s.expose().as_bytes())).collect(),
-        when_full: instead(table, "when_full"),
+        when_full: read_when_full(table, "when_full"),
         retention_days: table.count("retention_days", RETENTION_DAYS),
         transcripts: table.word("transcripts", &Privacy::WORDS),
         reserve_for_direct: table.count("reserve_for_direct", 0..=RESERVE_MAX),
@@ -189,7 +190,13 @@ fn lacks_max_calls(business: &Business, plans: &BTreeMap<String, Plan>, mistaken
 }
 
 /// Warns of ignored settings, and of their consequences.
-fn warn(root: &Table<'_>, rules: Option<&[Rule]>, unknown: &Unknown, businesses: &[Business], limits: &[Limit]) {
+fn warn(
+    root: &Table<'_>,
+    rules: Option<&[Rule]>,
+    unknown: &OnUnknownBusiness,
+    businesses: &[Business],
+    limits: &[Limit],
+) {
     let (report, table) = (root.report(), root.table("businesses"));
     if let Some(rules) = rules
         && !rules.contains(&Rule::Header)
@@ -202,11 +209,11 @@ fn warn(root: &Table<'_>, rules: Option<&[Rule]>, unknown: &Unknown, businesses:
             "add \"header\", if your app names its customers that way",
         );
     }
-    if *unknown == Unknown::Reject && businesses.is_empty() {
+    if *unknown == OnUnknownBusiness::Reject && businesses.is_empty() {
         let title = "`businesses.unknown` is \"reject\", and this file has no business: only those that were imported, or created over HTTP, may call";
         report.warning("W021", table.span("unknown"), title, "write unknown = \"default\" to accept them");
     }
-    if *unknown == Unknown::Reject && !businesses.is_empty() {
+    if *unknown == OnUnknownBusiness::Reject && !businesses.is_empty() {
         for limit in limits {
             let strangers =
                 limit.selects.business.iter().filter(|id| !businesses.iter().any(|b| b.id.as_str() == id.as_str()));
@@ -307,7 +314,7 @@ fn limit(table: &Table<'_>) -> Option<Limit> {
         key
     });
     let directions = [("inbound", Direction::Inbound), ("outbound", Direction::Outbound)];
-    let selects = Selector {
+    let selects = LimitMatch {
         business: texts("business"),
         plan: texts("plan"),
         account: texts("account"),
@@ -324,7 +331,7 @@ fn limit(table: &Table<'_>) -> Option<Limit> {
 
 /// `when_full = "busy"`, `{ say = "…", language = "en-US" }` or `{ forward = "+1…" }`. In the environment: `…_WHEN_FULL=busy`,
 /// or `…_WHEN_FULL_SAY` with `…_LANGUAGE`, or `…_WHEN_FULL_FORWARD`.
-pub(super) fn instead(table: &Table<'_>, key: &str) -> Option<WhenFull> {
+pub(super) fn read_when_full(table: &Table<'_>, key: &str) -> Option<WhenFull> {
     let (word, inner) = table.word_or_table(key);
     let (say, language, forward) = (inner.text("say"), inner.text("language"), inner.text("forward"));
     inner.finish();

@@ -25,7 +25,7 @@ pub(super) struct Records {
     pub(super) delivery_order: DeliveryOrder,
     pub(super) app_host: AppHost,
     pub(super) events: Option<Arc<OwnEvents>>,
-    pub(super) wait: Duration,
+    pub(super) record_fetch_after: Duration,
     pub(super) unknown_status: u16,
     pub(super) transcripts: Privacy,
     pub(super) spool_dir: Option<String>,
@@ -58,7 +58,7 @@ pub(super) fn read(root: &Table<'_>) -> Records {
     inbox.finish();
 
     let records = root.table("records");
-    let wait = Duration::from_secs(records.number("wait_secs", 1..=86_400).unwrap_or(120));
+    let record_fetch_after = Duration::from_secs(records.number("wait_secs", 1..=86_400).unwrap_or(120));
     let unknown_status = records.number("unknown_status", 200..=599).and_then(|n| u16::try_from(n).ok()).unwrap_or(404);
     records.finish();
 
@@ -73,7 +73,7 @@ pub(super) fn read(root: &Table<'_>) -> Records {
         delivery_order,
         app_host,
         events,
-        wait,
+        record_fetch_after,
         unknown_status,
         transcripts,
         spool_dir,

@@ -93,7 +93,7 @@ fn is_same<S>(old: Option<&S>, new: Option<&S>, is_same_server: fn(&S, &S) -> bo
     }
 }
 
-/// Where a key stands; else its section.
+/// The place of a key, or else of its section.
 fn place(text: &str, path: &str) -> Option<Range<usize>> {
     let (parsed, _) = DeTable::parse_recoverable(text);
     let (section, key) = path.split_once('.').unwrap_or((path, ""));

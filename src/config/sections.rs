@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::LogSettings;
-use super::inputs::{digest_of_files, read_dir, unreadable};
+use super::inputs::{digest_of_files, digest_of_unreadable, read_dir};
 use super::matches::Accounts;
 use super::table::Table;
 use super::values::long_enough;
@@ -42,7 +42,7 @@ pub(super) fn registry(root: &Table<'_>, folder: &Path) -> Option<Registry> {
                 files
             }
             Err(error) => {
-                root.note(folder.join(&dir), unreadable(&error));
+                root.note(folder.join(&dir), digest_of_unreadable(&error));
                 root.report().error("E011", root.span("providers_dir"), format!("cannot read {dir}: {error}"), "");
                 vec![]
             }
@@ -116,7 +116,8 @@ pub(super) fn inbound(root: &Table<'_>, accounts: &Accounts) -> Inbound {
     let agents = agents.into_iter().map(|(number, agent)| (number_key(&number).into_owned(), agent)).collect();
     let extra_paths =
         EXTRA_PATHS.into_iter().filter_map(|(webhook, key)| Some((webhook.to_owned(), table.texts(key)?))).collect();
-    let (when_full, when_down) = (policy::instead(&table, "when_full"), policy::instead(&table, "when_down"));
+    let (when_full, when_down) =
+        (policy::read_when_full(&table, "when_full"), policy::read_when_full(&table, "when_down"));
     table.finish();
     Inbound { mode, account, agents, extra_paths, when_full, when_down }
 }
@@ -124,7 +125,7 @@ pub(super) fn inbound(root: &Table<'_>, accounts: &Accounts) -> Inbound {
 /// The settings of `[timeouts]`.
 pub(super) struct Timeouts {
     pub(super) create: Duration,
-    /// How long a create's answer is awaited after the app was answered.
+    /// The time for which a create's answer is awaited after the app was answered.
     pub(super) create_read_timeout: Duration,
     pub(super) send_within: Duration,
     pub(super) app: Duration,

@@ -10,7 +10,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::diagnostics::{Diagnostic, INLINE_SECRET, Report, Severity, UNKNOWN_KEY};
-use super::inputs::{Inputs, digest, unreadable};
+use super::inputs::{Inputs, digest, digest_of_unreadable};
 use crate::policy::Rate;
 pub use crate::provider::nearest::closest;
 use crate::provider::secret::Secret;
@@ -30,12 +30,12 @@ pub(super) const FORMER_NAMES: [(&str, &str); 7] = [
 pub type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 /// The state shared by all tables of one config.
-pub struct Source<'a> {
+pub struct TableContext<'a> {
     /// Collects diagnostics.
     pub report: &'a Report,
     /// The environment.
     pub env: Env<'a>,
-    /// Where relative paths start.
+    /// The folder in which relative paths start.
     pub folder: &'a Path,
     /// All keys read, as paths with `*` for names that the operator chose.
     pub asked: RefCell<BTreeMap<String, ()>>,
@@ -47,10 +47,10 @@ pub struct Source<'a> {
     pub root_keys: &'static [&'static str],
 }
 
-impl<'a> Source<'a> {
-    /// A source of which nothing was read yet.
+impl<'a> TableContext<'a> {
+    /// The context of a config of which nothing was read yet.
     pub fn new(report: &'a Report, env: Env<'a>, folder: &'a Path, root_keys: &'static [&'static str]) -> Self {
-        Source {
+        TableContext {
             report,
             env,
             folder,
@@ -64,7 +64,7 @@ impl<'a> Source<'a> {
 
 /// A table being read.
 pub struct Table<'a> {
-    source: Rc<Source<'a>>,
+    context: Rc<TableContext<'a>>,
     table: Option<&'a DeTable<'a>>,
     header: Option<Range<usize>>,
     path: String,
@@ -90,9 +90,9 @@ pub struct Word {
 
 impl<'a> Table<'a> {
     /// The top-level table of a config.
-    pub fn root(source: Source<'a>, table: &'a DeTable<'a>) -> Self {
+    pub fn root(context: TableContext<'a>, table: &'a DeTable<'a>) -> Self {
         Self {
-            source: Rc::new(source),
+            context: Rc::new(context),
             table: Some(table),
             header: None,
             path: String::new(),
@@ -103,27 +103,27 @@ impl<'a> Table<'a> {
 
     /// The collected diagnostics.
     pub fn report(&self) -> &'a Report {
-        self.source.report
+        self.context.report
     }
 
     /// All keys read so far.
     pub fn asked(&self) -> Vec<String> {
-        self.source.asked.borrow().keys().cloned().collect()
+        self.context.asked.borrow().keys().cloned().collect()
     }
 
     /// All environment variables read so far.
     pub fn variables(&self) -> BTreeSet<String> {
-        self.source.variables.borrow().clone()
+        self.context.variables.borrow().clone()
     }
 
     /// All files read so far.
     pub fn inputs(&self) -> Inputs {
-        self.source.inputs.borrow().clone()
+        self.context.inputs.borrow().clone()
     }
 
     /// Records a file that was read, with its digest.
     pub fn note(&self, path: std::path::PathBuf, held: String) {
-        self.source.inputs.borrow_mut().insert(path, held);
+        self.context.inputs.borrow_mut().insert(path, held);
     }
 
     /// The path of a key, as in `accounts.twilio.concurrent`.
@@ -147,9 +147,9 @@ impl<'a> Table<'a> {
         in_file.or_else(|| self.header.clone())
     }
 
-    /// Whether the file or the environment has the key.
+    /// Whether the file or the environment has the key. Its variable counts as read.
     pub fn has(&self, key: &str) -> bool {
-        self.table.is_some_and(|t| t.contains_key(key)) || self.variable(&self.env_name(key)).is_some()
+        self.table.is_some_and(|t| t.contains_key(key)) || self.read_variable(&self.env_name(key)).is_some()
     }
 
     /// The variable of a key, as in `RINGFENCE_ACCOUNTS_TWILIO_CONCURRENT`.
@@ -164,27 +164,27 @@ impl<'a> Table<'a> {
 
     fn ask(&self, key: &str) {
         self.used.borrow_mut().insert(key.to_owned());
-        self.source.asked.borrow_mut().insert(join(&self.pattern, key), ());
+        self.context.asked.borrow_mut().insert(join(&self.pattern, key), ());
     }
 
-    /// Reads a variable. An empty one counts as unset, which is what `NAME=${OTHER}` without OTHER means. An empty secret would be
+    /// Reads a variable, and records its name. An empty one counts as unset, which is what `NAME=${OTHER}` without OTHER means. An empty secret would be
     /// worse than none, because anyone can sign with it.
-    pub fn variable(&self, name: &str) -> Option<String> {
-        self.source.variables.borrow_mut().insert(name.to_owned());
-        (self.source.env)(name).filter(|value| !value.trim().is_empty())
+    pub fn read_variable(&self, name: &str) -> Option<String> {
+        self.context.variables.borrow_mut().insert(name.to_owned());
+        (self.context.env)(name).filter(|value| !value.trim().is_empty())
     }
 
     fn find(&self, key: &str) -> Option<RawValue<'a>> {
         self.ask(key);
         let name = self.env_name(key);
-        if let Some(value) = self.variable(&name) {
+        if let Some(value) = self.read_variable(&name) {
             return Some(RawValue::Env(name, value));
         }
-        self.table?.get(key).or_else(|| self.former(key)).map(RawValue::File)
+        self.table?.get(key).or_else(|| self.find_under_former_name(key)).map(RawValue::File)
     }
 
-    /// The value of a key under the name that it had once.
-    fn former(&self, key: &str) -> Option<&'a Spanned<DeValue<'a>>> {
+    /// Finds the value of a key under its former name, and warns of that name.
+    fn find_under_former_name(&self, key: &str) -> Option<&'a Spanned<DeValue<'a>>> {
         let path = join(&self.pattern, key);
         let (_, name) = FORMER_NAMES.iter().find(|(now, _)| *now == path)?;
         let value = self.table?.get(*name)?;
@@ -376,7 +376,7 @@ impl<'a> Table<'a> {
             value.get_ref().as_table().and_then(|t| t.get(name)).and_then(|v| v.get_ref().as_str().map(str::to_owned))
         };
         match (source("env"), source("file")) {
-            (Some(name), None) => match self.variable(&name) {
+            (Some(name), None) => match self.read_variable(&name) {
                 Some(text) => Some(Secret::new(text.trim())),
                 None => {
                     let title = format!("environment variable {name} is not set (`{path}`)");
@@ -385,9 +385,9 @@ impl<'a> Table<'a> {
                 }
             },
             (None, Some(file)) => {
-                let at = self.source.folder.join(&file);
+                let at = self.context.folder.join(&file);
                 let text = std::fs::read_to_string(&at);
-                let held = text.as_ref().map_or_else(unreadable, |text| digest(text.as_bytes()));
+                let held = text.as_ref().map_or_else(digest_of_unreadable, |text| digest(text.as_bytes()));
                 let file = at.display().to_string();
                 self.note(at, held);
                 match text {
@@ -441,7 +441,7 @@ impl<'a> Table<'a> {
         // A bare number under an unknown name: a table with it was meant.
         for (name, value) in table.iter().filter(|(_, value)| value.get_ref().as_integer().is_some()) {
             let name = name.get_ref().as_ref();
-            if !but.contains(&name) && !self.source.root_keys.contains(&name) {
+            if !but.contains(&name) && !self.context.root_keys.contains(&name) {
                 self.used.borrow_mut().insert(name.to_owned());
                 self.wrong(name, &RawValue::File(value), "a table, as in { concurrent = 3 } of a plan");
             }
@@ -503,7 +503,7 @@ impl<'a> Table<'a> {
             self.wrong(key, &RawValue::File(value), &format!("a table: write [{}]", self.path_of(key)));
         }
         Table {
-            source: self.source.clone(),
+            context: self.context.clone(),
             table,
             header: value.map(Spanned::span),
             path: self.path_of(key),
@@ -530,7 +530,7 @@ impl<'a> Table<'a> {
                 help: closest(name, &known).map(|known| format!("did you mean `{known}`?")),
             };
             // TOML puts a key under the last [table] above it, which is not what people mean who append a top-level key.
-            if !self.path.is_empty() && self.source.root_keys.contains(&name.as_ref()) {
+            if !self.path.is_empty() && self.context.root_keys.contains(&name.as_ref()) {
                 found.label = format!("…so this is read as {}", self.path_of(name));
                 found.context =
                     self.header.clone().map(|span| (span, format!("everything below belongs to [{}]…", self.path)));

@@ -53,7 +53,7 @@ fn otlp(telemetry: &Table<'_>) -> Option<TraceExport> {
     };
     let traces = endpoint(&TRACES);
     let logs = if wants_logs { endpoint(&LOGS) } else { None };
-    let is_named = is_written || [LOGS.variable, VARIABLE].iter().any(|name| otlp.variable(name).is_some());
+    let is_named = is_written || [LOGS.variable, VARIABLE].iter().any(|name| otlp.read_variable(name).is_some());
     if wants_logs && !is_named {
         let title = "`telemetry.otlp.logs` is set, and no collector is named";
         let help = format!("set telemetry.otlp.endpoint, or {VARIABLE}");
@@ -65,7 +65,7 @@ fn otlp(telemetry: &Table<'_>) -> Option<TraceExport> {
 
 /// The address that a variable names.
 fn named(otlp: &Table<'_>, signal: &Signal) -> Option<Uri> {
-    let asked = [signal.variable, VARIABLE].map(|name| otlp.variable(name).map(|value| (name, value)));
+    let asked = [signal.variable, VARIABLE].map(|name| otlp.read_variable(name).map(|value| (name, value)));
     let (name, value) = asked.into_iter().flatten().next()?;
     match collector(value.trim()) {
         Ok(url) if name == VARIABLE => with_path(&url, signal),

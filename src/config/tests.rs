@@ -44,7 +44,7 @@ fn codes(loaded: &Loaded) -> Vec<&'static str> {
 }
 
 fn drawn(text: &str) -> String {
-    diagnostics::render(&read(text).diagnostics, "ringfence.toml", text, false)
+    diagnostics::render(&read(text).diagnostics, "ringfence.toml", text)
 }
 
 const ACCOUNT: &str = "[accounts.twilio]\naccount_sid = \"AC1\"\nauth_token = { env = \"TWILIO_AUTH_TOKEN\" }\n";
@@ -280,7 +280,7 @@ fn broken_toml_names_its_place() {
         let [duplicate] = &loaded.diagnostics.iter().filter(|d| d.code == "E001").collect::<Vec<_>>()[..] else {
             panic!("{:?}", loaded.diagnostics)
         };
-        let shown = diagnostics::render(&loaded.diagnostics, "ringfence.toml", text, false);
+        let shown = diagnostics::render(&loaded.diagnostics, "ringfence.toml", text);
         assert!(shown.contains("first definition") && shown.contains("second definition"), "{shown}");
         let (first, second) = (duplicate.context.as_ref().unwrap().0.clone(), duplicate.span.clone().unwrap());
         assert_eq!((text.get(first.clone()), first.start < second.start), (text.get(second), true), "{shown}");
@@ -536,12 +536,12 @@ fn a_hundred_thousand_businesses_are_read_in_seconds() {
 
 #[test]
 fn unknown_businesses_are_accepted_by_default() {
-    use crate::policy::Unknown;
+    use crate::policy::OnUnknownBusiness;
     let unknown = |text: &str| read(&format!("{ACCOUNT}{text}")).config.unwrap().policy.unknown;
-    assert_eq!(unknown(""), Unknown::Plan("default".to_owned()));
-    assert_eq!(unknown("[businesses.acme]\n"), Unknown::Plan("default".to_owned()));
-    assert_eq!(unknown("[businesses]\nunknown = \"default\"\n"), Unknown::Plan("default".to_owned()));
-    assert_eq!(unknown("[businesses]\nunknown = \"reject\"\n"), Unknown::Reject);
+    assert_eq!(unknown(""), OnUnknownBusiness::Plan("default".to_owned()));
+    assert_eq!(unknown("[businesses.acme]\n"), OnUnknownBusiness::Plan("default".to_owned()));
+    assert_eq!(unknown("[businesses]\nunknown = \"default\"\n"), OnUnknownBusiness::Plan("default".to_owned()));
+    assert_eq!(unknown("[businesses]\nunknown = \"reject\"\n"), OnUnknownBusiness::Reject);
     let text = format!(
         "{ACCOUNT}[businesses.a]\nphone_numbers = [\"+1 555 000 1111\"]\n[businesses.b]\nphone_numbers = [\"15550001111\"]\n"
     );

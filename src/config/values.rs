@@ -9,7 +9,7 @@ use crate::provider::secret::Secret;
 /// The name of the Unix socket of `listen.admin` where there is no database file to put it beside.
 pub(super) const POSTGRES_SOCKET: &str = "ringfence-admin.sock";
 
-/// Why signatures and tokens are required, or not.
+/// The reason why signatures and tokens are required, or not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Strict {
     /// `public_url` is set.
@@ -41,7 +41,7 @@ impl Strict {
 /// An HTTP or HTTPS URL.
 ///
 /// # Errors
-/// What is wrong with the text, as the rest of a sentence.
+/// The fault of the text, as the rest of a sentence.
 pub(super) fn url(text: &str) -> Result<Uri, String> {
     if splits_password(text) {
         return Err("has a `#`, `/` or `?` before its `@`: write it in a password as %23, %2F or %3F".to_owned());

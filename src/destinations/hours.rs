@@ -11,7 +11,7 @@ use super::zones::{Zone, zones_of};
 
 /// Minutes of a day.
 const DAY_MINUTES: u16 = 24 * 60;
-/// How far ahead to search for a time at which all zones agree, in days. Weeks only differ by clock changes.
+/// The days that are searched for a time at which all zones agree. Weeks only differ by clock changes.
 const LOOK_AHEAD_DAYS: i64 = 15;
 /// Maximum lines of one list.
 const LINES_MAX: usize = 64;
@@ -147,7 +147,7 @@ impl Hours {
     }
 }
 
-/// When a number may be called.
+/// The time at which a number may be called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Allowed {
     /// Now.
@@ -167,7 +167,7 @@ pub struct Windows<'a> {
     pub quiet: &'a [&'a Hours],
 }
 
-/// When a number, in E.164 without its plus, may be called: when it is allowed in all zones in which it may lie. A zone known from
+/// The time at which a number, in E.164 without its plus, may be called: it is allowed in all zones in which it may lie. A zone known from
 /// elsewhere, as from a lead's own field, overrides those of the number.
 ///
 /// A time of day that the clock skips is not waited for: a span that begins in the gap begins at its end. When an hour comes twice,

@@ -25,24 +25,24 @@ pub struct NumberSet {
     recent: BTreeMap<u64, bool>,
     len: usize,
     /// An order-independent digest of the numbers.
-    mixed: u64,
+    digest: u64,
 }
 
 impl PartialEq for NumberSet {
     fn eq(&self, other: &Self) -> bool {
-        (self.len, self.mixed) == (other.len, other.mixed)
+        (self.len, self.digest) == (other.len, other.digest)
     }
 }
 
 impl fmt::Debug for NumberSet {
     /// Shows size and digest, so that different sets look different.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "NumberSet({} numbers, {:016x})", self.len, self.mixed)
+        write!(f, "NumberSet({} numbers, {:016x})", self.len, self.digest)
     }
 }
 
 /// Spreads a number over 64 bits (the finalizer of MurmurHash3).
-fn mixed(key: u64) -> u64 {
+fn spread(key: u64) -> u64 {
     let key = (key ^ (key >> 33)).wrapping_mul(0xFF51_AFD7_ED55_8CCD);
     let key = (key ^ (key >> 33)).wrapping_mul(0xC4CE_B9FE_1A85_EC53);
     key ^ (key >> 33)
@@ -76,8 +76,8 @@ impl NumberSet {
             sorted.sort_unstable();
             sorted.dedup();
             sorted.shrink_to_fit();
-            let mixed = sorted.iter().fold(0_u64, |all, key| all.wrapping_add(mixed(*key)));
-            let mut set = Self { len: sorted.len(), sorted, mixed, ..Self::default() };
+            let digest = sorted.iter().fold(0_u64, |all, key| all.wrapping_add(spread(*key)));
+            let mut set = Self { len: sorted.len(), sorted, digest, ..Self::default() };
             set.mark();
             return Ok(set);
         }
@@ -98,7 +98,7 @@ impl NumberSet {
         let new = !self.contains(key);
         if new {
             self.change(key, true);
-            (self.len, self.mixed) = (self.len + 1, self.mixed.wrapping_add(mixed(key)));
+            (self.len, self.digest) = (self.len + 1, self.digest.wrapping_add(spread(key)));
         }
         new
     }
@@ -108,7 +108,7 @@ impl NumberSet {
         let gone = self.contains(key);
         if gone {
             self.change(key, false);
-            (self.len, self.mixed) = (self.len.saturating_sub(1), self.mixed.wrapping_sub(mixed(key)));
+            (self.len, self.digest) = (self.len.saturating_sub(1), self.digest.wrapping_sub(spread(key)));
         }
         gone
     }
@@ -226,7 +226,7 @@ impl DoNotCall {
     }
 
     /// Applies changes in order: the list's business (empty: the global list), the number, and whether it was added. `change` is the last one.
-    pub fn take_up<'a>(&self, changes: impl IntoIterator<Item = (&'a str, u64, bool)>, change: i64) {
+    pub fn apply<'a>(&self, changes: impl IntoIterator<Item = (&'a str, u64, bool)>, change: i64) {
         let mut lists = self.0.write().unwrap_or_else(PoisonError::into_inner);
         for (business, key, listed) in changes {
             let list = match business {
@@ -340,15 +340,14 @@ mod tests {
     #[test]
     fn changes_are_taken_up_and_what_cannot_be_read_is_told() {
         let lists = DoNotCall::default();
-        lists
-            .take_up([("", 1, true), ("acme", 2, true), ("acme", 3, true), ("acme", 3, false), ("other", 2, false)], 5);
+        lists.apply([("", 1, true), ("acme", 2, true), ("acme", 3, true), ("acme", 3, false), ("other", 2, false)], 5);
         assert_eq!((lists.len(), lists.change()), (2, 5));
         assert_eq!(lists.find("acme", 1), Ok(Some(ListHit::All)));
         assert_eq!(lists.find("acme", 2), Ok(Some(ListHit::Business)));
         assert_eq!((lists.find("other", 2), lists.find("acme", 3)), (Ok(None), Ok(None)));
         lists.set_readable(false);
         assert_eq!((lists.find("acme", 1), lists.find("acme", 3)), (Ok(Some(ListHit::All)), Err(Unreadable)));
-        lists.take_up([("acme", 2, false), ("", 1, false)], 7);
+        lists.apply([("acme", 2, false), ("", 1, false)], 7);
         lists.set_readable(true);
         assert!(lists.is_empty() && lists.find("acme", 2) == Ok(None));
     }

@@ -13,5 +13,5 @@ mod zones;
 pub use hours::{Allowed, Hours, HoursError, Windows, next_allowed};
 pub use lists::{DoNotCall, ListHit, NumberSet};
 pub use number::{Country, Destination, Kind, Number, Validate, key_of};
-pub use rules::{BlockRule, Blocked, DestinationSettings, Prefix, Rules, Test, When};
+pub use rules::{BlockRule, Blocked, CallTime, DestinationSettings, Prefix, Rules, TrialDestinations};
 pub use zones::{Zone, zones_of};

@@ -27,9 +27,9 @@ const KINDS: [Type; 11] = [
     Type::StandardRate,
 ];
 /// Prefixes of addresses that are a telephone number only.
-const OF_NUMBERS: [&str; 2] = ["tel:", "whatsapp:"];
+const NUMBER_SCHEMES: [&str; 2] = ["tel:", "whatsapp:"];
 
-/// How strictly a number is validated.
+/// The strictness with which a number is validated.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Validate {
     /// Not at all: malformed numbers are passed to the provider too.
@@ -166,7 +166,7 @@ impl Number {
     }
 
     /// Whether the number passes a validation.
-    pub fn stands(&self, check: Validate) -> bool {
+    pub fn passes(&self, check: Validate) -> bool {
         let fits = |right: fn(&PhoneNumber) -> bool| self.parsed().is_some_and(|number| right(&number));
         match check {
             Validate::Off => true,
@@ -214,7 +214,7 @@ impl<'a> Destination<'a> {
         if text.len() > BYTES_MAX {
             return Self::Bad { may_be_number: true };
         }
-        let of_number = OF_NUMBERS.iter().find_map(|scheme| {
+        let of_number = NUMBER_SCHEMES.iter().find_map(|scheme| {
             let (head, rest) = (text.get(..scheme.len())?, text.get(scheme.len()..)?);
             head.eq_ignore_ascii_case(scheme).then_some(rest)
         });
@@ -380,11 +380,11 @@ mod tests {
         ] {
             let number = number(text);
             assert_eq!(
-                (number.stands(Validate::Possible), number.stands(Validate::Valid)),
+                (number.passes(Validate::Possible), number.passes(Validate::Valid)),
                 (possible, valid),
                 "{text}"
             );
-            assert!(number.stands(Validate::Off));
+            assert!(number.passes(Validate::Off));
         }
     }
 

@@ -100,12 +100,12 @@ impl Rules {
 
 /// The destinations allowed in a trial.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Test {
+pub struct TrialDestinations {
     numbers: BTreeSet<u64>,
     addresses: BTreeSet<String>,
 }
 
-impl Test {
+impl TrialDestinations {
     /// Adds a number or an address, in any spelling.
     ///
     /// # Errors
@@ -133,14 +133,14 @@ impl Test {
 /// The settings of `[destinations]`.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct DestinationSettings {
-    /// How strictly numbers are validated.
+    /// The strictness with which numbers are validated.
     pub validate: Validate,
     /// The country of numbers without a country code.
     pub country: Option<Country>,
     /// The global rules.
     pub rules: Rules,
     /// The only destinations allowed, in a trial.
-    pub only: Option<Test>,
+    pub only: Option<TrialDestinations>,
     /// The time zone of numbers whose place is unknown.
     pub zone: Option<Zone>,
     /// The do-not-call list of the operator's file.
@@ -149,7 +149,7 @@ pub struct DestinationSettings {
 
 /// The times that a decision depends on.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct When<'a> {
+pub struct CallTime<'a> {
     /// Now, in milliseconds since 1970-01-01 UTC.
     pub now_ms: i64,
     /// The calling hours of the run; `None`: any time.
@@ -158,7 +158,7 @@ pub struct When<'a> {
     pub zone: Option<&'a Zone>,
 }
 
-/// Why a destination is blocked.
+/// The reason why a destination is blocked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Blocked {
     /// The destination is not a telephone number that can be called.
@@ -176,7 +176,7 @@ pub enum Blocked {
     /// The destination is in quiet hours for ever, or its time zone is unknown.
     Never,
     /// The destination is not among those allowed in a trial.
-    Only,
+    NotInTrial,
 }
 
 words!(
@@ -209,7 +209,7 @@ impl Blocked {
             Blocked::Prefix => BlockRule::Prefix,
             Blocked::Kind(_) => BlockRule::Type,
             Blocked::Quiet(_) | Blocked::Never => BlockRule::QuietHours,
-            Blocked::Only => BlockRule::OnlyNumbers,
+            Blocked::NotInTrial => BlockRule::OnlyNumbers,
         }
     }
 }
@@ -229,7 +229,9 @@ impl fmt::Display for Blocked {
             Blocked::Never => f.write_str(
                 "may only be called at certain hours, and its time zone is unknown or those hours never come",
             ),
-            Blocked::Only => f.write_str("is not one of the numbers that may be called (destinations.only_numbers)"),
+            Blocked::NotInTrial => {
+                f.write_str("is not one of the numbers that may be called (destinations.only_numbers)")
+            }
         }
     }
 }
@@ -238,7 +240,7 @@ impl DestinationSettings {
     /// The E.164 form of a valid number, whatever the rules. `None`: it is an address, or invalid.
     pub fn normalise(&self, text: &str) -> Option<String> {
         match Destination::read(text, self.country) {
-            Destination::Number(number) if number.stands(self.validate.max(Validate::Possible)) => Some(number.e164()),
+            Destination::Number(number) if number.passes(self.validate.max(Validate::Possible)) => Some(number.e164()),
             _ => None,
         }
     }
@@ -262,7 +264,7 @@ impl DestinationSettings {
         business: &str,
         more: &[&Rules],
         lists: &DoNotCall,
-        when: When<'_>,
+        when: CallTime<'_>,
     ) -> Result<(), Blocked> {
         if self.allow_everything(more) && when.open.is_none() && lists.is_empty() && lists.is_readable() {
             return Ok(());
@@ -270,7 +272,7 @@ impl DestinationSettings {
         let rules = || [&self.rules].into_iter().chain(more.iter().copied());
         let destination = Destination::read(text, self.country);
         let checked = match &destination {
-            Destination::Number(number) => number.stands(self.validate),
+            Destination::Number(number) => number.passes(self.validate),
             Destination::Address(..) => true,
             // Lists and hours work on numbers, so as soon as there are any rules, what may be a number must be a valid one.
             Destination::Bad { may_be_number } => {
@@ -281,7 +283,7 @@ impl DestinationSettings {
             return Err(Blocked::Invalid);
         }
         if self.only.as_ref().is_some_and(|only| !only.has(&destination)) {
-            return Err(Blocked::Only);
+            return Err(Blocked::NotInTrial);
         }
         if let Some(number) = destination.number() {
             let listed = if self.file.contains(number.key()) {
@@ -343,7 +345,7 @@ mod tests {
         fn at(&self, text: &str, at: &str) -> Result<(), Blocked> {
             let more: Vec<&Rules> = self.more.iter().collect();
             let now_ms = at.parse::<jiff::Timestamp>().unwrap().as_millisecond();
-            self.settings.judge(text, "acme", &more, &self.lists, When { now_ms, ..When::default() })
+            self.settings.judge(text, "acme", &more, &self.lists, CallTime { now_ms, ..CallTime::default() })
         }
         fn call(&self, text: &str) -> Result<(), Blocked> {
             self.at(text, NOON)
@@ -401,7 +403,7 @@ mod tests {
     #[test]
     fn lists_block_numbers_and_addresses_that_hold_them() {
         let mut asked = Asked::of(DestinationSettings::default());
-        asked.lists.take_up([("acme", 905_321_234_567, true), ("other", 12_125_550_100, true)], 1);
+        asked.lists.apply([("acme", 905_321_234_567, true), ("other", 12_125_550_100, true)], 1);
         for text in
             ["+90 532 123 45 67", "905321234567", "sip:+905321234567@x", "whatsapp:+905321234567", "tel:+905321234567"]
         {
@@ -443,7 +445,7 @@ mod tests {
         let berlin = Zone::parse("Europe/Berlin").unwrap();
         let ms = |at: &str| at.parse::<jiff::Timestamp>().unwrap().as_millisecond();
         let judge = |at: &str, zone| {
-            let when = When { now_ms: ms(at), open: Some(&open), zone };
+            let when = CallTime { now_ms: ms(at), open: Some(&open), zone };
             asked.settings.judge("+905321234567", "acme", &[], &asked.lists, when)
         };
         assert_eq!(judge("2026-11-27T06:30:00Z", None), Err(Blocked::Quiet(ms("2026-11-27T07:00:00Z"))));
@@ -451,7 +453,7 @@ mod tests {
         assert_eq!(judge("2026-11-27T07:00:00Z", Some(&berlin)), Err(Blocked::Quiet(ms("2026-11-27T09:00:00Z"))));
         assert_eq!(judge("2026-11-27T18:30:00Z", None), Err(Blocked::Quiet(ms("2026-11-28T07:00:00Z"))));
         assert_eq!(judge("2026-11-27T18:30:00Z", Some(&berlin)), Ok(()));
-        let windows = When { now_ms: ms("2026-11-27T06:30:00Z"), open: Some(&open), zone: None };
+        let windows = CallTime { now_ms: ms("2026-11-27T06:30:00Z"), open: Some(&open), zone: None };
         let nothing = DestinationSettings::default().judge("+905321234567", "acme", &[], &asked.lists, windows);
         assert!(matches!(nothing, Err(Blocked::Quiet(_))), "also where the operator says nothing");
     }
@@ -470,7 +472,7 @@ mod tests {
 
     #[test]
     fn a_trial_calls_nobody_else() {
-        let mut only = Test::default();
+        let mut only = TrialDestinations::default();
         for text in ["+90 532 123 45 67", "client:alice"] {
             only.add(text, None).unwrap();
         }
@@ -480,7 +482,7 @@ mod tests {
             assert_eq!(asked.call(text), Ok(()), "{text}");
         }
         for text in ["+905321234568", "client:bob", "sip:+905321234567@elsewhere.example", "100", ""] {
-            assert_eq!(asked.call(text), Err(Blocked::Only), "{text}");
+            assert_eq!(asked.call(text), Err(Blocked::NotInTrial), "{text}");
         }
     }
 

@@ -59,7 +59,7 @@ struct Table {
     digits_max: usize,
 }
 
-static READ: LazyLock<Table> = LazyLock::new(|| {
+static ZONE_TABLE: LazyLock<Table> = LazyLock::new(|| {
     let (mut by_beginning, mut lists, mut digits_max) = (HashMap::new(), Vec::new(), 0);
     let mut slots = HashMap::<&str, usize>::new();
     for line in TABLE.lines() {
@@ -81,7 +81,7 @@ static READ: LazyLock<Table> = LazyLock::new(|| {
 ///
 /// A mobile or ported number may be elsewhere.
 pub fn zones_of(digits: &str) -> &'static [Zone] {
-    let table = &*READ;
+    let table = &*ZONE_TABLE;
     let longest = digits.len().min(table.digits_max);
     let place = (1..=longest).rev().find_map(|len| table.by_beginning.get(&digits.get(..len)?.parse::<u64>().ok()?));
     place.and_then(|place| table.lists.get(*place)).map(Vec::as_slice).unwrap_or_default()

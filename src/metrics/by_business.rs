@@ -23,7 +23,7 @@ impl BusinessMetrics {
     }
 
     /// Creates the counters at 0, and sets the maximum number of labels.
-    pub(super) fn expect(&self, labels_max: usize) {
+    pub(super) fn create_series(&self, labels_max: usize) {
         for counter in [&self.admitted, &self.rejected] {
             counter.with_label_values(&[OTHERS]);
         }

@@ -11,7 +11,7 @@ use prometheus::HistogramVec;
 pub struct Exemplar {
     /// The trace id, 32 hexadecimal digits (<https://www.w3.org/TR/trace-context/#trace-id>).
     pub trace_id: String,
-    /// When it was observed, in milliseconds since 1970.
+    /// The time at which it was observed, in milliseconds since 1970.
     pub at_ms: i64,
 }
 
@@ -37,7 +37,7 @@ impl TracedHistogram {
     }
 
     /// Creates the series of a label value, without an observation.
-    pub(super) fn expect(&self, label: &str) {
+    pub(super) fn create_series(&self, label: &str) {
         drop(self.histogram.with_label_values(&[label]));
     }
 

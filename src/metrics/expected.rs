@@ -15,11 +15,11 @@ const PLANS_OF_NO_BUSINESS: [&str; 2] = [PLAN_UNKNOWN, PLAN_INBOUND];
 /// The label values that may occur and that only the config knows, so that every counter exists at 0 before its first event: `rate()` and `increase()` ignore the
 /// first value of a new series.
 #[derive(Debug, Clone, Default)]
-pub struct Expected<'a> {
+pub struct ExpectedLabels<'a> {
     /// All accounts.
     pub accounts: Vec<&'a AccountName>,
     /// The accounts that are polled for their live calls.
-    pub asked: Vec<&'a AccountName>,
+    pub polled: Vec<&'a AccountName>,
     /// All plans.
     pub plans: Vec<&'a str>,
     /// All rejection reasons.
@@ -35,14 +35,14 @@ fn zero_all<W: NamedEnum>(counter: &IntCounterVec) {
 
 impl Metrics {
     /// Creates every counter at 0.
-    pub fn expect(&self, may: &Expected<'_>) {
+    pub fn create_series(&self, may: &ExpectedLabels<'_>) {
         let m = &self.inner;
         let zero = |counter: &IntCounterVec, labels: &[&str]| drop(counter.with_label_values(labels));
         for account in may.accounts.iter().map(|name| name.as_str()) {
             for counter in [&m.calls.reposts, &m.calls.unknown, &m.hooks.unfenced] {
                 zero(counter, &[account]);
             }
-            m.calls.upstream_seconds.expect(account);
+            m.calls.upstream_seconds.create_series(account);
             LimitClass::ALL.iter().for_each(|class| zero(&m.calls.provider_limit, &[account, class.as_str()]));
             RecordSource::ALL.iter().for_each(|source| zero(&m.hooks.records, &[account, source.as_str()]));
             Unverified::ALL.iter().for_each(|why| zero(&m.hooks.webhooks, &[account, UNVERIFIED, why.as_str()]));
@@ -52,7 +52,7 @@ impl Metrics {
                     .for_each(|direction| zero(&m.calls.admitted, &[account, direction.as_str(), plan]));
             }
         }
-        for account in &may.asked {
+        for account in &may.polled {
             SweepResult::ALL.iter().for_each(|result| zero(&m.hooks.sweeps, &[account.as_str(), result.as_str()]));
         }
         for plan in may.plans.iter().chain(&PLANS_OF_NO_BUSINESS) {
@@ -78,7 +78,7 @@ impl Metrics {
                 zero(&m.calls.requests, &[listener, kind, status]);
             }
         }
-        CreateOutcome::ALL.iter().for_each(|outcome| m.calls.added_seconds.expect(outcome.as_str()));
-        m.of_business.expect(may.business_labels as usize);
+        CreateOutcome::ALL.iter().for_each(|outcome| m.calls.added_seconds.create_series(outcome.as_str()));
+        m.of_business.create_series(may.business_labels as usize);
     }
 }

@@ -1,4 +1,4 @@
-//! The values of labels. [`Metrics::expect`](super::Metrics::expect) creates a series for each where they are few.
+//! The values of labels. [`Metrics::create_series`](super::Metrics::create_series) creates a series for each where they are few.
 
 use crate::words::words;
 
@@ -119,7 +119,7 @@ words!(
 );
 
 words!(
-    /// Why the sender of a webhook is unknown.
+    /// The reason why the sender of a webhook is unknown.
     Unverified {
         /// The signature is invalid.
         Refused = "refused",
@@ -171,7 +171,7 @@ words!(
 );
 
 words!(
-    /// When a callback URL was found unfit.
+    /// The occasion at which a callback URL was found unfit.
     CallbackUse {
         /// At the create that names it.
         Create = "create",
@@ -251,7 +251,7 @@ words!(
 );
 
 words!(
-    /// How a lease differed from its call's record.
+    /// The difference between a lease and its call's record.
     Repair {
         /// The lease's call has ended.
         Ended = "ended",

@@ -26,8 +26,8 @@ fn account() -> Account {
     }
 }
 
-fn call_of(business: &str) -> Facts {
-    Facts {
+fn call_of(business: &str) -> CallAttributes {
+    CallAttributes {
         business: BusinessId::parse(business).unwrap(),
         plan: "PAYG".to_owned(),
         account: name("main"),
@@ -66,9 +66,9 @@ fn the_names_of_the_contract_are_there_exactly() {
 #[test]
 fn every_counter_is_there_before_its_first_event() {
     let metrics = Metrics::new().unwrap();
-    metrics.expect(&Expected {
+    metrics.create_series(&ExpectedLabels {
         accounts: vec![&name("eleven"), &name("twilio")],
-        asked: vec![&name("eleven")],
+        polled: vec![&name("eleven")],
         plans: vec!["PAYG"],
         reasons: vec!["BUSINESS_LIMIT"],
         business_labels: 2,
@@ -87,14 +87,14 @@ fn every_counter_is_there_before_its_first_event() {
     }
     assert!(!text.contains("ringfence_sweeps_total{account=\"twilio\""), "nobody asks it, so nobody waits for that");
     assert_eq!(metrics.rejections(), [], "none was given");
-    metrics.provider_gone(&name("eleven"));
+    metrics.account_gone(&name("eleven"));
     assert!(!metrics.render(&Gauges::default(), Format::Text).contains("ringfence_sweeps_total{"));
 }
 
 #[test]
 fn businesses_have_a_bound_and_no_whole_number() {
     let metrics = Metrics::new().unwrap();
-    metrics.expect(&Expected { business_labels: 2, ..Expected::default() });
+    metrics.create_series(&ExpectedLabels { business_labels: 2, ..ExpectedLabels::default() });
     for business in ["acme", "+15550001101", "globex", "initech"] {
         metrics.admitted(&call_of(business));
         metrics.rejected(rejected_of(business));
@@ -114,7 +114,7 @@ fn businesses_have_a_bound_and_no_whole_number() {
         assert!(text.lines().any(|l| l == line), "{line}\nnot in\n{text}");
     }
     assert!(!text.contains("15550001101"), "{text}");
-    metrics.expect(&Expected { business_labels: 0, ..Expected::default() });
+    metrics.create_series(&ExpectedLabels { business_labels: 0, ..ExpectedLabels::default() });
     metrics.admitted(&call_of("acme"));
     let text = metrics.render(&Gauges::default(), Format::Text);
     assert!(!text.contains("business=\"acme\""), "{text}");

@@ -27,7 +27,7 @@ pub(super) enum Outgoing {
     /// Complete in memory.
     Whole(Full<Bytes>),
     /// Complete in memory, and worthless after a deadline.
-    Due(Full<Bytes>, SendBy),
+    Due(Full<Bytes>, Deadline),
     /// Arriving while it is sent.
     FromClient(FromClient),
     /// Read from a file while it is sent.
@@ -36,12 +36,12 @@ pub(super) enum Outgoing {
 
 /// The deadline, by [`since_boot`], for handing a body to its connection. Checked as late as possible: when the bytes are taken.
 #[derive(Debug, Clone)]
-pub(super) struct SendBy {
+pub(super) struct Deadline {
     at: Duration,
     missed: Arc<AtomicBool>,
 }
 
-impl SendBy {
+impl Deadline {
     pub(super) fn new(at: Duration) -> Self {
         Self { at, missed: Arc::default() }
     }
@@ -51,7 +51,8 @@ impl SendBy {
         self.missed.load(Ordering::Relaxed)
     }
 
-    pub(super) fn has_passed(&self) -> bool {
+    /// Returns whether the deadline has passed, and if so, marks it as missed. Call it only before a byte was handed over.
+    pub(super) fn check(&self) -> bool {
         let passed = since_boot() > self.at;
         if passed {
             self.missed.store(true, Ordering::Relaxed);
@@ -65,7 +66,7 @@ impl Outgoing {
         Outgoing::Whole(Full::new(bytes))
     }
 
-    pub(super) fn due(bytes: Bytes, by: SendBy) -> Self {
+    pub(super) fn due(bytes: Bytes, by: Deadline) -> Self {
         Outgoing::Due(Full::new(bytes), by)
     }
 
@@ -184,7 +185,7 @@ impl Body for Outgoing {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, CutShort>>> {
         match self.get_mut() {
             Outgoing::Whole(full) => Pin::new(full).poll_frame(cx).map_err(|never| match never {}),
-            Outgoing::Due(_, by) if by.has_passed() => Poll::Ready(Some(Err(CutShort))),
+            Outgoing::Due(_, by) if by.check() => Poll::Ready(Some(Err(CutShort))),
             Outgoing::Due(full, _) => Pin::new(full).poll_frame(cx).map_err(|never| match never {}),
             Outgoing::FromClient(body) => body.poll_frame(cx),
             Outgoing::File(file) => Poll::Ready(match ready!(Pin::new(&mut file.stream).poll_next(cx)) {
@@ -217,11 +218,11 @@ impl Body for Outgoing {
 
 /// The size of a piece of a growing body. Pieces are joined at the end, so that a growing body is neither copied nor held twice
 /// each time it outgrows its buffer.
-const PIECE: usize = 64 * 1024;
+const PIECE_BYTES: usize = 64 * 1024;
 /// Bytes that bodies leave to the rest of a process with limited memory (`ulimit -v`): probed before a body's
 /// first piece, and once for each further MiB.
-const SPARE: usize = 16 * 1024 * 1024;
-const ASK_EACH: usize = 1024 * 1024;
+const RESERVE_BYTES: usize = 16 * 1024 * 1024;
+const PROBE_INTERVAL_BYTES: usize = 1024 * 1024;
 
 /// A body that is collected in memory.
 #[derive(Debug, Default)]
@@ -231,7 +232,7 @@ pub(super) struct Gathered {
     pieces: Vec<Vec<u8>>,
     len: usize,
     /// The body's length at the last probe.
-    asked_at: Option<usize>,
+    probed_at: Option<usize>,
 }
 
 impl Gathered {
@@ -247,13 +248,13 @@ impl Gathered {
             return Ok(());
         }
         for part in self.only.take().into_iter().chain([chunk]) {
-            if self.pieces.last().is_none_or(|piece| piece.len() + part.len() > PIECE) {
+            if self.pieces.last().is_none_or(|piece| piece.len() + part.len() > PIECE_BYTES) {
                 self.pieces.push(Vec::new());
             }
             if let Some(piece) = self.pieces.last_mut() {
                 if piece.capacity() - piece.len() < part.len() {
-                    if self.asked_at.is_none_or(|at| self.len - at >= ASK_EACH) {
-                        self.asked_at = Some(self.len);
+                    if self.probed_at.is_none_or(|at| self.len - at >= PROBE_INTERVAL_BYTES) {
+                        self.probed_at = Some(self.len);
                         ask_for_spare()?;
                     }
                     piece.try_reserve(part.len())?;
@@ -285,13 +286,13 @@ impl Gathered {
 /// Probes for memory that the rest of the program needs; an allocation failure would abort it.
 fn ask_for_spare() -> Result<(), TryReserveError> {
     let mut spare = Vec::<u8>::new();
-    spare.try_reserve_exact(SPARE)?;
+    spare.try_reserve_exact(RESERVE_BYTES)?;
     // Keeps the compiler from removing the unused allocation.
     std::hint::black_box(&mut spare);
     Ok(())
 }
 
-/// Why an answer could not be read completely.
+/// The reason why an answer could not be read completely.
 pub(super) enum Unread {
     TooLarge,
     Broken(String),

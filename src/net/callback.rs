@@ -26,10 +26,10 @@ use crate::words::words;
 pub const CALLBACK_MARK: HeaderName = HeaderName::from_static("x-ringfence-callback");
 
 /// The timeout per address.
-const EACH: Duration = Duration::from_secs(2);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 words!(
-    /// Why a callback URL may not be called.
+    /// The reason why a callback URL may not be called.
     CallbackErrorReason {
         /// The URL is malformed, or its method is not allowed.
         Unusable = "unusable",
@@ -65,12 +65,12 @@ impl CallbackError {
 /// An entry of `app.allowed_callbacks`: an exception for a private address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Allowed {
-    to: To,
+    to: AllowedHost,
     port: Option<u16>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum To {
+enum AllowedHost {
     /// The name, wherever it resolves to.
     Name(String),
     /// All names below this one; begins with a dot.
@@ -108,7 +108,7 @@ impl CallbackRules {
         let all = |ip: IpAddr| {
             self.allowed
                 .iter()
-                .any(|one| matches!(&one.to, To::Block(block) if one.port.is_none() && block.contain(ip)))
+                .any(|one| matches!(&one.to, AllowedHost::Block(block) if one.port.is_none() && block.contain(ip)))
         };
         [
             Ipv4Addr::LOCALHOST,
@@ -172,7 +172,8 @@ impl CallbackRules {
             return Ok(());
         }
         let allows = |one: &Allowed| {
-            one.port.is_none_or(|port| port == to.port()) && matches!(&one.to, To::Block(block) if block.contain(ip))
+            one.port.is_none_or(|port| port == to.port())
+                && matches!(&one.to, AllowedHost::Block(block) if block.contain(ip))
         };
         // The IPv4 address behind a translated one is checked too.
         let inner = match ip {
@@ -194,9 +195,9 @@ impl CallbackRules {
     fn allows_name(&self, name: &str, port: u16) -> bool {
         !name.is_empty()
             && self.allowed.iter().filter(|one| one.port.is_none_or(|of| of == port)).any(|one| match &one.to {
-                To::Name(of) => of == name,
-                To::Below(of) => name.ends_with(of.as_str()),
-                To::Block(_) => false,
+                AllowedHost::Name(of) => of == name,
+                AllowedHost::Below(of) => name.ends_with(of.as_str()),
+                AllowedHost::Block(_) => false,
             })
     }
 
@@ -214,7 +215,7 @@ impl Allowed {
     fn parse(entry: &str) -> Result<Self, String> {
         let bad =
             || format!("{entry:?} is not a name, address or block such as app.internal, 10.0.0.0/8 or 127.0.0.1:3000");
-        let block = |text: &str| TrustedPeers::parse(&[text]).ok().map(To::Block);
+        let block = |text: &str| TrustedPeers::parse(&[text]).ok().map(AllowedHost::Block);
         if let Some(to) = block(entry) {
             return Ok(Self { to, port: None });
         }
@@ -241,8 +242,8 @@ impl Allowed {
             && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'));
         match (is_name, below) {
             (false, _) => Err(bad()),
-            (true, true) => Ok(Self { to: To::Below(format!(".{name}")), port }),
-            (true, false) => Ok(Self { to: To::Name(name), port }),
+            (true, true) => Ok(Self { to: AllowedHost::Below(format!(".{name}")), port }),
+            (true, false) => Ok(Self { to: AllowedHost::Name(name), port }),
         }
     }
 }
@@ -377,13 +378,13 @@ async fn connect(rules: &CallbackRules, uri: &Uri) -> Result<TcpStream, BoxError
             continue;
         }
         tried = true;
-        match tokio::time::timeout(EACH, TcpStream::connect(address)).await {
+        match tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
             Ok(Ok(stream)) => {
                 stream.set_nodelay(true)?;
                 return Ok(stream);
             }
             Ok(Err(error)) => failed = format!("{address}: {error}").into(),
-            Err(_) => failed = format!("{address} does not answer within {EACH:?}").into(),
+            Err(_) => failed = format!("{address} does not answer within {CONNECT_TIMEOUT:?}").into(),
         }
     }
     // If any address was allowed, its error is the relevant one.
@@ -522,7 +523,7 @@ mod tests {
             rules.check_address("evil.example.com", at("192.168.0.1")).unwrap_err().reason,
             CallbackErrorReason::Private
         );
-        // What a translator's address leads to is judged too.
+        // What a translator's address leads to is checked too.
         let translated = CallbackRules::parse(&["64:ff9b::/96"]).unwrap();
         assert_eq!(translated.check_address("x.example", at("64:ff9b::808:808")), Ok(()));
         assert!(translated.check_address("x.example", at("64:ff9b::7f00:1")).is_err());

@@ -27,8 +27,8 @@ use super::edge::Shared;
 use super::exchange::{ConnectionFacts, Exchange, Link};
 use super::local::Peer;
 use super::progress::Progress;
-use super::refusal::{Refusal, judge};
-use super::reply::{DeliverySignal, Reply};
+use super::refusal::{Refusal, validate};
+use super::reply::{DeliverySignal, ReplyBody};
 use super::settings::EdgeSettings;
 use super::transport::Transport;
 use super::turns::Turns;
@@ -50,7 +50,7 @@ const LINGER: Duration = Duration::from_secs(30);
 const LINGER_IDLE: Duration = Duration::from_secs(5);
 const LINGER_DRAINING: Duration = Duration::from_secs(1);
 
-/// How long a connection is idle before it frees hyper's buffers, in milliseconds.
+/// The time for which a connection is idle before it frees hyper's buffers, in milliseconds.
 const BUFFER_IDLE_MS: u64 = 250;
 
 /// Serves a connection to its end.
@@ -119,7 +119,7 @@ pub(super) struct Connection {
     slot: Arc<ConnectionSlot>,
 }
 
-/// How HTTP on a connection ended.
+/// The end of HTTP on a connection.
 #[derive(Clone, Copy)]
 enum Ended {
     /// hyper is finished with it.
@@ -133,28 +133,28 @@ enum Ended {
 /// The connection was evicted just before the request came.
 #[derive(Debug, thiserror::Error)]
 #[error("the connection was evicted")]
-struct GivenUp;
+struct Evicted;
 
 /// The pending answer to a request, polled by hyper.
 enum Answering {
-    Now(Option<Box<Response<Reply>>>),
-    Later(oneshot::Receiver<Response<Reply>>),
+    Now(Option<Box<Response<ReplyBody>>>),
+    Later(oneshot::Receiver<Response<ReplyBody>>),
 }
 
 impl Future for Answering {
-    type Output = Result<Response<Reply>, GivenUp>;
+    type Output = Result<Response<ReplyBody>, Evicted>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> Poll<Self::Output> {
         match self.get_mut() {
-            Answering::Now(answer) => Poll::Ready(answer.take().map(|answer| *answer).ok_or(GivenUp)),
-            Answering::Later(answer) => Pin::new(answer).poll(cx).map_err(|_| GivenUp),
+            Answering::Now(answer) => Poll::Ready(answer.take().map(|answer| *answer).ok_or(Evicted)),
+            Answering::Later(answer) => Pin::new(answer).poll(cx).map_err(|_| Evicted),
         }
     }
 }
 
-fn refused(refusal: Refusal, told: Option<DeliverySignal>) -> Answering {
+fn refused(refusal: Refusal, delivery: Option<DeliverySignal>) -> Answering {
     tracing::debug!(status = refusal.status, why = refusal.why, "request refused");
-    let answer = refusal.answer().map(|body| Reply::complete(body, Arc::<Progress>::default(), told));
+    let answer = refusal.answer().map(|body| ReplyBody::complete(body, Arc::<Progress>::default(), delivery));
     Answering::Now(Some(Box::new(answer)))
 }
 
@@ -162,13 +162,13 @@ impl Connection {
     /// Makes an exchange of a request, or a rejection if there is no room for it.
     fn begin(self: &Arc<Self>, request: Request<Incoming>, link: Link) -> Result<(Begun, Answering), Answering> {
         if self.shared.in_flight.len() >= self.shared.settings.max_in_flight {
-            let told = match link {
+            let delivery = match link {
                 Link::Http1(_) => None,
                 Link::Http2(end) => DeliverySignal::of_stream(self.shared.settings.write_timeout, end),
             };
-            return Err(refused(Refusal::BUSY, told));
+            return Err(refused(Refusal::BUSY, delivery));
         }
-        let busy = self.slot.busy().ok_or(Answering::Now(None))?;
+        let busy = self.slot.begin_request().ok_or(Answering::Now(None))?;
         let (reply, answer) = oneshot::channel();
         let exchange = Box::new(Exchange::new(request, reply, self.clone(), link));
         Ok((Begun { exchange, busy }, Answering::Later(answer)))
@@ -181,14 +181,13 @@ impl Connection {
             ended => tokio::select! {
                 biased;
                 () = closing => {}
-                () = self.leave_http1(&wire, matches!(ended, Ended::TimedOut(_))) => {}
+                () = self.leave_http1(&wire, matches!(ended, Ended::TimedOut(_)).then_some(Refusal::HEAD_TIMEOUT).or(wire.refusal())) => {}
             },
         }
     }
 
     /// Writes the early rejection, if there is one, and waits for the client to read it.
-    async fn leave_http1(&self, wire: &Wire, timed_out: bool) {
-        let refusal = timed_out.then_some(Refusal::HEAD_TIMEOUT).or(wire.refusal());
+    async fn leave_http1(&self, wire: &Wire, refusal: Option<Refusal>) {
         let is_mid_body = wire.is_mid_body();
         let Some((mut transport, _)) = wire.take() else { return };
         if let Some(refusal) = refusal {
@@ -287,37 +286,28 @@ impl Connection {
                 }
                 of_io.wake();
             }
-            // The deadline of the phase; and of an idle one, the time to free hyper.
-            let (due_ms, let_go_ms) = match phase {
-                _ if ended.is_some() => (u64::MAX, u64::MAX),
-                Phase::Busy => {
-                    is_new = false;
-                    (u64::MAX, u64::MAX)
-                }
-                Phase::Head(since) => (since + ms(settings.header_timeout), u64::MAX),
-                // A new connection may be idle only for the time of a head.
-                Phase::Idle(since) => {
-                    let limit = if is_new { settings.header_timeout } else { settings.keepalive };
-                    (since + ms(limit), if hyper.is_some() { since + BUFFER_IDLE_MS } else { u64::MAX })
-                }
+            is_new &= phase != Phase::Busy || ended.is_some();
+            let PhaseDeadlines { close_ms: due_ms, free_buffers_ms } = match ended {
+                Some(_) => PhaseDeadlines::NONE,
+                None => PhaseDeadlines::of(phase, settings, is_new, hyper.is_some()),
             };
             if of_timer.poll(timer.as_mut()).is_ready() {
                 timer_ms = u64::MAX;
                 let now = ticks_ms();
-                if wire.next_look() <= now {
-                    wire.looked();
+                if wire.handler_poll_ms() <= now {
+                    wire.clear_handler_poll();
                     of_handler.wake();
                 }
                 if due_ms <= now {
                     ended = Some(Ended::TimedOut(phase));
                     of_io.wake();
-                } else if let_go_ms <= now {
+                } else if free_buffers_ms <= now {
                     hyper = None;
                     of_io.wake();
                 }
             }
             // The timer is kept from request to request: reset only when it has fired, or would fire too late.
-            let next_ms = due_ms.min(let_go_ms).min(wire.next_look());
+            let next_ms = due_ms.min(free_buffers_ms).min(wire.handler_poll_ms());
             if next_ms < timer_ms {
                 timer_ms = next_ms;
                 let left = Duration::from_millis(next_ms.saturating_sub(ticks_ms()));
@@ -393,6 +383,29 @@ impl Connection {
     }
 }
 
+/// The times, in [`ticks_ms`], at which a connection is closed and its idle buffers are freed; `u64::MAX`: never.
+struct PhaseDeadlines {
+    close_ms: u64,
+    free_buffers_ms: u64,
+}
+
+impl PhaseDeadlines {
+    const NONE: Self = Self { close_ms: u64::MAX, free_buffers_ms: u64::MAX };
+
+    /// A new connection may be idle only for the time of a head.
+    fn of(phase: Phase, settings: &EdgeSettings, is_new: bool, has_buffers: bool) -> Self {
+        match phase {
+            Phase::Busy => Self::NONE,
+            Phase::Head(since) => Self { close_ms: since + ms(settings.header_timeout), ..Self::NONE },
+            Phase::Idle(since) => {
+                let limit = if is_new { settings.header_timeout } else { settings.keepalive };
+                let free_buffers_ms = if has_buffers { since + BUFFER_IDLE_MS } else { u64::MAX };
+                Self { close_ms: since + ms(limit), free_buffers_ms }
+            }
+        }
+    }
+}
+
 /// Reads and drops what still arrives, for a while, before a connection or a stream is closed.
 async fn linger(shared: &Shared, discard: impl Future<Output = ()>) {
     let mut stop = shared.stop.subscribe();
@@ -415,7 +428,7 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-/// An admitted request.
+/// A request that is passed to the handler, and its mark in the slot of the connection.
 struct Begun {
     exchange: Box<Exchange>,
     busy: RequestGuard,
@@ -423,22 +436,28 @@ struct Begun {
 
 /// The next request of an HTTP/1 connection, from hyper to the handler. hyper sends none before the last one was answered.
 #[derive(Default)]
-struct Requests(Mutex<(Option<Begun>, bool)>);
+struct Requests(Mutex<RequestState>);
+
+#[derive(Default)]
+struct RequestState {
+    next: Option<Begun>,
+    has_ended: bool,
+}
 
 impl Requests {
-    fn state(&self) -> MutexGuard<'_, (Option<Begun>, bool)> {
+    fn state(&self) -> MutexGuard<'_, RequestState> {
         lock(&self.0)
     }
 
     /// Marks the end of requests; returns whether it was marked before.
     fn end(&self) -> bool {
-        std::mem::replace(&mut self.state().1, true)
+        std::mem::replace(&mut self.state().has_ended, true)
     }
 
     fn poll_next(&self) -> Poll<Option<Begun>> {
         match &mut *self.state() {
-            (None, false) => Poll::Pending,
-            (next, _) => Poll::Ready(next.take()),
+            RequestState { next: None, has_ended: false } => Poll::Pending,
+            RequestState { next, .. } => Poll::Ready(next.take()),
         }
     }
 }
@@ -468,14 +487,14 @@ struct Http1 {
 }
 
 impl Service<Request<Incoming>> for Http1 {
-    type Response = Response<Reply>;
-    type Error = GivenUp;
+    type Response = Response<ReplyBody>;
+    type Error = Evicted;
     type Future = Answering;
 
     fn call(&self, request: Request<Incoming>) -> Answering {
         match self.connection.begin(request, Link::Http1(self.wire.clone())) {
             Ok((begun, answering)) => {
-                self.requests.state().0 = Some(begun);
+                self.requests.state().next = Some(begun);
                 self.handler.wake_by_ref();
                 answering
             }
@@ -491,14 +510,14 @@ struct Http2 {
 }
 
 impl Service<Request<Incoming>> for Http2 {
-    type Response = Response<Reply>;
-    type Error = GivenUp;
+    type Response = Response<ReplyBody>;
+    type Error = Evicted;
     type Future = Answering;
 
     fn call(&self, request: Request<Incoming>) -> Answering {
         let end = self.streams.begin();
         let (head, body) = request.into_parts();
-        if let Err(refusal) = judge(&head, &self.connection.shared.settings) {
+        if let Err(refusal) = validate(&head, &self.connection.shared.settings) {
             let shared = self.connection.shared.clone();
             let stall = shared.settings.write_timeout;
             tokio::spawn(async move { linger(&shared, discard(body)).await });

@@ -60,7 +60,7 @@ struct Pressure {
 struct SlotEntry {
     /// `None`: the peer has no limit.
     peer: Option<PeerKey>,
-    left: Notify,
+    evicted: Notify,
 }
 
 /// The slot of a connection, held until it is dropped.
@@ -69,14 +69,14 @@ pub(super) struct ConnectionSlot {
     connection_slots: Arc<ConnectionSlots>,
     entry: Arc<SlotEntry>,
     /// Locked only while a field is read or written.
-    place: Mutex<SlotState>,
+    state: Mutex<SlotState>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
 struct SlotState {
     idle_since: Option<u64>,
     /// Requests in progress.
-    busy: usize,
+    requests: usize,
 }
 
 /// A request in progress; while it exists, its connection is not idle.
@@ -115,20 +115,20 @@ impl ConnectionSlots {
         if let Some(peer) = peer {
             *state.of_peer.entry(peer).or_default() += 1;
         }
-        let entry = Arc::new(SlotEntry { peer, left: Notify::new() });
-        let place = SlotState { idle_since: Some(state.wait(entry.clone())), busy: 0 };
-        Some(Arc::new(ConnectionSlot { connection_slots: self.clone(), entry, place: Mutex::new(place) }))
+        let entry = Arc::new(SlotEntry { peer, evicted: Notify::new() });
+        let slot = SlotState { idle_since: Some(state.mark_idle(entry.clone())), requests: 0 };
+        Some(Arc::new(ConnectionSlot { connection_slots: self.clone(), entry, state: Mutex::new(slot) }))
     }
 }
 
 impl State {
-    fn wait(&mut self, entry: Arc<SlotEntry>) -> u64 {
+    fn mark_idle(&mut self, entry: Arc<SlotEntry>) -> u64 {
         self.turn += 1;
         self.idle.insert(self.turn, entry);
         self.turn
     }
 
-    fn leave(&mut self, peer: Option<PeerKey>) {
+    fn release(&mut self, peer: Option<PeerKey>) {
         self.open = self.open.saturating_sub(1);
         let Some(peer) = peer else { return };
         let left = self.of_peer.get_mut(&peer).map_or(0, |count| {
@@ -140,13 +140,13 @@ impl State {
         }
     }
 
-    /// Evicts the connection that was idle for longest among those that `fits` accepts; its place is free at once.
+    /// Evicts the connection that was idle for longest among those that `fits` accepts; its slot is free at once.
     fn close_oldest(&mut self, fits: impl Fn(&SlotEntry) -> bool) -> bool {
         let oldest = self.idle.iter().find(|(_, entry)| fits(entry)).map(|(since, _)| *since);
         let Some(entry) = oldest.and_then(|since| self.idle.remove(&since)) else { return false };
-        self.leave(entry.peer);
+        self.release(entry.peer);
         self.pressure.closed_idle += 1;
-        entry.left.notify_one();
+        entry.evicted.notify_one();
         true
     }
 
@@ -162,46 +162,46 @@ impl State {
 }
 
 impl ConnectionSlot {
-    fn place(&self) -> MutexGuard<'_, SlotState> {
-        lock(&self.place)
+    fn slot_state(&self) -> MutexGuard<'_, SlotState> {
+        lock(&self.state)
     }
 
     /// Marks a request in progress. `None`: the connection was just evicted.
-    pub(super) fn busy(self: &Arc<Self>) -> Option<RequestGuard> {
-        let mut place = self.place();
-        if place.busy == 0 {
-            let since = place.idle_since.take()?;
+    pub(super) fn begin_request(self: &Arc<Self>) -> Option<RequestGuard> {
+        let mut slot = self.slot_state();
+        if slot.requests == 0 {
+            let since = slot.idle_since.take()?;
             self.connection_slots.state().idle.remove(&since)?;
         }
-        place.busy += 1;
-        drop(place);
+        slot.requests += 1;
+        drop(slot);
         Some(RequestGuard(self.clone()))
     }
 
     /// Waits until the connection is evicted.
     pub(super) async fn evicted(&self) {
-        self.entry.left.notified().await;
+        self.entry.evicted.notified().await;
     }
 }
 
 impl Drop for RequestGuard {
     fn drop(&mut self) {
-        let mut place = self.0.place();
-        place.busy = place.busy.saturating_sub(1);
-        if place.busy == 0 {
-            place.idle_since = Some(self.0.connection_slots.state().wait(self.0.entry.clone()));
+        let mut slot = self.0.slot_state();
+        slot.requests = slot.requests.saturating_sub(1);
+        if slot.requests == 0 {
+            slot.idle_since = Some(self.0.connection_slots.state().mark_idle(self.0.entry.clone()));
         }
     }
 }
 
 impl Drop for ConnectionSlot {
     fn drop(&mut self) {
-        let place = *self.place();
+        let slot = *self.slot_state();
         let mut state = self.connection_slots.state();
-        let is_idle = place.idle_since.is_some_and(|since| state.idle.remove(&since).is_some());
-        // Otherwise it was evicted, and its place belongs to another.
-        if is_idle || place.busy > 0 {
-            state.leave(self.entry.peer);
+        let is_idle = slot.idle_since.is_some_and(|since| state.idle.remove(&since).is_some());
+        // Otherwise it was evicted, and its slot belongs to another.
+        if is_idle || slot.requests > 0 {
+            state.release(self.entry.peer);
         }
     }
 }
@@ -231,12 +231,12 @@ mod tests {
         let connection_slots = connection_slots(2, 2);
         let (a, b) = (connection_slots.reserve(peer(1)).unwrap(), connection_slots.reserve(peer(2)).unwrap());
         // It has just been busy, so the other has waited for longer.
-        drop(a.busy().unwrap());
+        drop(a.begin_request().unwrap());
         let c = connection_slots.reserve(peer(3)).unwrap();
         assert!(has_left(&b).await && !has_left(&a).await && !has_left(&c).await);
-        assert!(b.busy().is_none(), "a request that came too late is not begun");
+        assert!(b.begin_request().is_none(), "a request that came too late is not begun");
         drop(b);
-        let (_a, _c) = (a.busy().unwrap(), c.busy().unwrap());
+        let (_a, _c) = (a.begin_request().unwrap(), c.begin_request().unwrap());
         assert!(connection_slots.reserve(peer(4)).is_none(), "nobody is closed in the middle of a request");
         assert_eq!(connection_slots.state().open, 2);
     }
@@ -251,7 +251,7 @@ mod tests {
             assert_eq!(has_left(slot).await, nth < 3, "{nth}");
         }
         assert_eq!(connection_slots.state().open, 3);
-        let busy: Vec<_> = all.iter().filter_map(|slot| slot.busy()).collect();
+        let busy: Vec<_> = all.iter().filter_map(|slot| slot.begin_request()).collect();
         assert_eq!(busy.len(), 2);
         assert!(connection_slots.reserve(peer(2)).is_none());
         let trusted: Vec<_> = (0..7).map(|_| connection_slots.reserve(None).unwrap()).collect();
@@ -265,7 +265,7 @@ mod tests {
     fn several_requests_on_one_connection_are_all_waited_for() {
         let connection_slots = connection_slots(1, 1);
         let slot = connection_slots.reserve(peer(1)).unwrap();
-        let (first, second) = (slot.busy().unwrap(), slot.busy().unwrap());
+        let (first, second) = (slot.begin_request().unwrap(), slot.begin_request().unwrap());
         drop(first);
         assert!(connection_slots.reserve(peer(1)).is_none());
         drop(second);

@@ -85,7 +85,7 @@ where
     <HttpsConnector<T> as Service<Uri>>::Future: Send + 'static,
     <HttpsConnector<T> as Service<Uri>>::Response: 'static,
 {
-    type Response = Patient<<HttpsConnector<T> as Service<Uri>>::Response>;
+    type Response = WriteErrorHider<<HttpsConnector<T> as Service<Uri>>::Response>;
     type Error = BoxError;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
 
@@ -97,7 +97,7 @@ where
         let (connecting, limit) = (self.inner.call(uri), self.limit);
         Box::pin(async move {
             match tokio::time::timeout(limit, connecting).await {
-                Ok(connected) => connected.map(|inner| Patient { inner, deaf: false }),
+                Ok(connected) => connected.map(|inner| WriteErrorHider { inner, write_failed: false }),
                 Err(_) => Err(format!("no connection within {limit:?}").into()),
             }
         })
@@ -110,17 +110,17 @@ where
 /// the answer that has already arrived, and drop the answer unread (RFC 9110 §7.5 wants it read). So a write
 /// that the peer rejects is reported as done; the read then returns the answer, or the end
 /// of the connection, which follows such a failure at once and keeps the connection out of the pool.
-pub(super) struct Patient<T> {
+pub(super) struct WriteErrorHider<T> {
     inner: T,
-    deaf: bool,
+    write_failed: bool,
 }
 
-impl<T> Patient<T> {
-    fn unless_refused<V>(&mut self, write: Poll<io::Result<V>>, instead: V) -> Poll<io::Result<V>> {
+impl<T> WriteErrorHider<T> {
+    fn hide_error<V>(&mut self, write: Poll<io::Result<V>>, instead: V) -> Poll<io::Result<V>> {
         use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
         match write {
             Poll::Ready(Err(error)) if matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset) => {
-                self.deaf = true;
+                self.write_failed = true;
                 Poll::Ready(Ok(instead))
             }
             other => other,
@@ -128,29 +128,29 @@ impl<T> Patient<T> {
     }
 }
 
-impl<T: Read + Unpin> Read for Patient<T> {
+impl<T: Read + Unpin> Read for WriteErrorHider<T> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().inner).poll_read(cx, buf)
     }
 }
 
-impl<T: Write + Unpin> Write for Patient<T> {
+impl<T: Write + Unpin> Write for WriteErrorHider<T> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        if this.deaf {
+        if this.write_failed {
             return Poll::Ready(Ok(buf.len()));
         }
         let write = Pin::new(&mut this.inner).poll_write(cx, buf);
-        this.unless_refused(write, buf.len())
+        this.hide_error(write, buf.len())
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.deaf {
+        if this.write_failed {
             return Poll::Ready(Ok(()));
         }
         let flush = Pin::new(&mut this.inner).poll_flush(cx);
-        this.unless_refused(flush, ())
+        this.hide_error(flush, ())
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -168,15 +168,15 @@ impl<T: Write + Unpin> Write for Patient<T> {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let all = bufs.iter().map(|buf| buf.len()).sum();
-        if this.deaf {
+        if this.write_failed {
             return Poll::Ready(Ok(all));
         }
         let write = Pin::new(&mut this.inner).poll_write_vectored(cx, bufs);
-        this.unless_refused(write, all)
+        this.hide_error(write, all)
     }
 }
 
-impl<T: Connection> Connection for Patient<T> {
+impl<T: Connection> Connection for WriteErrorHider<T> {
     fn connected(&self) -> Connected {
         self.inner.connected()
     }

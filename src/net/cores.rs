@@ -13,7 +13,7 @@ static CORES: OnceLock<Vec<Handle>> = OnceLock::new();
 
 thread_local! {
     /// The core of this thread; 0 on other threads.
-    static HERE: Cell<usize> = const { Cell::new(0) };
+    static CURRENT: Cell<usize> = const { Cell::new(0) };
 }
 
 /// Starts one thread per core of the machine (or of its share). They live as long as the process. Later calls do nothing.
@@ -24,13 +24,13 @@ pub fn start() -> io::Result<()> {
     if CORES.get().is_some() {
         return Ok(());
     }
-    let count = last();
+    let count = count();
     let mut handles = Vec::with_capacity(count);
     for nth in 1..=count {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         handles.push(runtime.handle().clone());
         std::thread::Builder::new().name(format!("core-{nth}")).spawn(move || {
-            HERE.set(nth);
+            CURRENT.set(nth);
             runtime.block_on(std::future::pending::<()>());
         })?;
     }
@@ -39,7 +39,7 @@ pub fn start() -> io::Result<()> {
 }
 
 /// Returns when every core has answered; never if one is stuck.
-pub async fn answer() {
+pub async fn all_respond() {
     for core in CORES.get().into_iter().flatten() {
         // The runtime lives as long as the process.
         let _ = core.spawn(async {}).await;
@@ -54,11 +54,11 @@ pub(super) fn next() -> Option<&'static Handle> {
 }
 
 /// The core of the calling thread, from 1; 0 on other threads.
-pub(super) fn here() -> usize {
-    HERE.get()
+pub(super) fn current() -> usize {
+    CURRENT.get()
 }
 
-/// The maximum of [`here`].
-pub(super) fn last() -> usize {
+/// The number of cores: the maximum of [`current`].
+pub(super) fn count() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }

@@ -150,7 +150,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
                         }
                     }
                 };
-                admit(&shared, Peer::Net(peer), core, serve);
+                serve_in_slot(&shared, Peer::Net(peer), core, serve);
             }
             Err(error) => {
                 // Usually "too many open files": wait for some to close instead of spinning, as hyper and nginx do.
@@ -175,7 +175,7 @@ async fn accept_local(socket: LocalSocket, shared: Arc<Shared>) {
         };
         match accepted {
             Ok((stream, peer)) => {
-                admit(&shared, peer, None, |slot| connection::serve_local(stream, peer, shared.clone(), slot));
+                serve_in_slot(&shared, peer, None, |slot| connection::serve_local(stream, peer, shared.clone(), slot));
             }
             Err(error) => {
                 tracing::warn!(%error, "failed to accept a connection on the Unix socket");
@@ -185,8 +185,12 @@ async fn accept_local(socket: LocalSocket, shared: Arc<Shared>) {
     }
 }
 
-fn admit<F>(shared: &Arc<Shared>, peer: Peer, core: Option<&Handle>, serve: impl FnOnce(Arc<ConnectionSlot>) -> F)
-where
+fn serve_in_slot<F>(
+    shared: &Arc<Shared>,
+    peer: Peer,
+    core: Option<&Handle>,
+    serve: impl FnOnce(Arc<ConnectionSlot>) -> F,
+) where
     F: Future<Output = ()> + Send + 'static,
 {
     // Trusted proxies and the operators' own socket have no per-peer limit.

@@ -20,7 +20,7 @@ use super::edge::Shared;
 use super::headers::{Hop, client_address, drop_fields, forwarded, has};
 use super::local::Peer;
 use super::progress::Progress;
-use super::reply::{DeliverySignal, Reply, response_head};
+use super::reply::{DeliverySignal, ReplyBody, response_head};
 use super::room::BodyShare;
 use super::settings::EdgeSettings;
 use super::wire::Wire;
@@ -34,7 +34,7 @@ pub struct Exchange {
     /// The unread body; `None` once it is being streamed.
     incoming: Option<Incoming>,
     /// The channel for the answer; `None` once it was given.
-    reply: Option<oneshot::Sender<Response<Reply>>>,
+    reply: Option<oneshot::Sender<Response<ReplyBody>>>,
     connection: Arc<Connection>,
     link: Link,
     /// Counts the request as in flight until it is answered or becomes a tunnel.
@@ -61,7 +61,7 @@ pub(super) enum Link {
     Http2(CancellationToken),
 }
 
-/// Why a body could not be read.
+/// The reason why a body could not be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BodyError {
     /// Longer than the caller's limit: 413.
@@ -84,7 +84,7 @@ pub enum BodyError {
 impl Exchange {
     pub(super) fn new(
         request: http::Request<Incoming>,
-        reply: oneshot::Sender<Response<Reply>>,
+        reply: oneshot::Sender<Response<ReplyBody>>,
         connection: Arc<Connection>,
         link: Link,
     ) -> Self {
@@ -145,7 +145,7 @@ impl Exchange {
     }
 
     /// The fields to forward: `X-Forwarded-*` as seen here, continued from a trusted peer.
-    pub fn arrived(&self) -> HeaderMap {
+    pub fn forwarded_headers(&self) -> HeaderMap {
         let mut headers = self.headers().clone();
         forwarded(&mut headers, self.hop());
         headers
@@ -275,8 +275,9 @@ impl Exchange {
         let (mut head, body) = response.into_parts();
         response_head(&mut head, Some(body.len() as u64));
         let body = if bodiless { Bytes::new() } else { body };
-        let delivered = self.give(head, |told, progress| Reply::complete(body, progress, Some(told)));
-        if self.delivered(delivered).await {
+        let delivered =
+            self.send_response(head, |delivery, progress| ReplyBody::complete(body, progress, Some(delivery)));
+        if self.wait_delivered(delivered).await {
             self.progress.torn.clear();
         } else {
             tracing::debug!(peer = %self.peer(), "failed to write a response");
@@ -291,7 +292,7 @@ impl Exchange {
         }
         let (mut head, ()) = response.into_parts();
         response_head(&mut head, None);
-        let delivered = self.give(head, |told, progress| Reply::live(pieces, progress, told));
+        let delivered = self.send_response(head, |delivery, progress| ReplyBody::live(pieces, progress, delivery));
         let wire = self.wire().cloned();
         let client_gone = async {
             match &wire {
@@ -302,23 +303,23 @@ impl Exchange {
         };
         tokio::select! {
             biased;
-            complete = self.delivered(delivered) => if complete { self.progress.torn.clear() },
+            complete = self.wait_delivered(delivered) => if complete { self.progress.torn.clear() },
             () = client_gone => self.cut(),
         }
         self.in_flight = None;
     }
 
     /// Hands the answer to the connection; the receiver reports when it was written.
-    pub(super) fn give(
+    pub(super) fn send_response(
         &mut self,
         mut head: http::response::Parts,
-        reply: impl FnOnce(DeliverySignal, Arc<Progress>) -> Reply,
+        reply: impl FnOnce(DeliverySignal, Arc<Progress>) -> ReplyBody,
     ) -> oneshot::Receiver<()> {
         self.progress.answered.set();
         self.progress.torn.set();
         self.progress.moved();
         let wire = self.wire().cloned();
-        self.persist(&mut head);
+        self.set_connection_header(&mut head);
         let (sender, delivered) = oneshot::channel();
         let reply = reply(DeliverySignal { sender, wire }, self.progress.clone());
         if let Some(to) = self.reply.take() {
@@ -328,7 +329,7 @@ impl Exchange {
     }
 
     /// Decides whether an HTTP/1 connection persists (RFC 9112 §9.3). An unread body would be taken for the next request.
-    fn persist(&self, head: &mut http::response::Parts) {
+    fn set_connection_header(&self, head: &mut http::response::Parts) {
         if self.wire().is_none() {
             return drop_fields(&mut head.headers, |name| *name == header::CONNECTION);
         }
@@ -345,7 +346,7 @@ impl Exchange {
     }
 
     /// Waits until an answer was written. An HTTP/2 client that opens no window for it loses the stream.
-    pub(super) async fn delivered(&self, delivered: oneshot::Receiver<()>) -> bool {
+    pub(super) async fn wait_delivered(&self, delivered: oneshot::Receiver<()>) -> bool {
         let Link::Http2(stream) = &self.link else { return delivered.await.is_ok() };
         let stall = self.connection.shared.settings.write_timeout;
         tokio::select! {
@@ -390,8 +391,9 @@ impl Exchange {
         self.gone().await;
     }
 
-    /// Whether the client is gone, as far as can be seen without waiting.
-    pub async fn is_client_gone(&mut self) -> bool {
+    /// Returns whether the client is gone, as far as can be seen without waiting. Like [`client_gone`](Self::client_gone), it drops an
+    /// unread body.
+    pub async fn detect_client_gone(&mut self) -> bool {
         tokio::select! {
             biased;
             () = self.client_gone() => true,
@@ -436,7 +438,7 @@ impl Exchange {
         &self.head.extensions
     }
 
-    /// Takes the same.
+    /// Takes them out of the request; see [`extensions`](Self::extensions).
     pub(super) fn take_extensions(&mut self) -> http::Extensions {
         std::mem::take(&mut self.head.extensions)
     }
@@ -458,7 +460,7 @@ impl Exchange {
     }
 
     /// The body, if it was read completely.
-    pub(super) fn body_read(&self) -> Option<Bytes> {
+    pub(super) fn whole_body(&self) -> Option<Bytes> {
         self.body.clone()
     }
 
@@ -473,7 +475,7 @@ impl Exchange {
         is_short && self.wire().is_some_and(|wire| !wire.is_mid_body())
     }
 
-    /// Takes such a body: only hyper's next poll is awaited.
+    /// Reads a body that [`has_arrived`](Self::has_arrived): only hyper's next poll is awaited.
     pub(super) async fn take_arrived(&mut self) -> Option<Bytes> {
         self.progress.body_begun.set();
         let body = self.incoming.take()?.collect().await.ok();
@@ -514,7 +516,7 @@ impl Exchange {
         self.progress.answered.set();
         head.headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
         head.headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-        let body = Reply::complete(Bytes::new(), self.progress.clone(), None);
+        let body = ReplyBody::complete(Bytes::new(), self.progress.clone(), None);
         reply.send(Response::from_parts(head, body)).ok()?;
         Some((upgrade, token))
     }
@@ -552,11 +554,11 @@ impl Drop for Exchange {
         if panicked {
             self.progress.body_lost.set();
         }
-        self.persist(&mut head);
-        let told = match &self.link {
+        self.set_connection_header(&mut head);
+        let delivery = match &self.link {
             Link::Http1(_) => None,
             Link::Http2(end) => DeliverySignal::of_stream(self.connection.shared.settings.write_timeout, end.clone()),
         };
-        let _ = reply.send(Response::from_parts(head, Reply::complete(body, self.progress.clone(), told)));
+        let _ = reply.send(Response::from_parts(head, ReplyBody::complete(body, self.progress.clone(), delivery)));
     }
 }

@@ -3,13 +3,12 @@
 use std::path::Path;
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, header};
+use http::{Request, Response};
 use http_body_util::BodyExt as _;
 use http_body_util::combinators::UnsyncBoxBody;
-use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
 
 use super::body::Outgoing;
+use super::fetch_local::send_local;
 use super::upstream::{Upstream, UpstreamError};
 
 /// The body of a streamed answer.
@@ -50,12 +49,7 @@ impl Upstream {
 ///
 /// # Errors
 /// [`UpstreamError`]; any status is an answer.
-pub async fn follow_local(socket: &Path, mut request: Request<Bytes>) -> Result<Response<Following>, UpstreamError> {
-    let broken = |error: hyper::Error| UpstreamError::Broken(error.to_string());
-    request.headers_mut().entry(header::HOST).or_insert(HeaderValue::from_static("localhost"));
-    let stream = UnixStream::connect(socket).await.map_err(|error| UpstreamError::Connect(error.to_string()))?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-    tokio::spawn(connection);
-    let answer = sender.send_request(request.map(Outgoing::complete)).await.map_err(broken)?;
+pub async fn follow_local(socket: &Path, request: Request<Bytes>) -> Result<Response<Following>, UpstreamError> {
+    let answer = send_local(socket, request).await?;
     Ok(answer.map(|body| Following(body.map_err(|error| error.to_string()).boxed_unsync())))
 }

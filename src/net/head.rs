@@ -10,7 +10,7 @@ use super::grammar::{LINE, TARGET, TEXT, TOKEN, all, is_host};
 use super::refusal::Refusal;
 use super::settings::EdgeSettings;
 
-/// How a request's body is framed (RFC 9112 §6.3).
+/// The framing of a request's body (RFC 9112 §6.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Framing {
     /// A number of bytes; 0 without any header.
@@ -40,7 +40,7 @@ pub(super) fn blank_lines(bytes: &[u8]) -> usize {
 ///
 /// # Errors
 /// The answer for a rejected request.
-pub(super) fn judge(head: &[u8], settings: &EdgeSettings) -> Result<Framing, Refusal> {
+pub(super) fn validate(head: &[u8], settings: &EdgeSettings) -> Result<Framing, Refusal> {
     let mut lines = Lines(head);
     let mut first = lines.next_line()?;
     while first.is_empty() && !lines.0.is_empty() {
@@ -216,13 +216,13 @@ fn number(text: &[u8]) -> Option<u64> {
 mod tests {
     use super::*;
 
-    fn judged(head: &str) -> Result<Framing, u16> {
+    fn framing(head: &str) -> Result<Framing, u16> {
         assert_eq!(end(head.as_bytes(), 0), Some(head.len()), "{head:?}");
-        judge(head.as_bytes(), &EdgeSettings::default()).map_err(|refusal| refusal.status)
+        validate(head.as_bytes(), &EdgeSettings::default()).map_err(|refusal| refusal.status)
     }
 
     fn with(target: &str, fields: &str) -> Result<Framing, u16> {
-        judged(&format!("GET {target} HTTP/1.1\r\nHost: a\r\n{fields}\r\n"))
+        framing(&format!("GET {target} HTTP/1.1\r\nHost: a\r\n{fields}\r\n"))
     }
 
     #[test]
@@ -245,9 +245,9 @@ mod tests {
         for target in ["/a b", "/a<b>", "/ü", "ftp://a/", "a:80", "*", "/a\\b", "/\"", "a/b", "", "/a#b", "http://"] {
             assert_eq!(with(target, ""), Err(400), "{target}");
         }
-        assert_eq!(judged("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n"), Ok(Framing::Length(0)));
+        assert_eq!(framing("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n"), Ok(Framing::Length(0)));
         for method in ["CONNECT", "TRACE"] {
-            assert_eq!(judged(&format!("{method} / HTTP/1.1\r\nHost: a\r\n\r\n")), Err(501));
+            assert_eq!(framing(&format!("{method} / HTTP/1.1\r\nHost: a\r\n\r\n")), Err(501));
         }
         for line in [
             "GET /",
@@ -258,19 +258,19 @@ mod tests {
             "G\tT / HTTP/1.1",
             "G(T / HTTP/1.1",
         ] {
-            assert_eq!(judged(&format!("{line}\r\nHost: a\r\n\r\n")), Err(400), "{line:?}");
+            assert_eq!(framing(&format!("{line}\r\nHost: a\r\n\r\n")), Err(400), "{line:?}");
         }
     }
 
     #[test]
     fn rfc9112_3_2_there_is_one_host_and_it_is_one() {
-        assert_eq!(judged("GET / HTTP/1.1\r\n\r\n"), Err(400));
-        assert_eq!(judged("GET / HTTP/1.0\r\n\r\n"), Ok(Framing::Length(0)));
+        assert_eq!(framing("GET / HTTP/1.1\r\n\r\n"), Err(400));
+        assert_eq!(framing("GET / HTTP/1.0\r\n\r\n"), Ok(Framing::Length(0)));
         for host in ["a", "a:1", "a:", "[::1]:80", "10.0.0.1", "A.b-c_d"] {
-            assert_eq!(judged(&format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")), Ok(Framing::Length(0)), "{host}");
+            assert_eq!(framing(&format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")), Ok(Framing::Length(0)), "{host}");
         }
         for host in ["", "a b", "u@a", "a:x", "a:+1", "a:99999", "a/b", "a,b", ":80"] {
-            assert_eq!(judged(&format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")), Err(400), "{host}");
+            assert_eq!(framing(&format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")), Err(400), "{host}");
         }
         assert_eq!(with("/", "Host: a\r\n"), Err(400));
         assert_eq!(with("http://b/", ""), Err(400));
@@ -324,6 +324,6 @@ mod tests {
         {
             assert_eq!(with("/", fields), Err(501), "{fields:?}");
         }
-        assert_eq!(judged("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n"), Err(400));
+        assert_eq!(framing("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n"), Err(400));
     }
 }

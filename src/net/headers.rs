@@ -203,7 +203,7 @@ impl TrustedPeers {
 pub struct PeerError(pub String);
 
 impl TrustedPeers {
-    /// Whether it is a host with or without port, and without user (RFC 9110 §4.2.4). Commas, which RFC 3986 allows, are ambiguous.
+    /// Parses addresses and CIDR blocks, such as `10.0.0.0/8`.
     ///
     /// # Errors
     /// The first entry that is neither.

@@ -71,7 +71,7 @@ pub use redirect::Mount;
 pub use relay::{HostRule, RelayTarget, ask_with_body, relay, relay_tapped, relay_with_body};
 pub use relayed::{RelayError, Relayed};
 pub use retry_after::retry_after_secs;
-pub use served::served_until;
+pub use served::served_certificate_expiry;
 pub use settings::EdgeSettings;
 pub use socket::{SocketError, WebSocket};
 pub use tap::{TAP_BYTES_MAX, Tap, Tapped};

@@ -27,13 +27,13 @@ pub(super) enum Lane {
 
 /// The destination of a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct To {
+pub(super) struct PoolKey {
     lane: Lane,
     is_https: bool,
     authority: Authority,
 }
 
-impl To {
+impl PoolKey {
     /// `None`: not an absolute http(s) URL.
     pub(super) fn of(lane: Lane, uri: &Uri) -> Option<Self> {
         let is_https = match uri.scheme()? {
@@ -41,19 +41,19 @@ impl To {
             scheme if *scheme == Scheme::HTTPS => true,
             _ => return None,
         };
-        Some(To { lane, is_https, authority: uri.authority()?.clone() })
+        Some(PoolKey { lane, is_https, authority: uri.authority()?.clone() })
     }
 }
 
 /// A connection. Dropping it closes it.
 #[derive(Debug)]
-pub(super) struct Connection {
+pub(super) struct PooledConnection {
     pub(super) sender: SendRequest<Outgoing>,
-    to: To,
+    to: PoolKey,
     core: usize,
     meta: ConnectionMeta,
-    /// The time since when it is idle, in milliseconds of [`since_boot`]; [`IN_USE`] otherwise.
-    waits_since: Arc<AtomicU64>,
+    /// The time at which it became idle, in milliseconds of [`since_boot`]; [`IN_USE`] otherwise.
+    idle_since_ms: Arc<AtomicU64>,
 }
 
 const IN_USE: u64 = u64::MAX;
@@ -64,7 +64,7 @@ fn now_ms() -> u64 {
 
 /// The pool of idle connections.
 pub(super) struct Pool {
-    of_cores: Vec<ConnectionPool<Connection>>,
+    of_cores: Vec<ConnectionPool<PooledConnection>>,
     hasher: RandomState,
     last_id: AtomicI32,
     idle: Duration,
@@ -80,7 +80,7 @@ impl std::fmt::Debug for Pool {
 impl Pool {
     /// At most `max_idle` connections are kept per core; the least recently used is closed for a further one.
     pub(super) fn new(max_idle: usize, idle: Duration, idle_of_creates: Duration) -> Arc<Self> {
-        let of_cores = (0..=cores::last()).map(|_| ConnectionPool::new(max_idle)).collect();
+        let of_cores = (0..=cores::count()).map(|_| ConnectionPool::new(max_idle)).collect();
         Arc::new(Pool { of_cores, hasher: RandomState::new(), last_id: AtomicI32::new(0), idle, idle_of_creates })
     }
 
@@ -88,18 +88,18 @@ impl Pool {
         if lane == Lane::Creates { self.idle_of_creates } else { self.idle }
     }
 
-    fn key(&self, to: &To) -> u64 {
+    fn key(&self, to: &PoolKey) -> u64 {
         // In one call: an authority hashes itself byte by byte.
         self.hasher.hash_one((to.lane, to.is_https, to.authority.as_str()))
     }
 
     /// Takes an idle connection of this core.
-    pub(super) fn take(&self, to: &To) -> Option<Connection> {
-        let pool = self.of_cores.get(cores::here())?;
+    pub(super) fn take(&self, to: &PoolKey) -> Option<PooledConnection> {
+        let pool = self.of_cores.get(cores::current())?;
         let key = self.key(to);
         loop {
             let connection = pool.get(&key)?;
-            let waited = now_ms().saturating_sub(connection.waits_since.swap(IN_USE, Ordering::Relaxed));
+            let waited = now_ms().saturating_sub(connection.idle_since_ms.swap(IN_USE, Ordering::Relaxed));
             // The pool is keyed by the hash alone, which two destinations may share.
             let is_it = connection.to == *to && Duration::from_millis(waited) < self.idle_of(to.lane);
             if is_it && connection.sender.is_ready() {
@@ -109,7 +109,7 @@ impl Pool {
     }
 
     /// Returns a connection whose last answer was read completely.
-    pub(super) fn return_to_pool(self: &Arc<Self>, mut connection: Connection) {
+    pub(super) fn return_to_pool(self: &Arc<Self>, mut connection: PooledConnection) {
         if connection.sender.is_ready() {
             return self.keep(connection);
         }
@@ -126,9 +126,9 @@ impl Pool {
         });
     }
 
-    fn keep(&self, connection: Connection) {
+    fn keep(&self, connection: PooledConnection) {
         let Some(pool) = self.of_cores.get(connection.core) else { return };
-        connection.waits_since.store(now_ms(), Ordering::Relaxed);
+        connection.idle_since_ms.store(now_ms(), Ordering::Relaxed);
         let meta = connection.meta.clone();
         // The outcome is observed elsewhere: see `Pool::drive`.
         let _ = pool.put(&meta, connection);
@@ -137,15 +137,15 @@ impl Pool {
     /// Wraps a new connection, and starts the task that drives it until it is closed, or idle for too long.
     pub(super) fn connection(
         self: &Arc<Self>,
-        to: &To,
+        to: &PoolKey,
         sender: SendRequest<Outgoing>,
         driven: impl Future<Output = hyper::Result<()>> + Send + 'static,
-    ) -> Connection {
-        let (core, idle) = (cores::here(), self.idle_of(to.lane));
+    ) -> PooledConnection {
+        let (core, idle) = (cores::current(), self.idle_of(to.lane));
         let meta = ConnectionMeta::new(self.key(to), self.last_id.fetch_add(1, Ordering::Relaxed));
-        let waits_since = Arc::new(AtomicU64::new(IN_USE));
+        let idle_since_ms = Arc::new(AtomicU64::new(IN_USE));
         let connection =
-            Connection { sender, to: to.clone(), core, meta: meta.clone(), waits_since: waits_since.clone() };
+            PooledConnection { sender, to: to.clone(), core, meta: meta.clone(), idle_since_ms: idle_since_ms.clone() };
         let pool = Arc::downgrade(self);
         // Boxed, so that the pinned future is not stored twice.
         let mut driven = Box::pin(driven);
@@ -157,7 +157,7 @@ impl Pool {
                     _ = &mut driven => break true,
                     () = tokio::time::sleep(left) => {}
                 }
-                let waited = Duration::from_millis(now_ms().saturating_sub(waits_since.load(Ordering::Relaxed)));
+                let waited = Duration::from_millis(now_ms().saturating_sub(idle_since_ms.load(Ordering::Relaxed)));
                 match idle.checked_sub(waited) {
                     Some(more) if !more.is_zero() => left = more,
                     _ => break false,
@@ -165,7 +165,7 @@ impl Pool {
             };
             if let Some(pool) = pool.upgrade()
                 && let Some(pool) = pool.of_cores.get(core)
-                && waits_since.load(Ordering::Relaxed) != IN_USE
+                && idle_since_ms.load(Ordering::Relaxed) != IN_USE
             {
                 pool.pop_closed(&meta);
             }

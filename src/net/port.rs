@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 const LISTEN: &str = "0A";
 
 /// Below the range of ephemeral ports (`net.ipv4.ip_local_port_range`, from 32,768 by default).
-const SPARE: Range<u32> = 10_000..32_000;
+const PORTS: Range<u32> = 10_000..32_000;
 
 /// A free port on loopback, for a server that starts later, or again: no socket that asks for any port gets it,
 /// and no second caller in this process.
@@ -19,9 +19,9 @@ pub fn spare_port() -> u16 {
     static LAST: AtomicU32 = AtomicU32::new(0);
     // Concurrent processes start far from one another.
     let begin = std::process::id().wrapping_mul(997);
-    for _ in SPARE {
+    for _ in PORTS {
         let nth = begin.wrapping_add(LAST.fetch_add(1, Ordering::Relaxed));
-        let port = SPARE.start + nth % (SPARE.end - SPARE.start);
+        let port = PORTS.start + nth % (PORTS.end - PORTS.start);
         let Ok(port) = u16::try_from(port) else { continue };
         if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
             return port;

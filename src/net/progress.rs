@@ -36,11 +36,11 @@ impl Progress {
         self.moved_ms.store(ticks_ms(), Ordering::Relaxed);
     }
 
-    /// Returns when there was no progress for as long as `limit` then says; checks at least every `tick`. `look_at` has the
+    /// Returns when there was no progress for as long as `limit` then says; checks at least every `tick`. `set_next_check` has the
     /// connection's timer poll the caller again at a time, by [`ticks_ms`]; without it, it uses a timer of its own.
     pub(super) async fn stalled(
         &self,
-        look_at: Option<impl Fn(u64)>,
+        set_next_check: Option<impl Fn(u64)>,
         tick: Duration,
         limit: impl Fn() -> Option<Duration>,
     ) {
@@ -54,7 +54,7 @@ impl Progress {
             };
             (left > 0).then(|| (now, left.min(ms(tick)) + 1))
         };
-        let Some(look_at) = look_at else {
+        let Some(set_next_check) = set_next_check else {
             while let Some((_, left_ms)) = next() {
                 tokio::time::sleep(Duration::from_millis(left_ms)).await;
             }
@@ -62,7 +62,7 @@ impl Progress {
         };
         poll_fn(|_| match next() {
             Some((now, left_ms)) => {
-                look_at(now + left_ms);
+                set_next_check(now + left_ms);
                 Poll::Pending
             }
             None => Poll::Ready(()),

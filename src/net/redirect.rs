@@ -23,7 +23,7 @@ impl Mount {
     ///
     /// # Errors
     /// The host, if it belongs to the upstream and cannot be reached by this mount, or if a client would send its request there.
-    pub(super) fn keep(
+    pub(super) fn rewrite_location(
         &self,
         method: &Method,
         status: StatusCode,
@@ -92,7 +92,7 @@ mod tests {
         let mount = Mount { base: base.parse().unwrap(), at: at.to_owned() };
         let mut headers = HeaderMap::new();
         headers.insert(LOCATION, HeaderValue::from_str(location).unwrap());
-        mount.keep(&method, StatusCode::from_u16(status).unwrap(), &mut headers)?;
+        mount.rewrite_location(&method, StatusCode::from_u16(status).unwrap(), &mut headers)?;
         Ok(headers[LOCATION].to_str().unwrap().to_owned())
     }
 

@@ -61,7 +61,7 @@ impl Refusal {
 }
 
 /// Checks a request of HTTP/2, whose framing is not in its head.
-pub(super) fn judge(head: &Parts, settings: &EdgeSettings) -> Result<(), Refusal> {
+pub(super) fn validate(head: &Parts, settings: &EdgeSettings) -> Result<(), Refusal> {
     if head.headers.len() > settings.max_headers {
         return Err(Refusal::HEAD_TOO_LARGE);
     }

@@ -75,7 +75,7 @@ pub async fn relay_tapped(
     if exchange.is_upgrade() {
         return Box::pin(tunnel::relay_upgrade(exchange, upstream, head, target.mount.as_ref())).await;
     }
-    let (body, rest) = match exchange.body_read() {
+    let (body, rest) = match exchange.whole_body() {
         Some(body) => (Outgoing::complete(body), Rest::Over),
         // A part was read and is lost: the rest must not look like the whole body.
         None if exchange.progress().body_begun.is_set() => return Err(RelayError::BodyBroken),

@@ -15,7 +15,7 @@ pub struct Relayed {
     pub complete: bool,
 }
 
-/// Why a relay has no answer. Nothing was written to the client; the caller answers.
+/// The reason why a relay has no answer. Nothing was written to the client; the caller answers.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum RelayError {
     /// The upstream has certainly not received the request: 502.

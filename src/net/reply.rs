@@ -14,19 +14,19 @@ use tokio_util::sync::CancellationToken;
 use super::headers::{HopByHop, drop_fields, says_length, strip_hop_by_hop};
 use super::progress::Progress;
 use super::tap::Tap;
-use super::upstream::Answer;
+use super::upstream::UpstreamBody;
 use super::wire::Wire;
 
 /// The piece size of a complete answer on HTTP/2: hyper waits for the client's window between two pieces.
-const PIECE: usize = 16 * 1024;
+const PIECE_BYTES: usize = 16 * 1024;
 
 /// The body of an answer.
-pub(super) struct Reply {
+pub(super) struct ReplyBody {
     kind: Kind,
     /// Whether the end is hidden: hyper removes the length of an answer without a body, but 304 may have one (RFC 9110 §8.6).
     hides_end: bool,
     progress: Arc<Progress>,
-    told: Option<DeliverySignal>,
+    delivery: Option<DeliverySignal>,
 }
 
 enum Kind {
@@ -37,9 +37,9 @@ enum Kind {
 }
 
 struct Streamed {
-    body: Answer,
+    body: UpstreamBody,
     tap: Option<Tap>,
-    /// Why it is cut off here.
+    /// The reason why it is cut off here.
     why: Option<String>,
 }
 
@@ -70,27 +70,32 @@ impl DeliverySignal {
 #[error("the answer was cut: {0}")]
 pub(super) struct Cut(String);
 
-impl Reply {
-    pub(super) fn complete(bytes: Bytes, progress: Arc<Progress>, told: Option<DeliverySignal>) -> Self {
-        Reply { kind: Kind::Whole(bytes), hides_end: false, progress, told }
+impl ReplyBody {
+    pub(super) fn complete(bytes: Bytes, progress: Arc<Progress>, delivery: Option<DeliverySignal>) -> Self {
+        ReplyBody { kind: Kind::Whole(bytes), hides_end: false, progress, delivery }
     }
 
-    pub(super) fn streamed(body: Answer, tap: Option<Tap>, progress: Arc<Progress>, told: DeliverySignal) -> Self {
-        Reply {
+    pub(super) fn streamed(
+        body: UpstreamBody,
+        tap: Option<Tap>,
+        progress: Arc<Progress>,
+        delivery: DeliverySignal,
+    ) -> Self {
+        ReplyBody {
             kind: Kind::Streamed(Box::new(Streamed { body, tap, why: None })),
             hides_end: false,
             progress,
-            told: Some(told),
+            delivery: Some(delivery),
         }
     }
 
-    pub(super) fn live(pieces: mpsc::Receiver<Bytes>, progress: Arc<Progress>, told: DeliverySignal) -> Self {
-        Reply { kind: Kind::Live(pieces), hides_end: false, progress, told: Some(told) }
+    pub(super) fn live(pieces: mpsc::Receiver<Bytes>, progress: Arc<Progress>, delivery: DeliverySignal) -> Self {
+        ReplyBody { kind: Kind::Live(pieces), hides_end: false, progress, delivery: Some(delivery) }
     }
 
     /// No body, for an answer whose head describes a body that is not sent.
-    pub(super) fn none(progress: Arc<Progress>, told: Option<DeliverySignal>) -> Self {
-        Reply { kind: Kind::Whole(Bytes::new()), hides_end: true, progress, told }
+    pub(super) fn none(progress: Arc<Progress>, delivery: Option<DeliverySignal>) -> Self {
+        ReplyBody { kind: Kind::Whole(Bytes::new()), hides_end: true, progress, delivery }
     }
 
     fn is_whole(&self) -> bool {
@@ -102,17 +107,17 @@ impl Reply {
     }
 }
 
-impl Body for Reply {
+impl Body for ReplyBody {
     type Data = Bytes;
     type Error = Cut;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         let this = self.get_mut();
-        let of_http2 = this.told.as_ref().is_some_and(|told| told.wire.is_none());
+        let of_http2 = this.delivery.as_ref().is_some_and(|delivery| delivery.wire.is_none());
         match &mut this.kind {
             Kind::Whole(rest) if rest.is_empty() => Poll::Ready(None),
             Kind::Whole(rest) => {
-                let length = if of_http2 { rest.len().min(PIECE) } else { rest.len() };
+                let length = if of_http2 { rest.len().min(PIECE_BYTES) } else { rest.len() };
                 this.progress.sent(length);
                 Poll::Ready(Some(Ok(Frame::data(rest.split_to(length)))))
             }
@@ -174,18 +179,18 @@ impl Body for Reply {
     }
 }
 
-impl Drop for Reply {
+impl Drop for ReplyBody {
     fn drop(&mut self) {
         let is_whole = self.is_whole();
-        let Some(told) = self.told.take().filter(|_| is_whole) else { return };
-        match told.wire {
-            Some(wire) => wire.when_flushed(told.sender),
-            None => drop(told.sender.send(())),
+        let Some(delivery) = self.delivery.take().filter(|_| is_whole) else { return };
+        match delivery.wire {
+            Some(wire) => wire.when_flushed(delivery.sender),
+            None => drop(delivery.sender.send(())),
         }
     }
 }
 
-/// Prepares the head for the client: removes hop-by-hop fields except `Connection`, which [`Exchange::give`](super::Exchange) sets or
+/// Prepares the head for the client: removes hop-by-hop fields except `Connection`, which [`Exchange::send_response`](super::Exchange) sets or
 /// removes; sets the framing for `length` bytes, if known. 1xx and 204 have no length (RFC 9110 §8.6); for 304 (and HEAD, where the
 /// caller passes it) it is the length of what was not sent.
 pub(super) fn response_head(parts: &mut http::response::Parts, length: Option<u64>) {

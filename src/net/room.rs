@@ -11,11 +11,11 @@ use super::connection_slots::PeerKey;
 use crate::sync::lock;
 
 /// The unit of accounting, in bytes: a page, so that single bytes are not counted one by one.
-const STEP: usize = 4096;
+const UNIT_BYTES: usize = 4096;
 /// The part of a body that counts as small, in bytes.
 const SMALL_BYTES_MAX: usize = 1024 * 1024;
-/// How long a body waits for room; afterwards, or if too many wait, it is rejected with a request to retry.
-const WAIT: Duration = Duration::from_secs(5);
+/// The time for which a body waits for room; afterwards, or if too many wait, it is rejected with a request to retry.
+const WAIT_MAX: Duration = Duration::from_secs(5);
 const WAITING_MAX: usize = 64;
 /// The time between two waiters that give up. Bodies that together hold all the room and wait for one another would otherwise all
 /// give up at the same time; so one gives up first, and leaves its room to the others.
@@ -35,7 +35,7 @@ struct State {
     taken: Sizes,
     of_peer: HashMap<PeerKey, Sizes>,
     waiting: usize,
-    /// When a waiter last gave up.
+    /// The time at which a waiter last gave up.
     gave_up: Option<Instant>,
 }
 
@@ -126,7 +126,7 @@ impl BodyShare {
         if self.used <= has {
             return Ok(());
         }
-        let bytes = (self.used - has).next_multiple_of(STEP);
+        let bytes = (self.used - has).next_multiple_of(UNIT_BYTES);
         let more = match self.room.all.large > 0 && self.used > SMALL_BYTES_MAX {
             true => Sizes { small: 0, large: bytes },
             false => Sizes { small: bytes, large: 0 },
@@ -140,7 +140,7 @@ impl BodyShare {
 
     async fn wait(&self, more: Sizes) -> Result<(), NoRoom> {
         let _place = Waiter::begin(&self.room).ok_or(NoRoom)?;
-        let mut until = Instant::now() + WAIT;
+        let mut until = Instant::now() + WAIT_MAX;
         loop {
             let mut freed = std::pin::pin!(self.room.freed.notified());
             // Registered before the attempt, so that a release in between is not missed.
@@ -221,7 +221,7 @@ mod tests {
         assert_eq!(large.bytes, Sizes { small: MIB, large: 8 * MIB });
         let begun = Instant::now();
         assert_eq!(large.grow(1).await, Err(NoRoom), "the peer has its share");
-        assert_eq!(begun.elapsed(), WAIT);
+        assert_eq!(begun.elapsed(), WAIT_MAX);
         let mut other = room.body(peer(2));
         for _ in 0..5 {
             other.grow(MIB).await.unwrap();
@@ -252,7 +252,7 @@ mod tests {
             })
         };
         let large = waits(2 * MIB);
-        tokio::time::sleep(WAIT / 2).await;
+        tokio::time::sleep(WAIT_MAX / 2).await;
         assert_eq!(room.state().waiting, 1);
         let all: Vec<_> = (0..WAITING_MAX).map(|_| waits(2 * MIB)).collect();
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -270,7 +270,7 @@ mod tests {
     async fn bodies_that_wait_for_one_another_give_up_one_by_one() {
         let room = BodyMemory::new(Sizes { small: 6 * MIB, large: 0 }, Sizes { small: 6 * MIB, large: 0 });
         // However far apart they arrive.
-        for distance in [Duration::ZERO, GIVE_UP_INTERVAL, WAIT / 2] {
+        for distance in [Duration::ZERO, GIVE_UP_INTERVAL, WAIT_MAX / 2] {
             let mut begun = Vec::new();
             for _ in 0..3 {
                 let mut body = room.body(None);

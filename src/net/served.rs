@@ -10,11 +10,11 @@ use tokio_rustls::TlsConnector;
 
 use super::connector::trust;
 
-/// Until when the certificate that a server shows is valid, in seconds since 1970. `extra_ca`: authorities beside the public ones, PEM.
+/// The time until which the certificate that a server shows is valid, in seconds since 1970. `extra_ca`: authorities beside the public ones, PEM.
 ///
 /// # Errors
 /// A sentence: it does not answer, or its certificate is not accepted.
-pub async fn served_until(url: &Uri, extra_ca: Option<&Path>) -> Result<i64, String> {
+pub async fn served_certificate_expiry(url: &Uri, extra_ca: Option<&Path>) -> Result<i64, String> {
     let host = url.host().ok_or("the URL has no host")?.trim_matches(['[', ']']).to_owned();
     let name = ServerName::try_from(host.clone()).map_err(|error| error.to_string())?;
     let config = trust(extra_ca, None)?;

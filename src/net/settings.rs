@@ -9,11 +9,11 @@ use super::headers::TrustedPeers;
 pub struct EdgeSettings {
     /// From a request's first byte to the end of its head; also for TLS and HTTP/2 handshakes. Then 408. Default 10 s.
     pub header_timeout: Duration,
-    /// How long a connection may wait for its next request. Default 75 s (nginx's `keepalive_timeout`).
+    /// The time for which a connection may wait for its next request. Default 75 s (nginx's `keepalive_timeout`).
     pub keepalive: Duration,
     /// For [`Exchange::read_body`](super::Exchange::read_body): the complete body. For relays: the longest pause within a body. Default 30 s.
     pub body_timeout: Duration,
-    /// How long a client may read nothing of what is written to it. Default 30 s.
+    /// The time for which a client may read nothing of what is written to it. Default 30 s.
     pub write_timeout: Duration,
     /// Maximum bytes of a request's head; then 431. Default 64 KiB.
     pub max_header_bytes: usize,

@@ -34,7 +34,7 @@ pub struct Io {
     _open: TaskTrackerToken,
 }
 
-/// Why a WebSocket was not accepted.
+/// The reason why a WebSocket was not accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SocketError {
     /// None was requested, or not according to RFC 6455: 426.

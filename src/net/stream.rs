@@ -14,9 +14,9 @@ use super::exchange::Exchange;
 use super::progress::Progress;
 use super::redirect::{Mount, RedirectPast};
 use super::relayed::{RelayError, Relayed};
-use super::reply::{Reply, interim, response_head};
+use super::reply::{ReplyBody, interim, response_head};
 use super::tap::Tap;
-use super::upstream::{Answer, Upstream, UpstreamError};
+use super::upstream::{Upstream, UpstreamBody, UpstreamError};
 use super::wire::Wire;
 
 /// A client's body while it is forwarded, and afterwards.
@@ -42,7 +42,7 @@ pub(super) fn passing(exchange: &mut Exchange) -> Result<(Outgoing, Rest), Relay
 
 /// The timer of an HTTP/1 connection.
 fn timer(wire: Option<&Wire>) -> Option<impl Fn(u64)> {
-    wire.map(|wire| move |at_ms| wire.look_at(at_ms))
+    wire.map(|wire| move |at_ms| wire.poll_handler_at(at_ms))
 }
 
 /// Sends a request, and streams in both directions until the answer is written.
@@ -86,7 +86,7 @@ pub(super) async fn stream(
             }
         }
     };
-    keep_behind(mount, exchange.method(), &mut response)?;
+    rewrite_location(mount, exchange.method(), &mut response)?;
     Ok(answer(exchange, response, rest, tap).await)
 }
 
@@ -102,19 +102,21 @@ fn pass_interim_answers(exchange: &Exchange, request: &mut Request<Outgoing>) {
 }
 
 /// Keeps a redirect from leading the client past the mount.
-fn keep_behind<B>(mount: Option<&Mount>, method: &Method, response: &mut Response<B>) -> Result<(), RelayError> {
+fn rewrite_location<B>(mount: Option<&Mount>, method: &Method, response: &mut Response<B>) -> Result<(), RelayError> {
     let Some(mount) = mount else { return Ok(()) };
     let status = response.status();
-    mount.keep(method, status, response.headers_mut()).map_err(|RedirectPast(host)| RelayError::LeadsPast(host))
+    mount
+        .rewrite_location(method, status, response.headers_mut())
+        .map_err(|RedirectPast(host)| RelayError::LeadsPast(host))
 }
 
 /// Passes on the answer to a request without a body, while watching the client.
 pub(super) async fn stream_answer(
     exchange: &mut Exchange,
-    mut response: Response<Answer>,
+    mut response: Response<UpstreamBody>,
     mount: Option<&Mount>,
 ) -> Result<Relayed, RelayError> {
-    keep_behind(mount, exchange.method(), &mut response)?;
+    rewrite_location(mount, exchange.method(), &mut response)?;
     Ok(answer(exchange, response, Rest::Over, None).await)
 }
 
@@ -152,7 +154,12 @@ async fn drained(rest: &mut Rest, progress: &Arc<Progress>) -> Result<(), Broken
 }
 
 /// Passes the answer on and waits until it, or the client, is finished.
-async fn answer(exchange: &mut Exchange, response: Response<Answer>, mut rest: Rest, mut tap: Option<Tap>) -> Relayed {
+async fn answer(
+    exchange: &mut Exchange,
+    response: Response<UpstreamBody>,
+    mut rest: Rest,
+    mut tap: Option<Tap>,
+) -> Relayed {
     let (mut parts, body) = response.into_parts();
     let status = parts.status;
     if let Some(tap) = &mut tap {
@@ -167,13 +174,13 @@ async fn answer(exchange: &mut Exchange, response: Response<Answer>, mut rest: R
         parts.headers.remove(CONTENT_LENGTH);
     }
     let ended = bodiless || body.is_end_stream();
-    let delivered = exchange.give(parts, |told, progress| {
-        if status == StatusCode::NOT_MODIFIED && told.wire.is_some() {
-            Reply::none(progress, Some(told))
+    let delivered = exchange.send_response(parts, |delivery, progress| {
+        if status == StatusCode::NOT_MODIFIED && delivery.wire.is_some() {
+            ReplyBody::none(progress, Some(delivery))
         } else if ended {
-            Reply::complete(Bytes::new(), progress, Some(told))
+            ReplyBody::complete(Bytes::new(), progress, Some(delivery))
         } else {
-            Reply::streamed(body, tap, progress, told)
+            ReplyBody::streamed(body, tap, progress, delivery)
         }
     });
     let (wire, progress, pause) =
@@ -194,7 +201,7 @@ async fn answer(exchange: &mut Exchange, response: Response<Answer>, mut rest: R
     };
     let complete = tokio::select! {
         biased;
-        complete = exchange.delivered(delivered) => complete,
+        complete = exchange.wait_delivered(delivered) => complete,
         () = client_gone => {
             exchange.cut();
             false

@@ -31,7 +31,7 @@ pub fn install_crypto_provider() {
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
-/// Why a certificate was rejected.
+/// The reason why a certificate was rejected.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum TlsError {
     /// A file is missing, unreadable, or not PEM.
@@ -108,9 +108,9 @@ impl ReloadingTls {
         Ok(ReloadingTls(Arc::new(Inner { cert, key, client_ca, acceptor, tried: Mutex::new(Some(seen)) })))
     }
 
-    /// When the certificates in use expire, in seconds since 1970: the listener's, and the first of the client authorities.
+    /// The times at which the certificates in use expire, in seconds since 1970: the listener's, and the first of the client authorities.
     pub fn expiries(&self) -> Vec<(CertificateUse, i64)> {
-        let of = |name, path: Option<&PathBuf>| Some((name, expiry(path?).ok()?.1));
+        let of = |name, path: Option<&PathBuf>| Some((name, validity(path?).ok()?.until_secs));
         [of(CertificateUse::Server, Some(&self.0.cert)), of(CertificateUse::ClientCa, self.0.client_ca.as_ref())]
             .into_iter()
             .flatten()
@@ -148,18 +148,27 @@ impl ReloadingTls {
     }
 }
 
-/// The validity of the first certificate of a PEM file: start and end, in seconds since 1970.
+/// The validity of a certificate, in seconds since 1970.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Validity {
+    /// Its start.
+    pub from_secs: i64,
+    /// Its end.
+    pub until_secs: i64,
+}
+
+/// Reads the validity of the first certificate of a PEM file.
 ///
 /// # Errors
 /// [`TlsError::Unreadable`]: the file has no certificate.
-pub fn expiry(cert: &Path) -> Result<(i64, i64), TlsError> {
+pub fn validity(cert: &Path) -> Result<Validity, TlsError> {
     let unreadable = |why: String| TlsError::Unreadable { path: cert.to_owned(), why };
     let bytes = std::fs::read(cert).map_err(|error| unreadable(error.to_string()))?;
     let first = x509_parser::pem::Pem::iter_from_buffer(&bytes).flatten().find(|pem| pem.label == "CERTIFICATE");
     let pem = first.ok_or_else(|| unreadable("it has no certificate".to_owned()))?;
     let certificate = pem.parse_x509().map_err(|error| unreadable(error.to_string()))?;
     let validity = certificate.validity();
-    Ok((validity.not_before.timestamp(), validity.not_after.timestamp()))
+    Ok(Validity { from_secs: validity.not_before.timestamp(), until_secs: validity.not_after.timestamp() })
 }
 
 /// Returns the part that is misplaced, or in an unsupported form, if it can be recognised.

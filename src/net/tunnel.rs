@@ -22,12 +22,12 @@ use super::transport::Transport;
 use super::upstream::{Upstream, UpstreamError};
 use super::wire;
 
-/// How long the other direction may continue after one has ended. WebSocket peers close both (RFC 6455 §7.1.1); the limit is for
+/// The time for which the other direction may continue after one has ended. WebSocket peers close both (RFC 6455 §7.1.1); the limit is for
 /// those that do not.
-const HALF_CLOSED: Duration = Duration::from_secs(30);
+const HALF_CLOSED_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The maximum duration of an upstream's handshake.
-const HANDSHAKE: Duration = Duration::from_secs(120);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Relays an upgrade. Returns when the tunnel has ended, or when the upstream's rejection was passed on.
 pub(super) async fn relay_upgrade(
@@ -47,7 +47,7 @@ pub(super) async fn relay_upgrade(
     let mut request = Some(request.map(|()| Outgoing::complete(Bytes::new())));
 
     // Early bytes of the client are kept for the tunnel.
-    let limit = upstream.answer_timeout().min(HANDSHAKE);
+    let limit = upstream.answer_timeout().min(HANDSHAKE_TIMEOUT);
     let mut response = tokio::select! {
         biased;
         answered = tokio::time::timeout(limit, upstream.relay(&mut request)) => {
@@ -82,7 +82,7 @@ pub(super) async fn relay_upgrade(
     let mut client = Client { io: client, half_closed: &half_closed, stall };
     let too_long = async {
         half_closed.notified().await;
-        tokio::time::sleep(HALF_CLOSED).await;
+        tokio::time::sleep(HALF_CLOSED_TIMEOUT).await;
     };
     // Not a select loop of reads and writes, which dead-locks when both sides write before they read.
     tokio::select! {

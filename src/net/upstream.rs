@@ -22,12 +22,12 @@ use rustls::ClientConfig;
 use tokio_tungstenite::tungstenite;
 use tower_service::Service;
 
-use super::body::{Outgoing, SendBy, Unread, collect};
+use super::body::{Deadline, Outgoing, Unread, collect};
 use super::callback::{CALLBACK_MARK, CallbackError, CallbackRules, Guarded};
-use super::connector::{Connector, Patient, trust};
+use super::connector::{Connector, WriteErrorHider, trust};
 use super::headers::says_length;
 use super::own::OwnListener;
-use super::pool::{Connection, Lane, Pool, To};
+use super::pool::{Lane, Pool, PoolKey, PooledConnection};
 use crate::failpoint;
 
 /// Maximum fields of an answer's head. hyper's default is 100.
@@ -38,16 +38,16 @@ const ANSWER_HEADERS_MAX: usize = 512;
 pub struct UpstreamSettings {
     /// The timeout of name resolution, TCP and TLS together. Default 5 s.
     pub connect_timeout: Duration,
-    /// How long an idle connection is kept. Default 30 s, below the 60 s and more at which load balancers close.
+    /// The time for which an idle connection is kept. Default 30 s, below the 60 s and more at which load balancers close.
     pub pool_idle_timeout: Duration,
-    /// How long an idle connection that carries creates is kept. Default 3 s: bursts share connections, and the window in which a
+    /// The time for which an idle connection that carries creates is kept. Default 3 s: bursts share connections, and the window in which a
     /// provider's close can meet our create stays small.
     pub create_pool_idle_timeout: Duration,
     /// Maximum idle connections per core. Default 256.
     pub pool_max_idle: usize,
     /// The maximum duration of a create, from its first byte to its answer's last; then it is `Unknown`. Default 60 s.
     pub create_timeout: Duration,
-    /// How long a relayed request may wait for the head of its answer, or for the upstream to take a piece of its body; progress of either
+    /// The time for which a relayed request may wait for the head of its answer, or for the upstream to take a piece of its body; progress of either
     /// extends it. Default 600 s, longer than any SDK waits. The body of an answer may pause for ever (server-sent
     /// events do).
     pub answer_timeout: Duration,
@@ -78,7 +78,7 @@ impl Default for UpstreamSettings {
     }
 }
 
-/// Why there is no answer.
+/// The reason why there is no answer.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum UpstreamError {
     /// The connection failed: name resolution, TCP, TLS or the timeout. Nothing of the request was sent.
@@ -192,9 +192,9 @@ impl Upstream {
     /// It does not watch the client: run it in a task of its own, which the client's hang-up cannot cancel, because
     /// dropping this future leaves the outcome unknown.
     pub async fn create(&self, request: Request<Bytes>, answer_limit: usize, send_by: Duration) -> SendResult {
-        let by = SendBy::new(send_by);
+        let by = Deadline::new(send_by);
         // An empty body is never taken.
-        if request.body().is_empty() && by.has_passed() {
+        if request.body().is_empty() && by.check() {
             return SendResult::NotSent(UpstreamError::Late);
         }
         let request = request.map(|body| Outgoing::due(body, by.clone()));
@@ -267,7 +267,7 @@ impl Upstream {
     pub(super) fn relay(
         &self,
         request: &mut Option<Request<Outgoing>>,
-    ) -> impl Future<Output = Result<Response<Answer>, UpstreamError>> {
+    ) -> impl Future<Output = Result<Response<UpstreamBody>, UpstreamError>> {
         self.send(Lane::General, request)
     }
 
@@ -301,14 +301,14 @@ impl Upstream {
         &self,
         lane: Lane,
         unsent: &mut Option<Request<Outgoing>>,
-    ) -> Result<Response<Answer>, UpstreamError> {
+    ) -> Result<Response<UpstreamBody>, UpstreamError> {
         let missing = || UpstreamError::Invalid("missing request".to_owned());
         let request = unsent.as_mut().ok_or_else(missing)?;
         if request.method() == Method::CONNECT {
             return Err(UpstreamError::Invalid("CONNECT is not for upstreams".to_owned()));
         }
         let uri = std::mem::take(request.uri_mut());
-        let to = To::of(lane, &uri)
+        let to = PoolKey::of(lane, &uri)
             .ok_or_else(|| UpstreamError::Invalid(format!("{uri} is not an absolute http or https address")))?;
         frame(request, &uri);
         let asked = match request.headers().contains_key(header::UPGRADE) {
@@ -330,7 +330,7 @@ impl Upstream {
                     }
                     let is_tunnel = response.status() == StatusCode::SWITCHING_PROTOCOLS;
                     let back = (!is_tunnel).then(|| (connection, self.0.pool.clone()));
-                    return Ok(response.map(|incoming| Answer { incoming, has_ended: false, back }));
+                    return Ok(response.map(|incoming| UpstreamBody { incoming, has_ended: false, back }));
                 }
                 Err(error) => error,
             };
@@ -343,7 +343,7 @@ impl Upstream {
         }
     }
 
-    async fn connect(&self, to: &To, lane: Lane, uri: Uri) -> Result<Connection, UpstreamError> {
+    async fn connect(&self, to: &PoolKey, lane: Lane, uri: Uri) -> Result<PooledConnection, UpstreamError> {
         match lane {
             Lane::General | Lane::Creates => self.open(to, self.0.connector.clone().call(uri)).await,
             Lane::Callbacks => self.open(to, self.0.guarded.clone().call(uri)).await,
@@ -352,9 +352,9 @@ impl Upstream {
 
     async fn open<T, E>(
         &self,
-        to: &To,
-        connecting: impl Future<Output = Result<Patient<T>, E>>,
-    ) -> Result<Connection, UpstreamError>
+        to: &PoolKey,
+        connecting: impl Future<Output = Result<WriteErrorHider<T>, E>>,
+    ) -> Result<PooledConnection, UpstreamError>
     where
         T: Read + Write + Unpin + Send + 'static,
         E: Into<Box<dyn StdError + Send + Sync>>,
@@ -413,7 +413,7 @@ enum ExpectedAnswer {
     Answer,
 }
 
-/// Why an answer cannot be passed on: an upgrade that was not requested, or a transfer coding other than chunked.
+/// The reason why an answer cannot be passed on: an upgrade that was not requested, or a transfer coding other than chunked.
 fn unfit(response: &Response<Incoming>, asked: ExpectedAnswer) -> Option<&'static str> {
     if response.status() == StatusCode::SWITCHING_PROTOCOLS && asked == ExpectedAnswer::Answer {
         return Some("a 101 that was not requested");
@@ -426,13 +426,13 @@ fn unfit(response: &Response<Incoming>, asked: ExpectedAnswer) -> Option<&'stati
 /// The body of an upstream's answer. Read completely, its connection returns to the pool; dropped before, it is
 /// closed.
 #[derive(Debug)]
-pub(super) struct Answer {
+pub(super) struct UpstreamBody {
     incoming: Incoming,
     has_ended: bool,
-    back: Option<(Connection, Arc<Pool>)>,
+    back: Option<(PooledConnection, Arc<Pool>)>,
 }
 
-impl Answer {
+impl UpstreamBody {
     fn return_to_pool(&mut self) {
         if let Some((connection, pool)) = self.back.take() {
             pool.return_to_pool(connection);
@@ -440,7 +440,7 @@ impl Answer {
     }
 }
 
-impl Body for Answer {
+impl Body for UpstreamBody {
     type Data = Bytes;
     type Error = hyper::Error;
 
@@ -466,7 +466,7 @@ impl Body for Answer {
     }
 }
 
-impl Drop for Answer {
+impl Drop for UpstreamBody {
     fn drop(&mut self) {
         if self.is_end_stream() {
             self.return_to_pool();

@@ -68,7 +68,7 @@ pub(super) struct Wire {
     state: Mutex<State>,
     settings: Arc<EdgeSettings>,
     /// The time at which the handler is polled in any case, by [`ticks_ms`].
-    look_at_ms: AtomicU64,
+    poll_handler_at_ms: AtomicU64,
 }
 
 struct State {
@@ -77,7 +77,7 @@ struct State {
     stage: Stage,
     phase: Phase,
     /// Checked, and not yet taken by hyper: a head, or the end of a chunked body.
-    judged: BytesMut,
+    validated: BytesMut,
     /// Read, and not yet checked: an incomplete head, or early bytes.
     ahead: BytesMut,
     /// The part of `ahead` that was searched for a head's end.
@@ -115,7 +115,7 @@ impl Wire {
             transport: Some(transport),
             stage: if is_http2 { Stage::Opaque } else { Stage::Head },
             phase: Phase::Idle(ticks_ms()),
-            judged: BytesMut::new(),
+            validated: BytesMut::new(),
             ahead: BytesMut::new(),
             scanned: 0,
             refusal: None,
@@ -134,7 +134,7 @@ impl Wire {
             if_reset: None,
             is_reset: false,
         };
-        Arc::new(Wire { state: Mutex::new(state), settings, look_at_ms: AtomicU64::new(u64::MAX) })
+        Arc::new(Wire { state: Mutex::new(state), settings, poll_handler_at_ms: AtomicU64::new(u64::MAX) })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -147,17 +147,17 @@ impl Wire {
     }
 
     /// Has the handler polled at that time, by [`ticks_ms`], unless something wakes it before.
-    pub(super) fn look_at(&self, at_ms: u64) {
-        self.look_at_ms.fetch_min(at_ms, Ordering::Relaxed);
+    pub(super) fn poll_handler_at(&self, at_ms: u64) {
+        self.poll_handler_at_ms.fetch_min(at_ms, Ordering::Relaxed);
     }
 
     /// The time of the next such poll; past ones are cleared.
-    pub(super) fn next_look(&self) -> u64 {
-        self.look_at_ms.load(Ordering::Relaxed)
+    pub(super) fn handler_poll_ms(&self) -> u64 {
+        self.poll_handler_at_ms.load(Ordering::Relaxed)
     }
 
-    pub(super) fn looked(&self) {
-        self.look_at_ms.store(u64::MAX, Ordering::Relaxed);
+    pub(super) fn clear_handler_poll(&self) {
+        self.poll_handler_at_ms.store(u64::MAX, Ordering::Relaxed);
     }
 
     /// Waits for the first byte of a request, on a connection without hyper. `false`: the client ended it before.
@@ -213,8 +213,8 @@ impl Wire {
     }
 
     /// Reports when everything that hyper has written so far was sent.
-    pub(super) fn when_flushed(&self, told: oneshot::Sender<()>) {
-        self.state().flushed = Some(told);
+    pub(super) fn when_flushed(&self, delivery: oneshot::Sender<()>) {
+        self.state().flushed = Some(delivery);
     }
 
     /// Runs `then` if the next event of the client is a reset.
@@ -321,12 +321,12 @@ impl State {
 
     /// Passes checked bytes to hyper, as far as it has room.
     fn hand_over(&mut self, buf: &mut ReadBuf<'_>) {
-        let count = self.judged.len().min(buf.remaining());
-        buf.put_slice(self.judged.get(..count).unwrap_or_default());
-        self.judged.advance(count);
-        if self.judged.is_empty() {
+        let count = self.validated.len().min(buf.remaining());
+        buf.put_slice(self.validated.get(..count).unwrap_or_default());
+        self.validated.advance(count);
+        if self.validated.is_empty() {
             // An idle connection keeps no buffer.
-            self.judged = BytesMut::new();
+            self.validated = BytesMut::new();
         }
     }
 
@@ -336,7 +336,7 @@ impl State {
         buf: &mut ReadBuf<'_>,
         settings: &EdgeSettings,
     ) -> Poll<io::Result<()>> {
-        if !self.judged.is_empty() {
+        if !self.validated.is_empty() {
             self.hand_over(buf);
             return Poll::Ready(Ok(()));
         }
@@ -363,15 +363,15 @@ impl State {
             if self.ahead.len() > self.scanned {
                 if let Some(end) = head::end(&self.ahead, self.scanned) {
                     let (head, behind) = self.ahead.split_at(end);
-                    let judged = judge(head, settings).and_then(|framing| match framing {
+                    let framing = validate(head, settings).and_then(|framing| match framing {
                         // The part of the body that has arrived is checked before it is answered.
                         Framing::Chunked if Chunks::new().decode(&mut behind.to_vec()).is_err() => {
                             Err(Refusal::MALFORMED)
                         }
                         framing => Ok(framing),
                     });
-                    self.admit(judged)?;
-                    self.judged = self.ahead.split_to(end);
+                    self.begin_body(framing)?;
+                    self.validated = self.ahead.split_to(end);
                     self.scanned = 0;
                     if self.ahead.is_empty() {
                         self.ahead = BytesMut::new();
@@ -403,13 +403,13 @@ impl State {
             if self.ahead.is_empty()
                 && let Some((head, behind)) = head::end(read, 0).and_then(|end| read.split_at_checked(end))
             {
-                let judged = judge(head, settings);
-                match judged {
+                let framing = validate(head, settings);
+                match framing {
                     Ok(Framing::Length(length)) if behind.len() as u64 <= length => {
-                        self.admit(Ok(Framing::Length(length - behind.len() as u64)))?;
+                        self.begin_body(Ok(Framing::Length(length - behind.len() as u64)))?;
                         return Poll::Ready(Ok(()));
                     }
-                    Err(_) => self.admit(judged)?,
+                    Err(_) => self.begin_body(framing)?,
                     Ok(_) => {}
                 }
             }
@@ -418,8 +418,8 @@ impl State {
         }
     }
 
-    fn admit(&mut self, judged: Result<Framing, Refusal>) -> io::Result<()> {
-        self.stage = match judged.map_err(|refusal| self.refuse(refusal))? {
+    fn begin_body(&mut self, framing: Result<Framing, Refusal>) -> io::Result<()> {
+        self.stage = match framing.map_err(|refusal| self.refuse(refusal))? {
             Framing::Length(length) => Stage::Length(length),
             Framing::Chunked => Stage::Chunks(Chunks::new()),
         };
@@ -493,7 +493,7 @@ impl State {
                 return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, why)));
             };
             if chunks.is_over() {
-                self.judged = BytesMut::from(chunks.last().as_slice());
+                self.validated = BytesMut::from(chunks.last().as_slice());
                 let behind = rest.get(decoded.taken..read).unwrap_or_default();
                 self.ahead = BytesMut::from([behind, &self.ahead].concat().as_slice());
                 self.stage = Stage::Head;
@@ -504,7 +504,7 @@ impl State {
                 buf.advance(SIZE_LINE + decoded.data + CRLF.len());
                 return Poll::Ready(Ok(()));
             }
-            if !self.judged.is_empty() {
+            if !self.validated.is_empty() {
                 self.hand_over(buf);
                 return Poll::Ready(Ok(()));
             }
@@ -524,11 +524,11 @@ impl State {
     }
 }
 
-fn judge(head: &[u8], settings: &EdgeSettings) -> Result<Framing, Refusal> {
+fn validate(head: &[u8], settings: &EdgeSettings) -> Result<Framing, Refusal> {
     if head.len() > settings.max_header_bytes {
         return Err(Refusal::HEAD_TOO_LARGE);
     }
-    head::judge(head, settings)
+    head::validate(head, settings)
 }
 
 fn keep(waker: &mut Option<Waker>, cx: &Context<'_>) {

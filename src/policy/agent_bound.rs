@@ -1,10 +1,10 @@
-//! How many calls of one agent the limits admit in any case, for a comparison with the provider's own bounds.
+//! The number of calls of one agent that the limits admit in any case, for a comparison with the provider's own bounds.
 
 use super::{Bound, Limit, Per, Policy};
 use crate::ids::AccountName;
 
 impl Policy {
-    /// How many calls of an agent the limits admit at once, or, with `within_secs`, within that time. `None`: any number. Only
+    /// The number of calls of an agent that the limits admit at once, or, with `within_secs`, within that time. `None`: any number. Only
     /// limits that bind every call of the agent count.
     pub fn agent_bound(&self, account: &AccountName, agent: &str, within_secs: Option<u32>) -> Option<u64> {
         let all = self.settings.limits.iter().chain(&self.global);

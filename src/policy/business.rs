@@ -25,7 +25,7 @@ pub enum WhenFull {
     },
 }
 
-/// How much of a call's transcript is kept. Each variant keeps less than the one before it.
+/// The part of a call's transcript that is kept. Each variant keeps less than the one before it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Privacy {
@@ -79,7 +79,7 @@ pub struct Business {
     /// older versions reject unknown fields.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retention_days: Option<u32>,
-    /// How much of its transcripts is kept; overrides the platform's setting. Not serialised when unset.
+    /// The part of its transcripts that is kept; overrides the platform's setting. Not serialised when unset.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transcripts: Option<Privacy>,
     /// Slots that each limit of concurrent calls keeps free of its bulk calls, at most [`RESERVE_MAX`]; overrides
@@ -161,23 +161,23 @@ pub struct RequestAttributes<'a> {
 
 /// Treatment of a request of an unknown business.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Unknown {
+pub enum OnUnknownBusiness {
     /// The request is rejected with 403.
     Reject,
     /// The request is accepted on this plan, under the id it names, or as `default`.
     Plan(String),
 }
 
-impl Unknown {
+impl OnUnknownBusiness {
     /// The consequence in a sentence for operators.
-    pub fn means(&self) -> String {
+    pub fn consequence(&self) -> String {
         match self {
-            Unknown::Reject => {
+            OnUnknownBusiness::Reject => {
                 "requests without a known business are refused with 403 UNKNOWN_BUSINESS (businesses.unknown = \
                                 \"reject\")"
                     .to_owned()
             }
-            Unknown::Plan(plan) => format!(
+            OnUnknownBusiness::Plan(plan) => format!(
                 "requests of unknown businesses are accepted on plan {plan:?}, each under the id it names, or as \"default\" \
                  (businesses.unknown = {plan:?}; \"reject\" refuses them with 403)"
             ),
@@ -185,7 +185,7 @@ impl Unknown {
     }
 }
 
-impl Default for Unknown {
+impl Default for OnUnknownBusiness {
     fn default() -> Self {
         Self::Plan(super::DEFAULT_PLAN.to_owned())
     }
@@ -196,13 +196,13 @@ impl Default for Unknown {
 pub struct Identified {
     /// The business: a known one, or the id that the request names, or `default`.
     pub business: BusinessId,
-    /// Why the business is unknown, if unknown ones are rejected. The caller decides what to do: observe mode rejects nothing.
+    /// The reason why the business is unknown, if unknown ones are rejected. The caller decides what to do: observe mode rejects nothing.
     pub unknown_business: Option<UnknownBusiness>,
     /// An id in the request that was not used: malformed, or read by no rule.
     pub ignored: Option<Ignored>,
 }
 
-/// Why a business id in the request was ignored.
+/// The reason why a business id in the request was ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Ignored {
     /// `X-Business-Id` is malformed.

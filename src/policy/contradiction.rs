@@ -1,6 +1,6 @@
 //! Requests that name one business and use an agent, number or key of another.
 
-use super::{Policy, RequestAttributes, Unknown};
+use super::{OnUnknownBusiness, Policy, RequestAttributes};
 use crate::ids::BusinessId;
 
 /// Treatment of a request with contradicting attributes.
@@ -44,11 +44,11 @@ impl Policy {
 
     /// Returns why no call may be made for a business with this agent and number, by the same rules, if any. For calls whose business
     /// is certain.
-    pub fn denied(&self, business: &BusinessId, agent: Option<&str>, number: Option<&str>) -> Option<String> {
+    pub fn denial_reason(&self, business: &BusinessId, agent: Option<&str>, number: Option<&str>) -> Option<String> {
         if self.rules.is_empty() {
             return None;
         }
-        if self.settings.unknown == Unknown::Reject && !self.businesses.contains_key(business) {
+        if self.settings.unknown == OnUnknownBusiness::Reject && !self.businesses.contains_key(business) {
             return Some(format!("business {business} is not configured"));
         }
         let attributes = RequestAttributes { agent, number, ..RequestAttributes::default() };

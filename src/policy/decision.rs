@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use crate::clock::UnixMs;
 use crate::ids::CallId;
-use crate::policy::{Binding, Bound, Facts, Mode, Policy, Scope};
+use crate::policy::{Binding, Bound, CallAttributes, Mode, Policy, Scope};
 use crate::words::words;
 pub use rate::RateLog;
 pub use retry_after::RetryAfterEstimator;
@@ -173,7 +173,7 @@ fn first_short(request: &AdmissionRequest, usage: &impl LimitUsage, now_ms: Unix
 }
 
 /// Rebuilds the logs of rates from these creates, earliest first.
-pub fn rate_logs(policy: &Policy, sent: &[(UnixMs, Facts)]) -> Vec<(String, RateLog)> {
+pub fn rate_logs(policy: &Policy, sent: &[(UnixMs, CallAttributes)]) -> Vec<(String, RateLog)> {
     let mut logs = BTreeMap::<String, RateLog>::new();
     for (at_ms, facts) in sent {
         for binding in policy.bindings(facts) {

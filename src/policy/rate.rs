@@ -39,7 +39,7 @@ impl Rate {
         Ok(Self { count, window_ms })
     }
 
-    /// How long a create counts, in milliseconds: the window, a rounding allowance, and an allowance for network jitter, because the
+    /// The time for which a create counts, in milliseconds: the window, a rounding allowance, and an allowance for network jitter, because the
     /// provider counts when a create arrives and two creates do not take equally long.
     pub fn held_ms(self) -> i64 {
         self.window_ms.saturating_add(1 + JITTER_MAX_MS.min(self.window_ms / JITTER_PART))

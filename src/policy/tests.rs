@@ -18,7 +18,7 @@ fn settings() -> PolicySettings {
         destinations: Default::default(),
         businesses: vec![],
         rules: None,
-        unknown: Unknown::default(),
+        unknown: OnUnknownBusiness::default(),
         contradictions: Contradictions::Refuse,
         demo: false,
         when_full: WhenFull::Busy,
@@ -29,9 +29,9 @@ fn business(id: &str, plan: &str) -> Business {
     Business { plan: Some(plan.to_owned()), ..Business::named(BusinessId::parse(id).unwrap()) }
 }
 
-fn facts(policy: &Policy, id: &str) -> Facts {
+fn facts(policy: &Policy, id: &str) -> CallAttributes {
     let business = BusinessId::parse(id).unwrap();
-    Facts {
+    CallAttributes {
         plan: policy.plan_of(&business),
         business,
         account: AccountName::parse("elevenlabs").unwrap(),
@@ -161,7 +161,7 @@ fn what_is_ignored_is_said() {
 fn rules_are_tried_in_order_and_strangers_are_refused_where_that_is_written() {
     let acme = Business { agent_ids: vec!["agent_1".to_owned()], ..business("acme", "PRO") };
     let businesses = vec![acme, business("birch", "PAYG")];
-    let policy = Policy::new(PolicySettings { businesses, unknown: Unknown::Reject, ..settings() }, &[]);
+    let policy = Policy::new(PolicySettings { businesses, unknown: OnUnknownBusiness::Reject, ..settings() }, &[]);
     let by = |attributes: RequestAttributes<'_>| {
         let found = policy.identify(&attributes);
         (found.business.to_string(), found.unknown_business.map(|e| e.to_string()))
@@ -184,7 +184,7 @@ fn strangers_may_have_a_plan_instead() {
     let policy = Policy::new(
         PolicySettings {
             businesses: vec![business("acme", "PRO")],
-            unknown: Unknown::Plan("PAYG".to_owned()),
+            unknown: OnUnknownBusiness::Plan("PAYG".to_owned()),
             ..settings()
         },
         &[],
@@ -211,14 +211,14 @@ fn named_limits_select_by_any_fact_and_count_per_any_fact() {
     let limit = Limit {
         name: "turkey".into(),
         scope: Scope::Named,
-        selects: Selector { destination_prefix: vec!["+90".to_owned()], ..Selector::default() },
+        selects: LimitMatch { destination_prefix: vec!["+90".to_owned()], ..LimitMatch::default() },
         per: Per::Destination,
         bound: Bound::Concurrent(1),
         on_outage: None,
     };
     let policy = Policy::new(PolicySettings { limits: vec![limit], ..settings() }, &[]);
     let mut to_turkey = facts(&policy, "default");
-    let key = |f: &Facts| policy.bindings(f).into_iter().find(|b| b.limit.as_ref() == "turkey").map(|b| b.key);
+    let key = |f: &CallAttributes| policy.bindings(f).into_iter().find(|b| b.limit.as_ref() == "turkey").map(|b| b.key);
     assert_eq!(key(&to_turkey), Some("turkey|+905551112233".to_owned()));
     to_turkey.other_number = Some("+15550001111".to_owned());
     assert_eq!(key(&to_turkey), None);
@@ -231,7 +231,7 @@ fn a_call_carried_by_a_second_account_is_bound_by_both() {
     two.accounts.push(AccountLimits { name: twilio.clone(), concurrent: Some(2), rate: None, business: None });
     let policy = Policy::new(two, &[]);
     let mut carried = facts(&policy, "default");
-    let bound = |f: &Facts| policy.bindings(f).iter().any(|b| b.limit.as_ref() == "account.twilio");
+    let bound = |f: &CallAttributes| policy.bindings(f).iter().any(|b| b.limit.as_ref() == "account.twilio");
     assert!(!bound(&carried));
     carried.carrier = Some(twilio);
     assert!(bound(&carried));
@@ -264,7 +264,7 @@ fn the_strictest_limit_says_who_decides_in_an_outage() {
     let limit = |name: &str, prefix: &str, on_outage| Limit {
         name: name.into(),
         scope: Scope::Named,
-        selects: Selector { destination_prefix: vec![prefix.to_owned()], ..Selector::default() },
+        selects: LimitMatch { destination_prefix: vec![prefix.to_owned()], ..LimitMatch::default() },
         per: Per::All,
         bound: Bound::Concurrent(1),
         on_outage,
@@ -275,8 +275,10 @@ fn the_strictest_limit_says_who_decides_in_an_outage() {
         limit("silent", "+", None),
     ];
     let policy = |on_outage| Policy::new(PolicySettings { limits: limits.clone(), on_outage, ..settings() }, &[]);
-    let to =
-        |policy: &Policy, number: &str| Facts { other_number: Some(number.to_owned()), ..facts(policy, "default") };
+    let to = |policy: &Policy, number: &str| CallAttributes {
+        other_number: Some(number.to_owned()),
+        ..facts(policy, "default")
+    };
     for (default, cheap, dear) in [
         (OnOutage::Open, OnOutage::Open, OnOutage::Closed),
         (OnOutage::Database, OnOutage::Database, OnOutage::Closed),
@@ -292,15 +294,15 @@ fn the_strictest_limit_says_who_decides_in_an_outage() {
 fn what_an_agent_may_do_in_any_case_is_known() {
     let limit =
         |per, bound, selects| Limit { name: "x".into(), scope: Scope::Named, selects, per, bound, on_outage: None };
-    let agent = |id: &str| Selector { agent: vec![id.to_owned()], ..Selector::default() };
+    let agent = |id: &str| LimitMatch { agent: vec![id.to_owned()], ..LimitMatch::default() };
     let rate = Bound::Rate(Rate { count: 10, window_ms: 3_600_000 });
     let limits = vec![
-        limit(Per::Agent, Bound::Concurrent(7), Selector::default()),
+        limit(Per::Agent, Bound::Concurrent(7), LimitMatch::default()),
         limit(Per::All, Bound::Concurrent(3), agent("one")),
         limit(Per::All, rate, agent("one")),
         // These bind some of its calls.
-        limit(Per::Business, Bound::Concurrent(1), Selector::default()),
-        limit(Per::All, Bound::Concurrent(1), Selector { direction: Some(Direction::Inbound), ..agent("one") }),
+        limit(Per::Business, Bound::Concurrent(1), LimitMatch::default()),
+        limit(Per::All, Bound::Concurrent(1), LimitMatch { direction: Some(Direction::Inbound), ..agent("one") }),
     ];
     let policy = Policy::new(PolicySettings { limits, concurrent: Some(50), accounts: vec![], ..settings() }, &[]);
     let account = AccountName::parse("a").unwrap();

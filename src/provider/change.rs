@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use http::{HeaderMap, Uri};
 use serde_json::Value;
 
-use super::check::{Here, Hooks};
+use super::check::{Hooks, OwnWebhooks};
 use super::select::{Document, Message};
 
 /// The changes of one item.
@@ -33,10 +33,10 @@ pub struct SettingChange {
 
 impl Hooks {
     /// The changes that direct its items to ringfence. `fallback` is the URL that the provider calls while ringfence is unreachable.
-    pub fn changes(&self, items: &[Value], here: Here<'_>, fallback: Option<&str>) -> Vec<ItemChange> {
+    pub fn changes(&self, items: &[Value], here: OwnWebhooks<'_>, fallback: Option<&str>) -> Vec<ItemChange> {
         let change = |item: &Value| {
             let settings = self.settings(item, here, fallback)?;
-            let (id, name) = self.told_by(item)?;
+            let (id, name) = self.id_and_name(item)?;
             (!settings.is_empty()).then_some(ItemChange { id, name, settings })
         };
         items.iter().filter_map(change).collect()
@@ -44,18 +44,18 @@ impl Hooks {
 
     /// The current values of the parameters of the item with this id.
     pub fn values_of(&self, items: &[Value], id: &str) -> Option<BTreeMap<String, String>> {
-        let item = items.iter().find(|item| self.told_by(item).is_some_and(|(one, _)| one == id))?;
-        let (body, path, headers) = (Document::Json(item.clone()), BTreeMap::new(), HeaderMap::new());
-        let message = Message { body: &body, query: &[], path: &path, headers: &headers };
+        let item = items.iter().find(|item| self.id_and_name(item).is_some_and(|(one, _)| one == id))?;
+        let (body, headers) = (Document::Json(item.clone()), HeaderMap::new());
+        let message = Message::new(&body, &headers);
         let urls = self.urls.iter().filter_map(|url| Some((url.param.clone()?, &url.at)));
         let all = urls.chain(self.fallback.iter().map(|fallback| (fallback.param.clone(), &fallback.at)));
         Some(all.map(|(param, at)| (param, at.text(&message).unwrap_or_default().into_owned())).collect())
     }
 
     /// `None`: the provider does not use its URLs.
-    fn settings(&self, item: &Value, here: Here<'_>, fallback: Option<&str>) -> Option<Vec<SettingChange>> {
-        let (body, path, headers) = (Document::Json(item.clone()), BTreeMap::new(), HeaderMap::new());
-        let message = Message { body: &body, query: &[], path: &path, headers: &headers };
+    fn settings(&self, item: &Value, here: OwnWebhooks<'_>, fallback: Option<&str>) -> Option<Vec<SettingChange>> {
+        let (body, headers) = (Document::Json(item.clone()), HeaderMap::new());
+        let message = Message::new(&body, &headers);
         if self.instead.iter().any(|one| one.at.text(&message).is_some_and(|text| !text.is_empty())) {
             return None;
         }
@@ -63,7 +63,7 @@ impl Hooks {
         let mut comes_here = false;
         for url in &self.urls {
             let from = url.at.text(&message).unwrap_or_default().into_owned();
-            if here.misses(&from, &url.webhook).is_none() {
+            if here.wrong_url(&from, &url.webhook).is_none() {
                 // A notification (a status callback) does not decide which program answers.
                 comes_here |= !url.if_empty;
                 continue;
@@ -71,7 +71,7 @@ impl Hooks {
             let to = match from.trim().is_empty() {
                 true => url.if_empty.then(|| here.url_of(url)),
                 // Its path is one of ringfence: only the host changes.
-                false => rehosted(&from, here.base).filter(|to| here.misses(to, &url.webhook).is_none()),
+                false => rehosted(&from, here.base).filter(|to| here.wrong_url(to, &url.webhook).is_none()),
             };
             if let Some((param, to)) = url.param.clone().zip(to) {
                 comes_here |= !url.if_empty;
@@ -106,7 +106,7 @@ mod tests {
         let registry = Registry::new(&[]).unwrap();
         let twilio = registry.get("twilio").unwrap();
         let (base, extra_paths) = ("https://new.example.com".parse().unwrap(), BTreeMap::new());
-        let here = Here {
+        let here = OwnWebhooks {
             base: &base,
             webhooks: &twilio.webhooks,
             provider: "twilio",

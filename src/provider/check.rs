@@ -13,7 +13,7 @@ use super::item_bound::ItemBound;
 use super::select::{Predicate, Selector};
 pub use super::setting::{Fault, InUse, Setting, plain};
 use super::setting::{read, shown_name};
-pub use hooks::{Below, Fallback, Finding, Here, HookUrl, Hooks, Instead, Leads, UrlPlace};
+pub use hooks::{Below, Fallback, Finding, HookUrl, Hooks, ItemUrl, ItemUrls, Override, OwnWebhooks};
 
 /// The questions about an account.
 #[derive(Debug, Clone, Deserialize)]
@@ -25,7 +25,7 @@ pub struct Check {
     pub denied: Vec<u16>,
     /// The provider's text in an error.
     pub message: Option<Selector>,
-    /// When the answer means that the account is usable.
+    /// The condition under which the answer means that the account is usable.
     #[serde(default)]
     pub usable: Predicate,
     /// The provider's name of the account's state.
@@ -35,7 +35,7 @@ pub struct Check {
     pub hooks: Vec<Hooks>,
     /// Lists of items with settings that affect calls, such as agents. Only read by `ringfence doctor`.
     #[serde(default, rename = "list")]
-    pub lists: Vec<Listed>,
+    pub lists: Vec<ItemList>,
     /// The steps of a person in the provider's console; `{public_url}` is filled in.
     #[serde(default)]
     pub console: Vec<String>,
@@ -47,20 +47,20 @@ pub struct Check {
 /// A list of items at the provider whose settings affect calls.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Listed {
+pub struct ItemList {
     /// The singular noun for an item.
     pub what: String,
     /// The request: a template over `account.*`.
     pub path: String,
     /// The list of items in the answer.
     pub items: Selector,
-    /// How the next page is asked for.
+    /// The request for the next page.
     pub next: Option<NextPage>,
     /// The name that distinguishes an item.
     pub name: Selector,
     /// An item's id, for `each`.
     pub id: Option<Selector>,
-    /// A request per item, whose answer is judged instead of the list's item: a template over `account.*` and `item`.
+    /// A request per item, whose answer is checked instead of the list's item: a template over `account.*` and `item`.
     pub each: Option<String>,
     /// The longest duration of its calls, in seconds: compared with `longest_call_secs`.
     pub longest: Option<Selector>,
@@ -83,7 +83,7 @@ pub struct Listed {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ItemMode {
-    /// When it applies.
+    /// The condition under which it applies.
     #[serde(default)]
     pub when: Predicate,
     /// The message for the operator.
@@ -92,7 +92,7 @@ pub struct ItemMode {
 
 /// The findings about one item.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Judged {
+pub struct ItemFindings {
     /// The name that distinguishes the item.
     pub name: String,
     /// Settings that affect calls.
@@ -103,31 +103,31 @@ pub struct Judged {
     pub mode: Option<String>,
 }
 
-impl Listed {
+impl ItemList {
     /// An item's id.
     pub fn id_of(&self, item: &Value) -> Option<String> {
         read(item, |message| self.id.as_ref()?.text(message).map(|id| id.into_owned()))
     }
 
     /// The findings about one item. `ours`: the ids of the account's webhooks that lead here, where they are known.
-    pub fn judge(&self, item: &Value, ours: Option<&[String]>) -> Judged {
-        let judged = read(item, |message| {
+    pub fn findings(&self, item: &Value, ours: Option<&[String]>) -> ItemFindings {
+        let findings = read(item, |message| {
             let faults = self.faults.iter().filter(|fault| fault.when.holds(message));
-            let in_use = self.in_use.as_ref().zip(ours).and_then(|(in_use, ours)| in_use.judge(item, ours));
+            let in_use = self.in_use.as_ref().zip(ours).and_then(|(in_use, ours)| in_use.fault(item, ours));
             let mode = self.modes.iter().find(|mode| mode.when.holds(message));
-            Some(Judged {
+            Some(ItemFindings {
                 name: shown_name(&self.name, self.number.as_ref(), message),
                 found: faults.map(|fault| fault.setting(message)).chain(in_use).collect(),
                 longest_secs: self.longest.as_ref().and_then(|longest| longest.text(message)?.parse().ok()),
                 mode: mode.map(|mode| mode.says.clone()),
             })
         });
-        judged.unwrap_or_default()
+        findings.unwrap_or_default()
     }
 
     /// The bounds of an item that are below what the config admits of it: at once, or within so many seconds.
     pub fn below(&self, item: &Value, admitted: impl Fn(&str, Option<u32>) -> Option<u64>) -> Vec<Setting> {
         let Some(id) = self.id_of(item) else { return vec![] };
-        self.bounds.iter().filter_map(|bound| bound.judge(item, &id, |per_secs| admitted(&id, per_secs))).collect()
+        self.bounds.iter().filter_map(|bound| bound.fault(item, &id, |per_secs| admitted(&id, per_secs))).collect()
     }
 }

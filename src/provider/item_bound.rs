@@ -19,7 +19,7 @@ pub struct ItemBound {
     pub per_secs: Option<u32>,
     /// The message for the operator; `{bound}`, `{admitted}` and `{item}`, the item's id, are filled in.
     pub says: String,
-    /// Why it matters.
+    /// The reason why it matters.
     pub why: String,
     /// The advice to the operator, with the same placeholders filled in.
     pub fix: String,
@@ -28,7 +28,7 @@ pub struct ItemBound {
 impl ItemBound {
     /// The finding if the config admits more. `admitted`: how many calls it admits at once, or within so many seconds; `None`: any
     /// number.
-    pub(super) fn judge(
+    pub(super) fn fault(
         &self,
         item: &Value,
         id: &str,

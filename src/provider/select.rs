@@ -43,7 +43,7 @@ pub struct Decoded {
 }
 
 words!(
-    /// Why a body may not be read as its sender meant it.
+    /// The reason why a body may not be read as its sender meant it.
     Flaw {
         /// The body is not strict JSON; all of it was read.
         Lenient = "lenient",

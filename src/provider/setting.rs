@@ -1,7 +1,5 @@
 //! A setting at a provider that affects calls, and how an item of the provider's lists is read. Pure.
 
-use std::collections::BTreeMap;
-
 use http::HeaderMap;
 use serde::Deserialize;
 use serde_json::Value;
@@ -14,7 +12,7 @@ use crate::ids::mask_number;
 pub struct Setting {
     /// The message.
     pub says: String,
-    /// Why it matters.
+    /// The reason why it matters.
     pub why: Option<String>,
     /// The advice to the operator.
     pub fix: Option<String>,
@@ -22,8 +20,8 @@ pub struct Setting {
 
 /// Reads from an item as from a message.
 pub(super) fn read<T>(item: &Value, read: impl FnOnce(&Message<'_>) -> Option<T>) -> Option<T> {
-    let (body, path, headers) = (Document::Json(item.clone()), BTreeMap::new(), HeaderMap::new());
-    read(&Message { body: &body, query: &[], path: &path, headers: &headers })
+    let (body, headers) = (Document::Json(item.clone()), HeaderMap::new());
+    read(&Message::new(&body, &headers))
 }
 
 /// The webhook that the provider uses, of those that exist: one that is not chosen receives nothing.
@@ -46,7 +44,7 @@ pub struct InUse {
     /// The message where events are missing, with their names after it.
     #[serde(default)]
     pub lacks: String,
-    /// Why it matters.
+    /// The reason why it matters.
     pub why: String,
     /// The advice to the operator.
     pub fix: String,
@@ -54,7 +52,7 @@ pub struct InUse {
 
 impl InUse {
     /// Returns the fault of the setting in an answer; `ours`: the ids of the webhooks that lead here.
-    pub fn judge(&self, answer: &Value, ours: &[String]) -> Option<Setting> {
+    pub fn fault(&self, answer: &Value, ours: &[String]) -> Option<Setting> {
         let says = read(answer, |message| match self.at.text(message).filter(|id| !id.is_empty()) {
             None => self.unset.clone(),
             Some(id) if !ours.iter().any(|one| *one == id) => Some(format!("{} {}", self.other, plain(&id))),
@@ -74,7 +72,7 @@ impl InUse {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Fault {
-    /// When it applies.
+    /// The condition under which it applies.
     pub when: Predicate,
     /// The message for the operator.
     pub says: String,
@@ -82,7 +80,7 @@ pub struct Fault {
     pub detail: Option<Selector>,
     /// Since when, in Unix seconds.
     pub since: Option<Selector>,
-    /// Why it matters.
+    /// The reason why it matters.
     pub why: Option<String>,
     /// The advice to the operator.
     pub fix: Option<String>,

@@ -7,7 +7,7 @@ use http::header::{CONTENT_ENCODING, HOST};
 use http::{HeaderMap, Method, Request, Uri};
 use tracing::{debug, info, warn};
 
-use super::route::{BUSINESS_HEADER, Mounted, captures, may_create_many, operation, sdk_sleeps};
+use super::route::{BUSINESS_HEADER, OwnedRoute, captures, may_create_many, operation, sdk_sleeps};
 use crate::call::Direction;
 use crate::calls::Calls;
 use crate::calls::outbound::CreateRequest;
@@ -16,7 +16,7 @@ use crate::ids::{Alias, BusinessId};
 use crate::metrics::{MessageKind, PLAN_UNKNOWN};
 use crate::net::headers::strip_hop_by_hop;
 use crate::net::{BodyError, Exchange, RelayTarget};
-use crate::policy::{Contradictions, Facts, Ignored, RequestAttributes, UnknownBusiness};
+use crate::policy::{CallAttributes, Contradictions, Ignored, RequestAttributes, UnknownBusiness};
 use crate::provider::account::{Account, join_url};
 use crate::provider::description::Operation;
 use crate::provider::select::{Document, Flaw, Message};
@@ -30,7 +30,7 @@ pub const CREATE_BYTES_MAX: usize = 1024 * 1024;
 /// The maximum body of a batch create, in bytes: 10,000 recipients with 1.6 KiB of variables each.
 pub const CREATE_MANY_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// How many calls a request at a path may create.
+/// The number of calls that a request at a path may create.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum CreateSize {
     One,
@@ -77,7 +77,7 @@ impl Unparsed {
 pub(super) async fn parse(
     calls: &Calls,
     exchange: &mut Exchange,
-    to: &Mounted,
+    to: &OwnedRoute,
     target: &RelayTarget,
 ) -> Result<Parsed, Box<Unparsed>> {
     let (account, path) = (&to.account, &to.path);
@@ -162,7 +162,7 @@ fn is_encoded(headers: &HeaderMap) -> bool {
     codings.iter().any(|coding| !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"identity"))
 }
 
-/// Why a create must be rejected whatever the limits are, if so.
+/// The reason why a create must be rejected whatever the limits are, if so.
 fn objection(operation: &Operation, message: &Message<'_>, unknown: Option<UnknownBusiness>) -> Option<Rejection> {
     if operation.facts.selectors().any(|selector| selector.is_doubled(message)) {
         // We and the provider may each read another of the two values, and then the limits would be those of another call.
@@ -191,13 +191,13 @@ fn decode(calls: &Calls, account: &Account, content_type: Option<&str>, bytes: &
     let read = Document::read(content_type, bytes, &[]);
     let Some(flaw) = read.flaw else { return read.document };
     calls.lifecycle.metrics.unreadable(&account.name, MessageKind::Create, flaw);
-    info!(account = %account.name, flaw = flaw.as_str(), bytes = bytes.len(), "create body is not strict JSON");
+    info!(account = %account.name, flaw = flaw.as_str(), bytes = bytes.len(), "create body is malformed, or was not read completely");
     if size == CreateSize::Many && flaw == Flaw::Cut { Document::Empty } else { read.document }
 }
 
 /// The attributes that a create shows of itself.
 struct Identified {
-    facts: Facts,
+    facts: CallAttributes,
     /// The unknown business, if the create names one that is not known, or contradicts itself.
     unknown: Option<UnknownBusiness>,
     /// The part of it that named a business and was not read.
@@ -232,13 +232,13 @@ fn identify(
         match policy.settings().contradictions {
             Contradictions::Refuse => contradiction = contradiction.or(Some(why)),
             Contradictions::Log => {
-                warn!(account = %account.name, why, "request names two businesses; rules applied in order");
+                warn!(account = %account.name, why, "request contradicts itself about its business; rules applied in order");
             }
         }
     }
     let found = policy.identify(&attributes);
     let unknown = contradiction.map(UnknownBusiness).or(found.unknown_business);
-    let facts = Facts {
+    let facts = CallAttributes {
         plan: policy.plan_of(&found.business),
         business: found.business,
         account: account.name.clone(),

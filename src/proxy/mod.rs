@@ -25,7 +25,7 @@ pub use create::{CREATE_BYTES_MAX, CREATE_MANY_BYTES_MAX};
 use create::{Parsed, parse};
 use relay::{relay, relay_rejected};
 pub use route::BUSINESS_HEADER;
-use route::{Mounted, RouteError, may_create, route};
+use route::{OwnedRoute, RouteError, may_create, route};
 
 /// The handler of `listen.api`.
 pub struct Proxy {
@@ -64,7 +64,7 @@ impl Proxy {
                 return (ApiRequest::Unknown, relay_rejected(calls, exchange, &account, rejection).await);
             }
         };
-        let to = Mounted {
+        let to = OwnedRoute {
             business: to.business.map(|business| percent_decode(business).into_owned()),
             account: to.account.clone(),
             path: to.path.to_owned(),
@@ -84,7 +84,7 @@ impl Proxy {
     }
 
     /// The answer to a request about a batch that ringfence dials itself.
-    async fn batch_answer(&self, exchange: &Exchange, to: &Mounted) -> Option<Response<Bytes>> {
+    async fn batch_answer(&self, exchange: &Exchange, to: &OwnedRoute) -> Option<Response<Bytes>> {
         let batches = self.batches.as_ref()?;
         let request = OtherRequest {
             method: exchange.method(),
@@ -96,14 +96,14 @@ impl Proxy {
     }
 
     /// Parses a possible create, and places it.
-    async fn create(&self, exchange: &mut Exchange, to: Mounted, target: RelayTarget) -> (ApiRequest, u16) {
+    async fn create(&self, exchange: &mut Exchange, to: OwnedRoute, target: RelayTarget) -> (ApiRequest, u16) {
         let calls = &self.calls;
         let request = match parse(calls, exchange, &to, &target).instrument(traces::step("parse")).await {
             Ok(Parsed::Create(request)) => *request,
             Ok(Parsed::Other) => {
-                traces::note("otel.name", "relay");
+                traces::record_field("otel.name", "relay");
                 let status = relay(calls, exchange, &to.account, target).await;
-                traces::note_status(&Span::current(), status);
+                traces::record_status(&Span::current(), status);
                 return (ApiRequest::Relay, status);
             }
             Err(rejected) => {
@@ -111,8 +111,8 @@ impl Proxy {
                 return (ApiRequest::Create, respond(exchange, response, &to.account).await);
             }
         };
-        traces::note_facts(&request.facts);
-        if exchange.is_client_gone().await {
+        traces::record_facts(&request.facts);
+        if exchange.detect_client_gone().await {
             // The client may already have retried on another connection and been told that nothing was dialled.
             let response = calls.rejections.respond(client_disconnected(), &request.rejected());
             return (ApiRequest::Create, respond(exchange, response, &to.account).await);
@@ -145,15 +145,15 @@ impl Proxy {
 
 async fn respond(exchange: &mut Exchange, response: Response<Bytes>, account: &Account) -> u16 {
     let status = response.status().as_u16();
-    traces::note_status(&Span::current(), status);
+    traces::record_status(&Span::current(), status);
     if let Some(code) = response.extensions().get::<RejectionCode>() {
-        traces::note("ringfence.code", code.as_str(&account.provider.refusal));
+        traces::record_field("ringfence.code", code.as_str(&account.provider.refusal));
     }
     exchange.respond(response).await;
     status
 }
 
-fn target(exchange: &Exchange, to: &Mounted) -> RelayTarget {
+fn target(exchange: &Exchange, to: &OwnedRoute) -> RelayTarget {
     let path = &to.path;
     let at = exchange.path().strip_suffix(path.as_str());
     let at = at.map_or_else(|| format!("/{}", to.account.name), str::to_owned);

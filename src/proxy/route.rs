@@ -19,9 +19,9 @@ use crate::provider::sign::equal;
 /// The header in which an app names the business; never forwarded.
 pub const BUSINESS_HEADER: HeaderName = HeaderName::from_static("x-business-id");
 
-/// The owned form of [`RoutedRequest`].
+/// The owned form of [`Route`].
 #[derive(Debug)]
-pub(super) struct Mounted {
+pub(super) struct OwnedRoute {
     pub(super) account: Arc<Account>,
     /// The business in `/b/{business}/…`.
     pub(super) business: Option<String>,
@@ -31,7 +31,7 @@ pub(super) struct Mounted {
 
 /// The account and path that a request is for.
 #[derive(Debug)]
-pub(super) struct RoutedRequest<'a> {
+pub(super) struct Route<'a> {
     /// The account.
     pub(super) account: &'a Arc<Account>,
     /// The business in `/b/{business}/…`.
@@ -40,7 +40,7 @@ pub(super) struct RoutedRequest<'a> {
     pub(super) path: &'a str,
 }
 
-/// Why a request matches no account.
+/// The reason why a request matches no account.
 #[derive(Debug, Clone)]
 pub(super) enum RouteError {
     /// Nothing is mounted at its path, and its host belongs to no provider.
@@ -63,7 +63,7 @@ pub(super) fn route<'a>(
     host: Option<&str>,
     path: &'a str,
     headers: &HeaderMap,
-) -> Result<RoutedRequest<'a>, RouteError> {
+) -> Result<Route<'a>, RouteError> {
     let (business, path) = match path.strip_prefix("/b/").and_then(|rest| rest.split_once('/')) {
         Some((business, _)) => (Some(business), &path[3 + business.len()..]),
         None => (None, path),
@@ -75,25 +75,30 @@ pub(super) fn route<'a>(
         let Some(rest) = below(path, &format!("/{}", account.name)) else { continue };
         let same: Vec<_> = accounts.values().filter(|a| a.provider.name == account.provider.name).collect();
         // The only account of a provider needs no proof.
-        let shown = if same.len() > 1 { shown(&same, Some(account), rest, headers) } else { None };
+        let shown = if same.len() > 1 { find_shown(&same, Some(account), rest, headers) } else { None };
         return match shown {
             // If the account's key is not configured, another key proves nothing.
-            Some((other, shown))
+            Some((other, proof))
                 if other.name != account.name
-                    && (shown == IN_PATH || account.can_ask() || account.own_id().is_some()) =>
+                    && (proof == Proof::IdInPath || account.can_ask() || account.own_id().is_some()) =>
             {
-                let why = format!("the URL names account {}, but {shown} is of account {}", account.name, other.name);
+                let why = format!(
+                    "the URL names account {}, but {} is of account {}",
+                    account.name,
+                    proof.as_str(),
+                    other.name
+                );
                 Err(RouteError::Contradiction { account: account.clone(), why })
             }
-            _ => Ok(RoutedRequest { account, business, path: rest }),
+            _ => Ok(Route { account, business, path: rest }),
         };
     }
     let of_provider = |fits: &dyn Fn(&Description) -> bool, path: &'a str| {
         let fitting: Vec<_> = accounts.values().filter(|a| fits(&a.provider)).collect();
         let default = fitting.iter().find(|a| is_mount(&a.name)).or(fitting.first()).copied();
-        let shown = if fitting.len() > 1 { shown(&fitting, default, path, headers) } else { None };
+        let shown = if fitting.len() > 1 { find_shown(&fitting, default, path, headers) } else { None };
         let account = shown.map(|(account, _)| account).or(default);
-        account.map(|account| RoutedRequest { account, business, path }).ok_or(RouteError::Unknown)
+        account.map(|account| Route { account, business, path }).ok_or(RouteError::Unknown)
     };
     let mounted = accounts.values().find_map(|a| below(path, &a.provider.mount).map(|rest| (&a.provider.mount, rest)));
     if let Some((mount, rest)) = mounted {
@@ -118,21 +123,35 @@ fn is_host(known: &str, host: &str) -> bool {
     })
 }
 
-/// How an error names the proof where a provider's paths contain the account id.
-const IN_PATH: &str = "the account id in its path";
+/// The part of a request that shows which account it is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Proof {
+    IdInPath,
+    ApiKey,
+}
 
-/// Finds the account that a request's id or key belongs to, and says which it was. Of several with one key the called one wins.
-fn shown<'a>(
+impl Proof {
+    /// The name in an error.
+    fn as_str(self) -> &'static str {
+        match self {
+            Proof::IdInPath => "the account id in its path",
+            Proof::ApiKey => "its API key",
+        }
+    }
+}
+
+/// Finds the account that a request's id or key belongs to, with the part that shows it. Of several with one key the called one wins.
+fn find_shown<'a>(
     accounts: &[&'a Arc<Account>],
     called: Option<&'a Arc<Account>>,
     path: &str,
     headers: &HeaderMap,
-) -> Option<(&'a Arc<Account>, &'static str)> {
+) -> Option<(&'a Arc<Account>, Proof)> {
     let segments: Vec<_> = path.split('/').map(percent_decode).collect();
     let in_path = |a: &Account| a.own_id().is_some_and(|id| segments.iter().any(|one| **one == *id.expose()));
     let candidates = || called.into_iter().chain(accounts.iter().copied());
     if let Some(account) = candidates().find(|a| in_path(a)) {
-        return Some((account, IN_PATH));
+        return Some((account, Proof::IdInPath));
     }
     // The key may have been rotated; the user name identifies the account too.
     let basic = headers.get(AUTHORIZATION).and_then(|v| v.to_str().ok()?.trim().strip_prefix("Basic "));
@@ -144,7 +163,7 @@ fn shown<'a>(
         });
         is_key || (user.is_some() && a.own_id().map(Secret::expose) == user.as_deref())
     };
-    candidates().find(|a| shows_key(a)).map(|account| (account, "its API key"))
+    candidates().find(|a| shows_key(a)).map(|account| (account, Proof::ApiKey))
 }
 
 fn below<'a>(path: &'a str, mount: &str) -> Option<&'a str> {

@@ -3,7 +3,7 @@
 use super::spec::Spec;
 use crate::call::{AnsweredBy, EndProof, Outcome};
 use crate::clock::UnixMs;
-use crate::store::runs::{EndedJob, JobState, RunState, Settle};
+use crate::store::runs::{EndedJob, JobSettlement, JobState, RunState};
 
 /// The number of calls of unknown outcome, without a made call between them, after which a job fails whose call was not made either: its
 /// lead may be the cause, and would be dialled forever.
@@ -23,34 +23,40 @@ fn unknown_pause_ms(unknown_tries: u32) -> i64 {
 
 /// The time after which a job asks again whether the record of its call was asked for, in milliseconds.
 pub(super) const FETCH_MS: i64 = 30_000;
-/// How much longer a job waits at most while the record of its call stands in line to be fetched, in milliseconds: records are fetched at a
+/// The longest further wait of a job while the record of its call stands in line to be fetched, in milliseconds: records are fetched at a
 /// bounded rate, and where more calls end than that, and webhooks do not come, the line is long.
 const FETCH_QUEUE_MS_MAX: i64 = 600_000;
 
-/// The settlement of a job whose call has ended. `word_wait_ms`: how long after its end the provider may still report who answered, in
-/// milliseconds; `None`: it does not.
-pub fn after(ended: &EndedJob, spec: &Spec, run: RunState, word_wait_ms: Option<i64>, now_ms: UnixMs) -> Settle {
+/// The settlement of a job whose call has ended. `answered_by_wait_ms`: how long after its end the provider may still report who answered,
+/// in milliseconds; `None`: it does not.
+pub fn settlement(
+    ended: &EndedJob,
+    spec: &Spec,
+    run: RunState,
+    answered_by_wait_ms: Option<i64>,
+    now_ms: UnixMs,
+) -> JobSettlement {
     let job = &ended.job;
     let attempts = job.attempts + 1;
-    if let Some(until) = word_wait_ms.and_then(|wait_ms| waits_until(ended, wait_ms, now_ms))
+    if let Some(until) = answered_by_wait_ms.and_then(|wait_ms| waits_until(ended, wait_ms, now_ms))
         && ended.outcome == Outcome::Completed
         && ended.answered_by.is_none()
         && !ended.is_recorded
         && run != RunState::Canceled
         && spec.retry.get(&Outcome::Voicemail).is_some_and(|rule| attempts < rule.attempts)
     {
-        return Settle { waits_until: Some(until), ..Settle::of(job) };
+        return JobSettlement { waits_until: Some(until), ..JobSettlement::of(job) };
     }
-    let next = Settle { tries: job.tries + 1, ..Settle::of(job) };
-    let again = |due_at: UnixMs, settle: Settle| match run {
-        RunState::Canceled => Settle { state: JobState::Done, outcome: Some(Outcome::Canceled), ..settle },
-        _ => Settle { state: JobState::Queued, new_call: None, due_at, ..settle },
+    let next = JobSettlement { tries: job.tries + 1, ..JobSettlement::of(job) };
+    let again = |due_at: UnixMs, settlement: JobSettlement| match run {
+        RunState::Canceled => JobSettlement { state: JobState::Done, outcome: Some(Outcome::Canceled), ..settlement },
+        _ => JobSettlement { state: JobState::Queued, new_call: None, due_at, ..settlement },
     };
-    let done = |outcome, error: Option<&str>, settle: Settle| Settle {
+    let done = |outcome, error: Option<&str>, settlement: JobSettlement| JobSettlement {
         state: JobState::Done,
         outcome: Some(outcome),
         error: error.map(str::to_owned),
-        ..settle
+        ..settlement
     };
     match (ended.outcome, ended.proof) {
         // Proven not created: no attempt.
@@ -61,7 +67,7 @@ pub fn after(ended: &EndedJob, spec: &Spec, run: RunState, word_wait_ms: Option<
         (outcome, proof) => {
             let is_machine = outcome == Outcome::Completed && ended.answered_by == Some(AnsweredBy::Machine);
             let outcome = if is_machine { Outcome::Voicemail } else { outcome };
-            let next = Settle { attempts, unknown_tries: 0, outcome: Some(outcome), ..next };
+            let next = JobSettlement { attempts, unknown_tries: 0, outcome: Some(outcome), ..next };
             // The outcome of the call is unknown: not retried.
             let is_lost = proof == EndProof::Deadline && outcome == Outcome::Failed;
             match spec.retry.get(&outcome) {
@@ -75,9 +81,9 @@ pub fn after(ended: &EndedJob, spec: &Spec, run: RunState, word_wait_ms: Option<
     }
 }
 
-/// Until when a job waits for the word who answered its call; `None`: no longer.
-fn waits_until(ended: &EndedJob, word_wait_ms: i64, now_ms: UnixMs) -> Option<UnixMs> {
-    let until = ended.ended_at.saturating_add(word_wait_ms);
+/// The time until which a job waits to learn who answered its call; `None`: no longer.
+fn waits_until(ended: &EndedJob, answered_by_wait_ms: i64, now_ms: UnixMs) -> Option<UnixMs> {
+    let until = ended.ended_at.saturating_add(answered_by_wait_ms);
     let last = until.saturating_add(FETCH_QUEUE_MS_MAX);
     match now_ms {
         now_ms if now_ms < until => Some(until),
@@ -131,30 +137,31 @@ mod tests {
     #[test]
     fn retries_are_capped_and_spaced() {
         let run = RunState::Running;
-        let busy = after(&ended(Outcome::Busy, EndProof::Webhook, 0), &spec(), run, None, 1_500);
+        let busy = settlement(&ended(Outcome::Busy, EndProof::Webhook, 0), &spec(), run, None, 1_500);
         assert_eq!((busy.state, busy.due_at, busy.attempts, busy.tries), (JobState::Queued, 61_000, 1, 5));
         assert_eq!(busy.new_call, None);
-        let last = after(&ended(Outcome::Busy, EndProof::Webhook, 2), &spec(), run, None, 1_500);
+        let last = settlement(&ended(Outcome::Busy, EndProof::Webhook, 2), &spec(), run, None, 1_500);
         assert_eq!((last.state, last.outcome, last.attempts), (JobState::Done, Some(Outcome::Busy), 3));
         assert!(last.new_call.is_some(), "its last call stays known");
-        let none = after(&ended(Outcome::NoAnswer, EndProof::Webhook, 0), &spec(), run, None, 1_500);
+        let none = settlement(&ended(Outcome::NoAnswer, EndProof::Webhook, 0), &spec(), run, None, 1_500);
         assert_eq!((none.state, none.outcome), (JobState::Done, Some(Outcome::NoAnswer)));
-        let canceled = after(&ended(Outcome::Busy, EndProof::Webhook, 0), &spec(), RunState::Canceled, None, 1_500);
+        let canceled =
+            settlement(&ended(Outcome::Busy, EndProof::Webhook, 0), &spec(), RunState::Canceled, None, 1_500);
         assert_eq!((canceled.state, canceled.outcome), (JobState::Done, Some(Outcome::Canceled)));
     }
 
     #[test]
     fn what_was_never_made_costs_no_attempt_and_what_is_lost_is_never_dialled_again() {
         for proof in [EndProof::Provider, EndProof::Deadline] {
-            let never = after(&ended(Outcome::NotCreated, proof, 1), &spec(), RunState::Running, None, 1_500);
+            let never = settlement(&ended(Outcome::NotCreated, proof, 1), &spec(), RunState::Running, None, 1_500);
             assert_eq!((never.state, never.due_at, never.attempts, never.tries), (JobState::Queued, 1_500, 1, 5));
         }
         // However often the provider was full or away; only what may be this lead's own fault is counted.
         let unmade = |tries, unknown_tries| {
             let mut never = ended(Outcome::NotCreated, EndProof::Provider, 0);
             (never.job.tries, never.job.unknown_tries) = (tries, unknown_tries);
-            let settle = after(&never, &spec(), RunState::Running, None, 1_500);
-            (settle.state, settle.due_at - 1_500)
+            let settlement = settlement(&never, &spec(), RunState::Running, None, 1_500);
+            (settlement.state, settlement.due_at - 1_500)
         };
         assert_eq!(unmade(5_000, 0), (JobState::Queued, 0));
         assert_eq!([1, 2, 3, 9, 49].map(|n| unmade(60, n).1), [0, 2_000, 4_000, 256_000, 300_000]);
@@ -165,13 +172,13 @@ mod tests {
         );
         let mut made = ended(Outcome::Busy, EndProof::Webhook, 0);
         made.job.unknown_tries = 7;
-        assert_eq!(after(&made, &spec(), RunState::Running, None, 1_500).unknown_tries, 0);
+        assert_eq!(settlement(&made, &spec(), RunState::Running, None, 1_500).unknown_tries, 0);
         let released =
-            after(&ended(Outcome::NotCreated, EndProof::Operator, 0), &spec(), RunState::Running, None, 1_500);
+            settlement(&ended(Outcome::NotCreated, EndProof::Operator, 0), &spec(), RunState::Running, None, 1_500);
         assert_eq!((released.state, released.outcome), (JobState::Done, Some(Outcome::Failed)));
-        let lost = after(&ended(Outcome::Failed, EndProof::Deadline, 0), &spec(), RunState::Running, None, 1_500);
+        let lost = settlement(&ended(Outcome::Failed, EndProof::Deadline, 0), &spec(), RunState::Running, None, 1_500);
         assert_eq!((lost.state, lost.outcome), (JobState::Done, Some(Outcome::Failed)));
-        let failed = after(&ended(Outcome::Failed, EndProof::Webhook, 0), &spec(), RunState::Running, None, 1_500);
+        let failed = settlement(&ended(Outcome::Failed, EndProof::Webhook, 0), &spec(), RunState::Running, None, 1_500);
         assert_eq!((failed.state, failed.due_at), (JobState::Queued, 6_000));
     }
 
@@ -183,8 +190,8 @@ mod tests {
             ..ended(Outcome::Completed, EndProof::Webhook, attempts)
         };
         let settled = |one: &EndedJob, wait, now_ms| {
-            let settle = after(one, &spec(), RunState::Running, wait, now_ms);
-            (settle.state, settle.outcome, settle.waits_until, settle.due_at)
+            let settlement = settlement(one, &spec(), RunState::Running, wait, now_ms);
+            (settlement.state, settlement.outcome, settlement.waits_until, settlement.due_at)
         };
         let done = |outcome| (JobState::Done, Some(outcome), None, 0);
         let machine = Some(AnsweredBy::Machine);
@@ -213,7 +220,7 @@ mod tests {
         assert_eq!(settled(&in_line, Some(500), 601_500), done(Outcome::Completed));
         assert_eq!(settled(&call(0, None, false), None, 1_100), done(Outcome::Completed), "it will not be told");
         assert_eq!(settled(&call(2, None, false), Some(500), 1_100), done(Outcome::Completed), "nothing depends on it");
-        let canceled = after(&call(0, None, false), &spec(), RunState::Canceled, Some(500), 1_100);
+        let canceled = settlement(&call(0, None, false), &spec(), RunState::Canceled, Some(500), 1_100);
         assert_eq!((canceled.state, canceled.outcome), (JobState::Done, Some(Outcome::Completed)));
     }
 }

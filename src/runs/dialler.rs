@@ -26,8 +26,8 @@ use super::feedback::Feedback;
 use super::load::no_public_host;
 use super::placement::{FullLimits, Placement, PlacementResult};
 use super::plan::Plan;
-use super::sift::sift;
-use super::wakeups::{OnEnd, Round, Wakeups, tell_others};
+use super::postpone::postpone_closed;
+use super::wakeups::{OnEnd, Round, Wakeups, notify_others};
 use crate::calls::Calls;
 use crate::clock::UnixMs;
 use crate::failpoint;
@@ -36,16 +36,17 @@ use crate::policy::{Binding, Bound, Scope};
 use crate::store::Result;
 use crate::store::runs::{Claim, DueRun, Run, RunChange, RunState};
 
-/// How often free slots are looked for, if no call ends here.
+/// The interval between searches for free slots, if no call ends here.
 const WAITING_POLL_INTERVAL: Duration = Duration::from_millis(300);
-/// How often running runs are read.
+/// The interval between reads of the running runs.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Maximum jobs settled at once, and claimed in one round.
 const SETTLED_MAX: u32 = 500;
 const CLAIMED_MAX: u32 = 64;
-/// The pauses, in milliseconds, of a run that this replica cannot dial, and of one whose number or agent is at its limit.
-const HELD_MS: i64 = 5_000;
-const SHARED_LIMIT_PAUSE_MS: i64 = 300;
+/// The pause of a run that this replica cannot dial, in milliseconds.
+const HOLD_PAUSE_MS: i64 = 5_000;
+/// The pause of a run whose number or agent is at a limit that the shares of runs do not know of, in milliseconds.
+const UNSHARED_LIMIT_PAUSE_MS: i64 = 300;
 /// The pause after an error of the store or the limiter.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 
@@ -87,7 +88,7 @@ struct Dialled<'d> {
     /// A job was postponed.
     is_postponed: bool,
     full: Option<LimitExceeded>,
-    /// Why no job can be dialled at present, whatever its lead.
+    /// The reason why no job can be dialled at present, whatever its lead.
     held: Option<String>,
 }
 
@@ -111,20 +112,20 @@ pub async fn run(newest: impl Fn() -> (Calls, Runs) + Send, stop: CancellationTo
     let mut round = Round::Full;
     let has_waiting_work = Arc::new(AtomicBool::new(false));
     let (hub, changed) = (calls.lifecycle.hub.clone(), dialler.runs.wake_others.clone());
-    let telling = tell_others(hub, changed, has_waiting_work.clone(), calls.lifecycle.store.clone(), stop.clone());
+    let notifying = notify_others(hub, changed, has_waiting_work.clone(), calls.lifecycle.store.clone(), stop.clone());
     // Not among the tasks that a drain waits for: it ends with this one.
-    let _telling = AbortOnDropHandle::new(tokio::spawn(telling));
+    let _notifying = AbortOnDropHandle::new(tokio::spawn(notifying));
     loop {
         let (calls, runs) = newest();
         dialler.runs = runs;
         let pause = match dialler.runs.settings.dials {
             false => POLL_INTERVAL,
             true => dialler.round(&calls, &round).boxed().await.unwrap_or_else(|error| {
-                debug!(%error, "failed to dial runs");
+                debug!(%error, "failed in a round of settling, claiming and dialling jobs; retrying");
                 RETRY_DELAY
             }),
         };
-        wakeups.rest(&round, pause);
+        wakeups.set_pause(&round, pause);
         // A replica that does not dial does not know whether others have something to dial.
         has_waiting_work.store(!dialler.runs.settings.dials || !dialler.is_idle, Ordering::Relaxed);
         let on_end = match dialler.runs.settings.dials && !dialler.is_idle {
@@ -215,7 +216,7 @@ impl Dialler {
                 }
                 Err(why) => {
                     self.hold_back(calls, &one.run, &why, now_ms).await?;
-                    next_ms = next_ms.min(now_ms + HELD_MS);
+                    next_ms = next_ms.min(now_ms + HOLD_PAUSE_MS);
                 }
             }
         }
@@ -224,9 +225,14 @@ impl Dialler {
 
     /// Dials no job of a run for a while, for a reason that is not a lead's: it is logged once, and shown as the run's.
     async fn hold_back(&mut self, calls: &Calls, run: &Run, why: &str, now_ms: UnixMs) -> Result<()> {
-        self.feedback.hold(&run.id, now_ms + HELD_MS);
+        self.feedback.hold(&run.id, now_ms + HOLD_PAUSE_MS);
         if self.held.insert(run.id.clone(), why.to_owned()).is_none_or(|known| known != why) {
-            warn!(run = run.id, business = run.business, why, "failed to dial run; trying again");
+            warn!(
+                run = run.id,
+                business = run.business,
+                why,
+                "run held back: none of its jobs can be dialled at present"
+            );
         }
         if run.reason.as_deref() != Some(why) {
             calls.lifecycle.store.explain_run(&run.id, Some(why)).await?;
@@ -256,7 +262,7 @@ impl Dialler {
             None => {
                 let spec = serde_json::from_str(&one.run.spec).map_err(|error| error.to_string())?;
                 let plan = Plan::new(spec, calls)?;
-                self.feedback.forget_news(&one.run.id);
+                self.feedback.forget_faults(&one.run.id);
                 Arc::new(plan)
             }
         };
@@ -310,17 +316,17 @@ impl Dialler {
             match full {
                 Some(full) => {
                     self.log_waiting(due, &full.limit, full.scope, full.current, full.bound);
-                    let is_shared = due.bindings.iter().any(|binding| binding.limit == full.limit);
-                    if matches!(full.bound, Bound::Concurrent(_)) && !is_shared {
+                    let is_in_shares = due.bindings.iter().any(|binding| binding.limit == full.limit);
+                    if matches!(full.bound, Bound::Concurrent(_)) && !is_in_shares {
                         // A limit of its number or agent, which no share knows of: others get the slot meanwhile.
-                        self.feedback.hold(run, calls.lifecycle.clock.now_ms() + SHARED_LIMIT_PAUSE_MS);
+                        self.feedback.hold(run, calls.lifecycle.clock.now_ms() + UNSHARED_LIMIT_PAUSE_MS);
                         has_more = true;
                     }
                 }
                 // A job that could not be dialled leaves its slot to the next one; a run with a rate takes one step after the other.
                 None => {
                     let has_rate = due.plan.rate.is_some() || self.feedback.is_paced(run);
-                    self.feedback.admitted(run, *admitted);
+                    self.feedback.count_admitted(run, *admitted);
                     has_more |= *passed_over > 0 || (*admitted > 0 && has_rate);
                 }
             }
@@ -332,7 +338,7 @@ impl Dialler {
             }
         }
         for Dialled { due, .. } in dialled.iter().filter(|one| one.is_postponed) {
-            sift(calls, &due.plan.spec, &due.one.run.id, now_ms).await?;
+            postpone_closed(calls, &due.plan.spec, &due.one.run.id, now_ms).await?;
             has_more = true;
         }
         Ok(has_more)

@@ -60,19 +60,19 @@ impl Feedback {
     }
 
     /// Records the jobs of a run that a round admitted without a rejection.
-    pub(super) fn admitted(&self, run: &str, jobs: u32) {
+    pub(super) fn count_admitted(&self, run: &str, jobs: u32) {
         if let Some(run) = self.runs().get_mut(run) {
             run.paced = run.paced.saturating_sub(jobs);
         }
     }
 
-    /// Whether this has not been logged of a run.
-    pub(super) fn is_news(&self, run: &str, what: &str) -> bool {
+    /// Notes a fault of a run that is to be logged. Returns whether it is a new one.
+    pub(super) fn add_fault(&self, run: &str, what: &str) -> bool {
         self.runs().entry(run.to_owned()).or_default().logged.insert(what.to_owned())
     }
 
-    /// The account of a run was set up anew: what is wrong with its numbers is logged again.
-    pub(super) fn forget_news(&self, run: &str) {
+    /// Forgets the faults of a run, whose account was set up anew: they are logged again.
+    pub(super) fn forget_faults(&self, run: &str) {
         if let Some(of) = self.runs().get_mut(run) {
             of.logged.clear();
         }
@@ -132,7 +132,7 @@ mod tests {
         let feedback = Feedback::default();
         let mut admitted = 0;
         let mut dial = || {
-            feedback.admitted("run_1", 1);
+            feedback.count_admitted("run_1", 1);
             admitted += 1;
             (admitted, feedback.is_paced("run_1"))
         };

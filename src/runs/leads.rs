@@ -7,6 +7,15 @@ use std::rc::Rc;
 use serde::de::{DeserializeSeed, Deserializer as _, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
+/// The request that has the leads of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LeadsIn {
+    /// The request that creates the run: they follow its fields.
+    Create,
+    /// A later one.
+    Later,
+}
+
 /// The maximum length of a lead, in bytes.
 pub const LEAD_BYTES_MAX: usize = 16 * 1024;
 
@@ -47,25 +56,25 @@ pub struct Row {
 
 /// The consumer of rows has stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Enough;
+pub struct Stopped;
 
-type Taking = Result<(), Enough>;
+type TakeResult = Result<(), Stopped>;
 
 /// Reads a list.
 ///
 /// # Errors
-/// [`Enough`], as the taker said it.
-pub fn read(format: Format, from: impl Read, mut take: impl FnMut(Row) -> Taking) -> Taking {
+/// [`Stopped`], if `take` returned it.
+pub fn read(format: Format, from: impl Read, mut take: impl FnMut(Row) -> TakeResult) -> TakeResult {
     match format {
         Format::Csv => csv(from, &mut take),
         Format::Ndjson => lines(from, &mut take),
         Format::Json => {
-            let (reader, place) = Reading::new(BufReader::new(without_bom(from)));
+            let (reader, position) = LineCounter::new(BufReader::new(without_bom(from)));
             let mut json = serde_json::Deserializer::from_reader(reader);
             let mut stopped = false;
-            let leads = Leads { place: place.clone(), take: &mut take, stopped: &mut stopped };
+            let leads = Leads { position: position.clone(), take: &mut take, stopped: &mut stopped };
             let read = leads.deserialize(&mut json).and_then(|()| json.end());
-            broken(read, stopped, &place, &mut take)
+            report_end(read, stopped, &position, &mut take)
         }
     }
 }
@@ -73,73 +82,74 @@ pub fn read(format: Format, from: impl Read, mut take: impl FnMut(Row) -> Taking
 /// Reads an object whose field `leads` is a list of them. The fields before it are handed over first.
 ///
 /// # Errors
-/// [`Enough`], as the taker said it.
+/// [`Stopped`], if `take` returned it.
 pub fn read_with_head(
     from: impl Read,
-    mut head: impl FnMut(Map<String, Value>, bool) -> Taking,
-    mut take: impl FnMut(Row) -> Taking,
-) -> Taking {
-    let (reader, place) = Reading::new(BufReader::new(without_bom(from)));
+    mut head: impl FnMut(Map<String, Value>, LeadsIn) -> TakeResult,
+    mut take: impl FnMut(Row) -> TakeResult,
+) -> TakeResult {
+    let (reader, position) = LineCounter::new(BufReader::new(without_bom(from)));
     let mut json = serde_json::Deserializer::from_reader(reader);
     let mut stopped = false;
-    let whole = Whole { place: place.clone(), head: &mut head, take: &mut take, stopped: &mut stopped };
+    let whole = RunWithLeads { position: position.clone(), head: &mut head, take: &mut take, stopped: &mut stopped };
     let read = json.deserialize_map(whole).and_then(|()| json.end());
-    broken(read, stopped, &place, &mut take)
+    report_end(read, stopped, &position, &mut take)
 }
 
-fn broken(
+/// Hands over the mistake at which the list ended, if there is one.
+fn report_end(
     read: serde_json::Result<()>,
     stopped: bool,
-    place: &RowPosition,
-    take: &mut impl FnMut(Row) -> Taking,
-) -> Taking {
+    position: &ReadPosition,
+    take: &mut impl FnMut(Row) -> TakeResult,
+) -> TakeResult {
     match read {
-        _ if stopped => Err(Enough),
+        _ if stopped => Err(Stopped),
         Ok(()) => Ok(()),
         Err(error) => {
-            let line = if error.line() > 0 { error.line() as u64 } else { place.line.get() };
+            let line = if error.line() > 0 { error.line() as u64 } else { position.line.get() };
             take(Row { line, lead: Err(format!("not JSON: {error}")) })
         }
     }
 }
 
-/// How far a list is read.
-struct RowPosition {
+/// The position up to which a list is read.
+struct ReadPosition {
     line: Cell<u64>,
     /// Bytes since a row ended.
     unended: Cell<usize>,
 }
 
-impl RowPosition {
+impl ReadPosition {
     fn end_row(&self) {
         self.unended.set(0);
     }
 }
 
-/// Notes how far a list is read. Ends where a row does not.
-struct Reading<R> {
+/// A reader that counts lines, and fails where a row does not end.
+struct LineCounter<R> {
     from: R,
-    place: Rc<RowPosition>,
+    position: Rc<ReadPosition>,
 }
 
-impl<R: Read> Reading<R> {
-    fn new(from: R) -> (Self, Rc<RowPosition>) {
-        let place = Rc::new(RowPosition { line: Cell::new(1), unended: Cell::new(0) });
-        (Self { from, place: place.clone() }, place)
+impl<R: Read> LineCounter<R> {
+    fn new(from: R) -> (Self, Rc<ReadPosition>) {
+        let position = Rc::new(ReadPosition { line: Cell::new(1), unended: Cell::new(0) });
+        (Self { from, position: position.clone() }, position)
     }
 }
 
-impl<R: Read> Read for Reading<R> {
+impl<R: Read> Read for LineCounter<R> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let place = &self.place;
-        if place.unended.get() > UNENDED_BYTES_MAX {
+        let position = &self.position;
+        if position.unended.get() > UNENDED_BYTES_MAX {
             let why = format!("no end of a row within {UNENDED_BYTES_MAX} bytes; is a quote or a bracket left open?");
             return Err(std::io::Error::other(why));
         }
         let read = self.from.read(buffer)?;
         let ends = buffer[..read].iter().filter(|byte| **byte == b'\n').count() as u64;
-        place.line.set(place.line.get() + ends);
-        place.unended.set(place.unended.get() + read);
+        position.line.set(position.line.get() + ends);
+        position.unended.set(position.unended.get() + read);
         Ok(read)
     }
 }
@@ -157,7 +167,7 @@ fn without_bom(mut from: impl Read) -> impl Read {
     Cursor::new(kept).chain(from)
 }
 
-fn lead_of(value: Value) -> Result<Map<String, Value>, String> {
+fn parse_lead(value: Value) -> Result<Map<String, Value>, String> {
     let Value::Object(lead) = value else { return Err("a lead must be an object".to_owned()) };
     let length = Value::Object(lead.clone()).to_string().len();
     if length > LEAD_BYTES_MAX { Err(too_long()) } else { Ok(lead) }
@@ -168,47 +178,47 @@ fn too_long() -> String {
 }
 
 struct Leads<'t, T> {
-    place: Rc<RowPosition>,
+    position: Rc<ReadPosition>,
     take: &'t mut T,
     stopped: &'t mut bool,
 }
 
-impl<'de, T: FnMut(Row) -> Taking> DeserializeSeed<'de> for Leads<'_, T> {
+impl<'de, T: FnMut(Row) -> TakeResult> DeserializeSeed<'de> for Leads<'_, T> {
     type Value = ();
     fn deserialize<D: serde::Deserializer<'de>>(self, json: D) -> Result<(), D::Error> {
         json.deserialize_seq(self)
     }
 }
 
-impl<'de, T: FnMut(Row) -> Taking> Visitor<'de> for Leads<'_, T> {
+impl<'de, T: FnMut(Row) -> TakeResult> Visitor<'de> for Leads<'_, T> {
     type Value = ();
     fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("a list of leads")
     }
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
-        self.place.end_row();
+        self.position.end_row();
         while let Some(value) = list.next_element::<Value>()? {
-            self.place.end_row();
-            if (self.take)(Row { line: self.place.line.get(), lead: lead_of(value) }).is_err() {
+            self.position.end_row();
+            if (self.take)(Row { line: self.position.line.get(), lead: parse_lead(value) }).is_err() {
                 *self.stopped = true;
-                return Err(A::Error::custom("enough"));
+                return Err(A::Error::custom("stopped"));
             }
         }
         Ok(())
     }
 }
 
-struct Whole<'t, H, T> {
-    place: Rc<RowPosition>,
+struct RunWithLeads<'t, H, T> {
+    position: Rc<ReadPosition>,
     head: &'t mut H,
     take: &'t mut T,
     stopped: &'t mut bool,
 }
 
-impl<'de, H, T> Visitor<'de> for Whole<'_, H, T>
+impl<'de, H, T> Visitor<'de> for RunWithLeads<'_, H, T>
 where
-    H: FnMut(Map<String, Value>, bool) -> Taking,
-    T: FnMut(Row) -> Taking,
+    H: FnMut(Map<String, Value>, LeadsIn) -> TakeResult,
+    T: FnMut(Row) -> TakeResult,
 {
     type Value = ();
     fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -218,16 +228,16 @@ where
         let mut fields = Map::new();
         let stop = |stopped: &mut bool| {
             *stopped = true;
-            A::Error::custom("enough")
+            A::Error::custom("stopped")
         };
         while let Some(key) = map.next_key::<String>()? {
             if key != "leads" {
                 fields.insert(key, map.next_value()?);
                 continue;
             }
-            (self.head)(std::mem::take(&mut fields), true).map_err(|Enough| stop(self.stopped))?;
+            (self.head)(std::mem::take(&mut fields), LeadsIn::Create).map_err(|Stopped| stop(self.stopped))?;
             map.next_value_seed(Leads {
-                place: self.place.clone(),
+                position: self.position.clone(),
                 take: &mut *self.take,
                 stopped: &mut *self.stopped,
             })?;
@@ -237,11 +247,11 @@ where
             }
             return Ok(());
         }
-        (self.head)(fields, false).map_err(|Enough| stop(self.stopped))
+        (self.head)(fields, LeadsIn::Later).map_err(|Stopped| stop(self.stopped))
     }
 }
 
-fn lines(from: impl Read, take: &mut impl FnMut(Row) -> Taking) -> Taking {
+fn lines(from: impl Read, take: &mut impl FnMut(Row) -> TakeResult) -> TakeResult {
     let (mut from, mut line, mut number) = (BufReader::new(without_bom(from)), Vec::new(), 0);
     loop {
         line.clear();
@@ -268,17 +278,17 @@ fn lines(from: impl Read, take: &mut impl FnMut(Row) -> Taking) -> Taking {
             continue;
         }
         let lead =
-            serde_json::from_slice::<Value>(&line).map_err(|error| format!("not JSON: {error}")).and_then(lead_of);
+            serde_json::from_slice::<Value>(&line).map_err(|error| format!("not JSON: {error}")).and_then(parse_lead);
         take(Row { line: number, lead })?;
     }
 }
 
-fn csv(from: impl Read, take: &mut impl FnMut(Row) -> Taking) -> Taking {
+fn csv(from: impl Read, take: &mut impl FnMut(Row) -> TakeResult) -> TakeResult {
     let (mut header, mut from) = (Vec::new(), BufReader::new(from));
     // An error comes again with the next read.
     let _ = (&mut from).take(LEAD_BYTES_MAX as u64).read_until(b'\n', &mut header);
     let delimiter = if header.contains(&b';') && !header.contains(&b',') { b';' } else { b',' };
-    let (from, place) = Reading::new(Cursor::new(header).chain(from));
+    let (from, position) = LineCounter::new(Cursor::new(header).chain(from));
     // A carriage return before it is trimmed with the field. Of CRLF the reader would count the line too late.
     let line_feed = ::csv::Terminator::Any(b'\n');
     let mut csv = ::csv::ReaderBuilder::new();
@@ -301,16 +311,16 @@ fn csv(from: impl Read, take: &mut impl FnMut(Row) -> Taking) -> Taking {
             Ok(false) => return Ok(()),
             Err(error) => return take(Row { line, lead: Err(format!("failed to read the list: {error}")) }),
         }
-        place.end_row();
+        position.end_row();
         let line = record.position().map_or(line, ::csv::Position::line);
         if record.as_slice().trim_ascii().is_empty() && record.len() == 1 {
             continue;
         }
-        take(Row { line, lead: of_record(&names, &record) })?;
+        take(Row { line, lead: csv_lead(&names, &record) })?;
     }
 }
 
-fn of_record(names: &[String], record: &::csv::ByteRecord) -> Result<Map<String, Value>, String> {
+fn csv_lead(names: &[String], record: &::csv::ByteRecord) -> Result<Map<String, Value>, String> {
     if record.len() != names.len() {
         return Err(format!("{} fields under {} columns", record.len(), names.len()));
     }
@@ -379,7 +389,7 @@ mod tests {
         assert_eq!(rows[..2], texts(&[(1, r#"{"a":1}"#), (2, r#"{"a":2}"#)]));
         assert!(rows[2].1.contains("must be an object") && rows[3].1.contains("not JSON"), "{rows:?}");
         assert_eq!(rows.len(), 4);
-        assert_eq!(read(Format::Json, &b"[{},{}]"[..], |_| Err(Enough)), Err(Enough));
+        assert_eq!(read(Format::Json, &b"[{},{}]"[..], |_| Err(Stopped)), Err(Stopped));
         assert!(all(Format::Json, b"{}")[0].1.contains("not JSON"));
     }
 
@@ -412,8 +422,8 @@ mod tests {
             let told = std::cell::RefCell::new(vec![]);
             let _ = read_with_head(
                 text.as_bytes(),
-                |head, more| {
-                    told.borrow_mut().push(format!("{} {more}", Value::Object(head)));
+                |head, leads_in| {
+                    told.borrow_mut().push(format!("{} {leads_in:?}", Value::Object(head)));
                     Ok(())
                 },
                 |row| {
@@ -423,8 +433,8 @@ mod tests {
             );
             told.into_inner()
         };
-        assert_eq!(read(r#"{"a":1,"leads":[{"b":2}]}"#), [r#"{"a":1} true"#, r#"{"b":2}"#]);
-        assert_eq!(read(r#"{"a":1}"#), [r#"{"a":1} false"#]);
+        assert_eq!(read(r#"{"a":1,"leads":[{"b":2}]}"#), [r#"{"a":1} Create"#, r#"{"b":2}"#]);
+        assert_eq!(read(r#"{"a":1}"#), [r#"{"a":1} Later"#]);
         assert!(read(r#"{"leads":[],"a":1}"#)[1].contains("leads must be the last field"));
         assert!(read("[]")[0].contains("not JSON"));
     }

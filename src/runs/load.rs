@@ -11,19 +11,19 @@ use serde_json::{Map, Value};
 use tracing::{debug, error, info};
 use ulid::Ulid;
 
-use super::leads::Row;
+use super::leads::{LeadsIn, Row};
 use super::plan::Plan;
 use super::spec::{Duplicates, Spec};
 use super::{Runs, not_a_number, zone_of};
 use crate::calls::Calls;
 use crate::clock::UnixMs;
-use crate::store::runs::{NewJob, Run, RunChange, RunMade, RunState, TakeLoad};
+use crate::store::runs::{CreateRunOutcome, NewJob, Run, RunChange, RunState, TakeLoad};
 use crate::store::{AppNotice, StoreError};
 
 /// Mistakes reported one by one; more are only counted.
 const MISTAKES_MAX: usize = 1_000;
 /// Leads per write.
-const WRITTEN: usize = 1_000;
+const LEADS_PER_WRITE: usize = 1_000;
 /// The pause before an incomplete load is discarded again, after an error of the store.
 const DISCARD_RETRY_DELAY: Duration = Duration::from_secs(1);
 
@@ -39,7 +39,7 @@ pub struct Mistake {
     pub error: String,
 }
 
-/// Why a run was not created.
+/// The reason why a run was not created.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// The specification is invalid.
@@ -48,7 +48,7 @@ pub enum LoadError {
     /// Some leads are invalid; none was stored.
     #[error("{count} leads cannot be called; none was stored")]
     Leads {
-        /// How many.
+        /// Their number.
         count: u64,
         /// The first thousand of them.
         mistakes: Vec<Mistake>,
@@ -88,10 +88,10 @@ pub struct Loading {
     /// The first line of each number, by a hash of the number, since lists are long.
     seen: HashMap<u64, u64>,
     hasher: RandomState,
-    waiting: Vec<NewJob>,
+    unwritten: Vec<NewJob>,
     total: i64,
     mistakes: Vec<Mistake>,
-    wrong: u64,
+    mistake_count: u64,
     /// The number of invalid leads left out so far, where they are left out.
     left_out: Option<u64>,
 }
@@ -106,11 +106,12 @@ pub struct Loaded {
 }
 
 impl Runs {
-    /// Creates a run, and begins its load if leads `follow`.
+    /// Creates a run, and begins its load if its leads follow.
     ///
     /// # Errors
     /// [`LoadError`].
-    pub async fn begin(&self, calls: &Calls, spec: Spec, follow: bool) -> Result<Loading, LoadError> {
+    pub async fn begin(&self, calls: &Calls, spec: Spec, leads_in: LeadsIn) -> Result<Loading, LoadError> {
+        let follow = leads_in == LeadsIn::Create;
         let plan = Plan::new(spec, calls).map_err(LoadError::Invalid)?;
         plan.check_business(calls, &plan.facts(calls)).map_err(LoadError::Invalid)?;
         if plan.spec.idempotency_key.as_ref().is_some_and(|key| key.is_empty() || key.len() > 255) {
@@ -147,21 +148,23 @@ impl Runs {
         let mut loading = self.loading(calls, run, plan, Load::New);
         loop {
             match calls.lifecycle.store.create_run(&loading.run, calls.lifecycle.notice).await? {
-                RunMade::New => break,
-                RunMade::Known(known) if is_abandoned(&known, calls) => {
+                CreateRunOutcome::New => break,
+                CreateRunOutcome::Known(known) if is_abandoned(&known, calls) => {
                     // Its replica may come back: with another token it can no longer finish what is deleted here.
                     let (before, load) = (known.load.clone(), load_token());
                     let taken = Run { load: Some(load.clone()), ..*known };
                     let (id, taken) = (taken.id.clone(), self.loading(calls, taken, loading.plan.clone(), Load::New));
                     if take_load(calls, &id, before, load).await? {
-                        taken.give_up().await;
+                        taken.discard().await;
                     }
                 }
                 // Nobody was called, and its configuration has been fixed.
-                RunMade::Known(known) if has_failed_at_once(&known) && loading.run.state != RunState::Failed => {
-                    calls.lifecycle.store.forget_run(&known.id).await?;
+                CreateRunOutcome::Known(known)
+                    if has_failed_at_once(&known) && loading.run.state != RunState::Failed =>
+                {
+                    calls.lifecycle.store.delete_run(&known.id).await?;
                 }
-                RunMade::Known(known) => {
+                CreateRunOutcome::Known(known) => {
                     loading.is_open = false;
                     if known.spec != loading.run.spec {
                         return Err(LoadError::Conflict(format!(
@@ -203,7 +206,7 @@ impl Runs {
         if !take_load(calls, &loading.run.id, before, load).await? {
             return Err(LoadError::Conflict("another request is loading this run".to_owned()));
         }
-        calls.lifecycle.store.forget_jobs(&loading.run.id).await?;
+        calls.lifecycle.store.delete_jobs(&loading.run.id).await?;
         Ok(loading)
     }
 
@@ -218,10 +221,10 @@ impl Runs {
             digest: Context::new(&SHA256),
             seen: HashMap::new(),
             hasher: RandomState::new(),
-            waiting: vec![],
+            unwritten: vec![],
             total: 0,
             mistakes: vec![],
-            wrong: 0,
+            mistake_count: 0,
             left_out: None,
         }
     }
@@ -270,17 +273,22 @@ impl Loading {
 
     /// Whether there are no leads, and no mistakes.
     pub fn is_empty(&self) -> bool {
-        self.total == 0 && self.wrong == 0
+        self.total == 0 && self.mistake_count == 0
     }
 
     /// Leaves invalid leads out, instead of rejecting all.
-    pub fn leave_out(&mut self) {
+    pub fn skip_invalid(&mut self) {
         self.left_out = Some(0);
     }
 
-    /// The number of leads left out, and the first mistakes.
-    pub fn left_out(&self) -> (u64, &[Mistake]) {
-        (self.left_out.unwrap_or(0), &self.mistakes)
+    /// The number of leads left out.
+    pub fn left_out(&self) -> u64 {
+        self.left_out.unwrap_or(0)
+    }
+
+    /// The first mistakes.
+    pub fn mistakes(&self) -> &[Mistake] {
+        &self.mistakes
     }
 
     /// Whether it takes leads: a failed run does not.
@@ -297,20 +305,20 @@ impl Loading {
             // An unreadable row, or one above the maximum, is not left out: it rejects the list.
             let is_full = self.total >= i64::from(self.runs.settings.leads_max);
             let is_readable = row.lead.is_ok();
-            if let Err(why) = row.lead.and_then(|lead| self.one(row.line, lead)) {
+            if let Err(why) = row.lead.and_then(|lead| self.add_lead(row.line, lead)) {
                 match &mut self.left_out {
                     Some(left_out) if is_readable && !is_full => *left_out += 1,
-                    _ => self.wrong += 1,
+                    _ => self.mistake_count += 1,
                 }
                 if self.mistakes.len() < MISTAKES_MAX {
                     self.mistakes.push(Mistake { line: row.line, error: why });
                 }
             }
         }
-        if self.waiting.len() >= WRITTEN { self.write().await } else { Ok(()) }
+        if self.unwritten.len() >= LEADS_PER_WRITE { self.write().await } else { Ok(()) }
     }
 
-    fn one(&mut self, line: u64, lead: Map<String, Value>) -> Result<(), String> {
+    fn add_lead(&mut self, line: u64, lead: Map<String, Value>) -> Result<(), String> {
         let max = i64::from(self.runs.settings.leads_max);
         if self.total >= max {
             return Err(format!("a run has at most {max} leads"));
@@ -339,15 +347,15 @@ impl Loading {
             self.digest.update(&(part.len() as u64).to_be_bytes());
             self.digest.update(part);
         }
-        if !self.is_known() && self.wrong == 0 {
-            self.waiting.push(NewJob { seq: self.total, number, lead });
+        if !self.is_known() && self.mistake_count == 0 {
+            self.unwritten.push(NewJob { seq: self.total, number, lead });
         }
         Ok(())
     }
 
     async fn write(&mut self) -> Result<(), LoadError> {
         let load = self.run.load.as_deref().unwrap_or_default();
-        let jobs = std::mem::take(&mut self.waiting);
+        let jobs = std::mem::take(&mut self.unwritten);
         if self.calls.lifecycle.store.add_jobs(&self.run.id, load, jobs).await? {
             return Ok(());
         }
@@ -355,7 +363,7 @@ impl Loading {
     }
 
     /// Discards the load.
-    pub async fn give_up(mut self) {
+    pub async fn discard(mut self) {
         if self.is_open {
             // After an error, `drop` tries again.
             self.is_open = discard(&self.calls, &self.run, self.load).await.is_err();
@@ -372,13 +380,13 @@ impl Loading {
     /// # Errors
     /// [`LoadError`].
     pub async fn finish(mut self) -> Result<Loaded, LoadError> {
-        if self.total == 0 && self.wrong == 0 {
+        if self.total == 0 && self.mistake_count == 0 {
             self.mistakes.push(Mistake { line: 1, error: "there are no leads".to_owned() });
-            self.wrong = 1;
+            self.mistake_count = 1;
         }
-        if self.wrong > 0 {
-            let (count, mistakes) = (self.wrong, std::mem::take(&mut self.mistakes));
-            self.give_up().await;
+        if self.mistake_count > 0 {
+            let (count, mistakes) = (self.mistake_count, std::mem::take(&mut self.mistakes));
+            self.discard().await;
             return Err(LoadError::Leads { count, mistakes });
         }
         let digest = hex::encode(std::mem::replace(&mut self.digest, Context::new(&SHA256)).finish());
@@ -389,7 +397,7 @@ impl Loading {
             }
             return Ok(Loaded { run: self.run.clone(), known: true });
         }
-        if !self.waiting.is_empty() {
+        if !self.unwritten.is_empty() {
             self.write().await?;
         }
         let store = self.calls.lifecycle.store.clone();
@@ -450,9 +458,9 @@ async fn discard(calls: &Calls, run: &Run, which: Load) -> Result<(), StoreError
         }
     }
     if which == Load::New {
-        return store.forget_run(id).await.map(drop);
+        return store.delete_run(id).await.map(drop);
     }
-    store.forget_jobs(id).await?;
+    store.delete_jobs(id).await?;
     let now_ms = calls.lifecycle.clock.now_ms();
     let change = RunChange { load, ..RunChange::of(id, &[RunState::Loading], RunState::Ready, now_ms) };
     store.move_run(change, AppNotice::Omit).await.map(drop)

@@ -22,8 +22,8 @@ pub mod leads;
 pub mod load;
 mod placement;
 pub mod plan;
+mod postpone;
 pub mod recurring;
-mod sift;
 pub mod spec;
 mod template;
 mod wakeups;
@@ -123,7 +123,7 @@ pub fn may_dial(
     let never = |code, blocked: Blocked| MayDial::Never {
         code,
         why: format!("it {blocked}"),
-        is_rule: matches!(blocked, Blocked::Only | Blocked::Prefix | Blocked::Kind(_) | Blocked::Never),
+        is_rule: matches!(blocked, Blocked::NotInTrial | Blocked::Prefix | Blocked::Kind(_) | Blocked::Never),
     };
     match destinations.may_call(&spec.business, number, spec.windows.as_ref(), zone.as_ref()) {
         Ok(()) => MayDial::Now,

@@ -20,8 +20,8 @@ use crate::clock::UnixMs;
 use crate::ids::CallId;
 use crate::metrics::RunDial;
 use crate::policy::decision::LimitExceeded;
-use crate::policy::{Binding, Bound, Facts, Scope};
-use crate::store::runs::{Job, JobState, Settle};
+use crate::policy::{Binding, Bound, CallAttributes, Scope};
+use crate::store::runs::{Job, JobSettlement, JobState};
 use crate::store::{AppNotice, Store};
 use crate::sync::lock;
 
@@ -106,7 +106,7 @@ impl Placement {
         match may_dial(&self.calls.destinations, &self.plan.spec, &job.number, &lead, now_ms) {
             MayDial::Now => {}
             MayDial::NotBefore(at) => {
-                self.settle(Settle { due_at: at, ..queued(&job) }).await;
+                self.settle(JobSettlement { due_at: at, ..queued(&job) }).await;
                 let _ = admission.send(PlacementResult::Postponed);
                 return;
             }
@@ -125,7 +125,7 @@ impl Placement {
         let mut turns = numbers.filter(|turn| self.may_use_number(&job.run, *turn)).take(NUMBERS_SEEN_MAX);
         let (mut admission, mut tried) = (admission, 0);
         let (placed, job, admission) = loop {
-            let request = match self.order(&job, &lead, &mut turns) {
+            let request = match self.create_request(&job, &lead, &mut turns) {
                 Ok(request) => request.filter(|_| tried < NUMBERS_TRIED_MAX),
                 Err(BuildError::Lead(why)) => {
                     self.settle(failed(&job, why.clone())).await;
@@ -173,7 +173,7 @@ impl Placement {
     /// Whether the pool's number of a turn may be used. Logs once that it may not.
     fn may_use_number(&self, run: &str, turn: u64) -> bool {
         let Some(why) = self.plan.number_denied(&self.calls, turn) else { return true };
-        if self.feedback.is_news(run, &why) {
+        if self.feedback.add_fault(run, &why) {
             warn!(run, why, "number of the run's pool skipped");
         }
         false
@@ -183,14 +183,14 @@ impl Placement {
     ///
     /// # Errors
     /// There is none, whatever the number.
-    fn order(
+    fn create_request(
         &self,
         job: &Job,
         lead: &Map<String, Value>,
         turns: &mut impl Iterator<Item = u64>,
     ) -> Result<Option<Arc<CreateRequest>>, BuildError> {
         for turn in turns {
-            match self.plan.order(&self.calls, &job.run, turn, &job.number, lead) {
+            match self.plan.create_request(&self.calls, &job.run, turn, &job.number, lead) {
                 Ok(request) if self.full.has_any(&self.keys_of(&request.facts, None)) => {}
                 Ok(request) => return Ok(Some(Arc::new(request))),
                 Err(BuildError::Number(why)) => debug!(run = job.run, why, "number of the run's pool skipped"),
@@ -228,7 +228,7 @@ impl Placement {
     }
 
     /// The keys of the limits that bind a call; with `limit`, of this one alone.
-    fn keys_of(&self, facts: &Facts, limit: Option<&str>) -> BTreeSet<String> {
+    fn keys_of(&self, facts: &CallAttributes, limit: Option<&str>) -> BTreeSet<String> {
         let bindings = self.calls.lifecycle.policy.load().bindings(facts);
         let of_limit = bindings.into_iter().filter(|one| limit.is_none_or(|limit| *one.limit == *limit));
         of_limit.map(|one| one.key).collect()
@@ -256,7 +256,7 @@ impl Placement {
                     self.hold_account(job, now_ms + wait_ms.min(UNAVAILABLE_PAUSE_MS_MAX)).await;
                 }
                 // Counted before it is looked up: this lead may be the cause, and nobody knows by then.
-                self.settle(Settle { unknown_tries: job.unknown_tries + 1, ..calling(job, call) }).await;
+                self.settle(JobSettlement { unknown_tries: job.unknown_tries + 1, ..calling(job, call) }).await;
                 RunDial::Called
             }
             JobPlaced::Known(call) => {
@@ -280,13 +280,13 @@ impl Placement {
             JobPlaced::ProviderLimit { wait_secs } => {
                 self.hold_account(job, now_ms + i64::from(*wait_secs) * 1000).await;
                 // It keeps its place in the queue.
-                self.settle(Settle { tries: job.tries + 1, ..queued(job) }).await;
+                self.settle(JobSettlement { tries: job.tries + 1, ..queued(job) }).await;
                 RunDial::ProviderLimit
             }
             JobPlaced::Late => {
                 // The breaker is for the provider's faults. A machine that is too busy is asked for less.
                 self.feedback.hold(&job.run, now_ms + LATE_PAUSE_MS);
-                self.settle(Settle { tries: job.tries + 1, ..queued(job) }).await;
+                self.settle(JobSettlement { tries: job.tries + 1, ..queued(job) }).await;
                 RunDial::NotSent
             }
             JobPlaced::NotSent(why) => {
@@ -295,13 +295,13 @@ impl Placement {
                     // No breaker would keep it from trying all its leads.
                     self.feedback.hold(&job.run, due_at);
                 }
-                self.settle(Settle { tries: job.tries + 1, due_at, ..queued(job) }).await;
+                self.settle(JobSettlement { tries: job.tries + 1, due_at, ..queued(job) }).await;
                 self.record_failure(&job.run, why).await;
                 RunDial::NotSent
             }
             JobPlaced::Rejected(why) => {
                 let (attempts, tries) = (job.attempts + 1, job.tries + 1);
-                self.settle(Settle { attempts, tries, ..failed(job, why.clone()) }).await;
+                self.settle(JobSettlement { attempts, tries, ..failed(job, why.clone()) }).await;
                 self.record_failure(&job.run, why).await;
                 RunDial::Rejected
             }
@@ -321,17 +321,17 @@ impl Placement {
 
     /// Writes a settlement, and repeats it until the store accepts it: no other replica settles the jobs of a live one. The app is told
     /// of a job that is done without a call.
-    async fn settle(&self, settle: Settle) {
-        let is_without_call = settle.state == JobState::Done && settle.new_call.is_none();
+    async fn settle(&self, settlement: JobSettlement) {
+        let is_without_call = settlement.state == JobState::Done && settlement.new_call.is_none();
         let notice = if is_without_call { self.calls.lifecycle.notice } else { AppNotice::Omit };
-        let settle = Settle { notice, ..settle };
+        let settlement = JobSettlement { notice, ..settlement };
         let store: &Arc<dyn Store> = &self.calls.lifecycle.store;
         loop {
             let now_ms = self.calls.lifecycle.clock.now_ms();
-            match store.settle_jobs(vec![settle.clone()], now_ms).await {
+            match store.settle_jobs(vec![settlement.clone()], now_ms).await {
                 Ok(_) => return,
                 Err(error) => {
-                    warn!(run = settle.run, job = settle.seq, %error, "failed to record job; retrying");
+                    warn!(run = settlement.run, job = settlement.seq, %error, "failed to record job; retrying");
                     tokio::time::sleep(STORE_RETRY_DELAY).await;
                 }
             }
@@ -339,16 +339,16 @@ impl Placement {
     }
 }
 
-fn queued(job: &Job) -> Settle {
-    Settle { state: JobState::Queued, new_call: None, ..Settle::of(job) }
+fn queued(job: &Job) -> JobSettlement {
+    JobSettlement { state: JobState::Queued, new_call: None, ..JobSettlement::of(job) }
 }
 
-fn calling(job: &Job, call: &CallId) -> Settle {
-    Settle { state: JobState::Calling, new_call: Some(call.clone()), ..Settle::of(job) }
+fn calling(job: &Job, call: &CallId) -> JobSettlement {
+    JobSettlement { state: JobState::Calling, new_call: Some(call.clone()), ..JobSettlement::of(job) }
 }
 
-fn failed(job: &Job, why: String) -> Settle {
-    Settle { state: JobState::Done, outcome: Some(Outcome::Failed), error: Some(why), ..Settle::of(job) }
+fn failed(job: &Job, why: String) -> JobSettlement {
+    JobSettlement { state: JobState::Done, outcome: Some(Outcome::Failed), error: Some(why), ..JobSettlement::of(job) }
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use crate::calls::Calls;
 use crate::calls::outbound::CreateRequest;
 use crate::calls::rejection::RequestKind;
 use crate::destinations::Hours;
-use crate::policy::{Facts, Rate};
+use crate::policy::{CallAttributes, Rate};
 use crate::provider::account::{Account, join_url};
 use crate::provider::description::{Dial, Operation};
 use crate::provider::render::{Target, render};
@@ -62,7 +62,7 @@ impl DecidedBy {
     }
 }
 
-/// Why no create can be made of a job, with a sentence for people.
+/// The reason why no create can be made of a job, with a sentence for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BuildError {
     /// The lead's own data does not fit; others do.
@@ -82,7 +82,7 @@ pub struct Plan {
     pub account: Arc<Account>,
     /// The run's operation.
     pub operation: Arc<Operation>,
-    /// How that is requested.
+    /// The request of that operation.
     pub dial: Dial,
     /// The run's pace.
     pub rate: Option<Rate>,
@@ -230,9 +230,9 @@ impl Plan {
     }
 
     /// Returns the attributes that policy selects by, as far as they are the same for every job.
-    pub fn facts(&self, calls: &Calls) -> Facts {
+    pub fn facts(&self, calls: &Calls) -> CallAttributes {
         let policy = calls.lifecycle.policy.load();
-        Facts {
+        CallAttributes {
             plan: policy.plan_of(&self.spec.business),
             business: self.spec.business.clone(),
             account: self.account.name.clone(),
@@ -247,25 +247,30 @@ impl Plan {
     }
 
     /// Returns the attributes that policy selects by for one job: the parts that its request has, too.
-    pub fn facts_of(&self, calls: &Calls, body: &Document, headers: &HeaderMap) -> Facts {
+    pub fn facts_of(&self, calls: &Calls, body: &Document, headers: &HeaderMap) -> CallAttributes {
         let message = Message { body, query: &[], path: &BTreeMap::new(), headers };
         let read = self.operation.facts.read(&message, self.operation.direction);
-        Facts { agent: read.agent, own_number: read.own_number, other_number: read.other_number, ..self.facts(calls) }
+        CallAttributes {
+            agent: read.agent,
+            own_number: read.own_number,
+            other_number: read.other_number,
+            ..self.facts(calls)
+        }
     }
 
     /// Checks that its business is known, where unknown ones are rejected, and that a call uses nothing of another business.
     ///
     /// # Errors
     /// A sentence.
-    pub fn check_business(&self, calls: &Calls, facts: &Facts) -> Result<(), String> {
-        match self.denied(calls, facts.agent.as_deref(), facts.own_number.as_deref()) {
+    pub fn check_business(&self, calls: &Calls, facts: &CallAttributes) -> Result<(), String> {
+        match self.denial_reason(calls, facts.agent.as_deref(), facts.own_number.as_deref()) {
             Some(why) => Err(why),
             None => Ok(()),
         }
     }
 
-    fn denied(&self, calls: &Calls, agent: Option<&str>, number: Option<&str>) -> Option<String> {
-        calls.lifecycle.policy.load().denied(&self.spec.business, agent, number)
+    fn denial_reason(&self, calls: &Calls, agent: Option<&str>, number: Option<&str>) -> Option<String> {
+        calls.lifecycle.policy.load().denial_reason(&self.spec.business, agent, number)
     }
 
     /// Checks that calls can be made under the settings in force, as far as that does not depend on a lead.
@@ -274,7 +279,7 @@ impl Plan {
     /// A sentence.
     pub fn check(&self, calls: &Calls) -> Result<(), String> {
         self.target()?;
-        if let Some(why) = self.denied(calls, self.agent.known(), self.own_number.known()) {
+        if let Some(why) = self.denial_reason(calls, self.agent.known(), self.own_number.known()) {
             return Err(why);
         }
         let turns = 0..self.spec.own_numbers.len() as u64;
@@ -286,15 +291,15 @@ impl Plan {
         }
     }
 
-    /// Why the pool's number of a turn may not be used, if so: it belongs to another business.
+    /// The reason why the pool's number of a turn may not be used, if so: it belongs to another business.
     pub fn number_denied(&self, calls: &Calls, turn: u64) -> Option<String> {
         match self.own_number {
-            DecidedBy::Pool => self.denied(calls, None, self.own_number(turn)),
+            DecidedBy::Pool => self.denial_reason(calls, None, self.own_number(turn)),
             DecidedBy::Request(_) | DecidedBy::Lead => None,
         }
     }
 
-    /// Where its requests go, and the header with the account's credentials.
+    /// The address of its requests, and the header with the account's credentials.
     fn target(&self) -> Result<(Uri, HeaderName, HeaderValue), String> {
         let of_account = |error: &dyn std::fmt::Display| format!("account {}: {error}", self.account.name);
         let path = render(&self.dial.path, Target::Url, |name| self.account.value(name));
@@ -306,12 +311,12 @@ impl Plan {
     }
 
     /// Returns the error of a call that may not be made with these attributes, by the part at fault: run, number or lead.
-    fn blame(&self, calls: &Calls, facts: &Facts, why: String) -> BuildError {
+    fn blame(&self, calls: &Calls, facts: &CallAttributes, why: String) -> BuildError {
         let agent = facts.agent.as_deref();
-        if self.denied(calls, None, None).is_some() {
+        if self.denial_reason(calls, None, None).is_some() {
             return BuildError::Run(why);
         }
-        let is_agent = self.denied(calls, agent, None).is_some();
+        let is_agent = self.denial_reason(calls, agent, None).is_some();
         match if is_agent { &self.agent } else { &self.own_number } {
             DecidedBy::Request(_) => BuildError::Run(why),
             DecidedBy::Pool => BuildError::Number(why),
@@ -323,7 +328,7 @@ impl Plan {
     ///
     /// # Errors
     /// Whose fault it is that there is none.
-    pub fn order(
+    pub fn create_request(
         &self,
         calls: &Calls,
         run: &str,

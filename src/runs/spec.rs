@@ -61,7 +61,7 @@ pub struct Spec {
     /// Outcomes after which a lead is called again: `busy`, `no_answer`, `failed`, `voicemail`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub retry: BTreeMap<Outcome, Again>,
-    /// When it is paused for its failures.
+    /// The failures for which it is paused.
     #[serde(default)]
     pub breaker: Breaker,
     /// The fields that a batch was submitted with, for clients that ask for the batch. No app sends it.
@@ -69,7 +69,7 @@ pub struct Spec {
     pub batch: Option<Map<String, Value>>,
 }
 
-/// How often a lead is called.
+/// The number of calls to a lead, and the pause between them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Again {
@@ -79,7 +79,7 @@ pub struct Again {
     pub after_secs: u32,
 }
 
-/// When a run is paused for its failures.
+/// The failures for which a run is paused.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Breaker {

@@ -15,12 +15,12 @@ use crate::calls::notify::{Hub, News, NewsFrom, Notification};
 use crate::ids::CallId;
 use crate::store::Store;
 
-/// How long after the end of a call at another replica a full round checks whether that one has handed its slot over.
+/// The time after the end of a call at another replica after which a full round checks whether that one has handed its slot over.
 const HAND_OVER_GRACE: Duration = Duration::from_millis(50);
 
 /// The least time between two full rounds that other replicas have caused: each reads all that is due. The first comes at once, what is
 /// told meanwhile makes one more.
-const LOOK_AFTER_INTERVAL: Duration = Duration::from_millis(150);
+const REMOTE_ROUND_INTERVAL: Duration = Duration::from_millis(150);
 
 /// The least time between two notifications of other replicas: each is a commit that waits for all others that notify.
 const NOTIFY_INTERVAL: Duration = Duration::from_millis(20);
@@ -51,32 +51,32 @@ pub(super) struct Wakeups {
     wake: Arc<Notify>,
     dial_wakeup: Arc<Notify>,
     full_round_at: Instant,
-    /// Whether other replicas alone are why the full round comes so early.
-    is_looking_after: bool,
-    /// The last such round.
-    looked_after_at: Option<Instant>,
+    /// Whether the full round comes so early because of other replicas alone.
+    is_for_others: bool,
+    /// The time of the last such round.
+    last_for_others: Option<Instant>,
 }
 
 impl Wakeups {
     pub(super) fn new(hub: &Hub, wake: Arc<Notify>) -> Self {
-        let (ends, dial_wakeup) = (hub.listen(), hub.dial_wakeup.clone());
-        Self { ends, wake, dial_wakeup, full_round_at: Instant::now(), is_looking_after: false, looked_after_at: None }
+        let (ends, dial_wakeup) = (hub.subscribe(), hub.dial_wakeup.clone());
+        Self { ends, wake, dial_wakeup, full_round_at: Instant::now(), is_for_others: false, last_for_others: None }
     }
 
     /// Sets the time of the next full round to after this pause. Slots that are handed over meanwhile do not change it.
-    pub(super) fn rest(&mut self, round: &Round, pause: Duration) {
+    pub(super) fn set_pause(&mut self, round: &Round, pause: Duration) {
         let next_at = Instant::now() + pause;
         if *round == Round::Full || next_at < self.full_round_at {
-            (self.full_round_at, self.is_looking_after) = (next_at, false);
+            (self.full_round_at, self.is_for_others) = (next_at, false);
         }
     }
 
-    /// Other replicas have freed slots, or changed a run: a full round, once they have had their time.
-    fn look_after_others(&mut self) {
+    /// Brings the next full round forward, since other replicas have freed slots or changed a run: to when they have had their time.
+    fn hasten_full_round(&mut self) {
         let soon = Instant::now() + HAND_OVER_GRACE;
-        let at = self.looked_after_at.map_or(soon, |last| soon.max(last + LOOK_AFTER_INTERVAL));
+        let at = self.last_for_others.map_or(soon, |last| soon.max(last + REMOTE_ROUND_INTERVAL));
         if at < self.full_round_at {
-            (self.full_round_at, self.is_looking_after) = (at, true);
+            (self.full_round_at, self.is_for_others) = (at, true);
         }
     }
 
@@ -87,15 +87,15 @@ impl Wakeups {
                 biased;
                 () = self.wake.notified() => return Round::Full,
                 () = sleep_until(self.full_round_at) => {
-                    if self.is_looking_after {
-                        self.looked_after_at = Some(Instant::now());
+                    if self.is_for_others {
+                        self.last_for_others = Some(Instant::now());
                     }
                     return Round::Full;
                 }
-                () = self.dial_wakeup.notified() => self.look_after_others(),
-                ends = ends(&mut self.ends) => {
+                () = self.dial_wakeup.notified() => self.hasten_full_round(),
+                ends = next_ends(&mut self.ends) => {
                     if ends.elsewhere || ends.missed {
-                        self.look_after_others();
+                        self.hasten_full_round();
                     }
                     match on_end {
                         OnEnd::FullRound if !ends.here.is_empty() => return Round::Full,
@@ -134,7 +134,7 @@ impl Ends {
 }
 
 /// Waits until a call ends; all that is known by then. Dropping it loses nothing.
-async fn ends(notifications: &mut Receiver<Notification>) -> Ends {
+async fn next_ends(notifications: &mut Receiver<Notification>) -> Ends {
     let mut ends = Ends::default();
     while ends.is_none() {
         match notifications.recv().await {
@@ -152,21 +152,21 @@ async fn ends(notifications: &mut Receiver<Notification>) -> Ends {
     }
 }
 
-/// Tells the diallers of other replicas of what ended here, and of runs that changed here; at most once in [`NOTIFY_INTERVAL`]. `has_waiting_work`:
-/// whether ends matter to anybody.
-pub(super) async fn tell_others(
+/// Notifies the diallers of other replicas of what ended here, and of runs that changed here; at most once in [`NOTIFY_INTERVAL`].
+/// `has_waiting_work`: whether ends matter to anybody.
+pub(super) async fn notify_others(
     hub: Hub,
     changed: Arc<Notify>,
     has_waiting_work: Arc<AtomicBool>,
     store: Arc<dyn Store>,
     stop: CancellationToken,
 ) {
-    let mut notifications = hub.listen();
+    let mut notifications = hub.subscribe();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             () = changed.notified() => {}
-            ends = ends(&mut notifications) => {
+            ends = next_ends(&mut notifications) => {
                 if (ends.here.is_empty() && !ends.missed) || !has_waiting_work.load(Ordering::Relaxed) {
                     continue;
                 }
@@ -185,20 +185,22 @@ mod tests {
     #[tokio::test]
     async fn ends_alone_are_heard_and_those_that_meet_at_once() {
         let (hub, calls) = (Hub::default(), [CallId::new(), CallId::new(), CallId::new()]);
-        let mut notifications = hub.listen();
+        let mut notifications = hub.subscribe();
         hub.changed(&calls[0]);
         hub.ended(&calls[1]);
         hub.notify(&calls[0]);
         hub.ended(&calls[2]);
         hub.ended_at_replica(&calls[0]);
-        let heard = ends(&mut notifications).await;
+        let heard = next_ends(&mut notifications).await;
         assert_eq!(heard, Ends { here: calls[1..].to_vec(), elsewhere: true, missed: false });
         hub.notify(&calls[0]);
-        assert!(tokio::time::timeout(std::time::Duration::from_millis(20), ends(&mut notifications)).await.is_err());
+        assert!(
+            tokio::time::timeout(std::time::Duration::from_millis(20), next_ends(&mut notifications)).await.is_err()
+        );
         hub.ended(&calls[0]);
-        assert_eq!(ends(&mut notifications).await.here, [calls[0].clone()]);
+        assert_eq!(next_ends(&mut notifications).await.here, [calls[0].clone()]);
         (0..9_000).for_each(|_| hub.ended(&calls[0]));
-        assert!(ends(&mut notifications).await.missed);
+        assert!(next_ends(&mut notifications).await.missed);
     }
 
     #[tokio::test(start_paused = true)]
@@ -206,27 +208,27 @@ mod tests {
         let (hub, wake, call) = (Hub::default(), Arc::<Notify>::default(), CallId::new());
         let mut wakeups = Wakeups::new(&hub, wake.clone());
         assert_eq!(wakeups.next(OnEnd::HandOver).await, Round::Full, "at first");
-        wakeups.rest(&Round::Full, Duration::from_secs(3600));
+        wakeups.set_pause(&Round::Full, Duration::from_secs(3600));
         hub.ended(&call);
         let handed_on = wakeups.next(OnEnd::HandOver).await;
         assert_eq!(handed_on, Round::HandOver(vec![call.clone()]));
-        wakeups.rest(&handed_on, Duration::from_secs(7200));
+        wakeups.set_pause(&handed_on, Duration::from_secs(7200));
         hub.ended(&call);
         assert_eq!(wakeups.next(OnEnd::FullRound).await, Round::Full);
         hub.ended_at_replica(&call);
         let (began, next) = (Instant::now(), wakeups.next(OnEnd::HandOver).await);
         assert_eq!((next, began.elapsed().as_millis() / 100), (Round::Full, 0), "it is looked after the other");
-        wakeups.rest(&Round::Full, Duration::from_secs(3600));
-        tokio::time::sleep(LOOK_AFTER_INTERVAL).await;
+        wakeups.set_pause(&Round::Full, Duration::from_secs(3600));
+        tokio::time::sleep(REMOTE_ROUND_INTERVAL).await;
         hub.dial_wakeup.notify_one();
         let (began, next) = (Instant::now(), wakeups.next(OnEnd::HandOver).await);
         assert_eq!((next, began.elapsed().as_millis() / 100), (Round::Full, 0), "another replica has rung");
-        wakeups.rest(&Round::Full, Duration::from_secs(3600));
+        wakeups.set_pause(&Round::Full, Duration::from_secs(3600));
         hub.ended(&call);
         let (began, next) = (Instant::now(), wakeups.next(OnEnd::Ignore).await);
         assert_eq!((next, began.elapsed().as_secs() > 3_500), (Round::Full, true), "there is nothing to hand on");
         wake.notify_one();
-        wakeups.rest(&Round::Full, Duration::from_secs(3600));
+        wakeups.set_pause(&Round::Full, Duration::from_secs(3600));
         assert_eq!(wakeups.next(OnEnd::Ignore).await, Round::Full, "somebody changed a run");
     }
 
@@ -236,7 +238,7 @@ mod tests {
         let (hub, wake, call) = (Hub::default(), Arc::<Notify>::default(), CallId::new());
         let mut wakeups = Wakeups::new(&hub, wake.clone());
         assert_eq!(wakeups.next(OnEnd::HandOver).await, Round::Full, "at first");
-        wakeups.rest(&Round::Full, Duration::from_secs(3600));
+        wakeups.set_pause(&Round::Full, Duration::from_secs(3600));
         let (began, hub) = (Instant::now(), Arc::new(hub));
         let listening = tokio::spawn({
             let (hub, call) = (hub.clone(), call.clone());
@@ -252,7 +254,7 @@ mod tests {
         while began.elapsed() < Duration::from_secs(60) {
             assert_eq!(wakeups.next(OnEnd::HandOver).await, Round::Full);
             rounds.push(began.elapsed().as_millis());
-            wakeups.rest(&Round::Full, Duration::from_secs(60));
+            wakeups.set_pause(&Round::Full, Duration::from_secs(60));
         }
         listening.await.unwrap();
         assert_eq!(rounds.pop().map(|last| last / 1000), Some(61), "then it is quiet");
@@ -263,12 +265,12 @@ mod tests {
         // What is done here is not slowed down by it.
         hub.dial_wakeup.notify_one();
         assert_eq!(wakeups.next(OnEnd::HandOver).await, Round::Full);
-        wakeups.rest(&Round::Full, Duration::from_secs(3600));
+        wakeups.set_pause(&Round::Full, Duration::from_secs(3600));
         hub.dial_wakeup.notify_one();
         wake.notify_one();
         let (began, next) = (Instant::now(), wakeups.next(OnEnd::HandOver).await);
         assert_eq!((next, began.elapsed().as_millis()), (Round::Full, 0));
-        wakeups.rest(&Round::Full, Duration::from_millis(20));
+        wakeups.set_pause(&Round::Full, Duration::from_millis(20));
         let (began, next) = (Instant::now(), wakeups.next(OnEnd::HandOver).await);
         assert_eq!((next, began.elapsed().as_millis() / 10), (Round::Full, 2), "its own round keeps its time");
     }

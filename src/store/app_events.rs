@@ -8,7 +8,7 @@ use super::{AppNotice, CallRecord, NewCall, RejectionRecord};
 use crate::call::{Origin, Outcome, Phase, Step};
 use crate::clock::{UnixMs, rfc3339};
 use crate::ids::{Alias, CallId};
-use crate::policy::Facts;
+use crate::policy::CallAttributes;
 use crate::provider::description::PostCall;
 
 /// An event for the outbox.
@@ -18,7 +18,7 @@ pub(super) struct AppEvent {
     pub(super) id: String,
     /// The event's call.
     pub(super) call: Option<String>,
-    /// When it happened.
+    /// The time at which it happened.
     pub(super) at_ms: UnixMs,
     /// The JSON.
     pub(super) body: String,
@@ -34,7 +34,7 @@ fn event(kind: &str, call: Option<&CallId>, at_ms: UnixMs, data: &Value) -> AppE
 }
 
 /// The fields of every event of a call.
-fn of_call(call: &CallId, facts: &Facts, aliases: &[Alias], slots: u32, started_at: UnixMs) -> Value {
+fn of_call(call: &CallId, facts: &CallAttributes, aliases: &[Alias], slots: u32, started_at: UnixMs) -> Value {
     let ids: serde_json::Map<String, Value> =
         aliases.iter().filter(|a| a.kind != super::KEY_KIND).map(|a| (a.kind.clone(), a.id.clone().into())).collect();
     json!({

@@ -66,7 +66,7 @@ impl Change {
         }
     }
 
-    /// Why it must not be applied to a call, if so.
+    /// The contradiction for which it must not be applied to a call, if any.
     pub(super) fn contradiction(&self, record: &CallRecord) -> Option<Contradiction> {
         self.by.as_ref()?.contradicts(&record.facts, &record.aliases, &self.bind)
     }
@@ -81,16 +81,16 @@ pub struct ApplyOutcome {
     pub record: CallRecord,
     /// Ids that belong to another call: two records of one call, or a forged id.
     pub conflicts: Vec<(Alias, CallId)>,
-    /// Why it was not applied: it is not about this call.
+    /// The reason why it was not applied: it is not about this call.
     pub contradiction: Option<Contradiction>,
     /// Whether the change reported the end of a leg: the carrier still has the call, and has to be queried.
-    pub ended_a_part: bool,
+    pub ended_leg_only: bool,
 }
 
 impl ApplyOutcome {
     /// The outcome of a contradicted change.
     pub(super) fn contradicted(record: CallRecord, what: Contradiction) -> Self {
-        Self { step: Step::Ignore, record, conflicts: vec![], contradiction: Some(what), ended_a_part: false }
+        Self { step: Step::Ignore, record, conflicts: vec![], contradiction: Some(what), ended_leg_only: false }
     }
 
     /// The outcome of a change that was tried before. If that try ended the call (by its event, or by news that waited under its

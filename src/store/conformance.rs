@@ -154,7 +154,7 @@ pub(super) use behaves_as_a_store;
 pub(super) fn new_call(aliases: &[(&str, &str)]) -> NewCall {
     NewCall {
         id: CallId::new(),
-        facts: Facts {
+        facts: CallAttributes {
             business: BusinessId::default_business(),
             plan: "default".to_owned(),
             account: AccountName::parse("twilio").unwrap(),
@@ -191,7 +191,7 @@ pub(super) const END: Event = Event::Ended(Outcome::Completed, EndProof::Webhook
 pub(super) async fn a_call_is_opened_moved_and_ended_once(fresh: &impl Fresh) {
     let store = fresh.open().await;
     let call = new_call(&[]);
-    assert_eq!(store.open(call.clone(), None).await.unwrap(), InsertOutcome::New(None));
+    assert_eq!(store.insert_call(call.clone(), None).await.unwrap(), InsertOutcome::New(None));
     let bind = vec![Alias::new("call_sid", "CA1").unwrap()];
     let created = Change { bind: bind.clone(), ..change(&call.id, Event::Reached(Phase::Dialing)) };
     let applied = store.apply(created).await.unwrap().unwrap();
@@ -221,7 +221,7 @@ pub(super) async fn a_call_is_opened_moved_and_ended_once(fresh: &impl Fresh) {
 pub(super) async fn an_end_is_of_the_state_that_was_read(fresh: &impl Fresh) {
     let store = fresh.open().await;
     let call = new_call(&[]);
-    store.open(call.clone(), None).await.unwrap();
+    store.insert_call(call.clone(), None).await.unwrap();
     let read = store.call(&call.id).await.unwrap().unwrap().seen_at;
     store.apply(Change::of(&call.id, Source::Create, 3000, &Deadlines::default())).await.unwrap();
     let ended = |if_seen_at| Change { if_seen_at: Some(if_seen_at), ..change(&call.id, END) };
@@ -235,7 +235,7 @@ pub(super) async fn an_end_is_of_the_state_that_was_read(fresh: &impl Fresh) {
 pub(super) async fn what_was_not_found_counts_anew_once_the_exchange_is_over(fresh: &impl Fresh) {
     let store = fresh.open().await;
     let call = new_call(&[]);
-    store.open(call.clone(), None).await.unwrap();
+    store.insert_call(call.clone(), None).await.unwrap();
     let of = |at_ms| Change::of(&call.id, Source::Poll, at_ms, &Deadlines::default());
     let over = |at_ms| Change { exchange_over: true, ..of(at_ms) };
     let absent = |at_ms| Change { absent: Some(true), ..of(at_ms) };
@@ -259,7 +259,7 @@ pub(super) async fn an_end_that_comes_before_its_start_ends_the_start(fresh: &im
     assert_eq!(store.keep_early(sid(), END, None, 1).await.unwrap(), None);
     assert_eq!(store.keep_early(sid(), Event::Reached(Phase::Live), None, 2).await.unwrap(), None);
     let call = new_call(&[]);
-    store.open(call.clone(), None).await.unwrap();
+    store.insert_call(call.clone(), None).await.unwrap();
     let created = Change { bind: sid(), ..change(&call.id, Event::Reached(Phase::Dialing)) };
     assert_eq!(store.apply(created).await.unwrap().unwrap().step, Step::End(Outcome::Completed, EndProof::Webhook));
     assert_eq!(store.keep_early(sid(), END, None, 3).await.unwrap(), Some(call.id), "from here on it is known");
@@ -269,16 +269,16 @@ pub(super) async fn one_call_seen_by_two_webhooks_is_one_call(fresh: &impl Fresh
     let store = fresh.open().await;
     let first = new_call(&[("call_sid", "CA1")]);
     let second = new_call(&[("conversation_id", "conv_1"), ("call_sid", "CA1")]);
-    assert_eq!(store.open(first.clone(), None).await.unwrap(), InsertOutcome::New(None));
-    assert_eq!(store.open(second, None).await.unwrap(), InsertOutcome::Known(first.id));
+    assert_eq!(store.insert_call(first.clone(), None).await.unwrap(), InsertOutcome::New(None));
+    assert_eq!(store.insert_call(second, None).await.unwrap(), InsertOutcome::Known(first.id));
     assert_eq!(store.open_calls().await.unwrap().len(), 1);
 }
 
 pub(super) async fn an_id_of_another_call_is_a_conflict_and_stays_where_it_is(fresh: &impl Fresh) {
     let store = fresh.open().await;
     let (first, second) = (new_call(&[("call_sid", "CA1")]), new_call(&[]));
-    store.open(first.clone(), None).await.unwrap();
-    store.open(second.clone(), None).await.unwrap();
+    store.insert_call(first.clone(), None).await.unwrap();
+    store.insert_call(second.clone(), None).await.unwrap();
     let sid = Alias::new("call_sid", "CA1").unwrap();
     let stolen = Change { bind: vec![sid.clone()], ..change(&second.id, Event::Reached(Phase::Live)) };
     let applied = store.apply(stolen).await.unwrap().unwrap();
@@ -330,7 +330,7 @@ pub(super) async fn a_webhook_is_taken_once(fresh: &impl Fresh) {
     assert_eq!(store.receive(event("c")).await.unwrap(), before(Some(EventOutcome::Applied)));
     assert_eq!(store.take_deliveries(4, 10, "", DeliveryOrder::FailedStepAside).await.unwrap(), []);
     assert_eq!(store.take_deliveries(5, 10, "", DeliveryOrder::FailedStepAside).await.unwrap(), [delivery]);
-    store.delivered("d1", 6, DeliveryResult::Retry { why: "refused".to_owned(), at: 50 }).await.unwrap();
+    store.record_delivery_result("d1", 6, DeliveryResult::Retry { why: "refused".to_owned(), at: 50 }).await.unwrap();
     assert_eq!(store.take_deliveries(49, 10, "", DeliveryOrder::FailedStepAside).await.unwrap(), []);
     assert_eq!(store.take_deliveries(50, 10, "", DeliveryOrder::FailedStepAside).await.unwrap()[0].attempts, 1);
     assert_eq!(
@@ -338,7 +338,7 @@ pub(super) async fn a_webhook_is_taken_once(fresh: &impl Fresh) {
         1,
         "the event goes, what the app waits for stays"
     );
-    store.delivered("d1", 51, DeliveryResult::GivenUp { why: "refused".to_owned() }).await.unwrap();
+    store.record_delivery_result("d1", 51, DeliveryResult::GivenUp { why: "refused".to_owned() }).await.unwrap();
     assert_eq!(store.take_deliveries(99, 10, "", DeliveryOrder::FailedStepAside).await.unwrap(), []);
     assert_eq!(
         store.purge(&RetentionCutoffs::of_all(1000, 1000)).await.unwrap(),
@@ -350,7 +350,7 @@ pub(super) async fn a_webhook_is_taken_once(fresh: &impl Fresh) {
 pub(super) async fn what_is_past_its_retention_goes_little_by_little(fresh: &impl Fresh) {
     let store = fresh.open().await;
     let kept = new_call(&[("call_sid", "CA_kept")]);
-    store.open(kept.clone(), None).await.unwrap();
+    store.insert_call(kept.clone(), None).await.unwrap();
     let sql = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1234)";
     let like =
         "business, plan, account, provider, direction, operation, origin, admitted_at, phase_at, seen_at, seen_by";
@@ -382,7 +382,7 @@ pub(super) async fn writes_that_meet_share_a_commit_and_one_that_fails_stands_al
         let store = store.clone();
         // Every tenth has the same primary key: all but one of those fail.
         let call = if i % 10 == 0 { twice.clone() } else { new_call(&[]) };
-        tasks.spawn(async move { store.open(call, None).await.is_ok() });
+        tasks.spawn(async move { store.insert_call(call, None).await.is_ok() });
     }
     let kept = tasks.join_all().await.into_iter().filter(|ok| *ok).count();
     assert_eq!(kept, 181);
@@ -393,7 +393,7 @@ pub(super) async fn what_was_written_is_there_after_a_restart(fresh: &impl Fresh
     let call = new_call(&[("call_sid", "CA1")]);
     {
         let store = fresh.open().await;
-        store.open(call.clone(), None).await.unwrap();
+        store.insert_call(call.clone(), None).await.unwrap();
         store.put_business(&Business::named(BusinessId::parse("acme").unwrap()), 1).await.unwrap();
         store.close().await;
     }
@@ -406,7 +406,7 @@ pub(super) async fn what_meets_at_one_call_is_applied_one_after_the_other(fresh:
     let store = fresh.open().await;
     for round in 0..10 {
         let call = new_call(&[]);
-        store.open(call.clone(), None).await.unwrap();
+        store.insert_call(call.clone(), None).await.unwrap();
         let mut tasks = tokio::task::JoinSet::new();
         for n in 0..12 {
             let (store, id) = (store.clone(), call.id.clone());
@@ -434,7 +434,7 @@ pub(super) async fn one_of_many_that_claim_an_id_gets_it(fresh: &impl Fresh) {
                 ids.reverse();
             }
             let call = new_call(&ids);
-            tasks.spawn(async move { (call.id.clone(), store.open(call, None).await.unwrap()) });
+            tasks.spawn(async move { (call.id.clone(), store.insert_call(call, None).await.unwrap()) });
         }
         let opened = tasks.join_all().await;
         let new: Vec<&CallId> =
@@ -449,7 +449,7 @@ pub(super) async fn news_and_its_call_find_each_other_however_they_meet(fresh: &
     let store = fresh.open().await;
     for round in 0..20 {
         let call = new_call(&[]);
-        store.open(call.clone(), None).await.unwrap();
+        store.insert_call(call.clone(), None).await.unwrap();
         let sid = vec![Alias::new("call_sid", &format!("CA{round}")).unwrap()];
         let bind = Change { bind: sid.clone(), ..change(&call.id, Event::Reached(Phase::Dialing)) };
         let rings = Event::Reached(Phase::Ringing);
@@ -469,13 +469,13 @@ pub(super) async fn news_and_its_call_find_each_other_however_they_meet(fresh: &
 pub(super) async fn a_key_is_free_again_when_its_order_made_no_call(fresh: &impl Fresh) {
     let store = fresh.open().await;
     let [first, second, third] = [(); 3].map(|()| new_call(&[(KEY_KIND, "k")]));
-    store.open(first.clone(), None).await.unwrap();
-    assert_eq!(store.open(second.clone(), None).await.unwrap(), InsertOutcome::Known(first.id.clone()));
+    store.insert_call(first.clone(), None).await.unwrap();
+    assert_eq!(store.insert_call(second.clone(), None).await.unwrap(), InsertOutcome::Known(first.id.clone()));
     let none = Event::Ended(Outcome::NotCreated, EndProof::Provider);
     store.apply(change(&first.id, none)).await.unwrap();
-    assert_eq!(store.open(second.clone(), None).await.unwrap(), InsertOutcome::New(None));
+    assert_eq!(store.insert_call(second.clone(), None).await.unwrap(), InsertOutcome::New(None));
     store.apply(change(&second.id, END)).await.unwrap();
-    assert_eq!(store.open(third, None).await.unwrap(), InsertOutcome::Known(second.id));
+    assert_eq!(store.insert_call(third, None).await.unwrap(), InsertOutcome::Known(second.id));
 }
 
 pub(super) async fn records_come_back_as_they_were_written(fresh: &impl Fresh) {
@@ -488,7 +488,7 @@ pub(super) async fn records_come_back_as_they_were_written(fresh: &impl Fresh) {
     (call.over_limit, call.polled, call.slots) = (true, true, 4_000_000_000);
     (call.callback, call.fingerprint) = (Some(callback.clone()), Some("f".to_owned()));
     call.replica = Some("web-1".to_owned());
-    store.open(call.clone(), None).await.unwrap();
+    store.insert_call(call.clone(), None).await.unwrap();
     let record = store.call(&call.id).await.unwrap().unwrap();
     assert_eq!(record.facts, call.facts);
     assert_eq!((record.over_limit, record.polled, record.unsettled, record.slots), (true, true, false, 4_000_000_000));
@@ -501,7 +501,7 @@ pub(super) async fn records_come_back_as_they_were_written(fresh: &impl Fresh) {
     // An over-limit call is no admission: no rate counts it.
     assert_eq!(store.admitted_since(0).await.unwrap(), []);
     let counted = new_call(&[]);
-    store.open(counted.clone(), None).await.unwrap();
+    store.insert_call(counted.clone(), None).await.unwrap();
     assert_eq!(store.admitted_since(1000).await.unwrap(), [(1000, counted.facts)]);
     assert_eq!(store.admitted_since(1001).await.unwrap(), []);
 }
@@ -511,7 +511,7 @@ pub(super) async fn the_latest_come_first(fresh: &impl Fresh) {
     let mut ids = Vec::new();
     for at_ms in 0..5 {
         let call = NewCall { at_ms, ..new_call(&[("call_sid", &format!("CA{at_ms}"))]) };
-        store.open(call.clone(), None).await.unwrap();
+        store.insert_call(call.clone(), None).await.unwrap();
         ids.insert(0, call.id);
     }
     let latest: Vec<CallId> = store.latest_calls(3).await.unwrap().into_iter().map(|c| c.id).collect();
@@ -557,7 +557,7 @@ pub(super) async fn the_writer_and_the_readers_read_the_same_record(fresh: &impl
     call.replica = Some("web-1".to_owned());
     call.callback =
         Some(AppCallback { url: "http://app.test/x".to_owned(), method: "POST".to_owned(), events: vec![] });
-    store.open(call.clone(), None).await.unwrap();
+    store.insert_call(call.clone(), None).await.unwrap();
     let bind = vec![Alias::new("conversation_id", "conv_1").unwrap()];
     let unclear = Change {
         bind,

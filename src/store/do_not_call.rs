@@ -17,7 +17,7 @@ pub struct ListedNumber {
     pub number: u64,
     /// The reason that was given for it.
     pub reason: Option<String>,
-    /// When it was added.
+    /// The time at which it was added.
     pub at: UnixMs,
     /// The number's position in the list: the number of the change that added it.
     pub change: i64,

@@ -105,7 +105,7 @@ pub(super) trait Driver: Send {
     }
 
     /// Waits for other transitions of the limiter.
-    fn queue_move(&mut self) -> Work<'_, ()> {
+    fn queue_transition(&mut self) -> Work<'_, ()> {
         std::future::ready(Ok(())).boxed()
     }
 }
@@ -188,7 +188,7 @@ pub(super) trait Backend: Send + Sync + 'static {
     }
 
     /// The time of transitions, if the caller's is used.
-    fn move_time(&self, now_ms: UnixMs) -> Option<UnixMs>;
+    fn transition_time(&self, now_ms: UnixMs) -> Option<UnixMs>;
 
     /// Whether any delivery may be due: checked before a claim that would wait for other writes.
     async fn any_due(&self, _at_ms: UnixMs, _spool: &str) -> Result<bool> {
@@ -198,11 +198,11 @@ pub(super) trait Backend: Send + Sync + 'static {
     /// See [`super::Store::admit`].
     async fn decide(&self, call: NewCall, request: AdmissionRequest, epoch: i64) -> Result<AdmitOutcome>;
 
-    /// See [`super::Transcripts::say`].
+    /// See [`super::Transcripts::add_utterance`].
     async fn put_utterance(&self, call: &CallId, said: NewUtterance) -> Result<Option<UtteranceRef>>;
 
     /// See [`super::Transcripts::ingest`].
-    async fn ingest_utterance(&self, speech: UtteranceIngest) -> Result<IngestOutcome>;
+    async fn ingest_utterance(&self, ingested: UtteranceIngest) -> Result<IngestOutcome>;
 
     /// See [`super::Transcripts::listen`].
     async fn listen_for_signals(&self, on_signal: OnSignal) {

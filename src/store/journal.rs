@@ -99,7 +99,7 @@ impl Journal {
     }
 
     /// Deletes one that is stored. If that fails it is found to be stored when it is read again.
-    pub async fn forget(&self, id: &str) {
+    pub async fn delete(&self, id: &str) {
         let (inner, path) = (self.0.clone(), self.0.folder.join(id));
         if let Err(error) = blocking(move || inner.remove(&path).or_else(ignore_missing)).await {
             warn!(event = id, %error, "failed to delete a stored webhook from the journal");
@@ -232,7 +232,7 @@ mod tests {
         for event in &all {
             assert_eq!(again.read(&event.id).await.unwrap(), *event);
             assert!(again.has(&event.id).await);
-            again.forget(&event.id).await;
+            again.delete(&event.id).await;
             assert!(!again.has(&event.id).await);
         }
         assert_eq!((again.list().await.unwrap(), again.waiting()), (vec![], 0));

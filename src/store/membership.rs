@@ -68,7 +68,7 @@ pub(super) fn host() -> String {
 
 /// A live replica.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Living {
+pub struct LiveReplica {
     /// The replica's identity.
     #[serde(flatten)]
     pub replica: Replica,
@@ -80,11 +80,11 @@ pub struct Living {
 
 /// The result of a heartbeat.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Fleet {
+pub struct Membership {
     /// The id of this replica.
     pub me: String,
     /// Every replica with a heartbeat within [`LIVE_MS`], oldest first; including this one.
-    pub live: Vec<Living>,
+    pub live: Vec<LiveReplica>,
     /// Changes with every change of a business, on any replica.
     pub businesses_version: String,
     /// The number of the last change of a do-not-call list, on any replica.
@@ -93,20 +93,20 @@ pub struct Fleet {
     pub bypass: Option<Bypass>,
 }
 
-impl Fleet {
+impl Membership {
     /// Whether this replica is the leader: the oldest live one. Two may think so for a moment; leaders' work must tolerate that.
     pub fn leads(&self) -> bool {
         self.live.first().is_some_and(|first| first.replica.id == self.me)
     }
 
-    pub(super) fn new(me: &Replica, mut live: Vec<Living>) -> Self {
+    pub(super) fn new(me: &Replica, mut live: Vec<LiveReplica>) -> Self {
         live.sort_by(|a, b| a.replica.id.cmp(&b.replica.id));
         Self { me: me.id.clone(), live, businesses_version: String::new(), do_not_call_change: 0, bypass: None }
     }
 }
 
 /// The interval of heartbeats, in milliseconds.
-pub const BEAT_EVERY_MS: u64 = 2_000;
+pub const HEARTBEAT_INTERVAL_MS: u64 = 2_000;
 /// A replica counts as dead after this time without a heartbeat.
 pub const LIVE_MS: i64 = 6_000;
 /// A replica is deleted after this time without a heartbeat.

@@ -21,7 +21,7 @@ pub struct NewEvent {
     pub event: String,
     /// Two deliveries with one key are one event.
     pub dedupe_key: Option<String>,
-    /// When it was received.
+    /// The time at which it was received.
     pub received_at: UnixMs,
     /// The webhook's method.
     pub method: String,
@@ -42,7 +42,7 @@ pub struct Reach {
     /// The name of the process's own spool, whose bodies it can read.
     pub spool: String,
     /// Whether the process can read the bodies in the database.
-    pub record: bool,
+    pub database: bool,
 }
 
 /// Webhooks to be applied.
@@ -152,12 +152,12 @@ pub struct Delivery {
     pub attempts: u32,
 }
 
-/// When the next delivery of a call is sent.
+/// The order in which the deliveries of a call are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeliveryOrder {
-    /// When the one before it is done or given up.
+    /// A delivery is sent once the one before it is done or given up.
     Strict,
-    /// When the one before it was attempted: one that failed is sent again later.
+    /// A delivery is sent once the one before it was attempted: one that failed is sent again later.
     FailedStepAside,
 }
 
@@ -168,14 +168,14 @@ pub enum DeliveryResult {
     Done,
     /// The delivery is due again.
     Retry {
-        /// Why it failed.
+        /// The reason why it failed.
         why: String,
-        /// When it is due.
+        /// The time at which it is due.
         at: UnixMs,
     },
     /// The delivery is not retried.
     GivenUp {
-        /// Why it failed.
+        /// The reason why it failed.
         why: String,
     },
 }
@@ -185,7 +185,7 @@ pub enum DeliveryResult {
 pub struct RejectionRecord {
     /// The rejection's id.
     pub id: RejectionId,
-    /// When it happened.
+    /// The time at which it happened.
     pub at: UnixMs,
     /// The business.
     pub business: String,

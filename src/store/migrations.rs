@@ -35,7 +35,7 @@ pub enum Migrate {
     Reject,
 }
 
-/// Why a migration failed.
+/// The reason why a migration failed.
 pub(super) enum Unfit {
     Fault(Fault),
     /// A sentence for an operator.

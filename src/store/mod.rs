@@ -13,11 +13,11 @@
 
 mod app_events;
 mod app_notice;
+mod apply_change;
 mod bypass;
 mod change;
 #[cfg(test)]
 mod conformance;
-mod decide;
 mod do_not_call;
 mod driver;
 mod health;
@@ -50,7 +50,7 @@ use crate::call::Event;
 use crate::clock::UnixMs;
 use crate::ids::{AccountName, Alias, CallId, RejectionId};
 use crate::policy::decision::{AdmissionRequest, GateMode, GateState, LeaseRow};
-use crate::policy::{Business, Facts, Policy};
+use crate::policy::{Business, CallAttributes, Policy};
 use crate::provider::secret::Secret;
 pub use app_notice::AppNotice;
 pub use bypass::Bypass;
@@ -58,18 +58,20 @@ pub use change::{ApplyOutcome, Change};
 pub use do_not_call::{DoNotCallLists, EVERYBODY, ListChange, ListChanges, ListedNumber, NUMBERS_AT_ONCE};
 pub use journal::Journal;
 pub use listing::{EventFilter, ListFilter};
-pub use membership::{BEAT_EVERY_MS, Fleet, LIVE_MS, Living, OwnershipMode, Replica};
+pub use membership::{HEARTBEAT_INTERVAL_MS, LIVE_MS, LiveReplica, Membership, OwnershipMode, Replica};
 pub use message::{
     Delivery, DeliveryOrder, DeliveryResult, DeliveryRoute, EventOutcome, NewEvent, Reach, ReceiveOutcome,
     RejectionRecord, UnsettledEvents,
 };
 pub use migrations::Migrate;
-pub use operator::{AuditRecord, Desk, Inbox, InboxEvent, Outbox, OutboxDelivery, ParkReason, Purged, Replayable};
-pub use record::{
-    AdmitOutcome, AppCallback, CallRecord, Confirmed, CreateAnswer, EpochBump, InFlightRow, InsertOutcome, NewCall,
-    Owner,
+pub use operator::{
+    AuditRecord, Inbox, InboxEvent, OperatorStore, Outbox, OutboxDelivery, ParkReason, Purged, Replayable,
 };
-pub use records::{ExpiredBody, Put, PutPostCall, Records, StoredPostCall, WebhookHealth, WebhookHealthQuery};
+pub use record::{
+    AdmitOutcome, AppCallback, CallRecord, ConfirmOutcome, CreateAnswer, EpochBump, InFlightRow, InsertOutcome,
+    NewCall, Owner,
+};
+pub use records::{ExpiredBody, PutOutcome, PutPostCall, Records, StoredPostCall, WebhookHealth, WebhookHealthQuery};
 pub use retention::{Cursor, EndedCall, Retention, RetentionCutoffs, record_kept, text_kept};
 pub use runs::Runs;
 pub use schedules::Schedules;
@@ -101,7 +103,7 @@ pub enum StoreError {
 /// Equal requests that are considered for deduplication: an app that sends more of them within an hour wants a call for each.
 pub const IN_FLIGHT_MAX: u32 = 200;
 
-/// How long a claimed delivery is reserved, in milliseconds: longer than sending it may take. If its process dies, it is due
+/// The time for which a claimed delivery is reserved, in milliseconds: longer than sending it may take. If its process dies, it is due
 /// again afterwards.
 pub const TAKEN_MS: i64 = 30_000;
 
@@ -111,11 +113,11 @@ pub type Result<T> = std::result::Result<T, StoreError>;
 /// The durable state of ringfence; the contract is the module's.
 #[async_trait]
 pub trait Store:
-    Records + Desk + DoNotCallLists + Transcripts + Retention + Runs + Schedules + Send + Sync + 'static
+    Records + OperatorStore + DoNotCallLists + Transcripts + Retention + Runs + Schedules + Send + Sync + 'static
 {
     /// Puts a call on record that a gate has admitted, or that exists anyway. With an epoch it is written only while the pool's
     /// is that one; without, this process alone admits.
-    async fn open(&self, call: NewCall, epoch: Option<i64>) -> Result<InsertOutcome>;
+    async fn insert_call(&self, call: NewCall, epoch: Option<i64>) -> Result<InsertOutcome>;
 
     /// Decides about a call and records it, in one transaction, if the pool's mode is `database` and its epoch this one. Its
     /// slots and keys are those that are granted, whatever `call` has. Known ids take precedence over full limits. For a call
@@ -124,7 +126,7 @@ pub trait Store:
 
     /// Counts a call of [`Origin::Unconfirmed`](crate::call::Origin::Unconfirmed) from now on, under these keys: its origin becomes
     /// [`Origin::Foreign`](crate::call::Origin::Foreign). With an epoch only while the pool has that one.
-    async fn confirm(&self, call: &CallId, keys: Vec<String>, epoch: Option<i64>) -> Result<Confirmed>;
+    async fn confirm(&self, call: &CallId, keys: Vec<String>, epoch: Option<i64>) -> Result<ConfirmOutcome>;
 
     /// Uses the user and the password of this URL for new connections, where there is a server.
     fn renew_credential(&self, url: &Secret);
@@ -157,7 +159,7 @@ pub trait Store:
     async fn take_in_flight(&self, row: &InFlightRow, me: &str, owner: Owner) -> Result<bool>;
 
     /// Records that a request's client disconnected before the response, if this replica still owns it.
-    async fn undelivered(&self, call: &CallId, me: &str) -> Result<()>;
+    async fn mark_undelivered(&self, call: &CallId, me: &str) -> Result<()>;
 
     /// Changes a call. `None`: no such call.
     async fn apply(&self, change: Change) -> Result<Option<ApplyOutcome>>;
@@ -198,7 +200,7 @@ pub trait Store:
     async fn calls_at(&self, at_ms: UnixMs, limit: u32) -> Result<Vec<CallRecord>>;
 
     /// Times and attributes of calls admitted since: the logs of rates are rebuilt from them.
-    async fn admitted_since(&self, since_ms: UnixMs) -> Result<Vec<(UnixMs, Facts)>>;
+    async fn admitted_since(&self, since_ms: UnixMs) -> Result<Vec<(UnixMs, CallAttributes)>>;
 
     /// Stores a webhook in the inbox.
     async fn receive(&self, event: NewEvent) -> Result<ReceiveOutcome>;
@@ -236,7 +238,7 @@ pub trait Store:
     ) -> Result<Vec<Delivery>>;
 
     /// Records the result of a claimed delivery. A done one stays done.
-    async fn delivered(&self, id: &str, at_ms: UnixMs, result: DeliveryResult) -> Result<()>;
+    async fn record_delivery_result(&self, id: &str, at_ms: UnixMs, result: DeliveryResult) -> Result<()>;
 
     /// Records rejections. For a recorded one, adds its attempts.
     async fn record_rejections(&self, rejections: Vec<RejectionRecord>) -> Result<()>;
@@ -268,7 +270,7 @@ pub trait Store:
     async fn now_ms(&self) -> Result<UnixMs>;
 
     /// Records a replica's heartbeat as of this time by the store's clock, or of now, and returns the live ones.
-    async fn heartbeat(&self, me: &Replica, as_of: Option<UnixMs>) -> Result<Fleet>;
+    async fn heartbeat(&self, me: &Replica, as_of: Option<UnixMs>) -> Result<Membership>;
 
     /// Deregisters a replica that stops.
     async fn deregister(&self, id: &str) -> Result<()>;

@@ -56,7 +56,7 @@ pub struct InboxEvent {
     pub webhook: String,
     /// The event's name in the description.
     pub event: String,
-    /// When it was received.
+    /// The time at which it was received.
     pub received_at: UnixMs,
     /// The webhook's path, without the query.
     pub path: String,
@@ -70,13 +70,13 @@ pub struct InboxEvent {
     pub outcome: Option<String>,
     /// Attempts to apply it again.
     pub tries: u32,
-    /// When it is retried.
+    /// The time at which it is retried.
     pub due_at: Option<UnixMs>,
     /// Since when it is parked.
     pub parked_at: Option<UnixMs>,
     /// The reason why the webhook is parked.
     pub park_reason: Option<ParkReason>,
-    /// Why it could not be applied.
+    /// The reason why it could not be applied.
     pub error: Option<String>,
 }
 
@@ -99,7 +99,7 @@ pub struct OutboxDelivery {
     pub event_id: String,
     /// The account that its webhook came from; none for an event of our own.
     pub account: Option<String>,
-    /// When its webhook came; of an event of our own, when its id was made.
+    /// The time at which its webhook came; of an event of our own, the time of its id.
     pub received_at: Option<UnixMs>,
     /// The call that it speaks of.
     pub call: Option<String>,
@@ -111,11 +111,11 @@ pub struct OutboxDelivery {
     pub route: DeliveryRoute,
     /// Attempts so far.
     pub attempts: u32,
-    /// When it is attempted next.
+    /// The time at which it is attempted next.
     pub due_at: Option<UnixMs>,
-    /// When the app accepted it.
+    /// The time at which the app accepted it.
     pub done_at: Option<UnixMs>,
-    /// Why the last attempt failed.
+    /// The reason why the last attempt failed.
     pub last_error: Option<String>,
     /// The reason why the delivery was given up.
     pub park_reason: Option<ParkReason>,
@@ -126,7 +126,7 @@ pub struct OutboxDelivery {
 pub struct AuditRecord {
     /// A fresh id.
     pub id: String,
-    /// When it happened.
+    /// The time at which it happened.
     pub at: UnixMs,
     /// The operator: the subject of the token, or `local`.
     pub who: String,
@@ -186,11 +186,11 @@ pub struct Purged {
 
 /// The part of a [`super::Store`] that is for operators.
 #[async_trait]
-pub trait Desk: Send + Sync {
+pub trait OperatorStore: Send + Sync {
     /// The latest webhooks that a filter lets through, the latest first.
     async fn inbox(&self, which: Inbox, filter: &EventFilter, limit: u32) -> Result<Vec<InboxEvent>>;
 
-    /// How many webhooks are parked.
+    /// The number of parked webhooks.
     async fn parked(&self) -> Result<u64>;
 
     /// A webhook.
@@ -205,17 +205,17 @@ pub trait Desk: Send + Sync {
     /// Times and ids of what can be replayed and a filter lets through: the oldest first, after the filter's place.
     async fn replayable(&self, which: Replayable, filter: &EventFilter, limit: u32) -> Result<Vec<Cursor>>;
 
-    /// How many those are in all.
+    /// The number of those in all.
     async fn count_replayable(&self, which: Replayable, filter: &EventFilter) -> Result<u64>;
 
     /// The deliveries of a webhook, or of one of ringfence's own events.
     async fn deliveries_of(&self, event_id: &str) -> Result<Vec<OutboxDelivery>>;
 
     /// Counts an attempt to apply a webhook; returns the number, including this one.
-    async fn begin_try(&self, event_id: &str) -> Result<u32>;
+    async fn count_try(&self, event_id: &str) -> Result<u32>;
 
     /// Records why a webhook could not be applied. Without a time for the next attempt it is parked.
-    async fn failed_try(&self, event_id: &str, why: &str, due_at: Option<UnixMs>, now_ms: UnixMs) -> Result<()>;
+    async fn record_failed_try(&self, event_id: &str, why: &str, due_at: Option<UnixMs>, now_ms: UnixMs) -> Result<()>;
 
     /// Resets a webhook to unapplied, whatever its attempts. `false`: there is none with a body.
     async fn reopen(&self, event_id: &str) -> Result<bool>;
@@ -224,7 +224,7 @@ pub trait Desk: Send + Sync {
     async fn redeliver(&self, event_id: &str, at_ms: UnixMs) -> Result<u64>;
 
     /// Deletes the body of an applied webhook, and those of its finished deliveries.
-    async fn forget_body(&self, event_id: &str) -> Result<()>;
+    async fn delete_body(&self, event_id: &str) -> Result<()>;
 
     /// Records that the body of a repeated webhook is in this spool, if it was not applied yet.
     async fn set_spool(&self, event_id: &str, spool: &str) -> Result<()>;

@@ -6,7 +6,7 @@ use super::AppNotice;
 use crate::call::{EndProof, Event, Origin, Outcome, Phase, Source};
 use crate::clock::UnixMs;
 use crate::ids::{Alias, CallId};
-use crate::policy::Facts;
+use crate::policy::CallAttributes;
 use crate::policy::decision::{GateState, LeaseRow, RateLog, Shortfall};
 
 /// The replica that a request is taken over from.
@@ -36,14 +36,14 @@ pub struct CallRecord {
     pub id: CallId,
     /// The attributes that policy selects by.
     #[serde(flatten)]
-    pub facts: Facts,
-    /// How ringfence learnt of it.
+    pub facts: CallAttributes,
+    /// The way in which ringfence learnt of it.
     pub origin: Origin,
     /// The call's phase.
     pub phase: Phase,
-    /// How it ended.
+    /// The outcome of the call.
     pub outcome: Option<Outcome>,
-    /// Why it counts as over.
+    /// The reason why it counts as over.
     pub proof: Option<EndProof>,
     /// Whether the call exists although it was rejected or had ended for us.
     pub over_limit: bool,
@@ -57,21 +57,21 @@ pub struct CallRecord {
     pub polled: bool,
     /// The slots that it holds: 1, or a batch's concurrent calls.
     pub slots: u32,
-    /// When it was admitted.
+    /// The time at which it was admitted.
     pub admitted_at: UnixMs,
-    /// When it entered its phase.
+    /// The time at which it entered its phase.
     pub phase_at: UnixMs,
-    /// When it is due for a look-up.
+    /// The time at which it is due for a look-up.
     pub deadline_at: Option<UnixMs>,
-    /// When it was answered.
+    /// The time at which it was answered.
     pub answered_at: Option<UnixMs>,
-    /// When it ended.
+    /// The time at which it ended.
     pub ended_at: Option<UnixMs>,
     /// The last news of it.
     pub seen_at: UnixMs,
     /// The source of the last news.
     pub seen_by: Source,
-    /// When a look-up first did not find it.
+    /// The time at which a look-up first did not find it.
     pub absent_at: Option<UnixMs>,
     /// The app's own status callback.
     pub callback: Option<AppCallback>,
@@ -107,8 +107,8 @@ pub struct NewCall {
     /// The call's id.
     pub id: CallId,
     /// The attributes that policy selects by.
-    pub facts: Facts,
-    /// How ringfence learnt of it.
+    pub facts: CallAttributes,
+    /// The way in which ringfence learnt of it.
     pub origin: Origin,
     /// The call's phase.
     pub phase: Phase,
@@ -120,7 +120,7 @@ pub struct NewCall {
     pub slots: u32,
     /// Now.
     pub at_ms: UnixMs,
-    /// When it is due for a look-up.
+    /// The time at which it is due for a look-up.
     pub deadline_at: UnixMs,
     /// The app's own status callback.
     pub callback: Option<AppCallback>,
@@ -170,7 +170,7 @@ pub enum AdmitOutcome {
 
 /// The outcome of counting an unconfirmed call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Confirmed {
+pub enum ConfirmOutcome {
     /// The call counts now.
     Now,
     /// The call counted before, has ended, or is not recorded.
@@ -197,7 +197,7 @@ pub struct InFlightRow {
     pub id: CallId,
     /// The phase of the request's call.
     pub phase: Phase,
-    /// How it ended.
+    /// The outcome of the call.
     pub outcome: Option<Outcome>,
     /// Whether the request's outcome is unknown.
     pub unsettled: bool,
@@ -205,9 +205,10 @@ pub struct InFlightRow {
     pub undelivered: bool,
     /// The replica that owns it.
     pub replica: Option<String>,
-    /// When a client began to wait for its response: when it was admitted, or when a duplicate last took the place of its client.
+    /// The time since which a client has waited for its response: since its admission, or since a
+    /// duplicate last took the place of its client.
     pub waited_for_since: UnixMs,
-    /// When it ended.
+    /// The time at which it ended.
     pub ended_at: Option<UnixMs>,
     /// Milliseconds since its replica's last heartbeat, by the store's clock. `None`: the replica deregistered, or is long gone.
     pub silent_ms: Option<i64>,

@@ -22,7 +22,7 @@ pub struct PutPostCall {
     pub by: &'static str,
     /// Now.
     pub at_ms: UnixMs,
-    /// When the rest is fetched, if it is incomplete. `None`: never.
+    /// The time at which the rest is fetched, if it is incomplete. `None`: never.
     pub due_at: Option<UnixMs>,
     /// Sends the app an event when it is complete.
     pub notice: AppNotice,
@@ -30,7 +30,7 @@ pub struct PutPostCall {
 
 /// The outcome of storing it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Put {
+pub enum PutOutcome {
     /// No such call.
     NoCall,
     /// Stored; still incomplete, or complete before.
@@ -45,15 +45,15 @@ pub struct StoredPostCall {
     /// The fields.
     #[serde(flatten)]
     pub found: PostCall,
-    /// When it was complete.
+    /// The time at which it was complete.
     pub recorded_at: Option<UnixMs>,
     /// The source of its last part.
     pub recorded_by: Option<String>,
     /// Unsuccessful fetches so far, without operators'.
     pub tries: u32,
-    /// When it is fetched again.
+    /// The time at which it is fetched again.
     pub due_at: Option<UnixMs>,
-    /// Why the last fetch failed.
+    /// The reason why the last fetch failed.
     pub last_error: Option<String>,
 }
 
@@ -78,7 +78,7 @@ pub struct WebhookHealthQuery {
 /// The result of that query.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct WebhookHealth {
-    /// When it last arrived for one of these calls.
+    /// The time at which it last arrived for one of these calls.
     pub last_at: Option<UnixMs>,
     /// The number of latest calls in a row without it.
     pub missed_in_a_row: u32,
@@ -101,14 +101,14 @@ pub enum ExpiredBody {
     /// The body is kept, as long as the webhook.
     Keep,
     /// The body is deleted.
-    Forget,
+    Delete,
 }
 
 /// The part of a [`super::Store`] that keeps post-call records.
 #[async_trait]
 pub trait Records: Send + Sync {
     /// Stores a part of a post-call record. Without a time of its own a record's end is the call's.
-    async fn put_post_call(&self, put: PutPostCall) -> Result<Put>;
+    async fn put_post_call(&self, put: PutPostCall) -> Result<PutOutcome>;
 
     /// The stored record of a call.
     async fn post_call(&self, call: &CallId) -> Result<Option<StoredPostCall>>;
@@ -124,7 +124,7 @@ pub trait Records: Send + Sync {
     async fn due_post_calls(&self, now_ms: UnixMs, limit: u32) -> Result<Vec<(CallId, u32)>>;
 
     /// Records a failed fetch, and the time of the next; `None`: no more.
-    async fn missed_post_call(&self, call: &CallId, why: &str, due_at: Option<UnixMs>) -> Result<()>;
+    async fn record_failed_fetch(&self, call: &CallId, why: &str, due_at: Option<UnixMs>) -> Result<()>;
 
     /// The health of a webhook, by the answered and ended calls of its account.
     async fn webhook_health(&self, asked: WebhookHealthQuery) -> Result<WebhookHealth>;

@@ -58,7 +58,7 @@ pub struct EndedCall {
     pub id: String,
     /// The business.
     pub business: String,
-    /// When it ended.
+    /// The time at which it ended.
     pub ended_at: UnixMs,
 }
 

@@ -10,7 +10,7 @@ use sqlx::postgres::PgRow;
 /// The result of a statement.
 pub(super) type Sql<T> = std::result::Result<T, Fault>;
 
-/// Why a statement, or the reading of its rows, failed.
+/// The reason why a statement, or the reading of its rows, failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Fault {
     #[error(transparent)]

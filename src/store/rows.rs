@@ -5,14 +5,14 @@ use super::row::Row;
 use super::usage::OpenRow;
 use super::{
     AppNotice, AuditRecord, Bypass, CallRecord, CreateAnswer, Delivery, DeliveryRoute, EndedCall, InFlightRow,
-    InboxEvent, Living, NewEvent, OutboxDelivery, RejectionRecord, Replica, StoredPostCall, UnsettledEvents, Utterance,
-    UtterancePosition,
+    InboxEvent, LiveReplica, NewEvent, OutboxDelivery, RejectionRecord, Replica, StoredPostCall, UnsettledEvents,
+    Utterance, UtterancePosition,
 };
 use crate::call::Phase;
 use crate::clock::UnixMs;
 use crate::ids::{AccountName, Alias, BusinessId, CallId, RejectionId};
 use crate::policy::decision::{GateState, LeaseRow};
-use crate::policy::{Business, Facts};
+use crate::policy::{Business, CallAttributes};
 use crate::provider::description::PostCall;
 
 pub(super) fn call_id(text: &str) -> Sql<CallId> {
@@ -23,8 +23,8 @@ pub(super) fn business_and_id(row: &Row) -> Sql<(String, CallId)> {
     Ok((row.text("business")?, call_id(row.str("id")?)?))
 }
 
-pub(super) fn facts(row: &Row) -> Sql<Facts> {
-    Ok(Facts {
+pub(super) fn facts(row: &Row) -> Sql<CallAttributes> {
+    Ok(CallAttributes {
         business: BusinessId::parse(row.str("business")?).map_err(damaged)?,
         plan: row.text("plan")?,
         account: AccountName::parse(row.str("account")?).map_err(damaged)?,
@@ -263,8 +263,8 @@ pub(super) fn business(row: &Row) -> Sql<Business> {
     serde_json::from_str(row.str("body")?).map_err(damaged)
 }
 
-pub(super) fn living(row: &Row) -> Sql<Living> {
-    Ok(Living {
+pub(super) fn live_replica(row: &Row) -> Sql<LiveReplica> {
+    Ok(LiveReplica {
         replica: Replica {
             id: row.text("id")?,
             host: row.text("host")?,
@@ -282,7 +282,7 @@ pub(super) fn ended_call(row: &Row) -> Sql<EndedCall> {
 }
 
 /// The time and attributes of an admitted call.
-pub(super) fn admitted(row: &Row) -> Sql<(UnixMs, Facts)> {
+pub(super) fn admitted(row: &Row) -> Sql<(UnixMs, CallAttributes)> {
     Ok((row.number("admitted_at")?, facts(row)?))
 }
 

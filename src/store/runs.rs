@@ -20,7 +20,7 @@ pub use types::*;
 #[async_trait]
 pub trait Runs: Send + Sync {
     /// Creates a run, unless its business has one with its key. `notice`: with or without an event for the app, if it has failed at once.
-    async fn create_run(&self, run: &Run, notice: AppNotice) -> Result<RunMade>;
+    async fn create_run(&self, run: &Run, notice: AppNotice) -> Result<CreateRunOutcome>;
 
     /// Begins a load of a run, or takes one over, if the last load had the token `before`. `false`: another load was first, or the run
     /// is loaded.
@@ -33,13 +33,13 @@ pub trait Runs: Send + Sync {
     async fn move_run(&self, change: RunChange, notice: AppNotice) -> Result<bool>;
 
     /// Deletes the jobs of a run, batch by batch. Their calls stay.
-    async fn forget_jobs(&self, run: &str) -> Result<u64>;
+    async fn delete_jobs(&self, run: &str) -> Result<u64>;
 
     /// Resumes paused runs whose automatic resume is due. Returns their ids.
     async fn resume_runs(&self, now_ms: UnixMs, notice: AppNotice) -> Result<Vec<String>>;
 
     /// Deletes a run and its jobs, batch by batch. Its calls stay, and so does a run that is running or paused.
-    async fn forget_run(&self, run: &str) -> Result<u64>;
+    async fn delete_run(&self, run: &str) -> Result<u64>;
 
     /// A run.
     async fn run_of(&self, id: &str) -> Result<Option<Run>>;
@@ -72,10 +72,10 @@ pub trait Runs: Send + Sync {
     async fn postpone_jobs(&self, run: &str, later: Vec<(i64, UnixMs)>) -> Result<u64>;
 
     /// Settles jobs. Returns how many still had their claim or call.
-    async fn settle_jobs(&self, settles: Vec<Settle>, now_ms: UnixMs) -> Result<u64>;
+    async fn settle_jobs(&self, settlements: Vec<JobSettlement>, now_ms: UnixMs) -> Result<u64>;
 
     /// Settles jobs that are in a call. Returns the calls of those that still had them: of several replicas one settles a job.
-    async fn end_jobs(&self, settles: Vec<Settle>, now_ms: UnixMs) -> Result<HashSet<CallId>>;
+    async fn end_jobs(&self, settlements: Vec<JobSettlement>, now_ms: UnixMs) -> Result<HashSet<CallId>>;
 
     /// Records the results of calls of a running run, of all replicas, and pauses it if its breaker trips. Returns the reason of the
     /// pause. Afterwards, and after every other change of its state, it counts anew. `notice`: with or without an event for the app.
@@ -88,7 +88,7 @@ pub trait Runs: Send + Sync {
     async fn hold_runs(&self, account: &str, until: UnixMs) -> Result<()>;
 
     /// Jobs whose call has ended; with `calls`, only of these. A call that was never created counts only if it ended before
-    /// `not_created_before`: until then the replica that placed it settles the job, with the reason. A job that waits for the word who
+    /// `not_created_before`: until then the replica that placed it settles the job, with the reason. A job that waits to learn who
     /// answered counts once that is known, its call's record is complete, or its time is over at `now_ms`. `except`: none of these runs,
     /// which would fill the list if nobody here can settle them.
     async fn ended_jobs(

@@ -55,7 +55,7 @@ pub struct Schedule {
 
 /// Outcome of the creation of a schedule.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ScheduleMade {
+pub enum CreateScheduleOutcome {
     /// Created.
     New,
     /// The business already has one of this name.
@@ -66,7 +66,7 @@ pub enum ScheduleMade {
 #[async_trait]
 pub trait Schedules: Send + Sync {
     /// Creates a schedule, unless its business has one of the same name.
-    async fn create_schedule(&self, schedule: &Schedule) -> Result<ScheduleMade>;
+    async fn create_schedule(&self, schedule: &Schedule) -> Result<CreateScheduleOutcome>;
 
     /// A schedule.
     async fn schedule(&self, id: &str) -> Result<Option<Schedule>>;

@@ -33,7 +33,7 @@ pub enum SpoolError {
     Failed {
         /// The folder.
         folder: String,
-        /// Why.
+        /// The reason.
         why: String,
     },
 }
@@ -43,9 +43,9 @@ pub enum SpoolError {
 pub struct Spooled {
     /// The webhook whose body it is.
     pub event_id: String,
-    /// How long it is.
+    /// Its length.
     pub bytes: u64,
-    /// When it was written.
+    /// The time at which it was written.
     pub written_at: UnixMs,
 }
 
@@ -91,7 +91,7 @@ impl Spool {
     ///
     /// # Errors
     /// The folder cannot be written.
-    pub async fn give(&self, from_id: &str, to_id: &str) -> io::Result<()> {
+    pub async fn reassign(&self, from_id: &str, to_id: &str) -> io::Result<()> {
         let (from, to) = (self.0.path(from_id)?, self.0.path(to_id)?);
         let inner = self.0.clone();
         blocking(move || {
@@ -124,7 +124,7 @@ impl Spool {
     }
 
     /// Deletes a body. A missing one is no error.
-    pub async fn forget(&self, event_id: &str) {
+    pub async fn delete(&self, event_id: &str) {
         let removed = match self.0.path(event_id) {
             Ok(path) => tokio::fs::remove_file(path).await,
             Err(error) => Err(error),
@@ -184,7 +184,7 @@ pub(super) fn make_folder(folder: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
 
-/// Why a folder cannot be written.
+/// The reason why a folder cannot be written.
 pub(super) fn failed_in(folder: &Path, error: &io::Error) -> SpoolError {
     let folder = folder.display().to_string();
     match error.kind() {
@@ -204,7 +204,7 @@ impl Inner {
 
     fn put(&self, event_id: &str, body: &[u8], bytes_max: u64) -> Result<String, SpoolError> {
         let failed = |error: io::Error| self.failed(&error);
-        let name = self.named().map_err(failed)?;
+        let name = self.name_or_create().map_err(failed)?;
         let path = self.path(event_id).map_err(failed)?;
         // Serialised: two concurrent measurements would both find the same room.
         let _measuring = lock(&self.measuring);
@@ -217,7 +217,7 @@ impl Inner {
     }
 
     /// The folder's name; creates the folder if necessary.
-    fn named(&self) -> io::Result<String> {
+    fn name_or_create(&self) -> io::Result<String> {
         if let Some(name) = self.name.get() {
             // It may have been deleted.
             if self.folder.is_dir() {
@@ -299,13 +299,13 @@ mod tests {
         assert_eq!(again.name(), name);
         assert_eq!(again.read("ev_1").await.unwrap(), "audio");
         assert_eq!(again.open("ev_1").await.unwrap().1, 5);
-        again.give("ev_1", "ev_0").await.unwrap();
-        again.give("ev_1", "ev_0").await.unwrap();
-        assert!(again.give("ev_8", "ev_9").await.is_err(), "there is nothing to give");
+        again.reassign("ev_1", "ev_0").await.unwrap();
+        again.reassign("ev_1", "ev_0").await.unwrap();
+        assert!(again.reassign("ev_8", "ev_9").await.is_err(), "there is nothing to reassign");
         let files = spool.list().await.unwrap();
         assert_eq!((files.len(), files[0].event_id.as_str(), files[0].bytes), (1, "ev_0", 5));
-        spool.forget("ev_0").await;
-        spool.forget("ev_0").await;
+        spool.delete("ev_0").await;
+        spool.delete("ev_0").await;
         assert_eq!(again.read("ev_0").await.unwrap_err().kind(), ErrorKind::NotFound);
         assert_eq!(spool.list().await.unwrap(), []);
     }
@@ -318,7 +318,7 @@ mod tests {
         let full = spool.put("ev_2", Bytes::from_static(b"123456"), 9).await.unwrap_err();
         assert!(matches!(full, SpoolError::Full(_)), "{full}");
         spool.put("ev_3", Bytes::from_static(b"12345"), 9).await.unwrap();
-        spool.forget("ev_1").await;
+        spool.delete("ev_1").await;
         assert!(spool.put("ev_3", Bytes::from_static(b"1"), 9).await.is_err(), "an id is taken once");
         assert_eq!(spool.read("ev_3").await.unwrap(), "12345");
         for path in ["../ev_1", "name", "ev_/x", ""] {

@@ -119,11 +119,11 @@ pub struct UtterancePosition {
     pub call: CallId,
     /// The number of its last utterance; 0: none.
     pub last_sequence: i64,
-    /// When the last news of the call arrived.
+    /// The time at which the last news of the call arrived.
     pub seen_at: UnixMs,
     /// Whether it has ended.
     pub ended: bool,
-    /// When its post-call record was complete.
+    /// The time at which its post-call record was complete.
     pub recorded_at: Option<UnixMs>,
 }
 
@@ -144,10 +144,10 @@ pub type OnSignal = Box<dyn Fn(ReplicaSignal<'_>) + Send + Sync>;
 pub trait Transcripts {
     /// Stores an utterance under the next number of its call. If its webhook is repeated, returns the stored one. `None`: no such
     /// call.
-    async fn say(&self, call: &CallId, said: NewUtterance) -> Result<Option<UtteranceRef>>;
+    async fn add_utterance(&self, call: &CallId, said: NewUtterance) -> Result<Option<UtteranceRef>>;
 
     /// Stores a webhook and its utterance, and settles it, in one transaction; or only stores the webhook.
-    async fn ingest(&self, speech: UtteranceIngest) -> Result<IngestOutcome>;
+    async fn ingest(&self, ingested: UtteranceIngest) -> Result<IngestOutcome>;
 
     /// Utterances of a call after a number, in order, at most `limit`.
     async fn utterances(&self, call: &CallId, after: i64, limit: u32) -> Result<Vec<Utterance>>;

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use crate::clock::UnixMs;
 use crate::ids::CallId;
 use crate::policy::decision::{LeaseRow, LimitUsage, OLDEST_MAX, RateLog, keys};
-use crate::policy::{Facts, Policy};
+use crate::policy::{CallAttributes, Policy};
 
 /// The pool whose limits are decided together.
 pub(super) const POOL: &str = "default";
@@ -58,7 +58,7 @@ impl LimitUsage for CountedUsage {
 #[derive(Debug)]
 pub(super) struct OpenRow {
     pub(super) call: CallId,
-    pub(super) facts: Facts,
+    pub(super) facts: CallAttributes,
     pub(super) slots: u32,
     pub(super) since_ms: UnixMs,
     pub(super) over_limit: bool,

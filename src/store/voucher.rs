@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::call::{Event, stronger};
 use crate::ids::{AccountName, Alias};
-use crate::policy::Facts;
+use crate::policy::CallAttributes;
 use crate::provider::description::SUBACCOUNT_KIND;
 
 /// Vouchers whose news of an unknown call is stored, at most.
@@ -29,7 +29,7 @@ pub struct Voucher {
     pub brought_by: Vec<String>,
 }
 
-/// Why news was not applied to the call that it points to.
+/// The reason why news was not applied to the call that it points to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Contradiction {
     /// The call belongs to another account.
@@ -61,7 +61,7 @@ impl Contradiction {
 
 impl Voucher {
     /// Whether news with these ids contradicts the call with these attributes and known ids.
-    pub fn contradicts(&self, facts: &Facts, known: &[Alias], named: &[Alias]) -> Option<Contradiction> {
+    pub fn contradicts(&self, facts: &CallAttributes, known: &[Alias], named: &[Alias]) -> Option<Contradiction> {
         let of_kind = |list: &[Alias], kind: &String| {
             list.iter().filter(|a| a.kind == *kind).map(|a| a.id.clone()).collect::<Vec<_>>()
         };
@@ -93,7 +93,7 @@ impl Voucher {
     }
 
     /// Whether the reported end is that of a leg only: the carrier brought the call, and still has it.
-    pub fn ends_leg_only(&self, facts: &Facts, event: Event) -> bool {
+    pub fn ends_leg_only(&self, facts: &CallAttributes, event: Event) -> bool {
         let brought = facts.carrier.as_ref().is_some_and(|carrier| !self.accounts.contains(carrier))
             && self.brought_by.contains(&facts.operation);
         // Placed at their carrier itself, which can be queried: only its connection has ended.
@@ -122,7 +122,7 @@ pub(super) fn remember(mut waiting: Vec<Early>, event: Event, by: Option<&Vouche
 }
 
 /// The waiting news that may be applied to a call.
-pub(super) fn applicable_news(waiting: &[Early], facts: &Facts, known: &[Alias]) -> Option<Event> {
+pub(super) fn applicable_news(waiting: &[Early], facts: &CallAttributes, known: &[Alias]) -> Option<Event> {
     let about = |early: &&Early| {
         early
             .by
@@ -142,8 +142,8 @@ mod tests {
         AccountName::parse(text).unwrap()
     }
 
-    fn facts(account: &str, provider: &str, carrier: Option<&str>, operation: &str) -> Facts {
-        Facts {
+    fn facts(account: &str, provider: &str, carrier: Option<&str>, operation: &str) -> CallAttributes {
+        CallAttributes {
             business: BusinessId::default_business(),
             plan: "default".to_owned(),
             account: name(account),

@@ -30,12 +30,12 @@ use crate::provider::secret::Secret;
 use crate::sync::lock;
 
 /// The maximum number of queued reports.
-const QUEUE: usize = 32;
+const QUEUE_MAX: usize = 32;
 /// Maximum reports a minute.
-const EACH_MINUTE: u32 = 20;
+const REPORTS_PER_MINUTE_MAX: u32 = 20;
 /// The timeout of a report.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// How long an exit waits for the last reports.
+/// The time that an exit waits for the last reports.
 const FLUSH_WITHIN: Duration = Duration::from_secs(2);
 /// The maximum answer, in bytes.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
@@ -85,7 +85,7 @@ pub fn start(settings: &ErrorReporting, upstream: Upstream) -> Result<(ErrorLaye
     let url: Uri = dsn.envelope_api_url().as_str().parse().map_err(|_| "invalid address in the DSN".to_owned())?;
     let mut auth = HeaderValue::try_from(dsn.to_auth(Some(AGENT)).to_string()).map_err(|_| "invalid DSN")?;
     auth.set_sensitive(true);
-    let (to, mut queue) = mpsc::channel(QUEUE);
+    let (to, mut queue) = mpsc::channel(QUEUE_MAX);
     let environment = settings.environment.clone();
     let sending = tokio::spawn(async move {
         let mut is_away = false;
@@ -100,7 +100,7 @@ pub fn start(settings: &ErrorReporting, upstream: Upstream) -> Result<(ErrorLaye
             event.environment = environment.clone().map(Into::into);
             let why = send(&upstream, &url, &auth, *event).await.err();
             if let Some(error) = why.as_ref().filter(|_| !is_away) {
-                warn!(error, "failed to send an error report");
+                warn!(error, "failed to send an error report; further failures are not logged until one is sent");
             }
             is_away = why.is_some();
         }
@@ -163,7 +163,7 @@ impl Limited {
                 *minute = (Instant::now(), 0);
             }
             minute.1 = minute.1.saturating_add(1);
-            minute.1 > EACH_MINUTE
+            minute.1 > REPORTS_PER_MINUTE_MAX
         };
         if !is_too_many {
             // The queue is full, or its receiver is gone.
@@ -278,9 +278,9 @@ mod tests {
 
     #[tokio::test]
     async fn many_reports_a_minute_are_dropped() {
-        let (to, mut queue) = mpsc::channel(2 * EACH_MINUTE as usize);
+        let (to, mut queue) = mpsc::channel(2 * REPORTS_PER_MINUTE_MAX as usize);
         let limited = Limited::new(to);
-        for _ in 0..=EACH_MINUTE {
+        for _ in 0..=REPORTS_PER_MINUTE_MAX {
             limited.report(event(Level::Error));
         }
         drop(limited);
@@ -288,7 +288,7 @@ mod tests {
         while queue.recv().await.is_some() {
             sent += 1;
         }
-        assert_eq!(sent, EACH_MINUTE);
+        assert_eq!(sent, REPORTS_PER_MINUTE_MAX);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use http::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 
-use super::{Client, ConnectError, PAGE_MAX, message, number, presented_token, query_pairs};
+use super::{Client, ClientError, PAGE_MAX, message, number_parameter, presented_token, query_pairs};
 use crate::clock::rfc3339;
 use crate::metrics::ClientRequest;
 use crate::net::Exchange;
@@ -45,22 +45,22 @@ impl Client {
             [id, "full"] => (ClientRequest::Call, self.call_with_transcript(exchange, &percent_decode(id)).await),
             _ => return None,
         };
-        Some((kind, answer.map_or_else(ConnectError::answer, |shown| json_answer(StatusCode::OK, &shown))))
+        Some((kind, answer.map_or_else(ClientError::answer, |shown| json_answer(StatusCode::OK, &shown))))
     }
 
     /// Returns the sender of a request.
-    pub(super) fn authenticate_request(&self, exchange: &Exchange) -> Result<Principal, ConnectError> {
-        let presented = presented_token(exchange).map_err(ConnectError::Denied)?;
-        self.authenticate(&presented.token).map_err(|error| ConnectError::Denied(error.to_string()))
+    pub(super) fn authenticate_request(&self, exchange: &Exchange) -> Result<Principal, ClientError> {
+        let presented = presented_token(exchange).map_err(ClientError::Denied)?;
+        self.authenticate(&presented.token).map_err(|error| ClientError::Denied(error.to_string()))
     }
 
-    async fn list(&self, exchange: &Exchange, listed: CallScope) -> Result<Value, ConnectError> {
-        let visitor = self.authenticate_request(exchange)?;
-        let limit = number(exchange, "limit")?.unwrap_or(LISTED);
+    async fn list(&self, exchange: &Exchange, listed: CallScope) -> Result<Value, ClientError> {
+        let principal = self.authenticate_request(exchange)?;
+        let limit = number_parameter(exchange, "limit")?.unwrap_or(LISTED);
         let limit = usize::try_from(limit).unwrap_or(usize::MAX).clamp(1, PAGE_MAX as usize);
         let wanted = query_pairs(exchange).find(|(key, _)| key == "status").map(|(_, status)| status.into_owned());
         let driver = query_pairs(exchange).find(|(key, _)| key == "driver_id").map(|(_, driver)| driver.into_owned());
-        let seen = ListFilter { businesses: visitor.businesses.clone(), ..ListFilter::default() };
+        let seen = ListFilter { businesses: principal.businesses.clone(), ..ListFilter::default() };
         let all = self.lifecycle.store.list_calls(&seen, PAGE_MAX * 10).await?;
         let is_wanted = |call: &&CallRecord| {
             let status = message::status(call);
@@ -70,17 +70,17 @@ impl Client {
         };
         let mut list = Vec::new();
         for call in all.iter().filter(is_wanted).take(limit) {
-            let told = self.lifecycle.store.post_call(&call.id).await?;
-            list.push(call_json(call, told.as_ref()));
+            let post_call = self.lifecycle.store.post_call(&call.id).await?;
+            list.push(call_json(call, post_call.as_ref()));
         }
         Ok(list.into())
     }
 
-    async fn call(&self, exchange: &Exchange, id: &str) -> Result<Value, ConnectError> {
+    async fn call(&self, exchange: &Exchange, id: &str) -> Result<Value, ClientError> {
         Ok(self.found_call(exchange, id).await?.1)
     }
 
-    async fn call_with_transcript(&self, exchange: &Exchange, id: &str) -> Result<Value, ConnectError> {
+    async fn call_with_transcript(&self, exchange: &Exchange, id: &str) -> Result<Value, ClientError> {
         let (call, mut shown) = self.found_call(exchange, id).await?;
         let (utterances, is_cut) = self.all_utterances(&call).await?;
         let spoken = self.spoken(&utterances);
@@ -92,21 +92,21 @@ impl Client {
         Ok(shown)
     }
 
-    async fn found_call(&self, exchange: &Exchange, id: &str) -> Result<(CallRecord, Value), ConnectError> {
-        let visitor = self.authenticate_request(exchange)?;
-        let call = self.find(id, &visitor).await?.ok_or(ConnectError::NotFound)?;
-        let told = self.lifecycle.store.post_call(&call.id).await?;
-        let shown = call_json(&call, told.as_ref());
+    async fn found_call(&self, exchange: &Exchange, id: &str) -> Result<(CallRecord, Value), ClientError> {
+        let principal = self.authenticate_request(exchange)?;
+        let call = self.find(id, &principal).await?.ok_or(ClientError::NotFound)?;
+        let post_call = self.lifecycle.store.post_call(&call.id).await?;
+        let shown = call_json(&call, post_call.as_ref());
         Ok((call, shown))
     }
 
     /// The utterances of a call, as a bare list.
-    pub(super) async fn utterance_list(&self, call: &CallRecord, limit: u32) -> Result<Vec<Value>, ConnectError> {
+    pub(super) async fn utterance_list(&self, call: &CallRecord, limit: u32) -> Result<Vec<Value>, ClientError> {
         Ok(self.spoken(&self.lifecycle.store.utterances(&call.id, 0, limit).await?))
     }
 
     /// All utterances of a call, and whether there are more than [`TRANSCRIPT_MAX`].
-    async fn all_utterances(&self, call: &CallRecord) -> Result<(Vec<Utterance>, bool), ConnectError> {
+    async fn all_utterances(&self, call: &CallRecord) -> Result<(Vec<Utterance>, bool), ClientError> {
         let mut all: Vec<Utterance> = vec![];
         loop {
             let after = all.last().map_or(0, |last| last.sequence);
@@ -142,10 +142,10 @@ fn driver_id(call: &CallRecord) -> Option<&str> {
     (is_time && !driver.is_empty()).then_some(driver)
 }
 
-fn call_json(call: &CallRecord, told: Option<&StoredPostCall>) -> Value {
-    let told = told.map(|told| &told.found);
-    let seconds = call.ended_at.map(|ended| (ended - call.answered_at.unwrap_or(call.admitted_at)).max(0) / 1000);
-    let talked = told.and_then(|told| told.call_duration_seconds).or(seconds);
+fn call_json(call: &CallRecord, post_call: Option<&StoredPostCall>) -> Value {
+    let post_call = post_call.map(|post_call| &post_call.found);
+    let talked =
+        post_call.and_then(|post_call| post_call.call_duration_seconds).or_else(|| message::duration_secs(call));
     json!({
         "call_sid": message::call_sid(call),
         "conversation_id": call.alias("conversation_id"),
@@ -155,10 +155,10 @@ fn call_json(call: &CallRecord, told: Option<&StoredPostCall>) -> Value {
         "call_start_time": rfc3339(call.admitted_at),
         "call_end_time": call.ended_at.map(rfc3339),
         "duration_seconds": talked,
-        "transcript_summary": told.and_then(|told| told.transcript_summary.as_deref()),
+        "transcript_summary": post_call.and_then(|post_call| post_call.transcript_summary.as_deref()),
         "call_duration_seconds": talked,
-        "cost": told.and_then(|told| told.cost),
-        "call_successful": told.and_then(|told| told.call_successful),
+        "cost": post_call.and_then(|post_call| post_call.cost),
+        "call_successful": post_call.and_then(|post_call| post_call.call_successful),
         "created_at": rfc3339(call.admitted_at),
         "updated_at": rfc3339(call.ended_at.or(call.answered_at).unwrap_or(call.admitted_at)),
         "retry_count": 0,

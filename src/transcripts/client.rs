@@ -37,7 +37,7 @@ pub struct ClientSettings {
     pub user_label: String,
     /// Whether `/calls/{id}/transcript` is a bare list, as in the replaced systems, unless `after` is given.
     pub transcript_list: bool,
-    /// How long `call_completed` waits for the post-call record.
+    /// The time that `call_completed` waits for the post-call record.
     pub completion_wait: Duration,
 }
 

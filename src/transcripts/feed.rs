@@ -32,14 +32,14 @@ pub(super) const READ_MAX: u32 = 256;
 /// The interval of polls for changes by other replicas, and for new calls of followed businesses.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How long an ended call is still announced to followers of its business, in milliseconds.
+/// The time for which an ended call is still announced to followers of its business, in milliseconds.
 const JUST_ENDED_MS: i64 = 60_000;
-/// How many of the latest calls are searched for those of followed businesses.
+/// The number of latest calls that are searched for those of followed businesses.
 pub(super) const LATEST_MAX: u32 = 500;
 /// The delay before a lost subscription to other replicas is retried.
 const SUBSCRIBE_RETRY_DELAY: Duration = Duration::from_secs(5);
 
-/// How to learn of changes by other processes.
+/// The way in which changes by other processes are learnt of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RemoteChanges {
     /// There are no other processes.
@@ -59,7 +59,7 @@ struct Inner {
     hub: Hub,
     clock: Clock,
     user_label: String,
-    channels: Mutex<HashMap<CallId, Weak<Channel>>>,
+    channels: Mutex<HashMap<CallId, Weak<CallChannel>>>,
     /// The followed businesses of each connection, by its number.
     businesses: Mutex<HashMap<u64, Businesses>>,
     runs: RunFeed,
@@ -72,7 +72,7 @@ struct Businesses {
 }
 
 /// A followed call.
-pub(super) struct Channel {
+pub(super) struct CallChannel {
     call: CallId,
     /// Notifications after which the database must be read.
     notifications: AtomicU64,
@@ -91,17 +91,17 @@ struct Kept {
     /// Whether something is missing, so that the next read goes to the database.
     is_behind: bool,
     record: Option<Arc<CallRecord>>,
-    told: Option<Arc<StoredPostCall>>,
+    post_call: Option<Arc<StoredPostCall>>,
     last: i64,
     newest: VecDeque<(i64, Utf8Bytes)>,
 }
 
 /// News of a call for one follower.
-pub(super) struct News {
+pub(super) struct CallNews {
     /// The call record.
     pub record: Arc<CallRecord>,
     /// The post-call record, once the call has ended.
-    pub told: Option<Arc<StoredPostCall>>,
+    pub post_call: Option<Arc<StoredPostCall>>,
     /// The number of the last utterance.
     pub last: i64,
     /// Utterances after the requested number, in order; at most [`READ_MAX`].
@@ -110,7 +110,7 @@ pub(super) struct News {
 
 /// Keeps a connection among the followers of a call until dropped.
 pub(super) struct Following {
-    pub channel: Arc<Channel>,
+    pub channel: Arc<CallChannel>,
     feed: Feed,
     connection: u64,
 }
@@ -127,7 +127,7 @@ impl Drop for Following {
     }
 }
 
-impl Channel {
+impl CallChannel {
     fn mark_changed(&self) {
         self.apply_news(&notify::News::Record);
     }
@@ -181,17 +181,17 @@ impl Feed {
     /// Passes notifications on until stopped.
     pub fn run(self, others: RemoteChanges, stop: CancellationToken) -> impl Future<Output = ()> + Send {
         // Subscribed now, not when the future is first polled.
-        let mut notifications = self.0.hub.listen();
-        let heard = self.clone().receive_remote(others);
+        let mut notifications = self.0.hub.subscribe();
+        let remote = self.clone().receive_remote(others);
         async move {
-            let mut heard = std::pin::pin!(heard);
+            let mut remote = std::pin::pin!(remote);
             let mut runs = std::pin::pin!(self.runs().clone().run());
-            let mut looks = tokio::time::interval(POLL_INTERVAL);
-            looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            let mut polls = tokio::time::interval(POLL_INTERVAL);
+            polls.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             loop {
                 tokio::select! {
                     () = stop.cancelled() => return,
-                    () = &mut heard => {}
+                    () = &mut remote => {}
                     () = &mut runs => {}
                     notification = notifications.recv() => match notification {
                         Ok(notification) => {
@@ -203,11 +203,11 @@ impl Feed {
                         Err(RecvError::Lagged(_)) => self.followed().iter().for_each(|channel| channel.mark_changed()),
                         Err(RecvError::Closed) => return,
                     },
-                    _ = looks.tick() => {
+                    _ = polls.tick() => {
                         if others != RemoteChanges::None {
-                            self.look_at_calls().await;
+                            self.poll_calls().await;
                         }
-                        self.look_at_businesses().await;
+                        self.poll_businesses().await;
                     }
                 }
             }
@@ -222,7 +222,7 @@ impl Feed {
                 self.0
                     .store
                     .listen(Box::new(move |signal| match signal {
-                        ReplicaSignal::Call(call) => hub.notify_from_replica(call, false),
+                        ReplicaSignal::Call(call) => hub.changed_at_replica(call),
                         ReplicaSignal::Dial => hub.dial_wakeup.notify_one(),
                     }))
                     .await;
@@ -232,12 +232,12 @@ impl Feed {
         std::future::pending().await
     }
 
-    fn followed(&self) -> Vec<Arc<Channel>> {
+    fn followed(&self) -> Vec<Arc<CallChannel>> {
         lock(&self.0.channels).values().filter_map(Weak::upgrade).collect()
     }
 
     /// Polls for calls that other replicas have changed.
-    async fn look_at_calls(&self) {
+    async fn poll_calls(&self) {
         let followed = self.followed();
         if followed.is_empty() {
             return;
@@ -265,7 +265,7 @@ impl Feed {
     }
 
     /// Announces new calls to followers of their business. A call may begin and end between two polls, or while a follower is away.
-    async fn look_at_businesses(&self) {
+    async fn poll_businesses(&self) {
         let followed: BTreeSet<String> =
             lock(&self.0.businesses).values().flat_map(|one| one.followed.iter().cloned()).collect();
         if followed.is_empty() {
@@ -278,7 +278,7 @@ impl Feed {
         };
         for one in lock(&self.0.businesses).values() {
             for (_, call) in calls.iter().filter(|(business, _)| one.followed.contains(business)) {
-                one.wake.find(call);
+                one.wake.announce(call);
             }
         }
     }
@@ -296,7 +296,7 @@ impl Feed {
     /// Adds a connection to the followers of a call.
     pub(super) fn follow(&self, call: &CallId, connection: u64, wake: &Arc<Wake>) -> Following {
         let fresh = || {
-            Arc::new(Channel {
+            Arc::new(CallChannel {
                 call: call.clone(),
                 // Forces a first read.
                 notifications: AtomicU64::new(1),
@@ -325,8 +325,8 @@ impl Feed {
     }
 
     /// The news after a number. `None`: the call no longer exists.
-    pub(super) async fn news(&self, channel: &Channel, after: i64) -> Result<Option<News>> {
-        let (record, told, last, messages) = {
+    pub(super) async fn news(&self, channel: &CallChannel, after: i64) -> Result<Option<CallNews>> {
+        let (record, post_call, last, messages) = {
             let mut kept = channel.kept.lock().await;
             self.refresh(channel, &mut kept).await?;
             let Some(record) = kept.record.clone() else { return Ok(None) };
@@ -335,26 +335,26 @@ impl Feed {
                 let after = kept.newest.iter().filter(|(number, _)| *number > after);
                 after.cloned().collect::<Vec<_>>()
             });
-            (record, kept.told.clone(), kept.last, messages)
+            (record, kept.post_call.clone(), kept.last, messages)
         };
         let messages = match messages {
             Some(messages) => messages,
             None => {
                 let older = self.0.store.utterances(&channel.call, after, READ_MAX).await?;
-                older.iter().map(|utterance| self.rendered(&record, utterance)).collect()
+                older.iter().map(|utterance| self.render(&record, utterance)).collect()
             }
         };
-        Ok(Some(News { record, told, last, messages }))
+        Ok(Some(CallNews { record, post_call, last, messages }))
     }
 
     /// The news after a number, always read from the database: a client knows more than was read.
-    pub(super) async fn newest(&self, channel: &Channel, after: i64) -> Result<Option<News>> {
+    pub(super) async fn news_from_store(&self, channel: &CallChannel, after: i64) -> Result<Option<CallNews>> {
         channel.notifications.fetch_add(1, Ordering::Release);
         self.news(channel, after).await
     }
 
     /// Applies the utterances of notifications, and reads the rest from the database. One follower does it for all.
-    async fn refresh(&self, channel: &Channel, kept: &mut Kept) -> Result<()> {
+    async fn refresh(&self, channel: &CallChannel, kept: &mut Kept) -> Result<()> {
         let changes = channel.notifications.load(Ordering::Acquire);
         let said = std::mem::take(&mut *lock(&channel.said));
         kept.is_behind |= kept.read_up_to != changes || !self.append(kept, said);
@@ -369,7 +369,7 @@ impl Feed {
         };
         // Read before the utterances: a complete record comes after the last of them.
         if record.phase == Phase::Ended {
-            kept.told = store.post_call(&channel.call).await?.map(Arc::new);
+            kept.post_call = store.post_call(&channel.call).await?.map(Arc::new);
         }
         if !was_read {
             kept.last = store.last_sequence(&channel.call).await?;
@@ -406,11 +406,11 @@ impl Feed {
         if kept.newest.len() >= KEPT_MAX {
             kept.newest.pop_front();
         }
-        kept.newest.push_back(self.rendered(record, utterance));
+        kept.newest.push_back(self.render(record, utterance));
         kept.last = utterance.sequence;
     }
 
-    fn rendered(&self, record: &CallRecord, utterance: &Utterance) -> (i64, Utf8Bytes) {
+    fn render(&self, record: &CallRecord, utterance: &Utterance) -> (i64, Utf8Bytes) {
         let message = message::transcription(record, utterance, &self.0.user_label);
         (utterance.sequence, message.to_string().into())
     }

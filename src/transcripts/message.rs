@@ -175,10 +175,9 @@ pub fn call_status(call: &CallRecord) -> Value {
 }
 
 /// The message `call_completed`, with the post-call record, if there is one.
-pub fn call_completed(call: &CallRecord, told: Option<&StoredPostCall>) -> Value {
-    let told = told.map(|told| &told.found);
+pub fn call_completed(call: &CallRecord, post_call: Option<&StoredPostCall>) -> Value {
+    let post_call = post_call.map(|post_call| &post_call.found);
     let (call_sid, conversation_id) = (call_sid(call), call.alias("conversation_id"));
-    let seconds = call.ended_at.map(|ended| (ended - call.answered_at.unwrap_or(call.admitted_at)).max(0) / 1000);
     json!({
         "type": ClientMessage::CallCompleted,
         "conversation_id": conversation_id,
@@ -189,14 +188,19 @@ pub fn call_completed(call: &CallRecord, told: Option<&StoredPostCall>) -> Value
             "conversation_id": conversation_id,
             "call_start_time": rfc3339(call.admitted_at),
             "call_end_time": call.ended_at.map(rfc3339),
-            "duration_seconds": told.and_then(|told| told.call_duration_seconds).or(seconds),
-            "transcript_summary": told.and_then(|told| told.transcript_summary.as_deref()),
-            "cost": told.and_then(|told| told.cost),
-            "call_successful": told.and_then(|told| told.call_successful),
-            "analysis_data": told.and_then(|told| told.analysis_data.as_ref()),
-            "metadata": told.and_then(|told| told.metadata_json.as_ref()),
+            "duration_seconds": post_call.and_then(|post_call| post_call.call_duration_seconds).or_else(|| duration_secs(call)),
+            "transcript_summary": post_call.and_then(|post_call| post_call.transcript_summary.as_deref()),
+            "cost": post_call.and_then(|post_call| post_call.cost),
+            "call_successful": post_call.and_then(|post_call| post_call.call_successful),
+            "analysis_data": post_call.and_then(|post_call| post_call.analysis_data.as_ref()),
+            "metadata": post_call.and_then(|post_call| post_call.metadata_json.as_ref()),
         },
     })
+}
+
+/// The seconds from the answer of an ended call, or else from its admission, to its end.
+pub fn duration_secs(call: &CallRecord) -> Option<i64> {
+    call.ended_at.map(|ended| (ended - call.answered_at.unwrap_or(call.admitted_at)).max(0) / 1000)
 }
 
 /// The `call_sid` of a call: the app's own id if its create had one, because that is the one clients know.
@@ -209,13 +213,13 @@ pub fn status(call: &CallRecord) -> &'static str {
     stream_status(call.phase, call.outcome)
 }
 
-/// When `call_completed` is due; `None` while the call is open. It does not wait for a record where none will come: after an
+/// The time at which `call_completed` is due; `None` while the call is open. It does not wait for a record where none will come: after an
 /// unanswered call, or when the record is complete.
-pub fn complete_at(call: &CallRecord, told: Option<&StoredPostCall>, completion_wait_ms: i64) -> Option<UnixMs> {
+pub fn complete_at(call: &CallRecord, post_call: Option<&StoredPostCall>, completion_wait_ms: i64) -> Option<UnixMs> {
     let ended_at = call.ended_at.filter(|_| call.phase == Phase::Ended)?;
     let may_come = matches!(call.outcome, Some(Outcome::Completed | Outcome::Failed));
-    let is_told = told.is_some_and(|told| told.recorded_at.is_some());
-    Some(if may_come && !is_told { ended_at + completion_wait_ms } else { ended_at })
+    let is_complete = post_call.is_some_and(|post_call| post_call.recorded_at.is_some());
+    Some(if may_come && !is_complete { ended_at + completion_wait_ms } else { ended_at })
 }
 
 /// A message of a client.
@@ -248,13 +252,13 @@ pub enum Command {
 ///
 /// # Errors
 /// The code and text of the `error` message.
-pub fn command(text: &str) -> Result<Command, (ErrorCode, &'static str)> {
+pub fn parse_command(text: &str) -> Result<Command, (ErrorCode, &'static str)> {
     const WORDS: &str = "Send {\"subscribe\": \"ID\"} or {\"unsubscribe\": \"ID\"}";
     let malformed = (ErrorCode::InvalidMessageFormat, WORDS);
-    let Ok(Value::Object(said)) = serde_json::from_str::<Value>(text) else { return Err(malformed) };
+    let Ok(Value::Object(fields)) = serde_json::from_str::<Value>(text) else { return Err(malformed) };
     let (key, value) = ["subscribe", "unsubscribe", "subscribe_business", "unsubscribe_business", "token"]
         .iter()
-        .find_map(|key| said.get(*key).map(|value| (*key, value)))
+        .find_map(|key| fields.get(*key).map(|value| (*key, value)))
         .ok_or(malformed)?;
     let id = value.as_str().map(str::trim).filter(|id| !id.is_empty());
     let Some(id) = id.map(str::to_owned) else {
@@ -268,7 +272,7 @@ pub fn command(text: &str) -> Result<Command, (ErrorCode, &'static str)> {
         }
     }
     Ok(match key {
-        "subscribe" => Command::Subscribe { identifier: id, after: after(&said)?, epoch: epoch(&said) },
+        "subscribe" => Command::Subscribe { identifier: id, after: parse_after(&fields)?, epoch: parse_epoch(&fields) },
         "unsubscribe" => Command::Unsubscribe(id),
         "subscribe_business" => Command::SubscribeBusiness(id),
         "unsubscribe_business" => Command::UnsubscribeBusiness(id),
@@ -276,8 +280,8 @@ pub fn command(text: &str) -> Result<Command, (ErrorCode, &'static str)> {
     })
 }
 
-fn after(said: &Map<String, Value>) -> Result<Option<i64>, (ErrorCode, &'static str)> {
-    match said.get("after") {
+fn parse_after(fields: &Map<String, Value>) -> Result<Option<i64>, (ErrorCode, &'static str)> {
+    match fields.get("after") {
         None | Some(Value::Null) => Ok(None),
         Some(number) => match number.as_i64().filter(|n| *n >= 0) {
             Some(number) => Ok(Some(number)),
@@ -286,8 +290,8 @@ fn after(said: &Map<String, Value>) -> Result<Option<i64>, (ErrorCode, &'static 
     }
 }
 
-fn epoch(said: &Map<String, Value>) -> Option<String> {
-    said.get("epoch").and_then(Value::as_str).map(str::to_owned)
+fn parse_epoch(fields: &Map<String, Value>) -> Option<String> {
+    fields.get("epoch").and_then(Value::as_str).map(str::to_owned)
 }
 
 #[cfg(test)]
@@ -301,15 +305,18 @@ mod tests {
             after,
             epoch: epoch.map(str::to_owned),
         };
-        assert_eq!(command(r#"{"subscribe":"CA1"}"#), Ok(subscribe(None, None)));
-        assert_eq!(command(r#"{"subscribe":" CA1 ","after":7,"epoch":"c_1"}"#), Ok(subscribe(Some(7), Some("c_1"))));
-        assert_eq!(command(r#"{"unsubscribe":"CA1","x":1}"#), Ok(Command::Unsubscribe("CA1".to_owned())));
-        assert_eq!(command(r#"{"subscribe":"run:run_1"}"#), Ok(Command::SubscribeRun("run_1".to_owned())));
-        assert_eq!(command(r#"{"unsubscribe":"run:run_1"}"#), Ok(Command::UnsubscribeRun("run_1".to_owned())));
+        assert_eq!(parse_command(r#"{"subscribe":"CA1"}"#), Ok(subscribe(None, None)));
+        assert_eq!(
+            parse_command(r#"{"subscribe":" CA1 ","after":7,"epoch":"c_1"}"#),
+            Ok(subscribe(Some(7), Some("c_1")))
+        );
+        assert_eq!(parse_command(r#"{"unsubscribe":"CA1","x":1}"#), Ok(Command::Unsubscribe("CA1".to_owned())));
+        assert_eq!(parse_command(r#"{"subscribe":"run:run_1"}"#), Ok(Command::SubscribeRun("run_1".to_owned())));
+        assert_eq!(parse_command(r#"{"unsubscribe":"run:run_1"}"#), Ok(Command::UnsubscribeRun("run_1".to_owned())));
         let business = Ok(Command::SubscribeBusiness("run:a".to_owned()));
-        assert_eq!(command(r#"{"subscribe_business":"run:a"}"#), business);
-        assert_eq!(command(r#"{"subscribe_business":"a"}"#), Ok(Command::SubscribeBusiness("a".to_owned())));
-        assert_eq!(command(r#"{"token":"e.e.e"}"#), Ok(Command::Renew("e.e.e".to_owned())));
+        assert_eq!(parse_command(r#"{"subscribe_business":"run:a"}"#), business);
+        assert_eq!(parse_command(r#"{"subscribe_business":"a"}"#), Ok(Command::SubscribeBusiness("a".to_owned())));
+        assert_eq!(parse_command(r#"{"token":"e.e.e"}"#), Ok(Command::Renew("e.e.e".to_owned())));
         for (text, code) in [
             ("", ErrorCode::InvalidMessageFormat),
             ("nonsense", ErrorCode::InvalidMessageFormat),
@@ -321,7 +328,7 @@ mod tests {
             (r#"{"subscribe":7}"#, ErrorCode::InvalidIdentifier),
             (r#"{"unsubscribe":null}"#, ErrorCode::InvalidIdentifier),
         ] {
-            assert_eq!(command(text).map_err(|(code, _)| code), Err(code), "{text}");
+            assert_eq!(parse_command(text).map_err(|(code, _)| code), Err(code), "{text}");
         }
     }
 }

@@ -42,21 +42,21 @@ const CONTENT_POLICY: &str = "default-src 'none'; frame-ancestors 'none'";
 /// Maximum open sockets.
 pub const SOCKETS_MAX: usize = 20_000;
 
-/// Why a transcript is not returned.
-enum ConnectError {
+/// The reason why a client gets no calls and no transcript.
+enum ClientError {
     Denied(String),
     NotFound,
     BadNumber(&'static str),
     Store(StoreError),
 }
 
-impl From<StoreError> for ConnectError {
+impl From<StoreError> for ClientError {
     fn from(error: StoreError) -> Self {
         Self::Store(error)
     }
 }
 
-impl ConnectError {
+impl ClientError {
     fn answer(self) -> Response<Bytes> {
         match self {
             Self::Denied(why) => problem(StatusCode::FORBIDDEN, "AUTHENTICATION_FAILED", &why),
@@ -66,7 +66,7 @@ impl ConnectError {
                 problem(StatusCode::BAD_REQUEST, "INVALID_REQUEST", &why)
             }
             Self::Store(error) => {
-                warn!(%error, "failed to read a transcript");
+                warn!(%error, "failed to read calls or a transcript for a client");
                 let why = "The database does not answer; try again.";
                 problem(StatusCode::SERVICE_UNAVAILABLE, "STORE_UNAVAILABLE", why)
             }
@@ -86,7 +86,7 @@ impl Handler for Client {
             }
             (Method::GET, ["calls", id, "transcript"]) => {
                 let answer = self.transcript(exchange, &percent_decode(id)).boxed().await;
-                let answer = answer.map_or_else(ConnectError::answer, |shown| json_answer(StatusCode::OK, &shown));
+                let answer = answer.map_or_else(ClientError::answer, |shown| json_answer(StatusCode::OK, &shown));
                 (ClientRequest::Transcript, Some(answer))
             }
             (Method::POST, ["conversations", id, "fetch"] | ["driver_data", "conversations", id, "fetch"]) => {
@@ -108,7 +108,7 @@ impl Handler for Client {
         match answer {
             Some(answer) => {
                 metrics.request(Served::Client(kind), answer.status().as_u16());
-                let mut answer = self.shared_with(exchange.header("origin"), answer);
+                let mut answer = self.with_cors_headers(exchange.header("origin"), answer);
                 for_browsers(&mut answer, CONTENT_POLICY, exchange.is_tls());
                 exchange.respond(answer).await;
             }
@@ -131,7 +131,7 @@ impl Client {
 
     /// Puts these settings in force for new tokens and for open sockets: those whose token is no longer valid
     /// are closed.
-    pub fn in_force(&self) {
+    pub fn publish_settings(&self) {
         self.sockets.newest.send_replace(Some(self.settings.clone()));
     }
 
@@ -146,7 +146,7 @@ impl Client {
     }
 
     /// Finds a call by one of its ids, if the client may see it.
-    async fn find(&self, identifier: &str, visitor: &Principal) -> store::Result<Option<CallRecord>> {
+    async fn find(&self, identifier: &str, principal: &Principal) -> store::Result<Option<CallRecord>> {
         let call = match CallId::parse(identifier) {
             Some(call) => Some(call),
             None => {
@@ -157,7 +157,7 @@ impl Client {
         };
         let Some(call) = call else { return Ok(None) };
         let record = self.lifecycle.newest_record(&call).await?;
-        Ok(record.filter(|record| visitor.sees(record.facts.business.as_str())))
+        Ok(record.filter(|record| principal.sees(record.facts.business.as_str())))
     }
 
     /// Upgrades to a socket. `None`: it became one, or the client is gone.
@@ -172,8 +172,8 @@ impl Client {
         };
         // Subscribed before the token is checked, so that no change is missed.
         let newest = self.sockets.newest.subscribe();
-        let visitor = match self.authenticate(&token) {
-            Ok(visitor) => visitor,
+        let principal = match self.authenticate(&token) {
+            Ok(principal) => principal,
             Err(error) => return denied(&error.to_string()),
         };
         if self.draining.is_cancelled() {
@@ -196,18 +196,20 @@ impl Client {
             Err(SocketError::Gone) => return None,
         };
         let number = self.sockets.number.fetch_add(1, Ordering::Relaxed);
-        let mine = Connection::new(self.clone(), socket, (token, visitor), newest, (number, counted));
+        let mine = Connection::new(self.clone(), socket, (token, principal), newest, (number, counted));
         exchange.serve_socket(mine.run());
         None
     }
 
     /// The transcript of a call, for clients that poll.
-    async fn transcript(&self, exchange: &Exchange, id: &str) -> Result<Value, ConnectError> {
-        let visitor = self.authenticate_request(exchange)?;
-        let call = self.find(id, &visitor).await?.ok_or(ConnectError::NotFound)?;
-        let after = number(exchange, "after")?;
-        let limit =
-            number(exchange, "limit")?.and_then(|n| u32::try_from(n).ok()).unwrap_or(PAGE_MAX).clamp(1, PAGE_MAX);
+    async fn transcript(&self, exchange: &Exchange, id: &str) -> Result<Value, ClientError> {
+        let principal = self.authenticate_request(exchange)?;
+        let call = self.find(id, &principal).await?.ok_or(ClientError::NotFound)?;
+        let after = number_parameter(exchange, "after")?;
+        let limit = number_parameter(exchange, "limit")?
+            .and_then(|n| u32::try_from(n).ok())
+            .unwrap_or(PAGE_MAX)
+            .clamp(1, PAGE_MAX);
         if after.is_none() && self.settings.transcript_list {
             return Ok(self.utterance_list(&call, limit).await?.into());
         }
@@ -241,15 +243,15 @@ impl Client {
 
     /// Fetches a conversation from its provider, in place of a lost webhook.
     async fn fetch(&self, exchange: &Exchange, id: &str) -> Response<Bytes> {
-        let visitor = match presented_token(exchange) {
+        let principal = match presented_token(exchange) {
             Ok(presented) => self.authenticate(&presented.token).map_err(|error| error.to_string()),
             Err(why) => Err(why),
         };
-        match visitor {
-            Ok(visitor) => {
-                self.calls.post_call.fetch_conversation(id, |business| visitor.sees(business), Numbers::Whole).await
+        match principal {
+            Ok(principal) => {
+                self.calls.post_call.fetch_conversation(id, |business| principal.sees(business), Numbers::Whole).await
             }
-            Err(why) => ConnectError::Denied(why).answer(),
+            Err(why) => ClientError::Denied(why).answer(),
         }
     }
 
@@ -263,7 +265,7 @@ impl Client {
     }
 
     /// Adds the CORS headers for an allowed origin.
-    fn shared_with(&self, origin: Option<&str>, mut answer: Response<Bytes>) -> Response<Bytes> {
+    fn with_cors_headers(&self, origin: Option<&str>, mut answer: Response<Bytes>) -> Response<Bytes> {
         let headers = answer.headers_mut();
         headers.insert(VARY, HeaderValue::from_static("origin"));
         let allowed = origin.filter(|origin| self.allows(origin)).and_then(|origin| HeaderValue::from_str(origin).ok());
@@ -280,9 +282,9 @@ fn query_pairs(exchange: &Exchange) -> form_urlencoded::Parse<'_> {
     form_urlencoded::parse(exchange.query().unwrap_or_default().as_bytes())
 }
 
-fn number(exchange: &Exchange, name: &'static str) -> Result<Option<i64>, ConnectError> {
+fn number_parameter(exchange: &Exchange, name: &'static str) -> Result<Option<i64>, ClientError> {
     let Some((_, given)) = query_pairs(exchange).find(|(key, _)| key == name) else { return Ok(None) };
-    given.parse().ok().filter(|n| *n >= 0).map(Some).ok_or(ConnectError::BadNumber(name))
+    given.parse().ok().filter(|n| *n >= 0).map(Some).ok_or(ClientError::BadNumber(name))
 }
 
 /// A client's token, and the subprotocol to answer with.

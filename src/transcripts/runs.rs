@@ -40,11 +40,11 @@ pub(super) struct RunFeed(Arc<Inner>);
 
 struct Inner {
     store: Arc<dyn Store>,
-    channels: Mutex<HashMap<String, Weak<Channel>>>,
+    channels: Mutex<HashMap<String, Weak<RunChannel>>>,
 }
 
 /// A followed run.
-struct Channel {
+struct RunChannel {
     run: String,
     followers: Mutex<HashMap<u64, Arc<Wake>>>,
     kept: Mutex<Kept>,
@@ -95,8 +95,8 @@ pub(super) struct RunNews {
 }
 
 /// A subscription of a connection to a run.
-pub(super) struct FollowedRun {
-    channel: Arc<Channel>,
+pub(super) struct RunSubscription {
+    channel: Arc<RunChannel>,
     feed: RunFeed,
     connection: u64,
     /// The business of the run.
@@ -105,7 +105,7 @@ pub(super) struct FollowedRun {
     pub(super) next: u64,
 }
 
-impl Drop for FollowedRun {
+impl Drop for RunSubscription {
     fn drop(&mut self) {
         // In the order of `follow`, so that no follower joins a channel that is being removed.
         let mut channels = lock(&self.feed.0.channels);
@@ -117,7 +117,7 @@ impl Drop for FollowedRun {
     }
 }
 
-impl FollowedRun {
+impl RunSubscription {
     /// The messages since the last one sent.
     pub(super) fn news(&self) -> RunNews {
         let kept = lock(&self.channel.kept);
@@ -151,13 +151,13 @@ impl RunFeed {
     }
 
     /// Follows a run. `None`: the maximum is reached.
-    pub(super) fn follow(&self, run: &Run, connection: u64, wake: &Arc<Wake>) -> Option<FollowedRun> {
+    pub(super) fn follow(&self, run: &Run, connection: u64, wake: &Arc<Wake>) -> Option<RunSubscription> {
         let mut channels = lock(&self.0.channels);
         let channel = match channels.get(&run.id).and_then(Weak::upgrade) {
             Some(channel) => channel,
             None if channels.len() >= RUNS_MAX => return None,
             None => {
-                let channel = Arc::new(Channel {
+                let channel = Arc::new(RunChannel {
                     run: run.id.clone(),
                     followers: Mutex::default(),
                     kept: Mutex::default(),
@@ -170,7 +170,7 @@ impl RunFeed {
         };
         lock(&channel.followers).insert(connection, wake.clone());
         drop(channels);
-        Some(FollowedRun { channel, feed: self.clone(), connection, business: run.business.clone(), next: 0 })
+        Some(RunSubscription { channel, feed: self.clone(), connection, business: run.business.clone(), next: 0 })
     }
 
     /// Polls the followed runs. Never returns.
@@ -179,7 +179,7 @@ impl RunFeed {
         turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
         for turn in 0_u64.. {
             turns.tick().await;
-            let followed: Vec<Arc<Channel>> = lock(&self.0.channels).values().filter_map(Weak::upgrade).collect();
+            let followed: Vec<Arc<RunChannel>> = lock(&self.0.channels).values().filter_map(Weak::upgrade).collect();
             for channel in followed {
                 if channel.is_finished.load(Ordering::Relaxed) && turn % FINISHED_TURNS != 0 {
                     continue;
@@ -191,7 +191,7 @@ impl RunFeed {
         }
     }
 
-    async fn read(&self, channel: &Channel) -> Result<()> {
+    async fn read(&self, channel: &RunChannel) -> Result<()> {
         let store = &self.0.store;
         let mut last_read = channel.last_read.lock().await;
         let Some(run) = store.run_of(&channel.run).await? else {
@@ -235,7 +235,7 @@ impl RunFeed {
     }
 }
 
-impl Channel {
+impl RunChannel {
     fn wake_followers(&self) {
         lock(&self.followers).values().for_each(|wake| wake.notify());
     }

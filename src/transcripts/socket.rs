@@ -19,9 +19,9 @@ use tokio_tungstenite::tungstenite::{Bytes, Error, Utf8Bytes};
 use tracing::{info, warn};
 
 use super::client::{Client, ClientSettings, CountedSocket, FOLLOWED_MAX};
-use super::feed::{Following, LATEST_MAX, News};
+use super::feed::{CallNews, Following, LATEST_MAX};
 use super::message::{self, Command, ErrorCode};
-use super::runs::FollowedRun;
+use super::runs::RunSubscription;
 use super::wake::Wake;
 use crate::call::Phase;
 use crate::clock::{UnixMs, as_ms};
@@ -31,12 +31,12 @@ use crate::net::WebSocket;
 use crate::store::{CallRecord, StoredPostCall};
 use crate::token::Principal;
 
-/// How long a closing handshake may take.
-const GOODBYE: Duration = Duration::from_secs(5);
+/// The time that a closing handshake may take.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The delay before the database is read again after an error, in milliseconds.
 const READ_RETRY_DELAY_MS: i64 = 1000;
 
-/// Why a connection ends.
+/// The reason why a connection ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum CloseReason {
     /// The client closed it or disconnected.
@@ -69,8 +69,8 @@ impl CloseReason {
     }
 }
 
-/// A followed call.
-struct Followed {
+/// A subscription of a connection to a call.
+struct CallSubscription {
     following: Following,
     /// The number of the last utterance sent.
     sent: i64,
@@ -78,8 +78,8 @@ struct Followed {
     partial_version: u64,
     /// Whether `call_status` was sent.
     is_over: bool,
-    /// When to look at it without a notification: `call_completed` is due, or the database did not answer.
-    look_at: Option<UnixMs>,
+    /// The time at which it is looked at without a notification: `call_completed` is due, or the database did not answer.
+    check_at: Option<UnixMs>,
 }
 
 pub(super) struct Connection {
@@ -87,13 +87,13 @@ pub(super) struct Connection {
     socket: WebSocket,
     /// The last token and its holder.
     token: String,
-    visitor: Principal,
+    principal: Principal,
     /// Settings that come in force.
     newest: watch::Receiver<Option<Arc<ClientSettings>>>,
     number: u64,
     wake: Arc<Wake>,
-    calls: HashMap<CallId, Followed>,
-    runs: HashMap<String, FollowedRun>,
+    calls: HashMap<CallId, CallSubscription>,
+    runs: HashMap<String, RunSubscription>,
     businesses: HashSet<String>,
     /// Calls of followed businesses that were sent to their end.
     done: BTreeSet<CallId>,
@@ -108,10 +108,10 @@ impl Drop for Connection {
     }
 }
 
-type Going = Result<(), CloseReason>;
+type OrClosed = Result<(), CloseReason>;
 
 /// Limits the time of a send; a client that takes nothing is slow.
-async fn within(slow: Duration, sent: impl Future<Output = Result<(), Error>>) -> Going {
+async fn send_within(slow: Duration, sent: impl Future<Output = Result<(), Error>>) -> OrClosed {
     match tokio::time::timeout(slow, sent).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) => Err(CloseReason::Left),
@@ -123,17 +123,17 @@ impl Connection {
     pub(super) fn new(
         client: Client,
         socket: WebSocket,
-        (token, visitor): (String, Principal),
+        (token, principal): (String, Principal),
         newest: watch::Receiver<Option<Arc<ClientSettings>>>,
         (number, counted): (u64, CountedSocket),
     ) -> Self {
         client.lifecycle.metrics.client_sockets(1);
-        info!(connection = number, client = visitor.name, "WebSocket connection established");
+        info!(connection = number, client = principal.name, "WebSocket connection established");
         Self {
             client,
             socket,
             token,
-            visitor,
+            principal,
             newest,
             number,
             wake: Arc::default(),
@@ -153,17 +153,17 @@ impl Connection {
         }
         if let Some(frame) = over.frame() {
             info!(connection = self.number, code = u16::from(frame.code), "WebSocket closed");
-            let goodbye = async {
+            let closing = async {
                 self.socket.close(Some(frame)).await?;
                 // Messages are ignored now; the client's close frame ends the stream.
                 while self.socket.next().await.transpose()?.is_some() {}
                 Ok::<(), Error>(())
             };
-            let _ = tokio::time::timeout(GOODBYE, goodbye).await;
+            let _ = tokio::time::timeout(CLOSE_TIMEOUT, closing).await;
         }
     }
 
-    async fn serve(&mut self) -> Going {
+    async fn serve(&mut self) -> OrClosed {
         let idle = self.client.settings.idle;
         let wake = self.wake.clone();
         let mut newest = self.newest.clone();
@@ -173,12 +173,12 @@ impl Connection {
         let (mut quiet_since, mut pinged) = (Instant::now(), false);
         loop {
             let now_ms = self.client.lifecycle.clock.now_ms();
-            let expires_in = self.visitor.expires_at.saturating_mul(1000).saturating_sub(now_ms);
+            let expires_in = self.principal.expires_at.saturating_mul(1000).saturating_sub(now_ms);
             if expires_in <= 0 {
                 return Err(CloseReason::Expired);
             }
-            let looks_in = self.calls.values().filter_map(|call| call.look_at).min().map(|at| at - now_ms);
-            let next_ms = looks_in.map_or(expires_in, |ms| ms.min(expires_in));
+            let check_in = self.calls.values().filter_map(|call| call.check_at).min().map(|at| at - now_ms);
+            let next_ms = check_in.map_or(expires_in, |ms| ms.min(expires_in));
             let next = Duration::from_millis(u64::try_from(next_ms).unwrap_or(0)).min(idle);
             // A pong has its own deadline, because the sends in between may have taken long.
             let listen_until = quiet_since + idle / 2;
@@ -191,9 +191,9 @@ impl Connection {
                 said = self.socket.next() => {
                     (quiet_since, pinged) = (Instant::now(), false);
                     match said {
-                        Some(Ok(Message::Text(text))) => self.obey(&text).boxed().await?,
+                        Some(Ok(Message::Text(text))) => self.execute(&text).boxed().await?,
                         Some(Ok(Message::Binary(_))) => {
-                            self.error(ErrorCode::InvalidMessageFormat, "Messages are JSON, as text").boxed().await?;
+                            self.send_error(ErrorCode::InvalidMessageFormat, "Messages are JSON, as text").boxed().await?;
                         }
                         Some(Ok(Message::Close(_))) | None => return Err(CloseReason::Left),
                         Some(Ok(_)) => {}
@@ -202,8 +202,8 @@ impl Connection {
                 }
                 () = wake.notified() => self.send_news().boxed().await?,
                 Ok(()) = newest.changed() => {
-                    let Ok(visitor) = self.client.authenticate(&self.token) else { return Err(CloseReason::Revoked) };
-                    self.see_as(visitor).boxed().await;
+                    let Ok(principal) = self.client.authenticate(&self.token) else { return Err(CloseReason::Revoked) };
+                    self.restrict_to(principal).boxed().await;
                 }
                 () = &mut alarm => {
                     if Instant::now() >= listen_until {
@@ -213,7 +213,7 @@ impl Connection {
                         (quiet_since, pinged) = (Instant::now(), true);
                         self.write(Message::Ping(Bytes::new())).boxed().await?;
                     }
-                    self.look().boxed().await?;
+                    self.send_due().boxed().await?;
                 }
             }
         }
@@ -222,21 +222,21 @@ impl Connection {
     // === sending ===
 
     /// Sends a message.
-    async fn write(&mut self, message: Message) -> Going {
-        self.hand_over(message).await?;
+    async fn write(&mut self, message: Message) -> OrClosed {
+        self.queue(message).await?;
         self.flush().await
     }
 
     /// Queues a message for the next flush.
-    async fn hand_over(&mut self, message: Message) -> Going {
-        within(self.client.settings.slow, self.socket.feed(message)).await
+    async fn queue(&mut self, message: Message) -> OrClosed {
+        send_within(self.client.settings.slow, self.socket.feed(message)).await
     }
 
-    async fn flush(&mut self) -> Going {
-        within(self.client.settings.slow, self.socket.flush()).await
+    async fn flush(&mut self) -> OrClosed {
+        send_within(self.client.settings.slow, self.socket.flush()).await
     }
 
-    async fn send(&mut self, message: &Value) -> Going {
+    async fn send(&mut self, message: &Value) -> OrClosed {
         // Each message is built with one of these types.
         if let Some(kind) = message["type"].as_str().and_then(|kind| kind.parse::<ClientMessage>().ok()) {
             self.client.lifecycle.metrics.client_messages(kind, 1);
@@ -244,20 +244,20 @@ impl Connection {
         self.write(Message::text(message.to_string())).await
     }
 
-    async fn error(&mut self, code: ErrorCode, text: &str) -> Going {
+    async fn send_error(&mut self, code: ErrorCode, text: &str) -> OrClosed {
         self.send(&message::error(code, text)).await
     }
 
     /// Sends the news of the calls that were notified, and of followed runs.
-    async fn send_news(&mut self) -> Going {
+    async fn send_news(&mut self) -> OrClosed {
         self.send_run_news().await?;
-        let (due, found) = self.wake.take();
+        let (due, announced) = (self.wake.take_due(), self.wake.take_announced());
         for call in due {
             if self.calls.contains_key(&call) {
                 self.deliver(&call).await?;
             }
         }
-        for call in found {
+        for call in announced {
             if !self.calls.contains_key(&call) && !self.done.contains(&call) {
                 self.follow_from_start(&call).await?;
             }
@@ -266,7 +266,7 @@ impl Connection {
     }
 
     /// Sends a call's news: utterances, then the partial one, then its end.
-    async fn deliver(&mut self, call: &CallId) -> Going {
+    async fn deliver(&mut self, call: &CallId) -> OrClosed {
         let Some(followed) = self.calls.get(call) else { return Ok(()) };
         let channel = followed.following.channel.clone();
         let feed = self.client.feed.clone();
@@ -281,15 +281,15 @@ impl Connection {
                 }
                 Err(error) => {
                     warn!(%call, %error, "failed to read utterances; retrying");
-                    self.look_later(call);
+                    self.retry_later(call);
                     return Ok(());
                 }
             };
-            let News { record, told, last, messages } = news;
+            let CallNews { record, post_call, last, messages } = news;
             let (count, reached) = (messages.len(), messages.last().map(|(number, _)| *number));
             // Flushed together. What is queued and not flushed is only lost with the connection.
             for (_, text) in messages {
-                self.hand_over(Message::Text(text)).await?;
+                self.queue(Message::Text(text)).await?;
             }
             if let Some(reached) = reached {
                 self.flush().await?;
@@ -302,15 +302,15 @@ impl Connection {
             if is_behind && count > 0 {
                 continue;
             }
-            return self.finish(&record, told.as_deref()).await;
+            return self.send_end(&record, post_call.as_deref()).await;
         }
     }
 
     /// Sends what follows after all utterances.
-    async fn finish(&mut self, record: &CallRecord, told: Option<&StoredPostCall>) -> Going {
+    async fn send_end(&mut self, record: &CallRecord, post_call: Option<&StoredPostCall>) -> OrClosed {
         let Some(followed) = self.calls.get_mut(&record.id) else { return Ok(()) };
         if record.phase != Phase::Ended {
-            followed.look_at = None;
+            followed.check_at = None;
             if let Some((number, partial)) =
                 self.client.lifecycle.hub.partial_since(&record.id, followed.partial_version)
             {
@@ -326,14 +326,14 @@ impl Connection {
             self.send(&message::call_status(record)).await?;
         }
         let wait_ms = as_ms(self.client.settings.completion_wait);
-        let complete_at = message::complete_at(record, told, wait_ms);
+        let complete_at = message::complete_at(record, post_call, wait_ms);
         let is_due = complete_at.is_none_or(|at| at <= self.client.lifecycle.clock.now_ms());
         if is_due {
-            self.send(&message::call_completed(record, told)).await?;
+            self.send(&message::call_completed(record, post_call)).await?;
             self.calls.remove(&record.id);
             self.mark_done(&record.id);
         } else if let Some(followed) = self.calls.get_mut(&record.id) {
-            followed.look_at = complete_at;
+            followed.check_at = complete_at;
         }
         Ok(())
     }
@@ -347,24 +347,24 @@ impl Connection {
         }
     }
 
-    fn look_later(&mut self, call: &CallId) {
+    fn retry_later(&mut self, call: &CallId) {
         let at = self.client.lifecycle.clock.now_ms() + READ_RETRY_DELAY_MS;
         if let Some(followed) = self.calls.get_mut(call) {
-            followed.look_at = Some(at);
+            followed.check_at = Some(at);
         }
     }
 
     /// Checks the calls that are due.
-    async fn look(&mut self) -> Going {
+    async fn send_due(&mut self) -> OrClosed {
         let now_ms = self.client.lifecycle.clock.now_ms();
         let due: Vec<CallId> = self
             .calls
             .iter()
-            .filter(|(_, followed)| followed.look_at.is_some_and(|at| at <= now_ms))
+            .filter(|(_, followed)| followed.check_at.is_some_and(|at| at <= now_ms))
             .map(|(call, _)| call.clone())
             .collect();
         for call in due {
-            self.look_later(&call);
+            self.retry_later(&call);
             self.deliver(&call).await?;
         }
         Ok(())
@@ -372,9 +372,9 @@ impl Connection {
 
     // === messages of the client ===
 
-    async fn obey(&mut self, text: &str) -> Going {
-        match message::command(text) {
-            Err((code, why)) => self.error(code, why).await,
+    async fn execute(&mut self, text: &str) -> OrClosed {
+        match message::parse_command(text) {
+            Err((code, why)) => self.send_error(code, why).await,
             Ok(Command::Subscribe { identifier, after, epoch }) => {
                 self.subscribe(&identifier, after, epoch.as_deref()).await
             }
@@ -391,56 +391,56 @@ impl Connection {
         }
     }
 
-    async fn subscribe(&mut self, identifier: &str, after: Option<i64>, epoch: Option<&str>) -> Going {
-        let record = match self.client.find(identifier, &self.visitor).await {
+    async fn subscribe(&mut self, identifier: &str, after: Option<i64>, epoch: Option<&str>) -> OrClosed {
+        let record = match self.client.find(identifier, &self.principal).await {
             Ok(Some(record)) => record,
             Ok(None) => {
-                return self.error(ErrorCode::CallNotFound, &format!("No call is known as {identifier}")).await;
+                return self.send_error(ErrorCode::CallNotFound, &format!("No call is known as {identifier}")).await;
             }
             Err(error) => {
                 warn!(%error, "failed to subscribe");
-                return self.error(ErrorCode::SubscriptionFailed, "The database does not answer; try again").await;
+                return self.send_error(ErrorCode::SubscriptionFailed, "The database does not answer; try again").await;
             }
         };
         if self.calls.len() >= FOLLOWED_MAX && !self.calls.contains_key(&record.id) {
             let why = format!("A connection follows at most {FOLLOWED_MAX} calls");
-            return self.error(ErrorCode::SubscriptionFailed, &why).await;
+            return self.send_error(ErrorCode::SubscriptionFailed, &why).await;
         }
         self.follow(identifier, &record.id, after, epoch).await
     }
 
     /// Follows a call after a number; without one, from the next utterance.
-    async fn follow(&mut self, identifier: &str, call: &CallId, after: Option<i64>, epoch: Option<&str>) -> Going {
+    async fn follow(&mut self, identifier: &str, call: &CallId, after: Option<i64>, epoch: Option<&str>) -> OrClosed {
         // Followed before it is read, so that no utterance is missed.
         let following = match self.calls.remove(call) {
             Some(followed) => followed,
-            None => Followed {
+            None => CallSubscription {
                 following: self.client.feed.follow(call, self.number, &self.wake),
                 sent: i64::MAX,
                 partial_version: 0,
                 is_over: false,
-                look_at: None,
+                check_at: None,
             },
         };
         let (feed, channel) = (&self.client.feed, &following.following.channel);
         let news = match feed.news(channel, i64::MAX).await {
             // The client has read more at another replica.
-            Ok(Some(news)) if after.is_some_and(|n| n > news.last) => feed.newest(channel, i64::MAX).await,
+            Ok(Some(news)) if after.is_some_and(|n| n > news.last) => feed.news_from_store(channel, i64::MAX).await,
             news => news,
         };
         let news = match news {
             Ok(Some(news)) => news,
             Ok(None) => {
-                return self.error(ErrorCode::CallNotFound, &format!("No call is known as {identifier}")).await;
+                return self.send_error(ErrorCode::CallNotFound, &format!("No call is known as {identifier}")).await;
             }
             Err(error) => {
                 warn!(%error, "failed to subscribe");
                 // An earlier subscription stays.
                 if following.sent != i64::MAX {
-                    let look_at = Some(self.client.lifecycle.clock.now_ms() + READ_RETRY_DELAY_MS);
-                    self.calls.insert(call.clone(), Followed { look_at, ..following });
+                    let check_at = Some(self.client.lifecycle.clock.now_ms() + READ_RETRY_DELAY_MS);
+                    self.calls.insert(call.clone(), CallSubscription { check_at, ..following });
                 }
-                return self.error(ErrorCode::SubscriptionFailed, "The database does not answer; try again").await;
+                return self.send_error(ErrorCode::SubscriptionFailed, "The database does not answer; try again").await;
             }
         };
         let resumes = after.is_some() || epoch.is_some();
@@ -451,7 +451,7 @@ impl Connection {
             // Subscribed again under another id: its position stays.
             None => following.sent.min(news.last),
         };
-        self.calls.insert(call.clone(), Followed { sent, ..following });
+        self.calls.insert(call.clone(), CallSubscription { sent, ..following });
         self.send(&message::confirmed(identifier, &news.record, resumes.then_some(news.last))).await?;
         if is_other {
             self.send(&message::cannot_resume(identifier, &news.record, news.last)).await?;
@@ -459,29 +459,29 @@ impl Connection {
         self.deliver(call).await
     }
 
-    async fn unsubscribe(&mut self, identifier: &str) -> Going {
-        match self.client.find(identifier, &self.visitor).await {
+    async fn unsubscribe(&mut self, identifier: &str) -> OrClosed {
+        match self.client.find(identifier, &self.principal).await {
             Ok(Some(record)) => {
                 if self.calls.remove(&record.id).is_some() {
                     self.mark_done(&record.id);
                 }
                 self.send(&message::unsubscribed(identifier)).await
             }
-            Ok(None) => self.error(ErrorCode::CallNotFound, &format!("No call is known as {identifier}")).await,
+            Ok(None) => self.send_error(ErrorCode::CallNotFound, &format!("No call is known as {identifier}")).await,
             Err(error) => {
                 warn!(%error, "failed to unsubscribe");
-                self.error(ErrorCode::SubscriptionFailed, "The database does not answer; try again").await
+                self.send_error(ErrorCode::SubscriptionFailed, "The database does not answer; try again").await
             }
         }
     }
 
-    async fn subscribe_business(&mut self, business: String) -> Going {
+    async fn subscribe_business(&mut self, business: String) -> OrClosed {
         // An invisible business is answered like one that does not exist.
-        if !self.visitor.sees(&business) {
-            return self.error(ErrorCode::CallNotFound, &format!("No business is known as {business}")).await;
+        if !self.principal.sees(&business) {
+            return self.send_error(ErrorCode::CallNotFound, &format!("No business is known as {business}")).await;
         }
         if self.businesses.len() >= FOLLOWED_MAX && !self.businesses.contains(&business) {
-            return self.error(ErrorCode::SubscriptionFailed, "Too many businesses are followed").await;
+            return self.send_error(ErrorCode::SubscriptionFailed, "Too many businesses are followed").await;
         }
         self.send(&json!({"type": ClientMessage::BusinessSubscribed, "business": business})).await?;
         self.businesses.insert(business);
@@ -490,13 +490,13 @@ impl Connection {
     }
 
     /// Follows a call of a followed business, from its beginning.
-    async fn follow_from_start(&mut self, call: &CallId) -> Going {
+    async fn follow_from_start(&mut self, call: &CallId) -> OrClosed {
         if self.calls.len() >= FOLLOWED_MAX {
             return Ok(());
         }
         let Ok(Some(record)) = self.client.lifecycle.store.call(call).await else { return Ok(()) };
         let business = record.facts.business.as_str();
-        if !self.businesses.contains(business) || !self.visitor.sees(business) {
+        if !self.businesses.contains(business) || !self.principal.sees(business) {
             return Ok(());
         }
         let identifier =
@@ -504,27 +504,27 @@ impl Connection {
         self.follow(&identifier, call, Some(0), None).await
     }
 
-    async fn renew(&mut self, token: &str) -> Going {
-        let visitor = match self.client.authenticate(token) {
-            Ok(visitor) => visitor,
-            Err(error) => return self.error(ErrorCode::AuthenticationFailed, &error.to_string()).await,
+    async fn renew(&mut self, token: &str) -> OrClosed {
+        let principal = match self.client.authenticate(token) {
+            Ok(principal) => principal,
+            Err(error) => return self.send_error(ErrorCode::AuthenticationFailed, &error.to_string()).await,
         };
-        self.see_as(visitor).await;
+        self.restrict_to(principal).await;
         token.clone_into(&mut self.token);
-        let expires_at = crate::clock::rfc3339(self.visitor.expires_at.saturating_mul(1000));
+        let expires_at = crate::clock::rfc3339(self.principal.expires_at.saturating_mul(1000));
         self.send(&json!({"type": ClientMessage::TokenRenewed, "expires_at": expires_at})).await
     }
 
     /// Restricts the connection to what this principal may see.
-    async fn see_as(&mut self, visitor: Principal) {
-        if visitor.businesses == self.visitor.businesses {
-            self.visitor = visitor;
+    async fn restrict_to(&mut self, principal: Principal) {
+        if principal.businesses == self.principal.businesses {
+            self.principal = principal;
             return;
         }
         let mut gone = vec![];
         for call in self.calls.keys() {
             match self.client.lifecycle.store.call(call).await {
-                Ok(Some(record)) if visitor.sees(record.facts.business.as_str()) => {}
+                Ok(Some(record)) if principal.sees(record.facts.business.as_str()) => {}
                 // A call that cannot be read is not shown.
                 _ => gone.push(call.clone()),
             }
@@ -532,9 +532,9 @@ impl Connection {
         for call in gone {
             self.calls.remove(&call);
         }
-        self.runs.retain(|_, followed| visitor.sees(&followed.business));
-        self.businesses.retain(|business| visitor.sees(business));
+        self.runs.retain(|_, followed| principal.sees(&followed.business));
+        self.businesses.retain(|business| principal.sees(business));
         self.client.feed.follow_businesses(self.number, &self.businesses, &self.wake);
-        self.visitor = visitor;
+        self.principal = principal;
     }
 }

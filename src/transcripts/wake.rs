@@ -13,7 +13,7 @@ use crate::sync::lock;
 pub(super) struct Wake {
     due: Mutex<HashSet<CallId>>,
     /// New calls of the businesses that it follows.
-    found: Mutex<HashSet<CallId>>,
+    announced: Mutex<HashSet<CallId>>,
     notified: Notify,
 }
 
@@ -25,8 +25,8 @@ impl Wake {
     }
 
     /// Wakes the connection: this call is a new one of a business that it follows.
-    pub(super) fn find(&self, call: &CallId) {
-        lock(&self.found).insert(call.clone());
+    pub(super) fn announce(&self, call: &CallId) {
+        lock(&self.announced).insert(call.clone());
         self.notified.notify_one();
     }
 
@@ -40,8 +40,13 @@ impl Wake {
         self.notified.notified().await;
     }
 
-    /// Takes the calls with news, and the new calls of followed businesses.
-    pub(super) fn take(&self) -> (HashSet<CallId>, HashSet<CallId>) {
-        (std::mem::take(&mut *lock(&self.due)), std::mem::take(&mut *lock(&self.found)))
+    /// Takes the calls with news.
+    pub(super) fn take_due(&self) -> HashSet<CallId> {
+        std::mem::take(&mut *lock(&self.due))
+    }
+
+    /// Takes the new calls of followed businesses.
+    pub(super) fn take_announced(&self) -> HashSet<CallId> {
+        std::mem::take(&mut *lock(&self.announced))
     }
 }

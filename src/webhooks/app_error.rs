@@ -10,13 +10,12 @@ use crate::metrics::NotApplied;
 
 impl Webhooks {
     /// Logs the app's rejection, and checks whether the provider dropped the call: then its slot is free.
-    pub(super) fn app_refused(&self, parsed: &ParsedWebhook<'_>, call: Option<&CallId>, status: StatusCode) {
+    pub(super) fn note_app_rejection(&self, parsed: &ParsedWebhook<'_>, call: Option<&CallId>, status: StatusCode) {
         let (account, path) = (&parsed.from.account.name, parsed.raw.path());
-        let event = parsed.event_name();
-        self.calls.lifecycle.metrics.webhook(account, event, NotApplied::AppRefused);
+        self.count(parsed, NotApplied::AppRefused);
         let url = self.settings.app_url(&parsed.raw.headers, path);
         let (status, cause) = (status.as_u16(), cause(status));
-        warn!(%account, path, status, url, cause, "app refused a voice webhook; the caller hears an error");
+        warn!(%account, path, status, url, cause, "the app rejected a voice webhook; the caller hears an error");
         if let Some(call) = call {
             self.calls.provider.look_soon(call);
         }

@@ -10,10 +10,10 @@ use super::parsed::ParsedWebhook;
 use super::settings::InboundMode;
 use super::spool;
 use crate::admission::AdmissionError;
-use crate::call::{Direction, Event, Origin, Phase, Source};
+use crate::call::{Event, Origin, Phase, Source};
 use crate::calls::arrival::{Arrival, ArrivalOutcome};
 use crate::ids::{Alias, CallId};
-use crate::provider::description::{OWN_ID_KIND, Reply};
+use crate::provider::description::OWN_ID_KIND;
 use crate::store::{ApplyOutcome, Change, Contradiction, EventOutcome, Result};
 
 /// Pause and number of look-ups for a call that is about to be recorded.
@@ -89,7 +89,7 @@ impl Webhooks {
                 return Ok(self.outcome_of(parsed, applied));
             }
         }
-        let admits = parsed.event.is_some_and(|e| e.admits) && parsed.direction == Direction::Inbound;
+        let admits = parsed.announces_inbound();
         if let (true, Event::Reached(phase)) = (admits, news) {
             if outside.is_empty() {
                 return Ok(WebhookOutcome::new(EventOutcome::MissingId));
@@ -110,7 +110,7 @@ impl Webhooks {
                 self.calls.sweep_requests.request(&applied.record.facts.account);
             }
         }
-        if applied.ended_a_part {
+        if applied.ended_leg_only {
             let facts = &applied.record.facts;
             self.calls.sweep_requests.request(facts.carrier.as_ref().unwrap_or(&facts.account));
         }
@@ -120,7 +120,7 @@ impl Webhooks {
     async fn arrived(&self, parsed: &ParsedWebhook<'_>, aliases: Vec<Alias>, phase: Phase) -> Applied {
         let webhook = parsed.from.webhook();
         let mut facts = webhook.facts.read(&parsed.message, parsed.direction);
-        let front = self.settings.inbound_mode == InboundMode::Front && webhook.reply == Some(Reply::Twiml);
+        let front = self.settings.inbound_mode == InboundMode::Front && webhook.wants_twiml();
         if front && facts.agent.is_none() {
             facts.agent = self.agent_of(facts.own_number.as_deref());
         }
@@ -131,7 +131,7 @@ impl Webhooks {
             facts,
             aliases,
             phase,
-            rejectable: webhook.reply == Some(Reply::Twiml),
+            rejectable: webhook.wants_twiml(),
             origin: Origin::Webhook,
             by: Some(parsed.by.clone()),
         };
@@ -143,7 +143,7 @@ impl Webhooks {
                 self.report(parsed, None, what);
                 WebhookOutcome::new(what.outcome())
             }
-            ArrivalOutcome::Refused(call, full) => WebhookOutcome {
+            ArrivalOutcome::Rejected(call, full) => WebhookOutcome {
                 call: Some(call),
                 rejected: Some(full),
                 ..WebhookOutcome::new(EventOutcome::CapacityInbound)
@@ -163,7 +163,7 @@ impl Webhooks {
         let said = parsed.event.is_some_and(|event| event.said) || may_say();
         let waits = outcome.is_deferred() && parsed.event.is_some_and(|event| event.record.is_some());
         if said && !waits && self.calls.post_call.forgets_bodies(outcome.call.as_ref()).await? {
-            self.calls.lifecycle.store.forget_body(event_id).await?;
+            self.calls.lifecycle.store.delete_body(event_id).await?;
         }
         if self.is_for_spool(parsed) {
             spool::release(&self.spool, &self.calls, event_id).await;

@@ -16,7 +16,7 @@ use crate::ids::AccountName;
 use crate::metrics::Unverified;
 use crate::net::Exchange;
 use crate::provider::account::Account;
-use crate::provider::sign::{Checked, Keys, SignatureError};
+use crate::provider::sign::{Keys, SignatureError, Verification};
 use crate::reply::problem;
 use crate::store::Voucher;
 
@@ -46,7 +46,7 @@ impl Webhooks {
         let mut first = None;
         for from in found {
             let signature = &from.webhook().signature;
-            match signature.judge_head(&from.account.keys(signature), exchange.headers(), now_secs) {
+            match signature.validate_head(&from.account.keys(signature), exchange.headers(), now_secs) {
                 Ok(()) => return None,
                 // A subaccount may have signed it with its own key.
                 Err(SignatureError::NoSecret)
@@ -62,7 +62,7 @@ impl Webhooks {
 
     fn unsigned(&self, account: &Account, path: &str, error: &SignatureError) -> Response<Bytes> {
         self.calls.lifecycle.metrics.webhook_unverified(&account.name, Unverified::Refused);
-        if let Some(suppressed) = REFUSED.admits() {
+        if let Some(suppressed) = REFUSED.take_line() {
             let path = shortened(path);
             warn!(account = %account.name, path, %error, suppressed, "webhook signature invalid");
         }
@@ -93,9 +93,9 @@ impl Webhooks {
             }
             Signer::Unknown => {
                 metrics.webhook_unverified(&account.name, Unverified::Failed);
-                if let Some(suppressed) = UNCHECKED.admits() {
+                if let Some(suppressed) = UNCHECKED.take_line() {
                     let path = shortened(path);
-                    warn!(account = %account.name, path, suppressed, "failed to verify a subaccount's webhook");
+                    warn!(account = %account.name, path, suppressed, "failed to verify a subaccount's webhook: its token cannot be fetched");
                 }
                 let message = "The subaccount's token could not be fetched from the provider; retry.";
                 Err(problem(StatusCode::SERVICE_UNAVAILABLE, "SIGNATURE_UNCHECKED", message))
@@ -114,9 +114,9 @@ impl Webhooks {
         let (mut holds, mut unchecked, mut last) = (vec![], vec![], None);
         for candidate in found {
             match verify(candidate, &signed) {
-                Ok(Checked::Holds) => holds.push(candidate),
+                Ok(Verification::Valid) => holds.push(candidate),
                 // No key to check with; an account whose secret matches takes precedence.
-                Ok(Checked::Nothing) => unchecked.push(candidate),
+                Ok(Verification::Unsigned) => unchecked.push(candidate),
                 Err(error) => last = last.or(Some((candidate.account.clone(), error))),
             }
         }

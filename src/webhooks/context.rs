@@ -7,7 +7,7 @@ use http::Response;
 use tokio::sync::Notify;
 use tracing::warn;
 
-use super::arrivals::Arrivals;
+use super::address_rates::AddressRates;
 use super::parsed::ParsedWebhook;
 use super::raw::RawWebhook;
 use super::route::Candidate;
@@ -33,9 +33,9 @@ pub struct Webhooks {
     /// Stores webhooks while the database is unavailable.
     pub(super) journal: Journal,
     /// Ids of stored webhooks that could not be applied.
-    pub(super) left: Arc<Mutex<Vec<String>>>,
+    pub(super) unapplied: Arc<Mutex<Vec<String>>>,
     /// The request rates of addresses.
-    pub(super) arrivals: Arc<Arrivals>,
+    pub(super) address_rates: Arc<AddressRates>,
 }
 
 impl Webhooks {
@@ -49,8 +49,8 @@ impl Webhooks {
             spool,
             subaccounts,
             journal,
-            left: Arc::default(),
-            arrivals: Arc::default(),
+            unapplied: Arc::default(),
+            address_rates: Arc::default(),
         }
     }
 
@@ -75,11 +75,11 @@ impl Webhooks {
         })
     }
 
-    /// Logs and counts that a webhook was not applied to the call that it points to.
+    /// Logs that a webhook was not applied to the call that it points to.
     pub(super) fn report(&self, parsed: &ParsedWebhook<'_>, call: Option<&CallId>, what: Contradiction) {
         let (account, subaccount) = (&parsed.from.account.name, parsed.by.subaccount.as_deref());
         let call = call.map(CallId::as_str);
-        warn!(%account, subaccount, event = parsed.event_id, call, why = what.why(), "failed to apply a webhook");
+        warn!(%account, subaccount, event = parsed.event_id, call, why = what.why(), "webhook not applied to the call that it points to");
     }
 
     /// The voucher of a webhook that was authenticated before. If it names a subaccount, the subaccount vouches for it, though

@@ -30,7 +30,7 @@ impl Webhooks {
     async fn expire_deferred(&self) -> Result<()> {
         let before_ms = self.calls.lifecycle.clock.now_ms() - WAITS_MS;
         let body = match self.calls.post_call.forgets_bodies(None).await? {
-            true => ExpiredBody::Forget,
+            true => ExpiredBody::Delete,
             false => ExpiredBody::Keep,
         };
         self.calls.lifecycle.store.expire_deferred(before_ms, body).await
@@ -61,7 +61,7 @@ impl Webhooks {
                 Err(AdmissionError::Store(error))
                     if matches!(error, StoreError::Damaged(_)) || self.calls.lifecycle.store.ping().await.is_ok() =>
                 {
-                    let tries = self.calls.lifecycle.store.begin_try(&id).await?;
+                    let tries = self.calls.lifecycle.store.count_try(&id).await?;
                     warn!(event = id, %error, tries, "failed to apply a deferred webhook");
                     if matches!(error, StoreError::Damaged(_)) || tries >= TRIES_MAX {
                         self.calls.lifecycle.store.mark_matched(&id, None, EventOutcome::Unusable).await?;
@@ -92,7 +92,7 @@ impl Webhooks {
         }
         store.mark_matched(&event.id, Some(&record.id), EventOutcome::Applied).await?;
         if self.calls.post_call.forgets_bodies(Some(&record.id)).await? {
-            store.forget_body(&event.id).await?;
+            store.delete_body(&event.id).await?;
         }
         Ok(())
     }
@@ -137,7 +137,7 @@ pub async fn deferred_loop(inbox: impl Fn() -> Webhooks, role: impl Fn() -> Role
             failed = Box::pin(steps) => failed,
         };
         if let Some(error) = failed {
-            warn!(%error, "failed to process missing post-call records");
+            warn!(%error, "failed in a round of deferred webhooks, redaction and missing post-call records; retrying");
         }
     }
 }

@@ -44,7 +44,7 @@ const LARGE_TIMEOUT: Duration = Duration::from_secs(25);
 /// The part of the app's response that is read, in bytes.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 /// Concurrent deliveries.
-const AT_ONCE: u32 = 32;
+const DELIVERIES_AT_ONCE: u32 = 32;
 /// How long a stop waits for deliveries in progress.
 const STOP_WITHIN: Duration = Duration::from_secs(2);
 /// How often the outbox is polled without a notification: retries become due by time.
@@ -86,7 +86,7 @@ pub(super) fn compose(event_id: &str, to: To<'_>, signed: &Resign<'_>, spool: Op
         kept.remove(gone);
     }
     // It is delivered later; its span tree continues this trace.
-    traces::put_on(&Span::current(), &mut kept);
+    traces::set_trace_headers(&Span::current(), &mut kept);
     if body.is_empty() && spool.is_none() {
         kept.remove(CONTENT_TYPE);
     }
@@ -206,9 +206,9 @@ async fn send(calls: &Calls, delivery: &Delivery, spool: &Spool) -> Result<(), D
         request.headers_mut().insert(ASKED_URL, asked);
     }
     let span = traces::delivery(&delivery.event_id, delivery.attempts + 1, request.headers());
-    traces::put_on(&span, request.headers_mut());
+    traces::set_trace_headers(&span, request.headers_mut());
     let not_sent = |error: DeliveryError| {
-        traces::failed(&span, "not_sent");
+        traces::record_failure(&span, "not_sent");
         error
     };
     let answer = match &delivery.spool {
@@ -240,9 +240,9 @@ async fn send(calls: &Calls, delivery: &Delivery, spool: &Spool) -> Result<(), D
         },
     };
     match &answer {
-        Ok(response) => traces::note_status(&span, response.status().as_u16()),
-        Err(UpstreamError::Forbidden(_)) => traces::failed(&span, "not_sent"),
-        Err(_) => traces::failed(&span, "no_answer"),
+        Ok(response) => traces::record_status(&span, response.status().as_u16()),
+        Err(UpstreamError::Forbidden(_)) => traces::record_failure(&span, "not_sent"),
+        Err(_) => traces::record_failure(&span, "no_answer"),
     }
     match answer {
         Ok(response) if response.status().is_success() => Ok(()),
@@ -274,12 +274,12 @@ fn credentials(url: &Uri) -> Option<HeaderValue> {
 /// fails; a failed one is retried separately. A slow one delays no other call's. Unfinished ones are due again after a restart.
 ///
 /// `newest` gives the newest generation of calls; `spool` has large bodies.
-pub async fn run(newest: impl Fn() -> Calls, spool: Spool, wake: Arc<Notify>, stop: CancellationToken) {
+pub async fn delivery_loop(newest: impl Fn() -> Calls, spool: Spool, wake: Arc<Notify>, stop: CancellationToken) {
     let mut under_way = tokio::task::JoinSet::new();
     loop {
         let calls = newest();
         let now_ms = calls.lifecycle.clock.now_ms();
-        let room = AT_ONCE.saturating_sub(u32::try_from(under_way.len()).unwrap_or(AT_ONCE));
+        let room = DELIVERIES_AT_ONCE.saturating_sub(u32::try_from(under_way.len()).unwrap_or(DELIVERIES_AT_ONCE));
         if room > 0 {
             let claimed = calls
                 .lifecycle
@@ -292,7 +292,7 @@ pub async fn run(newest: impl Fn() -> Calls, spool: Spool, wake: Arc<Notify>, st
                 });
             for delivery in claimed {
                 let (calls, spool) = (calls.clone(), spool.clone());
-                under_way.spawn(async move { one(&calls, &spool, &delivery).await });
+                under_way.spawn(async move { deliver_one(&calls, &spool, &delivery).await });
             }
         }
         tokio::select! {
@@ -308,7 +308,7 @@ pub async fn run(newest: impl Fn() -> Calls, spool: Spool, wake: Arc<Notify>, st
     let _ = tokio::time::timeout(STOP_WITHIN, done).await;
 }
 
-async fn one(calls: &Calls, spool: &Spool, delivery: &Delivery) {
+async fn deliver_one(calls: &Calls, spool: &Spool, delivery: &Delivery) {
     let sent = match delivery.route {
         DeliveryRoute::OwnEvent => match signed(calls, delivery) {
             Ok(signed) => send(calls, &signed, spool).await,
@@ -351,14 +351,14 @@ fn result_of(sent: Result<(), DeliveryError>, attempts: u32, now_ms: UnixMs) -> 
 /// Records a result. Transcripts are not kept longer than needed.
 async fn record(calls: &Calls, delivery: &Delivery, now_ms: UnixMs, result: DeliveryResult) -> Result<(), StoreError> {
     let is_done = result == DeliveryResult::Done;
-    calls.lifecycle.store.delivered(&delivery.id, now_ms, result).await?;
-    if is_done { forget_body(calls, delivery).await } else { Ok(()) }
+    calls.lifecycle.store.record_delivery_result(&delivery.id, now_ms, result).await?;
+    if is_done { delete_body(calls, delivery).await } else { Ok(()) }
 }
 
-async fn forget_body(calls: &Calls, delivery: &Delivery) -> Result<(), StoreError> {
+async fn delete_body(calls: &Calls, delivery: &Delivery) -> Result<(), StoreError> {
     let call = delivery.call.as_deref().and_then(CallId::parse);
     match calls.post_call.forgets_bodies(call.as_ref()).await? {
-        true => calls.lifecycle.store.forget_body(&delivery.event_id).await,
+        true => calls.lifecycle.store.delete_body(&delivery.event_id).await,
         false => Ok(()),
     }
 }

@@ -11,11 +11,11 @@ use super::deliver;
 use super::parsed::ParsedWebhook;
 use super::raw::RawWebhook;
 use super::settings::InboundMode;
-use crate::call::{Direction, EndProof, Outcome, Source};
+use crate::call::{EndProof, Outcome, Source};
 use crate::ids::{BusinessId, CallId};
 use crate::net::{Exchange, HostRule, RelayError, RelayTarget, UpstreamError, ask_with_body};
 use crate::provider::account::join_url;
-use crate::provider::description::{OWN_ID_KIND, Reply};
+use crate::provider::description::OWN_ID_KIND;
 use crate::reply::{problem, twiml, when_full_twiml};
 use crate::store::{Delivery, DeliveryRoute, Result};
 use crate::telemetry::traces;
@@ -34,8 +34,8 @@ impl Webhooks {
         call: Option<&CallId>,
     ) -> Result<Response<Bytes>> {
         let webhook = parsed.from.webhook();
-        let incoming = parsed.event.is_some_and(|e| e.admits) && parsed.direction == Direction::Inbound;
-        let front = incoming && webhook.reply == Some(Reply::Twiml) && self.settings.inbound_mode == InboundMode::Front;
+        let incoming = parsed.announces_inbound();
+        let front = incoming && webhook.wants_twiml() && self.settings.inbound_mode == InboundMode::Front;
         if let (true, Some(call)) = (front, call) {
             return Ok(self.front(call, parsed).await);
         }
@@ -56,16 +56,16 @@ impl Webhooks {
         let (mut target, body) = (self.app_target(parsed), parsed.raw.body.clone());
         let within = self.settings.app_timeout;
         let span = traces::request("ask the app");
-        let context = traces::context(&span);
+        let context = traces::trace_headers(&span);
         if !context.is_empty() {
-            target.remove_headers.extend(traces::STATE);
+            target.remove_headers.extend(traces::TRACE_HEADERS);
         }
         target.set_headers.extend(context);
         let asking = ask_with_body(exchange, &self.calls.upstream, target, body, ANSWER_BYTES_MAX, within);
         let asked = asking.instrument(span.clone()).await;
         match &asked {
-            Ok(answer) => traces::note_status(&span, answer.status().as_u16()),
-            Err(_) => traces::failed(&span, "no_answer"),
+            Ok(answer) => traces::record_status(&span, answer.status().as_u16()),
+            Err(_) => traces::record_failure(&span, "no_answer"),
         }
         let failed = match &asked {
             Ok(answer) if answer.status().is_server_error() => Some(format!("status {}", answer.status().as_u16())),
@@ -75,7 +75,7 @@ impl Webhooks {
         if let Some(why) = failed {
             warn!(webhook = webhook.name, why, "failed to get the app's answer to a voice webhook");
             if incoming
-                && webhook.reply == Some(Reply::Twiml)
+                && webhook.wants_twiml()
                 && let Some(instead) = &self.settings.when_down
             {
                 return Ok(twiml(when_full_twiml(instead)));
@@ -83,9 +83,9 @@ impl Webhooks {
         }
         if let Ok(answer) = &asked
             && answer.status().is_client_error()
-            && webhook.reply == Some(Reply::Twiml)
+            && webhook.wants_twiml()
         {
-            self.app_refused(parsed, call.filter(|_| incoming), answer.status());
+            self.note_app_rejection(parsed, call.filter(|_| incoming), answer.status());
         }
         // Without a configured fallback the provider gets the error: its own fallback takes the call, and the carrier reports its
         // end.

@@ -27,16 +27,16 @@ impl Webhooks {
         // `None`: a trusted proxy's own request.
         let from = exchange.client_address()?;
         if settings.allow_from.as_ref().is_some_and(|allowed| !allowed.contain(from)) {
-            if let Some(suppressed) = NOT_ALLOWED.admits() {
+            if let Some(suppressed) = NOT_ALLOWED.take_line() {
                 warn!(%from, suppressed, "webhook rejected: address not in webhooks.allow_from");
             }
             let message = "Webhooks from this address are not allowed.";
             return Some(problem(StatusCode::FORBIDDEN, "ADDRESS_NOT_ALLOWED", message));
         }
         let rate = settings.rate_per_address?;
-        let wait = self.arrivals.take(PeerKey::of(from), rate, Instant::now()).err()?;
-        if let Some(suppressed) = TOO_MANY.admits() {
-            warn!(%from, %rate, suppressed, "webhook rejected: webhooks.rate_per_address");
+        let wait = self.address_rates.take(PeerKey::of(from), rate, Instant::now()).err()?;
+        if let Some(suppressed) = TOO_MANY.take_line() {
+            warn!(%from, %rate, suppressed, "webhook rejected: its address exceeds webhooks.rate_per_address");
         }
         let mut answer =
             problem(StatusCode::TOO_MANY_REQUESTS, "TOO_MANY_REQUESTS", "This address sends too many requests.");

@@ -24,11 +24,11 @@ use crate::store::{NewEvent, ReceiveOutcome, Result, StoreError};
 use crate::sync::lock;
 
 /// How often journaled webhooks are moved to the database.
-const TAKE_UP_EVERY: Duration = Duration::from_secs(1);
+const DRAIN_INTERVAL: Duration = Duration::from_secs(1);
 /// Rounds after which a webhook that an available database keeps rejecting is retried only once every so many rounds.
 const FAST_RETRIES: u32 = 60;
 /// Stored webhooks that this process remembers to apply.
-const LEFT_MAX: usize = 4096;
+const UNAPPLIED_MAX: usize = 4096;
 
 impl Webhooks {
     /// Whether it can be answered before its outcome is known.
@@ -54,7 +54,7 @@ impl Webhooks {
         let is_body_unowned = row.spool.is_some() && !matches!(error, StoreError::Unknown(_));
         if !Self::can_wait(parsed) {
             if is_body_unowned {
-                self.spool.forget(&id).await;
+                self.spool.delete(&id).await;
             }
             return Err(error);
         }
@@ -63,16 +63,16 @@ impl Webhooks {
         if let Err(why) = self.journal.put(row, self.settings.spool_bytes_max).await {
             warn!(event = id, webhook = webhook.name, %error, %why, "failed to store a webhook in the database and in the journal; provider asked to resend");
             if is_body_unowned {
-                self.spool.forget(&id).await;
+                self.spool.delete(&id).await;
             }
-            self.note(parsed, NotApplied::Failed);
+            self.count_journaled(parsed, NotApplied::Failed);
             return Ok(not_recorded());
         }
         failpoint::hit("journal.kept").await;
         if was_empty {
             warn!(%error, "database unavailable; webhooks kept in the journal");
         }
-        self.note(parsed, NotApplied::Journaled);
+        self.count_journaled(parsed, NotApplied::Journaled);
         Ok(fixed_answer(webhook, None))
     }
 
@@ -92,42 +92,40 @@ impl Webhooks {
         let webhook = parsed.from.webhook();
         warn!(event = event_id, webhook = webhook.name, %error, "webhook stored; applying it is retried");
         {
-            let mut left = self.left();
+            let mut unapplied = self.unapplied();
             // Beyond that they are found with those that other processes left.
-            if left.len() < LEFT_MAX {
-                left.push(event_id.to_owned());
+            if unapplied.len() < UNAPPLIED_MAX {
+                unapplied.push(event_id.to_owned());
             }
         }
-        self.note(parsed, NotApplied::Waiting);
+        self.count_journaled(parsed, NotApplied::Waiting);
         Ok(fixed_answer(webhook, None))
     }
 
-    fn left(&self) -> MutexGuard<'_, Vec<String>> {
+    fn unapplied(&self) -> MutexGuard<'_, Vec<String>> {
         // No code panics while it is held.
-        lock(&self.left)
+        lock(&self.unapplied)
     }
 
     /// Applies webhooks that were stored while the database failed.
-    async fn apply_left(&self) {
-        let left = std::mem::take(&mut *self.left());
-        for (n, id) in left.iter().enumerate() {
+    async fn apply_unapplied(&self) {
+        let unapplied = std::mem::take(&mut *self.unapplied());
+        for (n, id) in unapplied.iter().enumerate() {
             let tried = match self.calls.lifecycle.store.stored_event(id).await {
                 Ok(Some(event)) => self.try_one(event).boxed().await.map(drop),
                 Ok(None) => Ok(()),
                 Err(error) => Err(error),
             };
             if tried.is_err() {
-                self.left().extend_from_slice(&left[n..]);
+                self.unapplied().extend_from_slice(&unapplied[n..]);
                 return;
             }
         }
     }
 
-    fn note(&self, parsed: &ParsedWebhook<'_>, outcome: NotApplied) {
-        let event = parsed.event_name();
-        let metrics = &self.calls.lifecycle.metrics;
-        metrics.webhook(&parsed.from.account.name, event, outcome);
-        metrics.journaled(self.journal.waiting());
+    fn count_journaled(&self, parsed: &ParsedWebhook<'_>, outcome: NotApplied) {
+        self.count(parsed, outcome);
+        self.calls.lifecycle.metrics.journaled(self.journal.waiting());
     }
 
     /// Moves journaled webhooks to the database, and applies them. `refused`: for each webhook the rounds in which an available
@@ -183,7 +181,7 @@ impl Webhooks {
         };
         let received = self.persist_event(event.clone()).await.map_err(|error| error.to_string())?;
         failpoint::hit("journal.received").await;
-        self.journal.forget(id).await;
+        self.journal.delete(id).await;
         if let ReceiveOutcome::Before { id: known, outcome: Some(_) } = &received {
             // The process that wrote it may have died before applying it.
             let event = self.calls.lifecycle.store.inbox_event(known).await.map_err(|error| error.to_string())?;
@@ -212,8 +210,8 @@ pub async fn journal_loop(inbox: impl Fn() -> Webhooks, stop: CancellationToken)
             if inbox.journal.waiting() > 0 {
                 Box::pin(inbox.drain_journal(&mut refused)).await;
             }
-            Box::pin(inbox.apply_left()).await;
-            tokio::time::sleep(TAKE_UP_EVERY).await;
+            Box::pin(inbox.apply_unapplied()).await;
+            tokio::time::sleep(DRAIN_INTERVAL).await;
         };
         // One that is interrupted is found in the store by the next process.
         tokio::select! {

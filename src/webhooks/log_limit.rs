@@ -9,9 +9,7 @@ use tokio::time::Instant;
 /// Lines of one kind per minute.
 const LINES_A_MINUTE: u32 = 30;
 const MINUTE: Duration = Duration::from_secs(60);
-/// The part of an unauthenticated request's path that is logged, in characters.
-pub(super) const LOGGED_PATH_MAX: usize = 256;
-/// The longest path segment that is logged, in characters.
+/// The longest path that is logged, in characters.
 const PATH_CHARS_MAX: usize = 200;
 
 /// The rate limit of one kind of line.
@@ -28,8 +26,8 @@ impl LogLimit {
         Self(Mutex::new(None))
     }
 
-    /// Whether another line may be written; if so, the number of lines suppressed before it.
-    pub(super) fn admits(&self) -> Option<u64> {
+    /// Takes one of the lines of this minute, if any is left. Returns the number of lines suppressed before it.
+    pub(super) fn take_line(&self) -> Option<u64> {
         let now = Instant::now();
         let mut window = lock(&self.0);
         let window = window.get_or_insert(Window { begun: now, lines: 0, suppressed: 0 });
@@ -60,10 +58,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn lines_are_short_and_few_and_say_what_was_left_out() {
         let noise = LogLimit::new();
-        let admitted = (0..1000).filter(|_| noise.admits().is_some()).count();
+        let admitted = (0..1000).filter(|_| noise.take_line().is_some()).count();
         assert_eq!(admitted, 30);
         tokio::time::advance(MINUTE).await;
-        assert_eq!((noise.admits(), noise.admits()), (Some(970), Some(0)));
+        assert_eq!((noise.take_line(), noise.take_line()), (Some(970), Some(0)));
         let long = shortened(&"/ü".repeat(30_000));
         assert!(long.len() < 1024 && long.ends_with("(90000 bytes)"), "{long}");
         assert_eq!(shortened("/webhooks"), "/webhooks");

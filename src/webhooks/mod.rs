@@ -3,11 +3,11 @@
 //!
 //! A webhook is stored before it is answered: after the response its provider does not send it again.
 
+mod address_rates;
 mod answers;
 mod app_error;
 mod app_view;
 mod apply;
-mod arrivals;
 mod authenticate;
 mod context;
 mod deferred;
@@ -45,7 +45,7 @@ use crate::telemetry::traces;
 pub use context::Webhooks;
 pub use deferred::deferred_loop;
 pub use journal::journal_loop;
-use log_limit::LOGGED_PATH_MAX;
+use log_limit::shortened;
 pub use replay::{RETRY_DELAYS_SECS as REPLAY_AGAIN_SECS, Replayed, replay_loop};
 use route::{Candidate, PathMatch, find};
 pub use settings::{
@@ -84,7 +84,7 @@ impl Handler for Webhooks {
 impl Webhooks {
     /// Rejects a request at a webhook path that is not a webhook.
     async fn reject_path(&self, exchange: &mut Exchange, code: &'static str, message: &str) -> u16 {
-        let path: String = exchange.path().chars().take(LOGGED_PATH_MAX).collect();
+        let path = shortened(exchange.path());
         warn!(path, code, "webhook rejected");
         self.answer(exchange, problem(StatusCode::BAD_REQUEST, code, message)).await
     }
@@ -96,7 +96,7 @@ impl Webhooks {
         let tree = traces::webhook(account, webhook, exchange.headers());
         let answer = self.receive(exchange, found).boxed().instrument(tree.clone()).await;
         let status = self.answer(exchange, if is_exact { strict_replies::shaped(answer) } else { answer }).await;
-        traces::note_status(&tree, status);
+        traces::record_status(&tree, status);
         status
     }
 }

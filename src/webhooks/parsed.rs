@@ -43,6 +43,11 @@ impl ParsedWebhook<'_> {
         !self.from.webhook().signature.is_over_message()
     }
 
+    /// Whether it announces an inbound call, to be admitted.
+    pub(super) fn announces_inbound(&self) -> bool {
+        self.event.is_some_and(|event| event.admits) && self.direction == Direction::Inbound
+    }
+
     /// Whether its sender learns from the status what is wrong.
     pub(super) fn is_exact(&self) -> bool {
         self.from.is_exact_at(self.raw.path())

@@ -17,7 +17,7 @@ use super::route::Candidate;
 use super::settings::KEPT_BYTES_MAX;
 use super::subaccounts::Signer;
 use crate::net::{BodyError, Exchange, HostRule, RelayTarget, relay, relay_with_body};
-use crate::provider::sign::{Checked, Keys};
+use crate::provider::sign::{Keys, Verification};
 use crate::reply::problem;
 
 /// Bounds the log lines about an unreachable app: anyone can send such requests.
@@ -34,7 +34,7 @@ impl Webhooks {
             let message = "Unknown path, and app.forward_paths does not allow it.";
             return self.answer(exchange, problem(StatusCode::NOT_FOUND, "UNKNOWN_ROUTE", message)).await;
         }
-        let (path_and_query, headers) = (exchange.path_and_query().to_owned(), exchange.arrived());
+        let (path_and_query, headers) = (exchange.path_and_query().to_owned(), exchange.forwarded_headers());
         let app_url = self.settings.app_url(&headers, &path_and_query);
         let mut target = RelayTarget {
             base,
@@ -45,7 +45,7 @@ impl Webhooks {
             mount: None,
         };
         let length = exchange.header("content-length").and_then(|length| length.parse::<usize>().ok());
-        let signatures = self.shown(exchange.headers(), length.is_some_and(|length| length <= KEPT_BYTES_MAX));
+        let signatures = self.possible_signers(exchange.headers(), length);
         if signatures.is_empty() {
             return self.relayed(relay(exchange, &self.calls.upstream, target).await, exchange).await;
         }
@@ -83,14 +83,15 @@ impl Webhooks {
     }
 
     /// The candidates whose signature these headers may have: any account may be the signer. Signatures that do not cover the URL
-    /// only if the body is `small` enough to be read.
-    fn shown(&self, headers: &HeaderMap, small: bool) -> Vec<Candidate> {
+    /// only if the body is small enough to be read.
+    fn possible_signers(&self, headers: &HeaderMap, length: Option<usize>) -> Vec<Candidate> {
+        let is_small = length.is_some_and(|length| length <= KEPT_BYTES_MAX);
         let mut found: Vec<Candidate> = Vec::new();
         for account in self.calls.accounts.values() {
             for (index, webhook) in account.provider.webhooks.iter().enumerate() {
                 let signature = &webhook.signature;
                 let known = |c: &Candidate| c.account.name == account.name && c.webhook().signature == *signature;
-                let is_read = signature.is_over_url() || (small && signature.needs_key());
+                let is_read = signature.is_over_url() || (is_small && signature.needs_key());
                 if is_read && signature.is_shown(headers) && !found.iter().any(known) {
                     found.push(Candidate { account: account.clone(), index, captures: BTreeMap::new() });
                 }
@@ -105,7 +106,7 @@ impl Webhooks {
         let url = signed.url();
         let holds = |from: &Candidate, keys: &Keys| {
             let checked = from.webhook().signature.verify(keys, &signed.request(&url), signed.now_secs);
-            checked == Ok(Checked::Holds)
+            checked == Ok(Verification::Valid)
         };
         for from in found {
             let mut all = vec![from.account.keys(&from.webhook().signature)];
@@ -135,7 +136,7 @@ impl Webhooks {
                 self.answer(exchange, problem(StatusCode::BAD_REQUEST, "BODY_INCOMPLETE", &error.to_string())).await
             }
             Err(error) => {
-                if let Some(suppressed) = AWAY.admits() {
+                if let Some(suppressed) = AWAY.take_line() {
                     warn!(%error, suppressed, "failed to reach the app");
                 }
                 self.answer(exchange, problem(StatusCode::BAD_GATEWAY, "APP_UNREACHABLE", "The app cannot be reached."))

@@ -27,7 +27,7 @@ impl Webhooks {
         };
         // A notification without a distinguishing id: equal bytes are the same event.
         let same_bytes = || {
-            let tells = parsed.news.is_some() || parsed.utterance.is_some() || raw.is_unread();
+            let tells = parsed.news.is_some() || parsed.utterance.is_some() || raw.has_unread_part();
             let notifies = webhook.reply.is_none() && tells && !raw.body.is_empty();
             notifies.then(|| of(format!("sha256|{}|{}", raw.path_and_query, sha256_hex(&raw.body))))
         };
@@ -62,13 +62,13 @@ impl Webhooks {
             Ok(ReceiveOutcome::New) | Err(_) => {}
             // The process that stored it first may be gone, and its file with it.
             Ok(ReceiveOutcome::Before { id, outcome: None }) => {
-                let given = self.spool.give(&new, id).await;
+                let given = self.spool.reassign(&new, id).await;
                 given.map_err(|error| StoreError::Failed(format!("the spool cannot be written: {error}")))?;
                 store.set_spool(id, &spool).await?;
             }
             // Its own row, which was written before: the delivery may need the file.
             Ok(ReceiveOutcome::Before { id, .. }) if *id == new => {}
-            Ok(ReceiveOutcome::Before { .. }) => self.spool.forget(&new).await,
+            Ok(ReceiveOutcome::Before { .. }) => self.spool.delete(&new).await,
         }
         received
     }

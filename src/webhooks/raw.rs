@@ -63,8 +63,8 @@ impl RawWebhook {
         self.flaw == Some(Flaw::Unreadable)
     }
 
-    /// Whether the body has no readable news, or a part of it was left out.
-    pub(super) fn is_unread(&self) -> bool {
+    /// Whether something of the body was not read: it is neither JSON nor a form, or a part of it was left out.
+    pub(super) fn has_unread_part(&self) -> bool {
         let is_odd = !matches!(self.document, Document::Json(_) | Document::Form(_));
         is_odd || self.flaw.is_some_and(|flaw| flaw != Flaw::Lenient)
     }

@@ -36,9 +36,9 @@ use crate::words::NamedEnum;
 /// The signer of a webhook, its keys and voucher.
 type Authenticated<'c> = (&'c Candidate, Keys, Voucher);
 
-/// The state of a webhook before it came.
+/// Whether an earlier delivery of the same webhook was settled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Before {
+enum Earlier {
     /// The webhook's outcome was recorded.
     Settled,
     /// The webhook is new, or its outcome is open.
@@ -48,7 +48,7 @@ enum Before {
 /// The outcome of persisting a webhook.
 enum Persisted {
     /// In the inbox, to be applied.
-    Inbox { event_id: String, before: Before },
+    Inbox { event_id: String, before: Earlier },
     /// Nothing more is to be done with it now; with its response.
     Done(Response<Bytes>),
 }
@@ -66,7 +66,7 @@ impl Webhooks {
         self.note_flaw(&raw, from);
         let event_id = format!("ev_{}", Ulid::new().to_string().to_lowercase());
         let parsed = traces::step("parse").in_scope(|| parse(&raw, from, keys, by, event_id));
-        traces::note("ringfence.event", parsed.event_name());
+        traces::record_field("ringfence.event", parsed.event_name());
         if let Some(answer) = self.contradictory(&parsed) {
             return answer;
         }
@@ -115,7 +115,7 @@ impl Webhooks {
             Persisted::Inbox { event_id, before } => (event_id, before),
             Persisted::Done(answer) => return Ok(answer),
         };
-        traces::note("ringfence.event_id", &event_id);
+        traces::record_field("ringfence.event_id", &event_id);
         let applied = self.apply_all(parsed, &event_id).boxed().instrument(traces::step("apply")).await;
         failpoint::hit("webhook.applied").await;
         let applied = match applied {
@@ -123,9 +123,9 @@ impl Webhooks {
             Err(error) => return self.defer(parsed, &event_id, error),
         };
         self.count(parsed, applied.outcome);
-        traces::note("ringfence.outcome", applied.outcome.as_str());
+        traces::record_field("ringfence.outcome", applied.outcome.as_str());
         if let Some(call) = &applied.call {
-            traces::note("ringfence.call", call.as_str());
+            traces::record_field("ringfence.call", call.as_str());
         }
         match parsed.from.webhook().reply {
             None => {
@@ -159,7 +159,8 @@ impl Webhooks {
                 body_missing(error)
             }
         })?;
-        let raw = RawWebhook::new(exchange.method().as_str(), exchange.path_and_query(), exchange.arrived(), body);
+        let raw =
+            RawWebhook::new(exchange.method().as_str(), exchange.path_and_query(), exchange.forwarded_headers(), body);
         let signer = self.signer(&raw, found).boxed().await?;
         Ok((raw, signer))
     }
@@ -200,7 +201,7 @@ impl Webhooks {
 
     /// Tells the sender that the webhook cannot be used, but stores its bytes: its news is not lost.
     async fn keep_unusable(&self, exchange: &mut Exchange, parsed: &ParsedWebhook<'_>) -> Response<Bytes> {
-        if parsed.raw.is_unread()
+        if parsed.raw.has_unread_part()
             && let Err(error) = self.process(exchange, parsed).boxed().await
         {
             warn!(account = %parsed.from.account.name, %error, "failed to store an unreadable webhook");
@@ -210,7 +211,8 @@ impl Webhooks {
         problem(StatusCode::BAD_REQUEST, "INVALID_PAYLOAD", message)
     }
 
-    fn count(&self, parsed: &ParsedWebhook<'_>, outcome: impl NamedEnum) {
+    /// Counts a webhook by what became of it.
+    pub(super) fn count(&self, parsed: &ParsedWebhook<'_>, outcome: impl NamedEnum) {
         self.calls.lifecycle.metrics.webhook(&parsed.from.account.name, parsed.event_name(), outcome);
     }
 
@@ -256,7 +258,7 @@ impl Webhooks {
         };
         failpoint::hit("webhook.received").await;
         Ok(match received {
-            ReceiveOutcome::New => Persisted::Inbox { event_id: parsed.event_id.clone(), before: Before::Unsettled },
+            ReceiveOutcome::New => Persisted::Inbox { event_id: parsed.event_id.clone(), before: Earlier::Unsettled },
             ReceiveOutcome::Before { id, outcome } => {
                 // Its unknown call may be known by now; the position of its utterance is looked up by storing it again.
                 let is_deferred = outcome == Some(EventOutcome::Deferred);
@@ -265,7 +267,7 @@ impl Webhooks {
                     self.count(parsed, NotApplied::Duplicate);
                     return Ok(Persisted::Done(fixed_answer(webhook, None)));
                 }
-                let before = if outcome.is_some() { Before::Settled } else { Before::Unsettled };
+                let before = if outcome.is_some() { Earlier::Settled } else { Earlier::Unsettled };
                 Persisted::Inbox { event_id: id, before }
             }
         })
@@ -278,13 +280,13 @@ impl Webhooks {
         &self,
         parsed: &ParsedWebhook<'_>,
         event_id: &str,
-        before: Before,
+        before: Earlier,
         applied: WebhookOutcome,
     ) -> std::result::Result<Response<Bytes>, AdmissionError> {
         if let Err(error) = self.settle(parsed, event_id, &applied).await {
             return self.defer(parsed, event_id, error.into());
         }
-        if let Some(call) = applied.call.as_ref().filter(|_| before == Before::Settled) {
+        if let Some(call) = applied.call.as_ref().filter(|_| before == Earlier::Settled) {
             let store = &self.calls.lifecycle.store;
             store.mark_matched(event_id, Some(call), applied.outcome).await?;
         }

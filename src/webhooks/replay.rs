@@ -14,7 +14,7 @@ use super::raw::RawWebhook;
 use super::route::{Candidate, candidates};
 use super::spool::Share;
 use crate::admission::{AdmissionError, Role};
-use crate::calls::lifecycle::finish;
+use crate::calls::lifecycle::run_to_completion;
 use crate::failpoint;
 use crate::provider::sign::Keys;
 use crate::store::{Cursor, EventOutcome, InboxEvent, NewEvent, Result};
@@ -91,7 +91,7 @@ impl Webhooks {
         let now_ms = self.calls.lifecycle.clock.now_ms();
         for (id, why) in damaged {
             warn!(event = id, why, "failed to read a webhook; parked");
-            self.calls.lifecycle.store.failed_try(id, why, None, now_ms).await?;
+            self.calls.lifecycle.store.record_failed_try(id, why, None, now_ms).await?;
         }
         Ok(())
     }
@@ -134,12 +134,12 @@ impl Webhooks {
     pub(super) async fn try_one(&self, event: NewEvent) -> Result<bool> {
         let (id, store) = (event.id.clone(), &self.calls.lifecycle.store);
         // Counted before, so that an attempt that kills the process counts too.
-        let tries = store.begin_try(&id).await? as usize;
+        let tries = store.count_try(&id).await? as usize;
         let why = if tries > RETRY_DELAYS_SECS.len() + 1 {
             "the process crashed on every attempt to apply it".to_owned()
         } else {
             let this = self.clone();
-            match finish(async move { this.replay_one(event).await }).await {
+            match run_to_completion(async move { this.replay_one(event).await }).await {
                 Ok(Ok(())) => return Ok(true),
                 Ok(Err(error)) => error.to_string(),
                 Err(panicked) => panicked.to_string(),
@@ -153,7 +153,7 @@ impl Webhooks {
                 warn!(event = id, tries, why, "failed to apply a webhook; parked: see `ringfence events replay`")
             }
         }
-        store.failed_try(&id, &why, due_at, now_ms).await?;
+        store.record_failed_try(&id, &why, due_at, now_ms).await?;
         Ok(false)
     }
 

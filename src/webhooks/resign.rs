@@ -14,7 +14,7 @@ pub(super) struct Resign<'a> {
 }
 
 impl Resign<'_> {
-    /// The headers of the forwarded request; `None` where the URL is not signed.
+    /// The signature headers of the forwarded request; none where the URL is not signed.
     pub(super) fn headers(
         &self,
         method: &str,

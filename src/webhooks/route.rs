@@ -13,7 +13,7 @@ use crate::ids::AccountName;
 use crate::provider::account::{Account, join_url};
 use crate::provider::description::Webhook;
 use crate::provider::path::{Reading, climbs, normal, readings, trimmed};
-use crate::provider::sign::{Checked, Keys, Request, SignatureError};
+use crate::provider::sign::{Keys, Request, SignatureError, Verification};
 
 /// A webhook that a path matches.
 #[derive(Debug, Clone)]
@@ -123,17 +123,17 @@ impl Signed<'_> {
     }
 }
 
-/// Checks the signature by the webhook's scheme, with the account's keys. [`Checked::Nothing`]: it is not signed, or there was no key
+/// Checks the signature by the webhook's scheme, with the account's keys. [`Verification::Unsigned`]: it is not signed, or there was no key
 /// to check with, and that is allowed.
-pub fn verify(candidate: &Candidate, signed: &Signed<'_>) -> Result<Checked, SignatureError> {
+pub fn verify(candidate: &Candidate, signed: &Signed<'_>) -> Result<Verification, SignatureError> {
     verify_with(candidate, &candidate.account.keys(&candidate.webhook().signature), signed)
 }
 
 /// Verifies a webhook with other keys than its account's.
-pub fn verify_with(candidate: &Candidate, keys: &Keys, signed: &Signed<'_>) -> Result<Checked, SignatureError> {
+pub fn verify_with(candidate: &Candidate, keys: &Keys, signed: &Signed<'_>) -> Result<Verification, SignatureError> {
     let url = signed.url();
     match candidate.webhook().signature.verify(keys, &signed.request(&url), signed.now_secs) {
-        Err(SignatureError::NoSecret) if signed.unsigned == Unsigned::Accept => Ok(Checked::Nothing),
+        Err(SignatureError::NoSecret) if signed.unsigned == Unsigned::Accept => Ok(Verification::Unsigned),
         checked => checked,
     }
 }

@@ -44,16 +44,18 @@ impl Share {
 /// Deletes a webhook's body if it is no longer needed. The next scan retries a failure.
 pub(super) async fn release(spool: &Spool, calls: &Calls, event_id: &str) {
     match calls.lifecycle.store.clear_spool(event_id, spool.name()).await {
-        Ok(true) => spool.forget(event_id).await,
+        Ok(true) => spool.delete(event_id).await,
         Ok(false) => {}
-        Err(error) => warn!(event = event_id, %error, "failed to process a spooled body; retrying"),
+        Err(error) => {
+            warn!(event = event_id, %error, "failed to read whether a spooled body is still needed; retrying")
+        }
     }
 }
 
 impl Webhooks {
     /// The bodies that this process reads.
     pub(super) fn reach(&self, share: Share) -> Reach {
-        Reach { spool: self.spool.name().to_owned(), record: share == Share::All }
+        Reach { spool: self.spool.name().to_owned(), database: share == Share::All }
     }
 
     /// The body of a stored webhook. `None`: it is lost.
@@ -83,7 +85,10 @@ impl Webhooks {
         if role.leads {
             let stranded = store.park_unreachable(now_ms - STRANDED_MS, self.spool.name(), STRANDED, now_ms).await?;
             if stranded > 0 {
-                warn!(stranded, "spooled bodies belong to a dead replica: see `ringfence events list`");
+                warn!(
+                    stranded,
+                    "webhooks and deliveries parked, whose bodies are in the spool of a dead replica: see `ringfence events list`"
+                );
             }
         }
         Ok(())
@@ -94,7 +99,7 @@ impl Webhooks {
         let age_ms = now_ms - file.written_at;
         if age_ms > i64::from(self.settings.spool_days) * 24 * 3_600_000 {
             warn!(event = id, bytes = file.bytes, "spooled body expired; deleted");
-            self.spool.forget(id).await;
+            self.spool.delete(id).await;
             return Ok(());
         }
         if age_ms < YOUNG_MS || self.journal.has(id).await {
@@ -102,12 +107,12 @@ impl Webhooks {
         }
         release(&self.spool, &self.calls, id).await;
         if store.inbox_event(id).await?.is_some_and(|event| event.park_reason == STRANDED_BY) {
-            info!(event = id, "spool available again; webhook applied");
+            info!(event = id, "spool available again; the webhook is reopened, to be applied");
             store.reopen(id).await?;
         }
         let deliveries = store.deliveries_of(id).await?;
         if deliveries.iter().any(|one| one.done_at.is_none() && one.park_reason == STRANDED_BY) {
-            info!(event = id, "spool available again; webhook delivered");
+            info!(event = id, "spool available again; the delivery is due again");
             store.redeliver(id, now_ms).await?;
             self.deliver.notify_one();
         }

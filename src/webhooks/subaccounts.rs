@@ -17,7 +17,7 @@ use crate::calls::Calls;
 use crate::clock::UnixMs;
 use crate::provider::account::Account;
 use crate::provider::secret::Secret;
-use crate::provider::sign::{Checked, Keys};
+use crate::provider::sign::{Keys, Verification};
 use crate::sync::lock;
 
 /// How long a token is valid before it is fetched again, in milliseconds.
@@ -136,7 +136,7 @@ impl Subaccounts {
                 match self.ask(calls, &from.account, &id, how).await {
                     TokenResult::Token(token) => {
                         let keys = keys(&from.account, token);
-                        if verify_with(from, &keys, signed) == Ok(Checked::Holds) {
+                        if verify_with(from, &keys, signed) == Ok(Verification::Valid) {
                             return Signer::Subaccount(from, keys);
                         }
                     }
@@ -181,7 +181,7 @@ impl Subaccounts {
                     let before = entry.map_or(TokenResult::Unknown, |entry| entry.answer(now_ms));
                     let is_known = entry.is_some_and(|entry| entry.token.is_some());
                     if !is_known && !known.may_ask(&key.0, now_ms) {
-                        warn!(account = %account.name, "subaccount look-up skipped: too many pending");
+                        warn!(account = %account.name, "subaccount look-up skipped: too many unknown subaccounts within a minute");
                         return before;
                     }
                     known.make_room();
@@ -213,7 +213,7 @@ impl Subaccounts {
             // The account's own credentials may be the cause. The known token stays valid for a day.
             Ok(None) if entry.token.is_some() && entry.answered_at.is_some_and(|at| now_ms - at < KEPT_MS) => {
                 entry.failed_at = Some(now_ms);
-                warn!(account = %account.name, subaccount = id, "subaccount no longer visible");
+                warn!(account = %account.name, subaccount = id, "subaccount not found at its provider any more; its known token stays valid for a day");
             }
             Ok(token) => {
                 info!(account = %account.name, subaccount = id, ours = token.is_some(), "subaccount looked up");

@@ -24,12 +24,8 @@ use crate::store::{
 impl Webhooks {
     /// The response to a webhook that is not stored: an unparsable one, or an interim utterance. `None`: it is stored.
     pub(super) async fn reject_or_partial(&self, parsed: &ParsedWebhook<'_>) -> Option<Response<Bytes>> {
-        let name = parsed.event_name();
-        let count = |outcome: NotApplied| {
-            self.calls.lifecycle.metrics.webhook(&parsed.from.account.name, name, outcome);
-        };
         let invalid = |why: &str| {
-            count(NotApplied::Invalid);
+            self.count(parsed, NotApplied::Invalid);
             Some(problem(StatusCode::UNPROCESSABLE_ENTITY, "INVALID_PAYLOAD", why))
         };
         match parsed.utterance.as_ref()? {
@@ -40,7 +36,7 @@ impl Webhooks {
                 invalid("It does not say in which call: conversation_id or call_sid.")
             }
             Ok(draft) if draft.is_partial => {
-                count(NotApplied::Partial);
+                self.count(parsed, NotApplied::Partial);
                 let partial =
                     Partial { speaker: draft.speaker, text: draft.text.as_str().into(), source_sequence: draft.order };
                 if let Err(error) = self.show_partial(parsed, partial).await {
@@ -86,8 +82,8 @@ impl Webhooks {
         let delivery = self.delivery(parsed, None, &event.id).await?;
         let is_delivered = delivery.is_some();
         let (aliases, by) = (parsed.aliases.clone(), parsed.by.clone());
-        let speech = UtteranceIngest { event, aliases, by, said: said.clone(), delivery };
-        let took = self.calls.lifecycle.store.ingest(speech).await?;
+        let ingested = UtteranceIngest { event, aliases, by, said: said.clone(), delivery };
+        let took = self.calls.lifecycle.store.ingest(ingested).await?;
         match &took {
             IngestOutcome::Whole(call, stands) => {
                 if is_delivered {
@@ -134,7 +130,7 @@ impl Webhooks {
         };
         let text = self.calls.post_call.text_kept_now(&call, &draft.text).await?;
         let said = NewUtterance { text, ..self.utterance(draft, event_id) };
-        let Some(stands) = lifecycle.store.say(&call, said).await? else {
+        let Some(stands) = lifecycle.store.add_utterance(&call, said).await? else {
             return Ok(WebhookOutcome::new(EventOutcome::Forgotten));
         };
         lifecycle.hub.notify(&call);

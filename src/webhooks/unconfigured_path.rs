@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use tracing::{debug, warn};
 
 use super::context::Webhooks;
-use super::log_limit::LOGGED_PATH_MAX;
+use super::log_limit::shortened;
 use super::parsed::parse;
 use super::raw::RawWebhook;
 use super::route::Candidate;
@@ -19,7 +19,7 @@ impl Webhooks {
     /// be admitted here, as the app answers it, and is reported.
     pub(super) async fn unlisted(&self, from: &Candidate, raw: RawWebhook) {
         let raw = raw.decoded();
-        let path: String = raw.path().chars().take(LOGGED_PATH_MAX).collect();
+        let path = shortened(raw.path());
         let account = &from.account;
         for index in 0..account.provider.webhooks.len() {
             let one = Candidate { account: account.clone(), index, captures: BTreeMap::new() };

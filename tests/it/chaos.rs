@@ -1,4 +1,4 @@
-//! Chaos: several real processes, one record, one Redis, many apps, and everything that goes wrong between them, drawn from dice.
+//! Chaos: several real processes, one record, one Redis, many apps, and everything that goes wrong between them, drawn at random.
 //! The simulated providers judge: they count what is live, and remember whom each order dialled.
 //!
 //! `RINGFENCE_CHAOS_SECS` lets it go on for longer than CI has time for, `RINGFENCE_SEED` repeats the draws of a run.
@@ -17,11 +17,11 @@ use ringfence_simulator::{Inbound, Millis, SimSettings, Via};
 use sqlx::Row as _;
 use tokio::task::block_in_place;
 
-use crate::support::chance::{Dice, chaos};
 use crate::support::child::OWN_NUMBER;
 use crate::support::fleet::{self, Fleet, Store};
 use crate::support::postgres::{self, Server};
 use crate::support::redis::{self, Group, Redis};
+use crate::support::rng::{Rng, chaos};
 use crate::support::stage::{Answer, PATIENCE, Setup};
 use trouble::Kind;
 
@@ -75,8 +75,8 @@ fn now_ms() -> i64 {
     jiff::Timestamp::now().as_millisecond()
 }
 
-fn ms(dice: &mut Dice, from: u64, to: u64) -> Duration {
-    Duration::from_millis(from + dice.below(to - from))
+fn ms(rng: &mut Rng, from: u64, to: u64) -> Duration {
+    Duration::from_millis(from + rng.below(to - from))
 }
 
 impl Chaos {
@@ -95,45 +95,45 @@ impl Chaos {
 
     // === apps ===
 
-    async fn app(&self, mut dice: Dice) {
+    async fn app(&self, mut rng: Rng) {
         while self.going_on() {
-            match dice.below(100) {
-                0..84 => self.order(&mut dice).await,
+            match rng.below(100) {
+                0..84 => self.order(&mut rng).await,
                 84..96 => {
                     let (to, from) = (OWN_NUMBER.to_owned(), self.number('8'));
                     self.fleet.control.inbound(&Inbound { to, from, via: Via::Twilio, agent_id: None });
                 }
-                _ => drop(self.fleet.place_past(&self.number('9')).await),
+                _ => drop(self.fleet.place_outside_ringfence(&self.number('9')).await),
             }
-            tokio::time::sleep(ms(&mut dice, 10, 60)).await;
+            tokio::time::sleep(ms(&mut rng, 10, 60)).await;
         }
     }
 
     /// One order, sent until it is told what became of it.
-    async fn order(&self, dice: &mut Dice) {
-        let business = dice.below(3) as usize;
+    async fn order(&self, rng: &mut Rng) {
+        let business = rng.below(3) as usize;
         let to = self.number(char::from(b'1' + business as u8));
-        let at_twilio = dice.below(3) == 0;
-        let key = (dice.below(2) == 0).then(|| format!("key-{to}"));
+        let at_twilio = rng.below(3) == 0;
+        let key = (rng.below(2) == 0).then(|| format!("key-{to}"));
         let started = Instant::now();
         let mut order = AdmissionRequest { to, business, at_twilio, key, tries: vec![] };
         loop {
-            let replica = dice.below(self.fleet.replicas.len() as u64) as usize;
+            let replica = rng.below(self.fleet.replicas.len() as u64) as usize;
             // Some apps give up at once, most wait longer than a create may take.
-            let patience = if dice.below(8) == 0 { ms(dice, 5, 120) } else { ms(dice, 2_500, 4_000) };
+            let patience = if rng.below(8) == 0 { ms(rng, 5, 120) } else { ms(rng, 2_500, 4_000) };
             let answer = self.try_order(&order, replica, patience).await;
             let status = answer.as_ref().map(|a| a.status);
             order.tries.push((now_ms(), replica, status));
             self.count(answer.as_ref());
             let again = match status {
                 None | Some(424) => true,
-                Some(503) => dice.below(4) == 0,
+                Some(503) => rng.below(4) == 0,
                 Some(_) => false,
             };
             if !again || started.elapsed() > INSISTS {
                 break;
             }
-            tokio::time::sleep(ms(dice, 20, 400)).await;
+            tokio::time::sleep(ms(rng, 20, 400)).await;
         }
         self.orders.lock().unwrap().push(order);
     }
@@ -179,14 +179,14 @@ impl Chaos {
 
 /// A run: `secs` where the environment says nothing else.
 async fn run(what: &str, replicas: usize, redis: Store, tables: &str, secs: u64) {
-    let mut dice = Dice::new(what);
+    let mut rng = Rng::new(what);
     let server = block_in_place(Server::start);
     let database = server.database_over_tcp().rsplit('/').next().unwrap().to_owned();
     let sim = SimSettings {
         talk_ms: Millis::between(50, 600),
         analysis_ms: Millis::between(10, 100),
         tw_list_lag_ms: 100,
-        seed: dice.below(1 << 32),
+        seed: rng.below(1 << 32),
         ..Setup::default().sim
     };
     let setup = fleet::Setup {
@@ -201,7 +201,7 @@ list_lag_ms = 300
 not_found_confirm_secs = 2",
     };
     let chaos = Chaos {
-        fleet: Fleet::set(setup, &mut dice).await,
+        fleet: Fleet::set(setup, &mut rng).await,
         postgres: Mutex::new(server),
         server_hands: tokio::sync::Mutex::default(),
         orders: Mutex::default(),
@@ -211,23 +211,22 @@ not_found_confirm_secs = 2",
         tally: Mutex::default(),
         diary: Mutex::default(),
     };
-    chaos.carry_out(what, secs, dice).await;
+    chaos.carry_out(what, secs, rng).await;
     chaos.fleet.done().await;
 }
 
 impl Chaos {
-    async fn carry_out(&self, what: &str, secs: u64, mut dice: Dice) {
+    async fn carry_out(&self, what: &str, secs: u64, mut rng: Rng) {
         self.fleet.start().await;
         let (started, time) = (Instant::now(), chaos(secs));
-        let apps: Vec<_> = (0..APPS).map(|_| self.app(dice.fork())).collect();
+        let apps: Vec<_> = (0..APPS).map(|_| self.app(rng.fork())).collect();
         let end = async {
             tokio::time::sleep(time).await;
             self.alive.store(false, Ordering::Relaxed);
         };
-        let trouble =
-            (self.trouble_replicas(dice.fork()), self.trouble_servers(dice.fork()), self.weather(dice.fork()));
+        let trouble = (self.trouble_replicas(rng.fork()), self.trouble_servers(rng.fork()), self.weather(rng.fork()));
         let apps = futures_util::future::join_all(apps);
-        tokio::join!(end, trouble.0, trouble.1, trouble.2, self.watch(), self.bulk(dice.fork()), apps);
+        tokio::join!(end, trouble.0, trouble.1, trouble.2, self.watch(), self.bulk(rng.fork()), apps);
         let took = started.elapsed();
         self.fleet.start().await;
         let quiet = Instant::now();

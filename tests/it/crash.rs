@@ -10,8 +10,8 @@ use ringfence::failpoint;
 use ringfence_simulator::{Fault, FaultKind, Millis, Operation, Provider, SimSettings, Simulator};
 use tokio::sync::Semaphore;
 
-use crate::support::chance::{Dice, chaos};
 use crate::support::child::{ALL_MAX, EL_MAX, Scene, signal};
+use crate::support::rng::{Rng, chaos};
 use crate::support::spooled;
 use crate::support::stage::{PATIENCE, Setup, unreliable};
 
@@ -139,7 +139,7 @@ async fn act(scene: &mut Scene, act: Act) {
             std::fs::rename(&aside, &file).unwrap();
         }
         Act::Past => {
-            scene.place_past().await;
+            scene.place_outside_ringfence().await;
         }
         Act::HangUp => {
             // Where a look-up of the sweep said it first, it is tried again with another call.
@@ -345,8 +345,8 @@ async fn a_kill_between_a_request_and_its_answer_loses_nothing() {
 /// `kill -9` at any moment, while orders and callers come as fast as they can and webhooks are lost.
 #[tokio::test(flavor = "multi_thread")]
 async fn kills_at_any_moment_under_load_cost_nothing() {
-    let mut dice = Dice::new("kills under load");
-    let sim = unreliable(&mut dice, Millis::between(20, 400));
+    let mut rng = Rng::new("kills under load");
+    let sim = unreliable(&mut rng, Millis::between(20, 400));
     let mut scene = Scene::set(sim, "app", "", "").await;
     let (started, mut kills) = (Instant::now(), 0);
     while started.elapsed() < chaos(10) {
@@ -363,7 +363,7 @@ async fn kills_at_any_moment_under_load_cost_nothing() {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
             };
-            let moment = Duration::from_millis(dice.below(700));
+            let moment = Duration::from_millis(rng.below(700));
             let killer = async {
                 tokio::time::sleep(moment).await;
                 signal(scene.pid(), "KILL");

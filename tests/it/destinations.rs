@@ -12,9 +12,9 @@ use crate::chaos::DATABASE;
 use crate::cli::{Folder, LISTEN, run};
 use crate::outbound::{elevenlabs, order, talk, twilio};
 use crate::outbound_limits::{EL, stage};
-use crate::support::chance::Dice;
 use crate::support::fleet::{self, Fleet, Store};
 use crate::support::postgres::{self, Server};
+use crate::support::rng::Rng;
 use crate::support::stage::{Answer, PATIENCE, Setup, Stage};
 
 const TURKISH: &str = "+905321234567";
@@ -366,7 +366,7 @@ async fn what_is_put_at_one_replica_holds_at_the_other() {
         limits: (50, 50, vec![("alpha".to_owned(), 50)]),
         reconcile: "sweep_ms = 150\nlist_lag_ms = 300",
     };
-    let fleet = Fleet::set(setup, &mut Dice::new("do not call")).await;
+    let fleet = Fleet::set(setup, &mut Rng::new("do not call")).await;
     fleet.start().await;
     let ask = async |n: usize, method: &str| {
         let mut request = Request::new(Bytes::new());

@@ -9,11 +9,11 @@ use ringfence::ids::CallId;
 use ringfence_simulator::{Millis, SimSettings, Simulator};
 
 use crate::chaos::{ALONE, DATABASE, REDIS};
-use crate::support::chance::Dice;
 use crate::support::child::Serve;
 use crate::support::fleet::{self, Fleet, Store};
 use crate::support::postgres::{self, Server};
 use crate::support::redis::{self, Redis};
+use crate::support::rng::Rng;
 use crate::support::stage::{PATIENCE, Setup};
 
 fn large() -> bool {
@@ -57,7 +57,7 @@ async fn hang_ups(what: &str, replicas: usize, redis: Store, tables: &str, by: B
         (true, false) => (12, 1),
         (true, true) => (20, 15),
     };
-    let mut dice = Dice::new(what);
+    let mut rng = Rng::new(what);
     let server = tokio::task::block_in_place(Server::start);
     let database = server.database_over_tcp().rsplit('/').next().unwrap().to_owned();
     let sim = SimSettings {
@@ -76,9 +76,9 @@ async fn hang_ups(what: &str, replicas: usize, redis: Store, tables: &str, by: B
         // As they are by default.
         reconcile: "",
     };
-    let fleet = Fleet::set(setup, &mut dice).await;
+    let fleet = Fleet::set(setup, &mut rng).await;
     fleet.start().await;
-    let lane = async |n: usize, mut dice: Dice| {
+    let lane = async |n: usize, mut rng: Rng| {
         let business = format!("lane{n}");
         let (mut up, mut freed, mut orders) = (None::<String>, vec![], 0);
         for round in 0..=rounds {
@@ -87,7 +87,7 @@ async fn hang_ups(what: &str, replicas: usize, redis: Store, tables: &str, by: B
                 assert!(started.elapsed() < 3 * PATIENCE, "{business}: its slot does not come back");
                 orders += 1;
                 let to = format!("+1555{n:02}{:05}7", orders % 100_000);
-                let replica = dice.below(replicas as u64) as usize;
+                let replica = rng.below(replicas as u64) as usize;
                 let answer = match by {
                     By::Callback => fleet.talk(replica, &business, &to, None, PATIENCE).await,
                     By::PostCall | By::Sweep => fleet.dial(replica, &business, &to, None, PATIENCE).await,
@@ -109,7 +109,7 @@ async fn hang_ups(what: &str, replicas: usize, redis: Store, tables: &str, by: B
                 freed.push(view.created_ms - fleet.control.call(&before).unwrap().ended_ms.unwrap());
             }
             // Calls that are younger than the sweep's grace are not missed by it, and earlier events of a call go before its end.
-            let lives = if by_sweep { 3_200 + dice.below(2_000) } else { 400 + dice.below(300) };
+            let lives = if by_sweep { 3_200 + rng.below(2_000) } else { 400 + rng.below(300) };
             tokio::time::sleep(Duration::from_millis(lives)).await;
             if round < rounds {
                 assert!(fleet.control.end_call(&now));
@@ -117,7 +117,7 @@ async fn hang_ups(what: &str, replicas: usize, redis: Store, tables: &str, by: B
         }
         freed
     };
-    let each = futures_util::future::join_all((0..lanes).map(|n| lane(n, dice.fork()))).await;
+    let each = futures_util::future::join_all((0..lanes).map(|n| lane(n, rng.fork()))).await;
     let mut freed: Vec<i64> = each.into_iter().flatten().collect();
     freed.sort_unstable();
     assert_eq!(freed.len(), lanes * rounds, "every slot came back");
@@ -178,7 +178,7 @@ async fn a_call_placed_past_ringfence_is_counted() {
         return;
     }
     let _alone = ALONE.lock().await;
-    let mut dice = Dice::new("placed past");
+    let mut rng = Rng::new("placed past");
     let server = tokio::task::block_in_place(Server::start);
     let setup = fleet::Setup {
         replicas: 1,
@@ -190,7 +190,7 @@ async fn a_call_placed_past_ringfence_is_counted() {
         // As they are by default.
         reconcile: "",
     };
-    let fleet = Fleet::set(setup, &mut dice).await;
+    let fleet = Fleet::set(setup, &mut rng).await;
     fleet.start().await;
     let held = async || fleet.status(0).await.map_or(0, |status| status["gate"]["calls"].as_u64().unwrap());
     let until = async |calls: u64| {
@@ -211,8 +211,8 @@ async fn a_call_placed_past_ringfence_is_counted() {
         for n in 0..samples {
             until(own).await;
             // At any moment between two sweeps.
-            tokio::time::sleep(Duration::from_millis(dice.below(5_000))).await;
-            let placed = fleet.place_past(&format!("+1555000{n:02}07")).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(rng.below(5_000))).await;
+            let placed = fleet.place_outside_ringfence(&format!("+1555000{n:02}07")).await.unwrap();
             took.push(until(own + 1).await);
             assert!(fleet.control.end_call(placed.json()["conversation_id"].as_str().unwrap()));
         }

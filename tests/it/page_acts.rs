@@ -61,7 +61,7 @@ async fn park(stage: &Stage, account: &str, count: usize) {
             spool: None,
         };
         store.receive(event.clone()).await.unwrap();
-        store.failed_try(&event.id, "nobody knows how", None, now_ms).await.unwrap();
+        store.record_failed_try(&event.id, "nobody knows how", None, now_ms).await.unwrap();
     }
 }
 

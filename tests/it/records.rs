@@ -167,7 +167,7 @@ async fn invalid_payloads_unknown_conversations_and_bad_signatures_are_told_apar
 async fn a_post_call_webhook_needs_nobody_who_listens() {
     let stage = Stage::start(by_hand("")).await;
     let conversation = dialled(&stage).await;
-    let mut bells = stage.app().calls().lifecycle.hub.listen();
+    let mut bells = stage.app().calls().lifecycle.hub.subscribe();
     assert_eq!(post(&stage, &payload(&conversation)).await.status, 200);
     assert_eq!(shown(&stage, &conversation).await["record"]["complete"], true);
     // Who listens hears of its ids, of the end, and of the record.

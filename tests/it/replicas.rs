@@ -9,11 +9,11 @@ use serde_json::Value;
 use tokio::task::block_in_place;
 
 use crate::chaos::DATABASE;
-use crate::support::chance::Dice;
 use crate::support::child::OWN_NUMBER;
 use crate::support::faults::Weather;
 use crate::support::fleet::{self, Fleet, Store};
 use crate::support::postgres::{self, Server};
+use crate::support::rng::Rng;
 use crate::support::stage::{PATIENCE, Setup};
 
 const DUPLICATE: &str = "x-ringfence-duplicate-of";
@@ -34,7 +34,7 @@ async fn set(server: &Server, sim: SimSettings, elevenlabs: u32) -> Fleet {
         limits: (elevenlabs, 5, vec![("alpha".to_owned(), 3)]),
         reconcile: "sweep_ms = 150\nlist_lag_ms = 300",
     };
-    Fleet::set(setup, &mut Dice::new("two processes")).await
+    Fleet::set(setup, &mut Rng::new("two processes")).await
 }
 
 async fn until_phase(fleet: &Fleet, phase: &str) {
@@ -334,7 +334,7 @@ async fn a_rollout_under_load_refuses_nothing_and_loses_no_webhook() {
         limits: (500, 500, vec![("alpha".to_owned(), 500), ("callers".to_owned(), 500)]),
         reconcile: "sweep_ms = 150\nlist_lag_ms = 300",
     };
-    let fleet = Fleet::set(setup, &mut Dice::new("a rollout")).await;
+    let fleet = Fleet::set(setup, &mut Rng::new("a rollout")).await;
     for replica in fleet.replicas.iter() {
         // A machine with much else to do is slow, and that is not what is asked here.
         let file = replica.folder.join("ringfence.toml");

@@ -15,11 +15,11 @@ use tokio::task::block_in_place;
 
 use crate::chaos::{DATABASE, REDIS};
 use crate::runs::{called, check_once, elevenlabs, leads, sim, twilio, with};
-use crate::support::chance::Dice;
 use crate::support::child::{Scene, signal};
 use crate::support::fleet::{self, Fleet, Store};
 use crate::support::postgres::{self, Server};
 use crate::support::redis::{self, Redis};
+use crate::support::rng::Rng;
 use crate::support::stage::{PATIENCE, unreliable};
 
 async fn ask_at(fleet: &Fleet, n: usize, method: &str, path: &str, body: impl Into<Bytes>) -> Option<Value> {
@@ -47,7 +47,7 @@ async fn set_three(postgres: (u16, String), redis: Store, sim: SimSettings, limi
         limits: (limits.0, limits.1, vec![("1".to_owned(), limits.2)]),
         reconcile: "sweep_ms = 150\nlist_lag_ms = 300\nnot_found_confirm_secs = 2",
     };
-    Fleet::set(setup, &mut Dice::new("runs")).await
+    Fleet::set(setup, &mut Rng::new("runs")).await
 }
 
 async fn three(postgres: (u16, String), redis: Store, sim: SimSettings, limits: (u32, u32, u32)) -> Fleet {
@@ -111,8 +111,8 @@ fn leads_of(n: usize, leads: usize) -> Vec<Value> {
 }
 
 /// Starts runs of business 1 and goes on with `trouble` until hardly a lead is left; then everything is looked at.
-async fn dialled_through(fleet: Fleet, what: Dialled, mut trouble: impl AsyncFnMut(&Fleet, &mut Dice)) {
-    let mut dice = Dice::new("trouble of a run");
+async fn dialled_through(fleet: Fleet, what: Dialled, mut trouble: impl AsyncFnMut(&Fleet, &mut Rng)) {
+    let mut rng = Rng::new("trouble of a run");
     let mut ids = vec![];
     for (n, leads) in what.runs.iter().enumerate() {
         let leads = leads_of(n, *leads);
@@ -132,11 +132,11 @@ async fn dialled_through(fleet: Fleet, what: Dialled, mut trouble: impl AsyncFnM
     while troubles < 2 || queued().await > all as u64 / 10 {
         if what.direct {
             let to = format!("+15558100{:03}0", direct.len());
-            let answer = fleet.talk(dice.below(3) as usize, "1", &to, Some(&to), PATIENCE / 10).await;
+            let answer = fleet.talk(rng.below(3) as usize, "1", &to, Some(&to), PATIENCE / 10).await;
             accepted += usize::from(answer.is_some_and(|answer| answer.status < 300));
             direct.push(to);
         }
-        trouble(&fleet, &mut dice).await;
+        trouble(&fleet, &mut rng).await;
         troubles += 1;
         assert!(started.elapsed() < 5 * PATIENCE, "{} leads are queued still", queued().await);
     }
@@ -172,12 +172,12 @@ async fn dialled_through_all(what: Dialled) {
     let (database, server) = (database_of(&server), Mutex::new(server));
     let redis = Store::Plain(Mutex::new(block_in_place(Redis::with_aof)));
     let fleet = three(database, redis, sim(250), (10, 10, 3)).await;
-    dialled_through(fleet, what, async |fleet: &Fleet, dice: &mut Dice| {
-        let pause = Duration::from_millis(100 + dice.below(1_500));
-        match dice.below(4) {
-            0 => kill_one(fleet, dice).await,
+    dialled_through(fleet, what, async |fleet: &Fleet, rng: &mut Rng| {
+        let pause = Duration::from_millis(100 + rng.below(1_500));
+        match rng.below(4) {
+            0 => kill_one(fleet, rng).await,
             1 => {
-                let how = ["INT", "QUIT"][dice.below(2) as usize];
+                let how = ["INT", "QUIT"][rng.below(2) as usize];
                 block_in_place(|| server.lock().unwrap().stop(how));
                 tokio::time::sleep(pause / 3).await;
                 block_in_place(|| server.lock().unwrap().start_again());
@@ -189,16 +189,16 @@ async fn dialled_through_all(what: Dialled) {
                 block_in_place(|| redis.lock().unwrap().start_again());
             }
         }
-        tokio::time::sleep(Duration::from_millis(300 + dice.below(1_200))).await;
+        tokio::time::sleep(Duration::from_millis(300 + rng.below(1_200))).await;
     })
     .await;
 }
 
-async fn kill_one(fleet: &Fleet, dice: &mut Dice) {
-    tokio::time::sleep(Duration::from_millis(300 + dice.below(900))).await;
-    let victim = &fleet.replicas[dice.below(3) as usize];
+async fn kill_one(fleet: &Fleet, rng: &mut Rng) {
+    tokio::time::sleep(Duration::from_millis(300 + rng.below(900))).await;
+    let victim = &fleet.replicas[rng.below(3) as usize];
     victim.kill();
-    tokio::time::sleep(Duration::from_millis(100 + dice.below(900))).await;
+    tokio::time::sleep(Duration::from_millis(100 + rng.below(900))).await;
     let started = Instant::now();
     // Where the database went away under its start it is started again, as whoever supervises it does.
     while !victim.start("").await {
@@ -240,7 +240,7 @@ async fn test_5_missing_host_fails_at_once_on_three_replicas() {
         std::fs::write(path, without.join("\n")).unwrap();
     }
     fleet.start().await;
-    let mut dice = Dice::new("no host");
+    let mut rng = Rng::new("no host");
     for n in 0..3 {
         let run = with(twilio(), json!({"leads": leads_of(n, 20)}));
         let made = ask_at(&fleet, n, "POST", "/api/runs", run.to_string()).await.unwrap();
@@ -249,7 +249,7 @@ async fn test_5_missing_host_fails_at_once_on_three_replicas() {
             (&json!("failed"), &json!("No public host configured")),
             "{made}"
         );
-        kill_one(&fleet, &mut dice).await;
+        kill_one(&fleet, &mut rng).await;
         let run = run_at(&fleet, made["runId"].as_str().unwrap()).await;
         assert_eq!(run["state"], "failed", "{run}");
     }
@@ -286,12 +286,12 @@ fn most_at_once(calls: &[CallView], numbers: &BTreeSet<String>) -> usize {
 /// The same over SQLite: one process, killed at any moment, beside direct calls and with webhooks that get lost.
 #[tokio::test(flavor = "multi_thread")]
 async fn test_4_one_process_over_sqlite_that_is_killed_at_any_moment() {
-    let mut dice = Dice::new("kills of a run");
-    let sim = unreliable(&mut dice, Millis::between(20, 400));
+    let mut rng = Rng::new("kills of a run");
+    let sim = unreliable(&mut rng, Millis::between(20, 400));
     let mut scene = Scene::set(sim, "front", "", "[businesses.1]\nmax_calls = 2").await;
     let list = leads(60);
     let numbers: BTreeSet<String> = list.iter().map(|lead| lead["number"].as_str().unwrap().to_owned()).collect();
-    let kind = if dice.below(2) == 0 { twilio() } else { elevenlabs() };
+    let kind = if rng.below(2) == 0 { twilio() } else { elevenlabs() };
     let run = with(kind, json!({"idempotency_key": "once", "breaker": {"failures": 0}, "leads": list})).to_string();
     let (mut kills, mut id) = (0, None);
     let called = |scene: &Scene| scene.control.calls().iter().filter(|call| numbers.contains(&call.to)).count();
@@ -301,7 +301,7 @@ async fn test_4_one_process_over_sqlite_that_is_killed_at_any_moment() {
             let made = scene.ask("admin", "POST", "/api/runs", &[], run.clone()).await.unwrap().json();
             id = Some(made["runId"].as_str().unwrap_or_else(|| panic!("{made}")).to_owned());
         }
-        let moment = Duration::from_millis(dice.below(1_500));
+        let moment = Duration::from_millis(rng.below(1_500));
         let killer = async {
             tokio::time::sleep(moment).await;
             signal(scene.pid(), "KILL");

@@ -14,10 +14,10 @@ use serde_json::{Value, json};
 use tokio::task::block_in_place;
 
 use crate::chaos::DATABASE;
-use crate::support::chance::Dice;
 use crate::support::child::Scene;
 use crate::support::fleet::{self, Fleet, Store};
 use crate::support::postgres::{self, Server};
+use crate::support::rng::Rng;
 use crate::support::stage::{Answer, Behind, PATIENCE, Setup, Stage};
 
 const DAY: i64 = 24 * 3_600_000;
@@ -544,9 +544,9 @@ async fn several_replicas_that_are_killed_fire_once() {
         limits: (10, 10, vec![("1".to_owned(), 5)]),
         reconcile: "sweep_ms = 150\nlist_lag_ms = 300\nnot_found_confirm_secs = 2",
     };
-    let fleet = Fleet::set(setup, &mut Dice::new("schedules")).await;
+    let fleet = Fleet::set(setup, &mut Rng::new("schedules")).await;
     fleet.start().await;
-    let mut dice = Dice::new("firings");
+    let mut rng = Rng::new("firings");
     let mut ids = vec![];
     for n in 0..SCHEDULES {
         let (_, schedule) = yearly(&app.url(), &format!("y{n}"));
@@ -557,12 +557,12 @@ async fn several_replicas_that_are_killed_fire_once() {
         let old = format!("{OLD} WHERE id = $1 AND fired_at IS NULL");
         sqlx::query(sqlx::AssertSqlSafe(old)).bind(id).execute(&fleet.record).await.unwrap();
         // Around the look of whoever leads.
-        tokio::time::sleep(Duration::from_millis(dice.below(1_300))).await;
-        let victims = if n % 2 == 0 { vec![0, 1, 2] } else { vec![dice.below(3) as usize] };
+        tokio::time::sleep(Duration::from_millis(rng.below(1_300))).await;
+        let victims = if n % 2 == 0 { vec![0, 1, 2] } else { vec![rng.below(3) as usize] };
         for victim in victims {
             fleet.replicas[victim].kill();
         }
-        tokio::time::sleep(Duration::from_millis(dice.below(500))).await;
+        tokio::time::sleep(Duration::from_millis(rng.below(500))).await;
         fleet.start().await;
     }
     for id in &ids {

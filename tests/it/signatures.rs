@@ -371,7 +371,7 @@ fn mistakes_in_signatures_are_found_before_the_start() {
         let folder = Folder::with(&format!("{PROVIDER}{hooks}"));
         let text = format!("providers_dir = {:?}\n[accounts.mine]\nwebhook_secrets = [{secrets}]\n", folder.0);
         let loaded = config::load(&text, &folder.0, &|_| None);
-        let shown = config::diagnostics::render(&loaded.diagnostics, "ringfence.toml", &text, false);
+        let shown = config::diagnostics::render(&loaded.diagnostics, "ringfence.toml", &text);
         (loaded.has_errors(), shown)
     };
     for (signature, expected) in [

@@ -7,7 +7,7 @@ use crate::outbound::{all_free, id, once, order, talk};
 use crate::support::stage::{Setup, Stage};
 
 /// A call placed past ringfence.
-async fn place_past(stage: &Stage, to: &str) -> String {
+async fn place_outside_ringfence(stage: &Stage, to: &str) -> String {
     let key = stage.control.settings().el_api_key;
     let headers = [("content-type", "application/json"), ("xi-api-key", key.as_str())];
     let url = stage.provider("/v1/convai/twilio/outbound-call");
@@ -25,7 +25,7 @@ async fn calls_that_live_before_the_start_are_counted_before_the_first_create() 
     stage.stop_app().await;
     let mut live = Vec::new();
     for n in 0..5 {
-        live.push(place_past(&stage, &format!("+155500020{n:02}")).await);
+        live.push(place_outside_ringfence(&stage, &format!("+155500020{n:02}")).await);
     }
     stage.start_app().await;
     let refused = stage.dial(None, "+15550002099").await;
@@ -87,7 +87,7 @@ async fn orders_that_wait_for_their_ids_are_not_counted_twice_at_the_start() {
     }
     stage.stop_app().await;
     stage.control.clear_faults(None);
-    let past = place_past(&stage, "+15550002003").await;
+    let past = place_outside_ringfence(&stage, "+15550002003").await;
     stage.start_app().await;
     assert_eq!((stage.app().rebuilt, stage.held().await), (2, 3), "two of ours, one foreign");
     assert_eq!(stage.record(&past).await.unwrap().origin, Origin::Foreign);
@@ -110,7 +110,7 @@ async fn orders_that_wait_for_their_ids_are_not_counted_twice_at_the_start() {
 async fn a_provider_that_does_not_answer_keeps_nobody_from_starting() {
     let mut stage = Stage::start(Setup { timeouts: "provider_query_secs = 1".to_owned(), ..five() }).await;
     stage.stop_app().await;
-    let past = place_past(&stage, "+15550002001").await;
+    let past = place_outside_ringfence(&stage, "+15550002001").await;
     let silent =
         Fault { on: Operation::Any, n: None, ms: 60_000, ..Fault::next(Provider::ElevenLabs, FaultKind::Slow, 1) };
     stage.control.fault(silent);

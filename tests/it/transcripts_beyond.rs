@@ -7,10 +7,10 @@ use base64::Engine as _;
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::support::chance::Dice;
 use super::support::hooks::{FORM, encoded, now_secs, twilio};
 use super::support::postgres as server;
 use super::support::redis;
+use super::support::rng::Rng;
 use super::support::socket::{SECRET, SOCKET, Socket, metric, open_sockets, said, say, setup, token, token_of};
 use super::support::stage::{Behind, Setup, Stage};
 
@@ -394,13 +394,13 @@ async fn many_at_once(store: &str) {
     const EACH: usize = 50;
     const CALLS: usize = 10;
     let stage = std::sync::Arc::new(Stage::start(setup("", "", store)).await);
-    let (mut tasks, mut dice) = (tokio::task::JoinSet::new(), Dice::new("many at once"));
+    let (mut tasks, mut rng) = (tokio::task::JoinSet::new(), Rng::new("many at once"));
     for sender in 0..SENDERS {
-        let (stage, mut dice) = (stage.clone(), dice.fork());
+        let (stage, mut rng) = (stage.clone(), rng.fork());
         tasks.spawn(async move {
             let mut order: Vec<usize> = (0..EACH).collect();
             for n in (1..EACH).rev() {
-                order.swap(n, dice.below(n as u64 + 1) as usize);
+                order.swap(n, rng.below(n as u64 + 1) as usize);
             }
             let mut got = vec![];
             for n in order {

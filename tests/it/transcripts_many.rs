@@ -15,9 +15,9 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use super::chaos::DATABASE;
-use super::support::chance::Dice;
 use super::support::child::Serve;
 use super::support::postgres as server;
+use super::support::rng::Rng;
 use super::support::socket::{HEARD, SECRET, SOCKET, Socket, TOKEN, say, setup, token};
 use super::support::stage::{PATIENCE, Setup, Stage};
 
@@ -89,7 +89,7 @@ async fn read(mut socket: Socket, calls: usize) -> HashMap<String, Vec<String>> 
 #[tokio::test(flavor = "multi_thread")]
 async fn thousands_of_sequences_have_no_gaps_whatever_comes_twice_or_late() {
     let count = conversations();
-    let mut dice = Dice::new("thousands of sequences");
+    let mut rng = Rng::new("thousands of sequences");
     // However long it takes, no provider is asked about these calls, which it does not know.
     let sweep = ("sweep_ms = 100".to_owned(), "sweep_ms = 600000".to_owned());
     let setup = Setup { replace: vec![sweep], ..setup("", "", "[store]\npath = \"ringfence.db\"\n") };
@@ -104,11 +104,11 @@ async fn thousands_of_sequences_have_no_gaps_whatever_comes_twice_or_late() {
     // Every third comes twice or three times, and all of them in no order.
     let mut all = vec![];
     for said in (0..count).flat_map(|call| (1..=EACH).map(move |n| (call, n))) {
-        let copies = if dice.below(3) == 0 { 2 + dice.below(2) } else { 1 };
+        let copies = if rng.below(3) == 0 { 2 + rng.below(2) } else { 1 };
         all.extend((0..copies).map(|_| said));
     }
     for n in (1..all.len()).rev() {
-        all.swap(n, dice.below(n as u64 + 1) as usize);
+        all.swap(n, rng.below(n as u64 + 1) as usize);
     }
     let mut stands = BTreeMap::new();
     for (said, number, id) in say_all(&stage, &all).await {
@@ -221,10 +221,10 @@ async fn what_is_said_survives(fail: String) {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_said_is_numbered_once_wherever_the_process_dies() {
     ringfence::net::install_crypto_provider();
-    let mut dice = Dice::new("what is said survives");
+    let mut rng = Rng::new("what is said survives");
     for point in ["webhook.read", "store.committing", "store.committed", "webhook.settled", "webhook.answered"] {
         // Past the commits of a start, and of a call's first words.
-        what_is_said_survives(format!("{point}=abort:{}", 25 + dice.below(15))).await;
+        what_is_said_survives(format!("{point}=abort:{}", 25 + rng.below(15))).await;
     }
 }
 
@@ -269,18 +269,18 @@ async fn who_follows_at_a_replica_that_is_killed_resumes_at_another() {
         }
         n
     });
-    let mut dice = Dice::new("a replica is killed");
+    let mut rng = Rng::new("a replica is killed");
     let mut follower = Follower { last: 0, epoch: Value::Null };
     for _ in 0..3 {
         let mut socket = follower.resume(&shows).await;
-        follower.hear(&mut socket, 10 + dice.below(60)).await;
+        follower.hear(&mut socket, 10 + rng.below(60)).await;
         // `kill -9`. What was sent before still comes, and then the end.
         drop(shows);
         while let Some(message) = socket.hear_on().await {
             follower.take(&message);
         }
         let mut socket = follower.resume(&hears).await;
-        follower.hear(&mut socket, 10 + dice.below(60)).await;
+        follower.hear(&mut socket, 10 + rng.below(60)).await;
         shows = replica(&showing).await;
     }
     let mut socket = follower.resume(&shows).await;

@@ -3,8 +3,22 @@
 use crate::calls::rejection::CAPACITY_INBOUND;
 use crate::reply::RejectionCode;
 
-/// The meaning of the code of a recorded rejection, and its fix. A code that is not ours is a provider's for its own limit.
-pub(super) fn meaning(code: &str) -> (&'static str, &'static str) {
+/// The meaning of the code of a recorded rejection.
+pub(super) struct Meaning {
+    /// The meaning.
+    pub(super) means: &'static str,
+    /// What to do about it.
+    pub(super) fix: &'static str,
+}
+
+/// Returns the meaning of a code. A code that is not ours is a provider's for its own limit.
+pub(super) fn meaning(code: &str) -> Meaning {
+    let (means, fix) = texts(code);
+    Meaning { means, fix }
+}
+
+/// The two texts of [`Meaning`], as a table.
+fn texts(code: &str) -> (&'static str, &'static str) {
     if code == CAPACITY_INBOUND {
         return (
             "an inbound call arrived while a limit was full; when_full applied",
@@ -101,10 +115,10 @@ mod tests {
     #[test]
     fn a_code_has_a_meaning_and_a_way_out() {
         for code in ["GLOBAL_CAPACITY_EXCEEDED", "capacity_inbound", "ELEVENLABS_429", "GATE_REBUILDING"] {
-            let (means, fix) = meaning(code);
+            let Meaning { means, fix } = meaning(code);
             assert!(!means.is_empty() && !fix.is_empty(), "{code}");
         }
-        assert!(meaning("ELEVENLABS_429").0.contains("provider's own limit"));
-        assert!(meaning("BUSINESS_CONCURRENT_LIMIT_EXCEEDED").1.contains("max_calls"));
+        assert!(meaning("ELEVENLABS_429").means.contains("provider's own limit"));
+        assert!(meaning("BUSINESS_CONCURRENT_LIMIT_EXCEEDED").fix.contains("max_calls"));
     }
 }

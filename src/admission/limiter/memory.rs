@@ -166,7 +166,7 @@ impl State {
 
     fn take(&mut self, taken: Vec<(String, RateLog)>, now_ms: UnixMs) {
         if self.rates.len() >= RATES_MAX {
-            self.rates.retain(|_, log| !log.is_over(now_ms));
+            self.rates.retain(|_, log| !log.is_expired(now_ms));
         }
         self.rates.extend(taken);
     }

@@ -45,22 +45,26 @@ pub enum GateError {
 pub type Result<T> = std::result::Result<T, GateError>;
 
 /// Called with each message of a [`Channel`].
-pub type Hear = Box<dyn FnMut(&str) + Send>;
+pub type OnMessage = Box<dyn FnMut(&str) + Send>;
 
 /// A channel between replicas that share a limiter, at-most-once. Nothing relies on it: the store has what a message missed.
 #[async_trait]
 pub trait Channel: Send + Sync + 'static {
     /// Publishes messages to all subscribers, including this process.
-    async fn say(&self, words: &[String]) -> Result<()>;
+    async fn publish(&self, words: &[String]) -> Result<()>;
 
     /// Subscribes. Returns the reason why the subscription ended; also after 10 s without a message.
-    async fn listen(&self, hear: Hear) -> GateError;
+    async fn subscribe(&self, on_message: OnMessage) -> GateError;
 }
 
 /// A limiter; the contract is the module's.
 #[async_trait]
 pub trait Gate: Send + Sync + 'static {
-    /// Admits or rejects a call.
+    /// Admits or rejects a call, as [`decide`](crate::policy::decision::decide) does, by the limiter's clock, and takes what it
+    /// grants. A call that holds a lease already is admitted with its slots; one that was [forbidden](Self::forbid) is not decided.
+    ///
+    /// # Errors
+    /// After [`GateError::Away`] a lease may have been taken nevertheless. All other functions may be repeated after an error.
     async fn admit(&self, epoch: i64, request: &AdmissionRequest) -> Result<Decision>;
 
     /// Counts a call that exists already, over limits if necessary, in place of what it held.
@@ -69,16 +73,16 @@ pub trait Gate: Send + Sync + 'static {
     /// Releases the slots of a call whose end is recorded. `true` if it held any.
     async fn release(&self, epoch: i64, call: &CallId) -> Result<bool>;
 
-    /// Releases what a call may hold whose admission got no answer, and rejects that admission should it still arrive.
+    /// Releases what a call may hold whose admission got no answer, and rejects that admission for a while, should it still arrive.
     async fn forbid(&self, epoch: i64, call: &CallId) -> Result<()>;
 
     /// Starts a new epoch with these leases and rate logs, and nothing else.
     async fn rebuild(&self, epoch: i64, held: &[LeaseRow], rates: &[(String, RateLog)]) -> Result<()>;
 
-    /// Held slots.
+    /// Held slots; where there are very many limits, not from one moment.
     async fn counts(&self, epoch: i64) -> Result<Counts>;
 
-    /// All leases, in no order: to be compared with the call records.
+    /// All leases, in no order, to be compared with the call records. One that begins or ends meanwhile may be missing.
     async fn held(&self, epoch: i64) -> Result<Vec<LeaseRow>>;
 
     /// Uses the user and the password of this URL for new connections.

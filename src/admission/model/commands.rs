@@ -9,8 +9,8 @@ use crate::call::{Direction, Phase};
 use crate::ids::{AccountName, BusinessId};
 use crate::policy::decision::Slots;
 use crate::policy::{
-    AccountLimits, Bound, Business, Facts, Limit, Mode, OnOutage, Per, Plan, Policy, PolicySettings, Rate, Scope,
-    Selector, Unknown, WhenFull,
+    AccountLimits, Bound, Business, CallAttributes, Limit, LimitMatch, Mode, OnOutage, OnUnknownBusiness, Per, Plan,
+    Policy, PolicySettings, Rate, Scope, WhenFull,
 };
 
 /// Numbers of replicas, calls and ids are taken modulo their count.
@@ -94,9 +94,9 @@ pub(super) fn commands() -> impl Strategy<Value = Vec<Command>> {
 }
 
 /// One of two businesses, at one of two accounts.
-pub(super) fn facts(who: usize) -> Facts {
+pub(super) fn facts(who: usize) -> CallAttributes {
     let account = ["twilio", "elevenlabs"][who / 2];
-    Facts {
+    CallAttributes {
         business: BusinessId::parse(["acme", "beta"][who % 2]).unwrap(),
         plan: "PRO".to_owned(),
         account: AccountName::parse(account).unwrap(),
@@ -125,7 +125,7 @@ fn global(concurrent: u32, rate: Option<Rate>, on_outage: OnOutage) -> PolicySet
         on_outage,
         businesses: vec![],
         rules: None,
-        unknown: Unknown::Reject,
+        unknown: OnUnknownBusiness::Reject,
         contradictions: Default::default(),
         demo: false,
         when_full: WhenFull::Busy,
@@ -147,7 +147,7 @@ pub(in crate::admission) fn policy(nth: usize) -> Arc<Policy> {
     let named = |name: &str, per, bound| Limit {
         name: name.into(),
         scope: Scope::Named,
-        selects: Selector::default(),
+        selects: LimitMatch::default(),
         per,
         bound,
         on_outage: None,
@@ -193,7 +193,7 @@ pub(in crate::admission) fn policy(nth: usize) -> Arc<Policy> {
         }
         _ => {
             // While Redis is away nobody decides about beta, and everything else is open.
-            let of_beta = Selector { business: vec!["beta".to_owned()], ..Selector::default() };
+            let of_beta = LimitMatch { business: vec!["beta".to_owned()], ..LimitMatch::default() };
             let closed =
                 Limit { selects: of_beta, on_outage: Some(OnOutage::Closed), ..named("k", Per::All, calls(3)) };
             settings.on_outage = OnOutage::Open;

@@ -43,7 +43,7 @@ pub(super) async fn run(world: &World, commands: Vec<Command>) {
     let mut run = Run {
         world,
         model: Model::new(world.home, now, policies),
-        clock: Clock::standing_at(now),
+        clock: Clock::stopped_at(now),
         metrics: Metrics::new().unwrap(),
         replicas: vec![],
         calls: vec![],
@@ -354,7 +354,7 @@ impl Run<'_> {
         let capacity = self.capacity(at);
         capacity.release(&applied.record).await;
         if how == Ending::ToldTwice {
-            capacity.release_unrecorded(call).await;
+            capacity.release_by_id(call).await;
         }
     }
 

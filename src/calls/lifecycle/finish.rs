@@ -13,13 +13,13 @@ use futures_util::future::BoxFuture;
 pub struct Panicked;
 
 /// Work that runs where it is awaited, and continues in a task of its own if its waiter is dropped. Cheaper than a task from the
-/// start: no wake-ups while the waiter stays. Made by [`finish`].
+/// start: no wake-ups while the waiter stays. Made by [`run_to_completion`].
 pub struct Finish<T: Send + 'static> {
     work: Option<BoxFuture<'static, std::thread::Result<T>>>,
 }
 
-/// See [`Finish`]. Work that is dropped outside a runtime, or with it, is lost.
-pub fn finish<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> Finish<T> {
+/// Runs work to its end, even if its waiter is dropped (see [`Finish`]). Work that is dropped outside a runtime, or with it, is lost.
+pub fn run_to_completion<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> Finish<T> {
     Finish { work: Some(AssertUnwindSafe(work).catch_unwind().boxed()) }
 }
 
@@ -54,7 +54,7 @@ mod tests {
     async fn work_goes_on_without_its_waiter_and_a_panic_is_told() {
         let (go, wait) = oneshot::channel();
         let (done, told) = oneshot::channel();
-        let mut work = finish(async move {
+        let mut work = run_to_completion(async move {
             wait.await.unwrap();
             done.send(5).unwrap();
         });
@@ -64,11 +64,11 @@ mod tests {
         assert_eq!(told.await, Ok(5));
 
         let (done, told) = oneshot::channel();
-        drop(finish(async move { done.send(6) }));
+        drop(run_to_completion(async move { done.send(6) }));
         assert_eq!(told.await, Ok(6), "it was not even begun");
 
-        assert_eq!(finish(async { 7 }).await, Ok(7));
-        let broken: Result<(), Panicked> = finish(async { panic!("as the test wants") }).await;
+        assert_eq!(run_to_completion(async { 7 }).await, Ok(7));
+        let broken: Result<(), Panicked> = run_to_completion(async { panic!("as the test wants") }).await;
         assert_eq!(broken, Err(Panicked));
     }
 }

@@ -74,7 +74,7 @@ impl Message {
 /// Exchanges notifications with other replicas, until `stop`.
 pub fn carry(hub: Hub, channel: Arc<dyn Channel>, stop: CancellationToken) -> impl Future<Output = ()> + Send {
     // Subscribed now, not only once the future runs.
-    let (notifications, me) = (hub.listen(), Ulid::new().to_string());
+    let (notifications, me) = (hub.subscribe(), Ulid::new().to_string());
     async move {
         tokio::select! {
             () = stop.cancelled() => {}
@@ -128,7 +128,7 @@ async fn publish_all(hub: &Hub, mut notifications: broadcast::Receiver<Notificat
             }
         }
         if !words.is_empty()
-            && let Err(error) = channel.say(&words).await
+            && let Err(error) = channel.publish(&words).await
         {
             debug!(%error, "failed to publish to other replicas; they poll instead");
         }
@@ -142,7 +142,7 @@ async fn subscribe(hub: &Hub, channel: &dyn Channel, me: &str) {
         let (hub, me, began) = (hub.clone(), me.to_owned(), Instant::now());
         let mut is_first = true;
         let error = channel
-            .listen(Box::new(move |word| {
+            .subscribe(Box::new(move |word| {
                 if std::mem::take(&mut is_first) {
                     info!("subscribed to other replicas");
                 }
@@ -165,7 +165,8 @@ fn receive(hub: &Hub, me: &str, word: &str) {
     let Some(call) = word.call.as_deref().and_then(CallId::parse).filter(|_| word.from != me) else { return };
     match word.partial {
         None if word.is_over => hub.ended_at_replica(&call),
-        None => hub.notify_from_replica(&call, word.is_quiet),
+        None if word.is_quiet => hub.stored_at_replica(&call),
+        None => hub.changed_at_replica(&call),
         Some(half) => {
             let speaker = if half.is_agent { Speaker::Agent } else { Speaker::User };
             let partial = Partial { speaker, text: half.text.into(), source_sequence: half.source_sequence };
@@ -179,24 +180,24 @@ mod tests {
     use async_trait::async_trait;
 
     use super::*;
-    use crate::admission::limiter::{GateError, Hear};
+    use crate::admission::limiter::{GateError, OnMessage};
 
     /// A channel within this process.
     struct PubSub(broadcast::Sender<String>);
 
     #[async_trait]
     impl Channel for PubSub {
-        async fn say(&self, words: &[String]) -> crate::admission::limiter::Result<()> {
+        async fn publish(&self, words: &[String]) -> crate::admission::limiter::Result<()> {
             for word in words {
                 let _ = self.0.send(word.clone());
             }
             Ok(())
         }
 
-        async fn listen(&self, mut hear: Hear) -> GateError {
+        async fn subscribe(&self, mut on_message: OnMessage) -> GateError {
             let mut words = self.0.subscribe();
             while let Ok(word) = words.recv().await {
-                hear(&word);
+                on_message(&word);
             }
             GateError::Away("it is quiet".to_owned())
         }
@@ -206,7 +207,7 @@ mod tests {
     async fn notifications_and_what_is_half_said_reach_the_others_once_and_do_not_come_back() {
         let air: Arc<dyn Channel> = Arc::new(PubSub(broadcast::Sender::new(1000)));
         let (a, b, stop) = (Hub::default(), Hub::default(), CancellationToken::new());
-        let (mut at_a, mut at_b) = (a.listen(), b.listen());
+        let (mut at_a, mut at_b) = (a.subscribe(), b.subscribe());
         for hub in [&a, &b] {
             tokio::spawn(carry(hub.clone(), air.clone(), stop.clone()));
         }
@@ -245,7 +246,7 @@ mod tests {
     #[test]
     fn words_of_others_are_read_with_care() {
         let hub = Hub::default();
-        let mut notifications = hub.listen();
+        let mut notifications = hub.subscribe();
         let call = CallId::new();
         let own = format!(r#"{{"from":"me","call":"{call}"}}"#);
         for word in ["", "{}", "[]", r#"{"from":"x"}"#, r#"{"from":"x","call":"../c"}"#, &own] {

@@ -45,23 +45,23 @@ pub(super) struct Admitted {
     send_by: Duration,
     claim: Option<Claim>,
     joining: Option<Joining>,
-    marks: Marks,
+    admission_headers: AdmissionHeaders,
 }
 
 /// Facts of the admission that the response reports.
 #[derive(Debug, Clone)]
-pub(super) struct Marks {
+pub(super) struct AdmissionHeaders {
     slots: SlotGrant,
     would_reject: Option<Arc<str>>,
 }
 
 /// The call that a request was sent for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum CallOf {
+pub(super) enum SentFor {
     /// The request's own call: it ends with the request.
-    Request,
+    OwnCall,
     /// An open call that it joined, and that continues.
-    Joined,
+    JoinedCall,
     /// None that is on record: the next sweep counts it, if there is one.
     Uncounted,
 }
@@ -70,7 +70,7 @@ pub(super) enum CallOf {
 #[must_use]
 pub(super) struct Sent {
     pub(super) call: CallId,
-    pub(super) call_of: CallOf,
+    pub(super) sent_for: SentFor,
     pub(super) result: SendResult,
     /// How long its provider took.
     pub(super) took: Duration,
@@ -87,11 +87,11 @@ impl Admitted {
     }
 
     /// Returns the call that this request is sent for.
-    pub(super) fn call_of(&self) -> CallOf {
+    pub(super) fn sent_for(&self) -> SentFor {
         match (&self.permit, &self.joining) {
-            (Permit::Uncounted(_), _) => CallOf::Uncounted,
-            (Permit::Leased(_), Some(_)) => CallOf::Joined,
-            (Permit::Leased(_), None) => CallOf::Request,
+            (Permit::Uncounted(_), _) => SentFor::Uncounted,
+            (Permit::Leased(_), Some(_)) => SentFor::JoinedCall,
+            (Permit::Leased(_), None) => SentFor::OwnCall,
         }
     }
 
@@ -101,29 +101,29 @@ impl Admitted {
     }
 
     /// Facts of the admission that the response reports.
-    pub(super) fn marks(&self) -> Marks {
-        self.marks.clone()
+    pub(super) fn admission_headers(&self) -> AdmissionHeaders {
+        self.admission_headers.clone()
     }
 
     /// Sends the request. Nothing else sends a create, and each is sent once.
     pub(super) async fn send(mut self, context: &Context, account: &AccountName) -> Sent {
         failpoint::hit("create.sending").await;
-        let call_of = self.call_of();
+        let sent_for = self.sent_for();
         let started = Instant::now();
         let span = traces::request("send");
-        traces::put_on(&span, self.request.headers_mut());
+        traces::set_trace_headers(&span, self.request.headers_mut());
         let sending = context.upstream.create(self.request, ANSWER_BYTES_MAX, self.send_by);
         let result = sending.instrument(span.clone()).await;
-        traces::note_result(&span, &result);
+        traces::record_result(&span, &result);
         let took = started.elapsed();
         let exemplar = traces::exemplar(&span, context.lifecycle.clock.now_ms());
         context.lifecycle.metrics.upstream_seconds(account, took, exemplar);
         failpoint::hit("create.answered").await;
-        Sent { call: self.permit.call().clone(), call_of, result, took, claim: self.claim, joining: self.joining }
+        Sent { call: self.permit.call().clone(), sent_for, result, took, claim: self.claim, joining: self.joining }
     }
 }
 
-impl Marks {
+impl AdmissionHeaders {
     /// Adds the headers to a response.
     pub(super) fn put_on(&self, response: &mut Response<Bytes>) {
         let slots = self.slots;
@@ -226,7 +226,7 @@ impl Admitter {
             send_by: since_boot() + self.context.settings.send_within,
             claim: Some(claim),
             joining: Some(joining),
-            marks: Marks { slots, would_reject: None },
+            admission_headers: AdmissionHeaders { slots, would_reject: None },
         };
         Ok(AdmitStep::Admitted(Box::new(admitted)))
     }
@@ -275,9 +275,9 @@ impl Admitter {
             failpoint::hit("create.stale.ended").await;
             return taken_back;
         }
-        let marks = Marks { slots, would_reject: would_reject.map(|full| full.limit) };
+        let admission_headers = AdmissionHeaders { slots, would_reject: would_reject.map(|full| full.limit) };
         let (permit, request) = (Permit::Leased(lease), prepared.request);
-        let admitted = Admitted { permit, request, send_by, claim: Some(claim), joining: None, marks };
+        let admitted = Admitted { permit, request, send_by, claim: Some(claim), joining: None, admission_headers };
         Ok(AdmitStep::Admitted(Box::new(admitted)))
     }
 
@@ -302,9 +302,9 @@ impl Admitter {
             warn!(%call, "process paused past the send deadline; a job was not sent");
             return Err(JobPlaced::Late);
         }
-        let marks = Marks { slots, would_reject: None };
+        let admission_headers = AdmissionHeaders { slots, would_reject: None };
         let permit = Permit::Leased(lease);
-        Ok(Admitted { permit, request: prepared.request, send_by, claim: None, joining: None, marks })
+        Ok(Admitted { permit, request: prepared.request, send_by, claim: None, joining: None, admission_headers })
     }
 
     /// Ends a recorded call that will not be sent.
@@ -370,7 +370,7 @@ impl Admitter {
             send_by: since_boot() + self.context.settings.send_within,
             claim: None,
             joining: None,
-            marks: Marks { slots: SlotGrant::all(0), would_reject: None },
+            admission_headers: AdmissionHeaders { slots: SlotGrant::all(0), would_reject: None },
         })
     }
 }

@@ -7,11 +7,11 @@ use super::not_sent::NotSent;
 use super::request::CreateRequest;
 use crate::call::Phase;
 use crate::calls::context::Context;
+use crate::calls::lifecycle::own_id;
 use crate::calls::provider_client::ProviderClient;
-use crate::calls::provider_client::lookup::LookedUpGroup;
+use crate::calls::provider_client::lookup::LookedUpBatch;
 use crate::ids::Alias;
 use crate::policy::decision::Slots;
-use crate::provider::description::OWN_ID_KIND;
 use crate::reply::{Rejection, RejectionCode};
 use crate::store::CallRecord;
 
@@ -78,8 +78,7 @@ async fn retried(
 ) -> Result<Sizing, NotSent> {
     let unavailable = |error: &dyn std::fmt::Display| {
         warn!(%error, "failed to read the record of a batch that is retried");
-        let message = "The database could not be read, so nothing was dialled.";
-        NotSent::Undecided(Rejection::new(RejectionCode::StoreUnavailable, message))
+        NotSent::store_unreadable()
     };
     let store = &context.lifecycle.store;
     let known = store.resolve(std::slice::from_ref(id)).await.map_err(|e| unavailable(&e))?;
@@ -90,7 +89,7 @@ async fn retried(
             return Ok(Sizing::Held(Box::new(record)));
         }
         // This is the second record of the same batch: the ids move to it.
-        let first = Alias { kind: OWN_ID_KIND.to_owned(), id: record.id.to_string() };
+        let first = own_id(&record.id);
         return Ok(Sizing::Admit(SlotRequest { slots: Slots::exactly(record.slots), aliases: vec![first] }));
     }
     let unknown = |why: String| {
@@ -99,12 +98,12 @@ async fn retried(
     };
     let group = request.account.provider.groups.iter().find(|g| g.needs == id.kind);
     let group = group.ok_or_else(|| unknown("its provider has no look-up for it".to_owned()))?;
-    match provider.look_up_group(&request.account, group, id).await {
-        Ok(LookedUpGroup::Found { slots: Some(n), .. }) => {
+    match provider.look_up_batch(&request.account, group, id).await {
+        Ok(LookedUpBatch::Found { slots: Some(n), .. }) => {
             Ok(Sizing::Admit(SlotRequest { slots: Slots::exactly(n), aliases: vec![id.clone()] }))
         }
-        Ok(LookedUpGroup::Found { slots: None, .. }) => Err(unknown("it is missing in its record".to_owned()).into()),
-        Ok(LookedUpGroup::Absent) => {
+        Ok(LookedUpBatch::Found { slots: None, .. }) => Err(unknown("it is missing in its record".to_owned()).into()),
+        Ok(LookedUpBatch::Absent) => {
             Err(unknown(format!("{} has no record of it", request.account.provider.name)).into())
         }
         Err(error) => Err(unknown(error.to_string()).into()),

@@ -9,7 +9,7 @@
 //! | settle | the call's ids recorded, or its lease released, or the outcome unknown | `settle` |
 //! | respond | the provider's response, or a rejection that is logged, counted and recorded | `rejection` |
 //!
-//! An app that hangs up changes nothing: the request is finished ([`finish`]), its call is counted, its ids are recorded. The app
+//! An app that hangs up changes nothing: the request is finished ([`run_to_completion`]), its call is counted, its ids are recorded. The app
 //! is answered at its time-out; the exchange with the provider is read to its end.
 
 mod admit;
@@ -37,7 +37,7 @@ use super::context::Context;
 use super::destination::Destinations;
 use super::provider_client::ProviderClient;
 use super::rejection::Rejections;
-use crate::calls::lifecycle::finish;
+use crate::calls::lifecycle::run_to_completion;
 use crate::clock::UnixMs;
 use crate::failpoint;
 use crate::metrics::CallbackUse;
@@ -108,7 +108,7 @@ impl Outbound {
         let (client, request) = (handle.client(), Arc::new(request));
         let (this, of) = (self.clone(), request.clone());
         let work = async move { this.respond(&of, &client).await }.in_current_span();
-        let (this, work) = (self.clone(), finish(self.context.tasks.track_future(work)));
+        let (this, work) = (self.clone(), run_to_completion(self.context.tasks.track_future(work)));
         let answer = async move {
             work.await.unwrap_or_else(|error| {
                 warn!(%error, "failed to finish a create");
@@ -206,8 +206,9 @@ impl Outbound {
 
     /// Sends, and settles by the provider's response, whenever it comes. The app is answered at its time-out.
     async fn send_and_settle(self: &Arc<Self>, admitted: Admitted, request: &Arc<CreateRequest>) -> Response<Bytes> {
-        let (call, call_of, marks) = (admitted.call().clone(), admitted.call_of(), admitted.marks());
-        traces::note("ringfence.call", call.as_str());
+        let (call, sent_for, admission_headers) =
+            (admitted.call().clone(), admitted.sent_for(), admitted.admission_headers());
+        traces::record_field("ringfence.call", call.as_str());
         let in_flight = admitted.claim().map(|claim| claim.request().clone());
         let (this, of) = (self.clone(), request.clone());
         let settling = async move {
@@ -218,14 +219,14 @@ impl Outbound {
             this.context.lifecycle.metrics.added_to_sent(of.read_at.elapsed().saturating_sub(took), exemplar);
             settled.response
         };
-        let mut settling = finish(self.context.tasks.track_future(settling.in_current_span()));
+        let mut settling = run_to_completion(self.context.tasks.track_future(settling.in_current_span()));
         let create_timeout = self.context.settings.create_timeout;
         let mut response = match tokio::time::timeout(create_timeout, &mut settling).await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => {
                 warn!(%call, %error, "failed to settle a create");
                 let why = "ringfence failed while placing the call";
-                self.settlement.unknown(&call, call_of, request, why, ExchangeState::Over).await
+                self.settlement.unknown(&call, sent_for, request, why, ExchangeState::Over).await
             }
             Err(_) => {
                 // The task continues detached.
@@ -235,10 +236,10 @@ impl Outbound {
                 }
                 let secs = create_timeout.as_secs();
                 let why = format!("{} did not answer within {secs} s", request.account.provider.name);
-                self.settlement.unknown(&call, call_of, request, &why, ExchangeState::Open).await
+                self.settlement.unknown(&call, sent_for, request, &why, ExchangeState::Open).await
             }
         };
-        marks.put_on(&mut response);
+        admission_headers.put_on(&mut response);
         response
     }
 
@@ -262,7 +263,7 @@ impl Outbound {
     }
 
     async fn run_job(&self, request: Arc<CreateRequest>, terms: JobTerms) -> JobPlaced {
-        traces::note_facts(&request.facts);
+        traces::record_facts(&request.facts);
         if let Err(bad) = callback::check_callbacks(&self.context, &request) {
             return JobPlaced::Rejected(format!("callback URL not allowed: {bad}"));
         }
@@ -271,7 +272,7 @@ impl Outbound {
             Err(placed) => return placed,
         };
         let call = admitted.call().clone();
-        traces::note("ringfence.call", call.as_str());
+        traces::record_field("ringfence.call", call.as_str());
         failpoint::hit("run.sending").await;
         let sent = admitted.send(&self.context, &request.account.name).boxed().await;
         failpoint::hit("run.answered").await;

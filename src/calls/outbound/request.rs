@@ -9,7 +9,7 @@ use http::Request;
 use super::dedupe::fingerprint::{self, Fingerprint};
 use crate::calls::rejection::{RejectedRequest, RequestKind};
 use crate::ids::Alias;
-use crate::policy::{Facts, Ignored};
+use crate::policy::{CallAttributes, Ignored};
 use crate::provider::account::Account;
 use crate::provider::description::Operation;
 use crate::provider::select::{Document, Message};
@@ -23,7 +23,7 @@ pub struct CreateRequest {
     /// The provider's operation.
     pub operation: Arc<Operation>,
     /// The attributes that policy selects by.
-    pub facts: Facts,
+    pub facts: CallAttributes,
     /// The request to be sent: upstream URI, the app's headers and body.
     pub upstream: Request<Bytes>,
     /// The body, decoded.
@@ -50,7 +50,7 @@ impl CreateRequest {
     pub fn new(
         account: Arc<Account>,
         operation: Arc<Operation>,
-        facts: Facts,
+        facts: CallAttributes,
         upstream: Request<Bytes>,
         body: Document,
     ) -> Self {

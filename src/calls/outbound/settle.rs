@@ -8,7 +8,7 @@ use http::header::{CONTENT_LENGTH, CONTENT_TYPE, LOCATION};
 use http::{Response, Uri};
 use tracing::warn;
 
-use super::admit::{CallOf, Sent};
+use super::admit::{Sent, SentFor};
 use super::dedupe::in_flight::SendOutcome;
 use super::dedupe::replay::to_record;
 use super::request::CreateRequest;
@@ -73,26 +73,26 @@ impl Settlement {
 
     /// Settles a call by the outcome of its request, and builds the app's response.
     pub(super) async fn settle(&self, sent: Sent, request: &CreateRequest) -> Settled {
-        let Sent { call, call_of, result, claim, joining, took: _ } = sent;
-        if call_of == CallOf::Uncounted {
+        let Sent { call, sent_for, result, claim, joining, took: _ } = sent;
+        if sent_for == SentFor::Uncounted {
             self.context.sweep_requests.request(&request.account.name);
         }
         let settled = match result {
-            SendResult::Answered(answer) if call_of == CallOf::Uncounted => {
+            SendResult::Answered(answer) if sent_for == SentFor::Uncounted => {
                 // There is no record that the answer could settle.
                 Settled::new(SendOutcome::Unknown, pass_on(answer))
             }
-            SendResult::Answered(answer) => self.answered(&call, answer, request, call_of).boxed().await,
+            SendResult::Answered(answer) => self.answered(&call, answer, request, sent_for).boxed().await,
             SendResult::NotSent(error) => {
                 failpoint::hit("create.not_sent").await;
-                self.not_created(&call, call_of).await;
+                self.not_created(&call, sent_for).await;
                 failpoint::hit("create.not_sent.ended").await;
                 let message = format!("Not dialled: {} cannot be reached: {error}", request.account.provider.name);
                 self.rejected(Rejection::new(RejectionCode::InitiationFailed, message), request)
             }
             SendResult::Unknown(error) => {
                 let why = format!("the answer of {} was lost: {error}", request.account.provider.name);
-                let answer = self.unknown(&call, call_of, request, &why, ExchangeState::Over).await;
+                let answer = self.unknown(&call, sent_for, request, &why, ExchangeState::Over).await;
                 Settled::new(SendOutcome::Unknown, answer)
             }
         };
@@ -115,7 +115,7 @@ impl Settlement {
         call: &CallId,
         answer: Response<Bytes>,
         request: &CreateRequest,
-        call_of: CallOf,
+        sent_for: SentFor,
     ) -> Settled {
         let provider = &request.account.provider;
         let status = answer.status().as_u16();
@@ -135,19 +135,19 @@ impl Settlement {
             provider.limits.iter().find(|l| l.status == status && (l.when.is_empty() || l.when.holds(&message)));
         if let Some(limit) = limit {
             failpoint::hit("create.limit").await;
-            self.not_created(call, call_of).await;
+            self.not_created(call, sent_for).await;
             failpoint::hit("create.limit.ended").await;
             return self.limited(answer, limit, request);
         }
         if matches!(status, 307 | 308) {
             // The redirect asks to repeat the request elsewhere (RFC 9110 §15.4.8), so it was not carried out here.
-            self.not_created(call, call_of).await;
+            self.not_created(call, sent_for).await;
             return self.rejected(redirected(request, call, &answer), request);
         }
         if status >= 500 || (300..400).contains(&status) {
             // The other redirects may answer a request that was carried out (RFC 9110 §15.4.4).
             let why = format!("{} answered {status}", provider.name);
-            let answer = self.unknown(call, call_of, request, &why, ExchangeState::Over).await;
+            let answer = self.unknown(call, sent_for, request, &why, ExchangeState::Over).await;
             return Settled::new(SendOutcome::Unknown, answer);
         }
         if answer.status().is_success() && !success.status.contains(&status) {
@@ -159,7 +159,7 @@ impl Settlement {
             let lifecycle = &self.context.lifecycle;
             let change = Change {
                 unsettled: Some(true),
-                exchange_over: call_of == CallOf::Request,
+                exchange_over: sent_for == SentFor::OwnCall,
                 answer: kept,
                 ..lifecycle.change(call, Source::Create)
             };
@@ -167,7 +167,7 @@ impl Settlement {
             return Settled::new(SendOutcome::Created, answer);
         }
         failpoint::hit("create.rejected").await;
-        self.not_created(call, call_of).await;
+        self.not_created(call, sent_for).await;
         failpoint::hit("create.rejected.ended").await;
         Settled::new(SendOutcome::NotCreated, pass_on(answer))
     }
@@ -205,15 +205,15 @@ impl Settlement {
     }
 
     /// Records that the request made no call: releases the slot that it took, if it took one.
-    async fn not_created(&self, call: &CallId, call_of: CallOf) {
+    async fn not_created(&self, call: &CallId, sent_for: SentFor) {
         let lifecycle = &self.context.lifecycle;
-        match call_of {
-            CallOf::Request => {
+        match sent_for {
+            SentFor::OwnCall => {
                 lifecycle.end_with_retry(call, Outcome::NotCreated, EndProof::Provider, Source::Answer).await;
             }
             // The call is as it was before, and no longer waits for this response.
-            CallOf::Joined => lifecycle.apply_with_retry(lifecycle.change(call, Source::Answer)).await,
-            CallOf::Uncounted => {}
+            SentFor::JoinedCall => lifecycle.apply_with_retry(lifecycle.change(call, Source::Answer)).await,
+            SentFor::Uncounted => {}
         }
     }
 
@@ -234,33 +234,28 @@ impl Settlement {
     pub(super) async fn unknown(
         &self,
         call: &CallId,
-        call_of: CallOf,
+        sent_for: SentFor,
         request: &CreateRequest,
         why: &str,
         exchange: ExchangeState,
     ) -> Response<Bytes> {
-        if call_of != CallOf::Uncounted {
+        if sent_for != SentFor::Uncounted {
             failpoint::hit("create.unknown").await;
             let lifecycle = &self.context.lifecycle;
             // A job has no client that could send it again.
             let reported_unknown_by = self.context.replica().filter(|_| request.kind != RequestKind::Job);
             let change = Change {
                 unsettled: Some(true),
-                exchange_over: exchange == ExchangeState::Over && call_of == CallOf::Request,
+                exchange_over: exchange == ExchangeState::Over && sent_for == SentFor::OwnCall,
                 reported_unknown_by,
                 ..lifecycle.change(call, exchange.source())
             };
             lifecycle.apply_with_retry(change).await;
             failpoint::hit("create.unknown.recorded").await;
         }
-        self.answer_unknown(call, call_of, request, why)
-    }
-
-    /// Answers the client that the outcome is unknown.
-    fn answer_unknown(&self, call: &CallId, call_of: CallOf, request: &CreateRequest, why: &str) -> Response<Bytes> {
-        match call_of {
-            CallOf::Request | CallOf::Joined => self.rejections.outcome_unknown(&request.rejected(), call, why),
-            CallOf::Uncounted => {
+        match sent_for {
+            SentFor::OwnCall | SentFor::JoinedCall => self.rejections.outcome_unknown(&request.rejected(), call, why),
+            SentFor::Uncounted => {
                 self.context.sweep_requests.request(&request.account.name);
                 self.rejections.uncounted_outcome_unknown(&request.rejected(), why)
             }

@@ -13,7 +13,7 @@ use super::fetches::{FetchResult, FetchTicket};
 use super::records::{PostCallRecords, RETRY_DELAYS_SECS};
 use super::shown::{Numbers, shown};
 use crate::call::Source;
-use crate::calls::lifecycle::finish;
+use crate::calls::lifecycle::run_to_completion;
 use crate::ids::Alias;
 use crate::reply::{json_answer, problem};
 use crate::store::{CallRecord, StoreError};
@@ -58,7 +58,7 @@ impl PostCallRecords {
             }
             FetchTicket::Ask(send, came) => {
                 let this = self.clone();
-                drop(finish(async move {
+                drop(run_to_completion(async move {
                     let again = this.context.lifecycle.clock.now_ms() + RETRY_DELAYS_SECS[0] * 1000;
                     let asked = Box::pin(this.ask_record(&record, Source::Operator, Some(again))).await;
                     send.send_replace(Some(asked));
@@ -88,7 +88,7 @@ impl PostCallRecords {
             FetchResult::Absent => {
                 problem(StatusCode::NOT_FOUND, "CALL_NOT_FOUND", "The provider has no record of this conversation.")
             }
-            FetchResult::NoWay => provider("The account of this call has no credentials in the config."),
+            FetchResult::CannotQuery => provider("The account of this call has no credentials in the config."),
             FetchResult::Limited { code, retry_after_secs } => {
                 let message = "The provider limits requests; try again.";
                 later(&code, message, retry_after_secs.unwrap_or(LIMITED_SECS).max(1))

@@ -22,7 +22,7 @@ pub(in crate::calls) enum FetchResult {
     Kept,
     StillUp,
     Absent,
-    NoWay,
+    CannotQuery,
     Limited { code: String, retry_after_secs: Option<u32> },
     Failed(String),
     Store(StoreError),

@@ -16,7 +16,7 @@ use crate::metrics::RecordSource;
 use crate::policy::{Privacies, Privacy};
 use crate::provider::account::Account;
 use crate::provider::description::{Completeness, PostCall};
-use crate::store::{CallRecord, Change, Cursor, NewUtterance, Put, PutPostCall, Result, record_kept, text_kept};
+use crate::store::{CallRecord, Change, Cursor, NewUtterance, PutOutcome, PutPostCall, Result, record_kept, text_kept};
 
 /// Pauses between fetches of one record, in seconds. After the last one the record counts as complete.
 pub const RETRY_DELAYS_SECS: [i64; 8] = [30, 60, 120, 300, 600, 1800, 3600, 3600];
@@ -25,12 +25,12 @@ const LOOK_BACK_MS: i64 = 24 * 3_600_000;
 /// How long after its own time stamp a change may be recorded, in milliseconds.
 const LATE_MS: i64 = 60_000;
 /// Ended calls that are searched in one step.
-const STEP: u32 = 500;
+const SEARCHED_PER_STEP: u32 = 500;
 /// Records that are fetched in one step.
 const ASKED_AT_ONCE: u32 = 20;
 /// Ended calls that are redacted in one write, and writes in one step.
-const PAGE: u32 = 100;
-const PAGES: u32 = 50;
+const REDACTED_PER_WRITE: u32 = 100;
+const WRITES_PER_STEP: u32 = 50;
 
 /// Progress of the search for calls without a record.
 #[derive(Debug, Default)]
@@ -87,7 +87,7 @@ impl PostCallRecords {
         let wait_ms = as_ms(self.context.settings.record_fetch_after);
         let due_at = self.context.lifecycle.clock.now_ms().saturating_add(wait_ms);
         let put = self.put_record(record, by, found, complete, Source::Webhook, Some(due_at)).await?;
-        if put == Put::Complete {
+        if put == PutOutcome::Complete {
             self.context.lifecycle.metrics.record(&by.name, RecordSource::Webhook);
         }
         Ok(())
@@ -101,7 +101,7 @@ impl PostCallRecords {
         complete: Completeness,
         by: Source,
         due_at: Option<UnixMs>,
-    ) -> Result<Put> {
+    ) -> Result<PutOutcome> {
         let keep = self.context.policy.privacies().of(&record.facts.business);
         // After the last fetch, what was found is all that comes.
         let is_complete = complete == Completeness::Complete || due_at.is_none();
@@ -118,7 +118,7 @@ impl PostCallRecords {
             notice: self.context.lifecycle.notice,
         };
         let put = self.context.lifecycle.store.put_post_call(put).await?;
-        if put != Put::NoCall {
+        if put != PutOutcome::NoCall {
             self.context.lifecycle.hub.notify(&record.id);
         }
         Ok(put)
@@ -148,7 +148,7 @@ impl PostCallRecords {
                 source: None,
                 at_ms: self.context.lifecycle.clock.now_ms(),
             };
-            store.say(id, said).await?;
+            store.add_utterance(id, said).await?;
         }
         Ok(())
     }
@@ -156,11 +156,11 @@ impl PostCallRecords {
     /// Fetches a call's record and stores it. Of a call that is open for us it also applies the end, if the provider reports one;
     /// while the provider says that the call is up, nothing changes.
     pub(super) async fn ask_record(&self, record: &CallRecord, by: Source, due_at: Option<UnixMs>) -> FetchResult {
-        let Some(account) = self.record_account(record) else { return FetchResult::NoWay };
+        let Some(account) = self.record_account(record) else { return FetchResult::CannotQuery };
         let (found, complete, event) = match self.provider.look_up_record(account, record).await {
             Ok(LookedUpRecord::Found { record, complete, event }) => (record, complete, event),
             Ok(LookedUpRecord::Absent) => return FetchResult::Absent,
-            Err(AskError::NoWay(..)) => return FetchResult::NoWay,
+            Err(AskError::CannotQuery(..)) => return FetchResult::CannotQuery,
             Err(AskError::Limited { retry_after_secs }) => {
                 let code = account.provider.refusal.provider_429_code.clone();
                 return FetchResult::Limited { code, retry_after_secs };
@@ -176,13 +176,13 @@ impl PostCallRecords {
             let change = Change { event, by, ..self.context.lifecycle.change(&record.id, Source::Poll) };
             match self.context.lifecycle.apply(change).boxed().await {
                 Err(error) => return FetchResult::Store(error),
-                Ok(Some(applied)) if applied.ended_a_part => return FetchResult::StillUp,
+                Ok(Some(applied)) if applied.ended_leg_only => return FetchResult::StillUp,
                 Ok(_) => {}
             }
         }
         match self.put_record(record, account, *found, complete, by, due_at).await {
             Ok(put) => {
-                if put == Put::Complete {
+                if put == PutOutcome::Complete {
                     self.context.lifecycle.metrics.record(&account.name, RecordSource::Asked);
                     info!(call = %record.id, account = %account.name, %by, "post-call record fetched");
                 }
@@ -203,8 +203,8 @@ impl PostCallRecords {
         let wait_ms = as_ms(self.context.settings.record_fetch_after);
         let until_ms = now_ms.saturating_sub(wait_ms);
         let from_ms = searched.until_ms.unwrap_or(until_ms - LOOK_BACK_MS);
-        let missing = store.unrecorded(from_ms - LATE_MS, until_ms, STEP).await?;
-        let is_step = missing.len() >= STEP as usize;
+        let missing = store.unrecorded(from_ms - LATE_MS, until_ms, SEARCHED_PER_STEP).await?;
+        let is_step = missing.len() >= SEARCHED_PER_STEP as usize;
         let last_ms = missing.last().map_or(until_ms, |(_, ended_at)| *ended_at);
         if !missing.is_empty() {
             store.expect_post_calls(missing.into_iter().map(|(call, _)| call).collect(), now_ms).await?;
@@ -212,7 +212,7 @@ impl PostCallRecords {
         searched.until_ms = Some(if is_step { last_ms } else { until_ms });
         for (call, tries) in store.due_post_calls(now_ms, ASKED_AT_ONCE).await? {
             let Some(record) = store.call(&call).await? else {
-                store.missed_post_call(&call, "its call was deleted", None).await?;
+                store.record_failed_fetch(&call, "its call was deleted", None).await?;
                 continue;
             };
             let again = RETRY_DELAYS_SECS.get(tries as usize).map(|secs| now_ms + secs * 1000);
@@ -221,7 +221,7 @@ impl PostCallRecords {
                 // A record that cannot be written must not block the others.
                 FetchResult::Store(error) if store.ping().await.is_ok() => (error.to_string(), again),
                 FetchResult::Store(error) => return Err(error),
-                FetchResult::NoWay => ("no account can fetch it".to_owned(), None),
+                FetchResult::CannotQuery => ("no account can fetch it".to_owned(), None),
                 FetchResult::Absent => ("the provider has no record of it".to_owned(), again),
                 FetchResult::Failed(why) => (why, again),
                 FetchResult::Limited { .. } => ("the provider limits requests".to_owned(), again),
@@ -231,7 +231,7 @@ impl PostCallRecords {
                 self.context.lifecycle.metrics.record(&record.facts.account, RecordSource::Missing);
                 warn!(%call, why, "post-call record missing");
             }
-            store.missed_post_call(&call, &why, again).await?;
+            store.record_failed_fetch(&call, &why, again).await?;
         }
         Ok(())
     }
@@ -256,8 +256,8 @@ impl PostCallRecords {
         let store = &self.context.lifecycle.store;
         // Recently ended calls are scanned again: their ends may be recorded late.
         let mut after = redacted.until.clone();
-        for _ in 0..PAGES {
-            let page = store.ended_calls(&after, until_ms, PAGE).await?;
+        for _ in 0..WRITES_PER_STEP {
+            let page = store.ended_calls(&after, until_ms, REDACTED_PER_WRITE).await?;
             for keep in [Privacy::Hash, Privacy::None] {
                 let kept = |business: &str| match BusinessId::parse(business) {
                     Ok(business) => redacted.by.of(&business),
@@ -272,7 +272,7 @@ impl PostCallRecords {
             let Some(last) = page.last() else { break };
             after = (last.ended_at, last.id.clone());
             redacted.until = after.clone().min((until_ms - LATE_MS, String::new()));
-            if page.len() < PAGE as usize {
+            if page.len() < REDACTED_PER_WRITE as usize {
                 break;
             }
         }

@@ -95,7 +95,7 @@ pub async fn watch_hooks(newest: impl Fn() -> Arc<PostCallRecords>, role: impl F
             shown.keys().filter(|name| !context.accounts.contains_key(*name)).cloned().collect();
         for name in gone {
             for hook in shown.remove(&name).unwrap_or_default() {
-                context.lifecycle.metrics.hook_gone(&name, &hook);
+                context.lifecycle.metrics.watched_webhook_gone(&name, &hook);
             }
         }
         for account in context.accounts.values() {
@@ -106,7 +106,7 @@ pub async fn watch_hooks(newest: impl Fn() -> Arc<PostCallRecords>, role: impl F
             match seen {
                 Ok(seen) => {
                     for hook in &seen {
-                        tell(context, account, hook, &role(), &mut late);
+                        report_health(context, account, hook, &role(), &mut late);
                     }
                     shown.insert(account.name.clone(), seen.into_iter().map(|hook| hook.webhook).collect());
                 }
@@ -120,7 +120,7 @@ pub async fn watch_hooks(newest: impl Fn() -> Arc<PostCallRecords>, role: impl F
     }
 }
 
-fn tell(
+fn report_health(
     context: &Context,
     account: &Arc<Account>,
     hook: &WatchedWebhook,
@@ -128,7 +128,7 @@ fn tell(
     late: &mut BTreeSet<(AccountName, String)>,
 ) {
     let last_secs = hook.last_ms.map(|ms| ms / 1000);
-    context.lifecycle.metrics.hook(&account.name, &hook.webhook, hook.missed_in_a_row, last_secs);
+    context.lifecycle.metrics.watched_webhook(&account.name, &hook.webhook, hook.missed_in_a_row, last_secs);
     let key = (account.name.clone(), hook.webhook.clone());
     let (account, webhook) = (&account.name, &hook.webhook);
     if hook.late && late.insert(key.clone()) {

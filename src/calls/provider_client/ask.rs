@@ -28,7 +28,7 @@ pub struct ProviderClient {
 pub enum AskError {
     /// The account has no credentials, or the provider has no such operation.
     #[error("cannot query {0}: {1}")]
-    NoWay(AccountName, &'static str),
+    CannotQuery(AccountName, &'static str),
     /// A template names a missing value.
     #[error(transparent)]
     Missing(#[from] MissingValue),
@@ -92,10 +92,11 @@ impl ProviderClient {
         body: Option<(&'static str, Bytes)>,
     ) -> Result<Response<Bytes>, AskError> {
         if !account.can_ask() {
-            return Err(AskError::NoWay(account.name.clone(), "it has no credentials in the config"));
+            return Err(AskError::CannotQuery(account.name.clone(), "it has no credentials in the config"));
         }
         let (name, value) = account.credentials()?;
-        let uri = account.url(path_and_query).map_err(|_| AskError::NoWay(account.name.clone(), "its URL is bad"))?;
+        let uri =
+            account.url(path_and_query).map_err(|_| AskError::CannotQuery(account.name.clone(), "its URL is bad"))?;
         let mut request = Request::new(body.as_ref().map(|(_, bytes)| bytes.clone()).unwrap_or_default());
         *request.method_mut() = method;
         *request.uri_mut() = uri;

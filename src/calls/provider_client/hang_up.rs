@@ -18,7 +18,7 @@ use crate::call::{EndProof, Event, Outcome, Phase, Source};
 use crate::failpoint;
 use crate::ids::CallId;
 use crate::provider::account::Account;
-use crate::provider::description::{HangUpMethod, OWN_ID_KIND};
+use crate::provider::description::HangUpMethod;
 use crate::provider::select::{Document, Message};
 use crate::store::{CallRecord, Change};
 
@@ -113,10 +113,13 @@ impl ProviderClient {
 
     async fn act(&self, account: &Account, means: &HangUpMethod, record: &CallRecord) -> Result<Acted, AskError> {
         if record.alias(&means.needs).is_none() {
-            return Err(AskError::NoWay(account.name.clone(), "the call has no id of the kind that this method needs"));
+            return Err(AskError::CannotQuery(
+                account.name.clone(),
+                "the call has no id of the kind that this method needs",
+            ));
         }
         if let Some(of_carrier) = &means.carrier {
-            let no_carrier = || AskError::NoWay(account.name.clone(), "it names no carrier account");
+            let no_carrier = || AskError::CannotQuery(account.name.clone(), "it names no carrier account");
             let carrier = account.carrier.as_ref().and_then(|c| self.context.account(c)).ok_or_else(no_carrier)?;
             let there = carrier.provider.hang_up_methods.get(of_carrier).ok_or_else(no_carrier)?;
             return self.request(carrier, there, record).await;
@@ -153,11 +156,11 @@ impl ProviderClient {
         send: &str,
         record: &CallRecord,
     ) -> Result<Acted, AskError> {
-        let no_way = |why| AskError::NoWay(account.name.clone(), why);
+        let cannot_query = |why| AskError::CannotQuery(account.name.clone(), why);
         let path = self.path(account, Some(record), template)?;
-        let url = account.url(&path).map_err(|_| no_way("its URL is bad"))?.to_string();
+        let url = account.url(&path).map_err(|_| cannot_query("its URL is bad"))?.to_string();
         let url = url.replacen("http", "ws", 1);
-        let mut request = url.into_client_request().map_err(|_| no_way("its socket URL is bad"))?;
+        let mut request = url.into_client_request().map_err(|_| cannot_query("its socket URL is bad"))?;
         let (name, value) = account.credentials()?;
         request.headers_mut().insert(name, value);
         let talk = async {
@@ -173,8 +176,8 @@ impl ProviderClient {
             Ok(Err(tokio_tungstenite::tungstenite::Error::Http(answer))) => {
                 Err(AskError::Status(answer.status().as_u16()))
             }
-            Ok(Err(_)) => Err(no_way("its socket broke")),
-            Err(_) => Err(no_way("its socket did not answer in time")),
+            Ok(Err(_)) => Err(cannot_query("its socket broke")),
+            Err(_) => Err(cannot_query("its socket did not answer in time")),
         }
     }
 
@@ -190,13 +193,9 @@ impl ProviderClient {
             match self.look_up(&now).await {
                 Ok(LookedUp::Found(found)) if matches!(found.event, Some(Event::Ended(..))) => {
                     failpoint::hit("hangup.over").await;
+                    let change = found.change(now.phase, self.context.lifecycle.change(&record.id, Source::Poll));
                     let event = Some(Event::Ended(outcome, EndProof::Provider));
-                    let change = Change {
-                        event,
-                        // Its own id links a second record to it, never itself.
-                        bind: found.aliases.into_iter().filter(|alias| alias.kind != OWN_ID_KIND).collect(),
-                        ..self.context.lifecycle.change(&record.id, Source::Poll)
-                    };
+                    let change = Change { event, ..change };
                     return self.context.lifecycle.apply(change).await.is_ok();
                 }
                 Ok(LookedUp::Absent) if matches!(acted, Acted::RecordGone) => return false,

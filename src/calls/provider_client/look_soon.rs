@@ -9,8 +9,6 @@ use super::ask::ProviderClient;
 use super::lookup::LookedUp;
 use crate::call::{Event, Phase, Source};
 use crate::ids::CallId;
-use crate::provider::description::OWN_ID_KIND;
-use crate::store::Change;
 
 /// Pauses before each look-up.
 const PAUSES: [Duration; 4] =
@@ -45,12 +43,8 @@ impl ProviderClient {
                 return false;
             }
         };
-        let event = found.event.map(|event| match event {
-            Event::Reached(phase) => Event::Reached(phase.max(record.phase)),
-            end => end,
-        });
-        let bind = found.aliases.into_iter().filter(|alias| alias.kind != OWN_ID_KIND).collect();
-        let change = Change { event, bind, absent: Some(false), ..self.context.lifecycle.change(call, Source::Poll) };
+        let change = found.change(record.phase, self.context.lifecycle.change(call, Source::Poll));
+        let event = change.event;
         match self.context.lifecycle.apply(change).await {
             Ok(_) => matches!(event, Some(Event::Ended(..) | Event::Reached(Phase::Live))),
             Err(_) => false,

@@ -7,18 +7,18 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderMap, Method, Response};
 
 use super::ask::{AskError, ProviderClient, Unreadable};
-use crate::call::{Direction, EndProof, Event};
+use crate::call::{Direction, EndProof, Event, Phase};
 use crate::clock::UnixMs;
 use crate::ids::Alias;
 use crate::metrics::MessageKind;
 use crate::net::retry_after_secs;
 use crate::provider::account::Account;
 use crate::provider::description::{
-    CallFacts, Completeness, DirectionWord, Group, List, Lookup, NextPage, PostCall, StateWord,
+    CallFacts, Completeness, DirectionWord, Group, List, Lookup, NextPage, OWN_ID_KIND, PostCall, StateWord,
 };
 use crate::provider::render::{Target, render};
 use crate::provider::select::{Document, Flaw, Message, Selector};
-use crate::store::CallRecord;
+use crate::store::{CallRecord, Change};
 
 /// Pages of a list that are read at most: 100 pages of 100 conversations are more than any account can hold concurrently.
 const PAGES_MAX: usize = 100;
@@ -47,6 +47,19 @@ pub struct FoundCall {
     pub member_of: Vec<Alias>,
 }
 
+impl FoundCall {
+    /// The change that this record makes of a call in this phase: a lagging record reverts no phase, and the call's own id, which
+    /// links a second record to it, is not bound to itself.
+    pub(in crate::calls) fn change(self, phase: Phase, change: Change) -> Change {
+        let event = self.event.map(|event| match event {
+            Event::Reached(reached) => Event::Reached(reached.max(phase)),
+            end @ Event::Ended(..) => end,
+        });
+        let bind = self.aliases.into_iter().filter(|alias| alias.kind != OWN_ID_KIND).collect();
+        Change { event, bind, absent: Some(false), ..change }
+    }
+}
+
 /// The outcome of a look-up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LookedUp {
@@ -58,7 +71,7 @@ pub enum LookedUp {
 
 /// The outcome of looking up a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum LookedUpGroup {
+pub enum LookedUpBatch {
     /// There is one.
     Found {
         /// Live while the batch may make calls, ended once it makes no more.
@@ -166,29 +179,26 @@ impl ProviderClient {
         match failed {
             Some(error) => Err(error),
             None if absent => Ok(LookedUp::Absent),
-            None => Err(AskError::NoWay(record.facts.account.clone(), "the call has no id usable at this provider")),
+            None => {
+                Err(AskError::CannotQuery(record.facts.account.clone(), "the call has no id usable at this provider"))
+            }
         }
     }
 
     /// Looks a batch up.
-    pub async fn look_up_group(&self, account: &Account, group: &Group, id: &Alias) -> Result<LookedUpGroup, AskError> {
+    pub async fn look_up_batch(&self, account: &Account, group: &Group, id: &Alias) -> Result<LookedUpBatch, AskError> {
         let value = |name: &str| account.value(name).or_else(|| (name == id.kind).then(|| id.id.as_str().into()));
         let path = render(&group.path, Target::Url, value)?;
-        let response = self.ask(account, Method::GET, &path, None).await?;
-        let status = response.status().as_u16();
-        if group.absent.contains(&status) {
-            return Ok(LookedUpGroup::Absent);
-        }
-        if !response.status().is_success() {
-            return Err(AskError::Status(status));
-        }
-        let (body, none) = (self.understood(account, MessageKind::Lookup, &response)?, Default::default());
+        let Some(body) = self.fetch_document(account, &path, &group.absent, MessageKind::Lookup).await? else {
+            return Ok(LookedUpBatch::Absent);
+        };
+        let none = Default::default();
         let message = message(&body, &none);
         let number = |selector: &Selector| selector.text(&message)?.parse::<u32>().ok();
         let slots = group.slots.iter().filter_map(number).min().map(|n| n.max(1));
         let event = group.state.read(&message, EndProof::Provider);
         let event = event.ok_or_else(|| AskError::Unreadable(self.no_state(account, &group.state, &message)))?;
-        Ok(LookedUpGroup::Found { event, slots })
+        Ok(LookedUpBatch::Found { event, slots })
     }
 
     async fn look_up_at(&self, account: &Account, lookup: &Lookup, record: &CallRecord) -> Result<LookedUp, AskError> {
@@ -208,8 +218,8 @@ impl ProviderClient {
         alias: &Alias,
         subaccount: Option<&str>,
     ) -> Result<LookedUp, AskError> {
-        let no_way = || AskError::NoWay(account.name.clone(), "its provider has no look-up by this id");
-        let lookup = account.provider.lookup.as_ref().filter(|l| l.needs == alias.kind).ok_or_else(no_way)?;
+        let cannot_query = || AskError::CannotQuery(account.name.clone(), "its provider has no look-up by this id");
+        let lookup = account.provider.lookup.as_ref().filter(|l| l.needs == alias.kind).ok_or_else(cannot_query)?;
         let own = account.provider.subaccounts.as_ref().map(|rule| format!("account.{}", rule.own));
         let value = |name: &str| {
             let other = subaccount.filter(|_| own.as_deref() == Some(name)).map(Into::into);
@@ -221,9 +231,9 @@ impl ProviderClient {
 
     /// Fetches a post-call record from an account.
     pub async fn look_up_record(&self, account: &Account, record: &CallRecord) -> Result<LookedUpRecord, AskError> {
-        let no_way = || AskError::NoWay(account.name.clone(), "its provider has no look-up of ended calls");
-        let lookup = account.provider.lookup.as_ref().ok_or_else(no_way)?;
-        let rules = lookup.record.as_ref().ok_or_else(no_way)?;
+        let cannot_query = || AskError::CannotQuery(account.name.clone(), "its provider has no look-up of ended calls");
+        let lookup = account.provider.lookup.as_ref().ok_or_else(cannot_query)?;
+        let rules = lookup.record.as_ref().ok_or_else(cannot_query)?;
         let path = self.path(account, Some(record), &lookup.path)?;
         let response = self.ask(account, Method::GET, &path, None).await?;
         let status = response.status().as_u16();
@@ -244,16 +254,30 @@ impl ProviderClient {
         Ok(LookedUpRecord::Found { record: Box::new(record), complete, event })
     }
 
-    async fn read_record(&self, account: &Account, lookup: &Lookup, path: &str) -> Result<LookedUp, AskError> {
+    /// Fetches a document. `None`: the status is one of those that say that there is none.
+    pub(super) async fn fetch_document(
+        &self,
+        account: &Account,
+        path: &str,
+        absent: &[u16],
+        kind: MessageKind,
+    ) -> Result<Option<Document>, AskError> {
         let response = self.ask(account, Method::GET, path, None).await?;
-        let status = response.status().as_u16();
-        if lookup.absent.contains(&status) {
+        let status = response.status();
+        if absent.contains(&status.as_u16()) {
+            return Ok(None);
+        }
+        if !status.is_success() {
+            return Err(AskError::Status(status.as_u16()));
+        }
+        self.understood(account, kind, &response).map(Some)
+    }
+
+    async fn read_record(&self, account: &Account, lookup: &Lookup, path: &str) -> Result<LookedUp, AskError> {
+        let Some(body) = self.fetch_document(account, path, &lookup.absent, MessageKind::Lookup).await? else {
             return Ok(LookedUp::Absent);
-        }
-        if !response.status().is_success() {
-            return Err(AskError::Status(status));
-        }
-        let (body, none) = (self.understood(account, MessageKind::Lookup, &response)?, Default::default());
+        };
+        let none = Default::default();
         let message = message(&body, &none);
         let event = lookup.state.read(&message, EndProof::Provider);
         Ok(LookedUp::Found(FoundCall {
@@ -271,7 +295,7 @@ impl ProviderClient {
     /// Lists the account's live calls.
     pub async fn list_live(&self, account: &Account) -> Result<Vec<ListedCall>, AskError> {
         let list = account.provider.list.as_ref();
-        let list = list.ok_or_else(|| AskError::NoWay(account.name.clone(), "its provider lists no calls"))?;
+        let list = list.ok_or_else(|| AskError::CannotQuery(account.name.clone(), "its provider lists no calls"))?;
         let mut all = Vec::new();
         for template in &list.paths {
             let path = self.path(account, None, template)?;
@@ -296,11 +320,12 @@ impl ProviderClient {
 
     /// Calls that a create with a lost response may have made.
     pub async fn find(&self, account: &Account, record: &CallRecord) -> Result<Vec<ListedCall>, AskError> {
-        let no_way = || AskError::NoWay(account.name.clone(), "its provider cannot search for lost creates");
+        let cannot_query =
+            || AskError::CannotQuery(account.name.clone(), "its provider cannot search for lost creates");
         let group = self.context.group_of(record);
         let find = if group.is_some() { group.and_then(|g| g.find.as_ref()) } else { account.provider.find.as_ref() };
-        let find = find.ok_or_else(no_way)?;
-        let path = self.path(account, Some(record), find.path.as_deref().ok_or_else(no_way)?)?;
+        let find = find.ok_or_else(cannot_query)?;
+        let path = self.path(account, Some(record), find.path.as_deref().ok_or_else(cannot_query)?)?;
         let listed = self.pages(account, find, path).await?;
         let since_ms = record.admitted_at - CREATED_BEFORE_MS;
         let fits = |one: &ListedCall| one.facts.agent.is_none() || one.facts.agent == record.facts.agent;

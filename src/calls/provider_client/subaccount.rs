@@ -1,7 +1,5 @@
 //! Subaccounts of an account.
 
-use http::Method;
-
 use super::ask::{AskError, ProviderClient};
 use super::lookup::message;
 use crate::metrics::MessageKind;
@@ -15,20 +13,15 @@ impl ProviderClient {
     /// # Errors
     /// The provider cannot be queried, or has no subaccounts.
     pub async fn subaccount_token(&self, account: &Account, id: &str) -> Result<Option<Secret>, AskError> {
-        let no_way = || AskError::NoWay(account.name.clone(), "its provider has no subaccounts");
-        let rule = account.provider.subaccounts.as_ref().ok_or_else(no_way)?;
-        let own = account.secrets.get(&rule.own).ok_or_else(no_way)?;
+        let cannot_query = || AskError::CannotQuery(account.name.clone(), "its provider has no subaccounts");
+        let rule = account.provider.subaccounts.as_ref().ok_or_else(cannot_query)?;
+        let own = account.secrets.get(&rule.own).ok_or_else(cannot_query)?;
         let value = |name: &str| account.value(name).or_else(|| (name == "subaccount").then(|| id.into()));
         let path = render(&rule.path, Target::Url, value)?;
-        let response = self.ask(account, Method::GET, &path, None).await?;
-        let status = response.status().as_u16();
-        if rule.absent.contains(&status) {
+        let Some(body) = self.fetch_document(account, &path, &rule.absent, MessageKind::Subaccount).await? else {
             return Ok(None);
-        }
-        if !response.status().is_success() {
-            return Err(AskError::Status(status));
-        }
-        let (body, none) = (self.understood(account, MessageKind::Subaccount, &response)?, Default::default());
+        };
+        let none = Default::default();
         let message = message(&body, &none);
         if rule.owner.text(&message).as_deref() != Some(own.expose()) {
             return Ok(None);

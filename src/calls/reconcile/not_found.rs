@@ -6,13 +6,12 @@ use futures_util::FutureExt as _;
 use tracing::{debug, info, warn};
 
 use super::{Sweeper, Unread, log};
-use crate::call::{EndProof, Event, Origin, Outcome, Phase, Source, Step};
+use crate::call::{EndProof, Origin, Outcome, Phase, Source, Step};
 use crate::calls::AskError;
 use crate::calls::provider_client::lookup::{CREATED_BEFORE_MS, FoundCall, ListedCall, LookedUp};
 use crate::clock::{UnixMs, as_ms, rfc3339};
 use crate::failpoint;
 use crate::provider::account::Account;
-use crate::provider::description::OWN_ID_KIND;
 use crate::store::{ApplyOutcome, CallRecord, Change, Result};
 
 /// Calls that are looked up in one sweep while the list of live calls cannot be read.
@@ -37,7 +36,7 @@ impl Sweeper {
     /// Handles a call of ours that the list lacks: its own record decides.
     ///
     /// Where that record cannot be read, the list decides, if the provider's count equals the `listed` calls.
-    pub(super) async fn missing(&mut self, call: &CallRecord, listed: usize) {
+    pub(super) async fn handle_unlisted(&mut self, call: &CallRecord, listed: usize) {
         if !self.is_askable_by_age(call) {
             return;
         }
@@ -45,7 +44,7 @@ impl Sweeper {
             && let Ok(counted) = self.calls.provider.count_live(&self.account).await
             && counted.is_some_and(|counted| counted == listed)
         {
-            self.absent(call).boxed().await;
+            self.handle_not_found(call).boxed().await;
         }
     }
 
@@ -68,12 +67,12 @@ impl Sweeper {
             Ok(LookedUp::Found(found)) => {
                 failpoint::hit("sweep.asked").await;
                 self.unread.remove(&call.id);
-                self.found(call, found).boxed().await;
+                self.apply_found(call, found).boxed().await;
                 AskResult::Read
             }
             Ok(LookedUp::Absent) => {
                 self.unread.remove(&call.id);
-                self.absent(call).boxed().await;
+                self.handle_not_found(call).boxed().await;
                 AskResult::Read
             }
             Err(error) => {
@@ -85,7 +84,7 @@ impl Sweeper {
 
     /// Notes that a call's state could not be read. If that lasts, an operator has to know.
     pub(super) fn cannot_read(&mut self, call: &CallRecord, error: &AskError) {
-        if matches!(error, AskError::NoWay(..) | AskError::Missing(_)) {
+        if matches!(error, AskError::CannotQuery(..) | AskError::Missing(_)) {
             return debug!(call = %call.id, %error, "failed to look up a call");
         }
         let now_ms = self.calls.lifecycle.clock.now_ms();
@@ -100,19 +99,9 @@ impl Sweeper {
         }
     }
 
-    async fn found(&mut self, call: &CallRecord, found: FoundCall) {
-        let bind = found.aliases.into_iter().filter(|a| a.kind != OWN_ID_KIND).collect();
-        let event = found.event.map(|event| match event {
-            Event::Reached(phase) => Event::Reached(phase.max(call.phase)),
-            end => end,
-        });
-        let change = Change {
-            event,
-            bind,
-            absent: Some(false),
-            unsettled: Some(false),
-            ..self.calls.lifecycle.change(&call.id, Source::Poll)
-        };
+    async fn apply_found(&mut self, call: &CallRecord, found: FoundCall) {
+        let change = found.change(call.phase, self.calls.lifecycle.change(&call.id, Source::Poll));
+        let change = Change { unsettled: Some(false), ..change };
         self.note_end(self.calls.lifecycle.apply(change).await);
     }
 
@@ -124,7 +113,7 @@ impl Sweeper {
     }
 
     /// Handles a provider's "no such call". Twice, far enough apart, it proves the end.
-    pub(super) async fn absent(&mut self, call: &CallRecord) {
+    pub(super) async fn handle_not_found(&mut self, call: &CallRecord) {
         let now_ms = self.calls.lifecycle.clock.now_ms();
         let apart_ms = as_ms(self.calls.settings.not_found_confirm);
         let due = call.deadline_at.is_some_and(|at| at <= now_ms);
@@ -193,8 +182,8 @@ impl Sweeper {
         self.calls.accounts_of(call).into_iter().filter(|a| a.can_ask() && knows(a)).collect()
     }
 
-    /// Whether the call's replica died between its record and its response: it is unknown whether the request was sent.
-    async fn orphaned(&self, call: &CallRecord) -> bool {
+    /// Marks a create as unsettled if its replica died between its record and its response. Returns whether it did.
+    async fn mark_if_orphaned(&self, call: &CallRecord) -> bool {
         let is_reserved = call.phase == Phase::Reserved && call.origin == Origin::Create && !call.unsettled;
         if !is_reserved || !self.calls.lifecycle.admission.is_orphaned(call) {
             return false;
@@ -211,7 +200,7 @@ impl Sweeper {
         let due = call.deadline_at.is_some_and(|at| at <= now_ms);
         // A lost response is looked up at once: the app may be waiting. That the provider's lists lag does not matter, as two
         // look-ups far apart are needed to prove that there is no call.
-        if !due && !call.unsettled && call.absent_at.is_none() && !self.orphaned(call).boxed().await {
+        if !due && !call.unsettled && call.absent_at.is_none() && !self.mark_if_orphaned(call).boxed().await {
             return;
         }
         if !self.askable(call).is_empty() {
@@ -219,27 +208,29 @@ impl Sweeper {
             let asked = self.ask_about(call).boxed().await;
             if due && !call.counts() && asked != AskResult::Read {
                 info!(call = %call.id, "unconfirmed call not found at any provider; closed");
-                self.note_end(
-                    self.calls.lifecycle.end(&call.id, Outcome::Failed, EndProof::Deadline, Source::Poll).await,
-                );
+                self.end_at_deadline(call).await;
             } else if asked == AskResult::Unread && outlived {
                 warn!(call = %call.id, "state of a call unreadable and past the provider's longest call; slot released");
-                self.note_end(
-                    self.calls.lifecycle.end(&call.id, Outcome::Failed, EndProof::Deadline, Source::Poll).await,
-                );
+                self.end_at_deadline(call).await;
             }
         } else if call.origin == Origin::Create && self.search(call).boxed().await {
             // Found, noted as absent, or to be retried.
         } else if due && matches!(call.origin, Origin::Foreign | Origin::Unconfirmed) && call.polled {
             info!(call = %call.id, "unconfirmed call cannot be looked up; closed");
-            self.note_end(self.calls.lifecycle.end(&call.id, Outcome::Failed, EndProof::Deadline, Source::Poll).await);
+            self.end_at_deadline(call).await;
         } else if due && call.slots == 1 && call.admitted_at + self.longest_call_ms(call) <= now_ms {
             info!(call = %call.id, "call cannot be looked up and is past the provider's longest call; slot released");
-            self.note_end(self.calls.lifecycle.end(&call.id, Outcome::Failed, EndProof::Deadline, Source::Poll).await);
+            self.end_at_deadline(call).await;
         }
     }
 
     /// How long the call can last at most, in milliseconds.
+    /// Ends a call at its deadline, whose state no provider tells.
+    async fn end_at_deadline(&mut self, call: &CallRecord) {
+        let ended = self.calls.lifecycle.end(&call.id, Outcome::Failed, EndProof::Deadline, Source::Poll).await;
+        self.note_end(ended);
+    }
+
     fn longest_call_ms(&self, call: &CallRecord) -> i64 {
         let account = self.calls.account(&call.facts.account);
         let secs = account.map_or(LONGEST_CALL_SECS, |account| account.provider.longest_call_secs);
@@ -251,7 +242,7 @@ impl Sweeper {
         let Some(account) = self.calls.account(&call.facts.account) else { return false };
         let found = match self.calls.provider.find(account, call).await {
             Ok(found) => found,
-            Err(AskError::NoWay(..) | AskError::Missing(_)) => return false,
+            Err(AskError::CannotQuery(..) | AskError::Missing(_)) => return false,
             Err(error) => {
                 self.cannot_read(call, &error);
                 return true;
@@ -284,15 +275,15 @@ impl Sweeper {
             }
             return true;
         }
-        self.absent(call).boxed().await;
+        self.handle_not_found(call).boxed().await;
         true
     }
 }
 
 /// Whether a listed call may be the one that a create made.
-pub(super) fn may_be_call_of(order: &CallRecord, one: &ListedCall) -> bool {
-    let (to, seen) = (&order.facts.other_number, &one.facts.other_number);
+pub(super) fn may_be_call_of(create: &CallRecord, one: &ListedCall) -> bool {
+    let (to, seen) = (&create.facts.other_number, &one.facts.other_number);
     let elsewhere = to.is_some() && seen.is_some() && to != seen;
-    let older = one.created_at.is_some_and(|at| at + CREATED_BEFORE_MS < order.admitted_at);
-    order.facts.direction == one.direction && !elsewhere && !older
+    let older = one.created_at.is_some_and(|at| at + CREATED_BEFORE_MS < create.admitted_at);
+    create.facts.direction == one.direction && !elsewhere && !older
 }

@@ -29,19 +29,19 @@ impl Sweeper {
             return self.untracked.clear();
         }
         let now_ms = self.calls.lifecycle.clock.now_ms();
-        let (newest, first) = (self.mine().await, self.first);
+        let (newest, first) = (self.read_open_calls().await, self.first);
         let is_sure = newest.is_ok();
         let newest = newest.ok();
         let mine = newest.as_deref().unwrap_or(mine);
         let lacks_its_id = |call: &&CallRecord| {
             call.alias(kind).is_none()
-                && !self.is_known_group(call)
+                && !self.is_known_batch(call)
                 && (call.phase == Phase::Reserved || call.unsettled || call.phase_at + UNBOUND_MS > now_ms)
         };
         let mut waiting: Vec<&CallRecord> = mine.iter().filter(lacks_its_id).collect();
         // A leg that the carrier lists may belong to a batch: its other account decides, at its own interval.
         let may_be_member =
-            mine.iter().any(|call| call.facts.account != self.account.name && self.is_known_group(call));
+            mine.iter().any(|call| call.facts.account != self.account.name && self.is_known_batch(call));
         let before = std::mem::take(&mut self.untracked);
         for one in unknown {
             let id = one.alias.id.clone();
@@ -126,8 +126,8 @@ impl Sweeper {
         };
         let listed_live = Event::Reached(Phase::Live);
         let Event::Reached(phase) = found.event.or(one.event).unwrap_or(listed_live) else { return Ok(()) };
-        if let Some(order) = self.batch_of(&found).await {
-            return self.meet_member(one, &order, found, since_ms);
+        if let Some(batch) = self.batch_of(&found).await {
+            return self.meet_member(one, &batch, found, since_ms);
         }
         if !found.phone {
             self.not_phone_calls.insert(one.alias.id.clone());

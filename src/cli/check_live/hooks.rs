@@ -3,18 +3,18 @@
 use futures_util::stream::{self, StreamExt as _};
 use serde_json::Value;
 
-use super::{AT_ONCE, Depth, EACH_MAX, Live, fill, numbers, short};
+use super::{Depth, EACH_MAX, LiveCheck, REQUESTS_AT_ONCE, fill, numbers, short};
 use crate::config::extra_paths_key;
 use crate::provider::account::Account;
-use crate::provider::check::{Below, Finding, Here, Hooks, InUse, Setting, plain};
+use crate::provider::check::{Below, Finding, Hooks, InUse, OwnWebhooks, Setting, plain};
 
-impl Live<'_> {
+impl LiveCheck<'_> {
     /// Lines about what is in order, and the ids of the webhooks that lead here, where the provider says which it uses.
     pub(super) async fn hooks(
         &self,
         account: &Account,
         hooks: &Hooks,
-        here: Here<'_>,
+        here: OwnWebhooks<'_>,
     ) -> (Vec<String>, Option<Vec<String>>) {
         let what = &hooks.what;
         let mut items = match self.list(account, &hooks.path, &hooks.items, hooks.next.as_ref()).await {
@@ -27,12 +27,12 @@ impl Live<'_> {
         if let Some(below) = hooks.below.as_ref().filter(|_| self.depth == Depth::Doctor) {
             items.extend(self.below(account, hooks, below).await);
         }
-        let found = hooks.judge(&items, here);
+        let found = hooks.findings(&items, here);
         let mut good = found.is_empty();
         for (finding, names) in found {
             self.hook(account, hooks, finding, &names);
         }
-        let ours = hooks.in_use.is_some().then(|| hooks.here(&items, here));
+        let ours = hooks.in_use.is_some().then(|| hooks.ids_posting_here(&items, here));
         // Without one that leads here, none can be in use.
         if let (Some(in_use), Some(ours)) = (&hooks.in_use, ours.as_ref().filter(|ours| !ours.is_empty())) {
             good &= self.in_use(account, what, in_use, ours).await;
@@ -60,10 +60,10 @@ impl Live<'_> {
                 return false;
             }
         };
-        let Some(Setting { says, why, fix }) = in_use.judge(&setting, ours) else { return true };
+        let Some(Setting { says, why, fix }) = in_use.fault(&setting, ours) else { return true };
         let title = format!("account {}: {says}", account.name);
         if let Some(why) = &why {
-            self.why(&title, why);
+            self.record_why(&title, why);
         }
         self.report.warning("W011", None, title, &fix.unwrap_or_default());
         false
@@ -86,7 +86,7 @@ impl Live<'_> {
             self.unlisted(account, &format!("{}s of accounts below it", hooks.what), &why);
         }
         let asked = ids.iter().take(EACH_MAX).map(|id| self.of_account(account, hooks, below, id));
-        let answers: Vec<Result<Vec<Value>, String>> = stream::iter(asked).buffered(AT_ONCE).collect().await;
+        let answers: Vec<Result<Vec<Value>, String>> = stream::iter(asked).buffered(REQUESTS_AT_ONCE).collect().await;
         let mut items = Vec::new();
         for (id, answer) in ids.iter().zip(answers) {
             match answer {
@@ -115,7 +115,7 @@ impl Live<'_> {
         account: &Account,
         hooks: &Hooks,
         items: &[Value],
-        here: Here<'_>,
+        here: OwnWebhooks<'_>,
         good: bool,
     ) -> Vec<String> {
         let (name, what) = (&account.name, &hooks.what);
@@ -165,7 +165,7 @@ impl Live<'_> {
     }
 }
 
-/// How to make a path known that providers already call; `None` if no key can.
+/// The advice that makes a path known that providers already call; `None` if no key can.
 fn added(account: &Account, webhook: &str, path: Option<&str>) -> Option<String> {
     let (key, path) = (extra_paths_key(&account.provider.name, webhook)?, path?);
     Some(format!("if that is where your app answers, add it: [inbound] {key} = [{path:?}]"))

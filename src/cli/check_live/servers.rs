@@ -1,13 +1,13 @@
 //! The servers of ringfence's own: the database, and the limiter's Redis.
 
-use super::{Depth, Live, join};
+use super::{Depth, LiveCheck, join};
 use crate::admission::limiter::GateError;
 use crate::admission::limiter::redis::{self, RedisGate, RedisSettings};
 use crate::store::Migrate;
 use crate::store::postgres::{self, PostgresSettings};
 use crate::store::sqlite::inspect::{Inspected, holder, inspect};
 
-impl Live<'_> {
+impl LiveCheck<'_> {
     /// The line about the database, and its owner.
     pub(super) async fn store(&self) -> (Option<String>, Option<String>) {
         match &self.config.store.postgres {
@@ -109,7 +109,7 @@ impl Live<'_> {
         self.ahead_secs.borrow_mut().insert(shown.to_owned(), observed.ahead_secs);
         if let Some(what) = observed.failed() {
             let title = format!("gate {shown}: its last {what} could not be written");
-            self.why(&title, "Redis rejects every write until one succeeds, and the limiter is unavailable");
+            self.record_why(&title, "Redis rejects every write until one succeeds, and the limiter is unavailable");
             let help = "look at the disk and the log of Redis; the gate needs no persistence: it may be off";
             self.report.warning("W032", None, title, help);
         }

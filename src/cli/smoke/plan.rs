@@ -43,6 +43,14 @@ pub(super) struct Plan<'c> {
     mount: String,
 }
 
+/// The form of numbers in a plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reveal {
+    /// For a person who is asked whether to place the call.
+    Whole,
+    Masked,
+}
+
 impl<'c> Plan<'c> {
     /// Completes the options from the config.
     ///
@@ -144,8 +152,8 @@ impl<'c> Plan<'c> {
         (Value::Object(self.fields.iter().map(typed).collect::<Map<_, _>>()).to_string(), "application/json")
     }
 
-    /// The plan as text. The number is whole only if `is_question`.
-    pub(super) fn shown(&self, base: &str, within_secs: u32, is_question: bool) -> String {
+    /// Renders the plan.
+    pub(super) fn render(&self, base: &str, within_secs: u32, reveal: Reveal) -> String {
         use std::fmt::Write as _;
         let account = self.account;
         let carried = self.operation.carried.then_some(account.carrier.as_ref()).flatten();
@@ -154,7 +162,7 @@ impl<'c> Plan<'c> {
         let mut say = |name: &str, value: &str| {
             let _ = writeln!(out, "  {name:<10} {value}");
         };
-        say("to", &if is_question { self.to.clone() } else { self.masked_to() });
+        say("to", &if reveal == Reveal::Whole { self.to.clone() } else { self.masked_to() });
         say("account", account.name.as_str());
         let others: Vec<&str> = dialable(account).map(|(one, _)| one.name.as_str()).collect();
         let others: Vec<&str> = others.into_iter().filter(|name| *name != self.operation.name).collect();
@@ -165,7 +173,7 @@ impl<'c> Plan<'c> {
         // The path has an id of the account in it, so its template is shown.
         say("through", &format!("POST {base}{}{}", self.mount, self.dial.path));
         for field in self.fields.iter().filter(|field| field.name != self.dial.to) {
-            let value = if is_question { field.value.clone() } else { self.masked(&field.value) };
+            let value = if reveal == Reveal::Whole { field.value.clone() } else { self.masked(&field.value) };
             say("", &format!("{} = {value}   ({})", field.name, field.source));
         }
         let _ = write!(out, "\nWhoever answers ends it by hanging up. It is followed for {within_secs} s at most.");
@@ -347,9 +355,9 @@ mod tests {
     fn the_number_is_whole_in_the_question_alone() {
         let config = config(&[ELEVENLABS, ACME]);
         let plan = Plan::new(&config, &Wanted { to: TO, ..Wanted::default() }).unwrap();
-        let question = plan.shown("http://127.0.0.1:8080", 300, true);
+        let question = plan.render("http://127.0.0.1:8080", 300, Reveal::Whole);
         assert!(question.contains(TO) && question.contains("costs money at elevenlabs"), "{question}");
-        let shown = plan.shown("http://127.0.0.1:8080", 300, false);
+        let shown = plan.render("http://127.0.0.1:8080", 300, Reveal::Masked);
         assert!(!shown.contains(TO) && shown.contains("+155••••••01"), "{shown}");
         assert_eq!(plan.masked("15551230001 and +15551230001"), "155••••••01 and +155••••••01");
     }

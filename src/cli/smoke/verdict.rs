@@ -31,12 +31,12 @@ pub(super) struct About {
     pub within_secs: u32,
     /// The limit or code that would have rejected it, in observe mode.
     pub would_refuse: Option<String>,
-    /// Why the sidecar did not answer the last time.
+    /// The reason why the sidecar did not answer the last time.
     pub silence: Option<String>,
 }
 
 /// The checks of a call that its provider accepted.
-pub(super) fn judge(track: &Track, about: &About) -> Vec<Check> {
+pub(super) fn check_call(track: &Track, about: &About) -> Vec<Check> {
     let provider = &about.provider;
     let mut checks = vec![Check::passed(format!("{provider} accepted the call"))];
     if let Some(reason) = &about.would_refuse {
@@ -127,7 +127,11 @@ mod tests {
     }
 
     fn failures(track: &Track, about: &About) -> Vec<String> {
-        judge(track, about).into_iter().filter(|one| !one.ok).map(|one| format!("{} | {}", one.what, one.fix)).collect()
+        check_call(track, about)
+            .into_iter()
+            .filter(|one| !one.ok)
+            .map(|one| format!("{} | {}", one.what, one.fix))
+            .collect()
     }
 
     #[test]

@@ -17,7 +17,7 @@ use ratatui::buffer::Buffer;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
 use tokio::sync::mpsc;
 
-use super::admin_client::Console;
+use super::admin_client::AdminClient;
 use super::outcome::Outcome;
 use draw::View;
 use feed::{Feed, SILENCE_MAX, State};
@@ -36,7 +36,7 @@ const SIZE: (u16, u16) = (80, 24);
 #[derive(Debug, Args)]
 pub(super) struct Top {
     #[command(flatten)]
-    console: Console,
+    admin: AdminClient,
     /// Print one frame and exit
     #[arg(long)]
     once: bool,
@@ -49,7 +49,7 @@ impl Top {
     pub(super) async fn run(self) -> Outcome {
         let view = View { business: self.business.clone(), ..View::default() };
         if self.once {
-            let mut feed = Feed::new(self.console.follow("/api/stream").await?, SILENCE_MAX);
+            let mut feed = Feed::new(self.admin.follow("/api/stream").await?, SILENCE_MAX);
             let mut state = State::default();
             let first = async {
                 while !state.is_whole() {
@@ -69,7 +69,7 @@ impl Top {
             return Err(anyhow::anyhow!("top needs a terminal; --once prints one frame").into());
         }
         // Connected before the screen is taken, so that an error stays readable.
-        let first = self.console.follow("/api/stream").await?;
+        let first = self.admin.follow("/api/stream").await?;
         let mut terminal = ratatui::try_init()?;
         let shown = self.show(&mut terminal, first, view).await;
         ratatui::restore();
@@ -108,7 +108,7 @@ impl Top {
             // Keys past the end do not add up.
             view.from = shown_from;
             tokio::select! {
-                () = link.news(&self.console, &mut state) => view.is_lost = link.is_lost(),
+                () = link.news(&self.admin, &mut state) => view.is_lost = link.is_lost(),
                 key = keys.recv() => match key {
                     Some(Event::Key(key)) if key.kind == KeyEventKind::Press => {
                         let is_interrupt = key.modifiers.contains(KeyModifiers::CONTROL) && key.code == KeyCode::Char('c');
@@ -143,12 +143,12 @@ enum Link<'c> {
 }
 
 impl<'c> Link<'c> {
-    fn down(console: &'c Console, is_first: bool) -> Self {
+    fn down(admin: &'c AdminClient, is_first: bool) -> Self {
         let attempt = async move {
             if !is_first {
                 tokio::time::sleep(RECONNECT_DELAY).await;
             }
-            console.follow("/api/stream").await.ok().map(|pieces| Feed::new(pieces, SILENCE_MAX))
+            admin.follow("/api/stream").await.ok().map(|pieces| Feed::new(pieces, SILENCE_MAX))
         };
         Self::Down { attempt: attempt.boxed_local(), is_first }
     }
@@ -158,15 +158,15 @@ impl<'c> Link<'c> {
     }
 
     /// Completes with the next event, or when the connection is lost or back. Cancel-safe: an attempt goes on with the next call.
-    async fn news(&mut self, console: &'c Console, state: &mut State) {
+    async fn news(&mut self, admin: &'c AdminClient, state: &mut State) {
         match self {
             Self::Up(feed) => {
                 if !matches!(feed.next(state).await, Ok(true)) {
-                    *self = Self::down(console, true);
+                    *self = Self::down(admin, true);
                 }
             }
             Self::Down { attempt, .. } => {
-                *self = attempt.await.map_or_else(|| Self::down(console, false), Self::Up);
+                *self = attempt.await.map_or_else(|| Self::down(admin, false), Self::Up);
             }
         }
     }

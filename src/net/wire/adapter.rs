@@ -21,8 +21,9 @@ impl AsyncRead for WireIo {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let wire = &self.get_mut().0;
         let mut state = wire.state();
-        // The end of a chunked body is in `judged` when the stage is already the next head: it must not be held back.
-        if state.is_write_blocked && state.judged.is_empty() && matches!(state.stage, Stage::Head | Stage::Length(0)) {
+        // The end of a chunked body is in `validated` when the stage is already the next head: it must not be held back.
+        if state.is_write_blocked && state.validated.is_empty() && matches!(state.stage, Stage::Head | Stage::Length(0))
+        {
             // A malformed next request must not end the connection before the last answer was sent.
             keep(&mut state.reader, cx);
             return Poll::Pending;
@@ -82,8 +83,8 @@ impl AsyncWrite for WireIo {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.write(cx, |state, cx| {
             ready!(state.transport()?.poll_flush(cx))?;
-            if let Some(told) = state.flushed.take() {
-                let _ = told.send(());
+            if let Some(delivery) = state.flushed.take() {
+                let _ = delivery.send(());
             }
             Poll::Ready(Ok(()))
         })

@@ -12,7 +12,7 @@ use crate::policy::Rate;
 /// Creates by the time of their admission, oldest first. Its text is `HELD;AT:CREATES,AT:CREATES`, in milliseconds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RateLog {
-    /// How long the newest entry counts, in milliseconds.
+    /// The time for which the newest entry counts, in milliseconds.
     held_ms: i64,
     entries: Vec<(UnixMs, u32)>,
 }
@@ -62,7 +62,7 @@ impl RateLog {
     }
 
     /// Whether no entry counts any more.
-    pub fn is_over(&self, now_ms: UnixMs) -> bool {
+    pub fn is_expired(&self, now_ms: UnixMs) -> bool {
         self.entries.last().is_none_or(|(at, _)| at.saturating_add(self.held_ms) <= now_ms)
     }
 }
@@ -160,7 +160,7 @@ mod tests {
         let (log, sent) = run(rate, &[0; 9], false);
         assert_eq!((sent.len(), log.wait_ms(rate, 400)), (5, 651));
         assert_eq!(log.wait_ms(rate, 1051), 0);
-        assert!(log.is_over(1051) && !log.is_over(1050));
+        assert!(log.is_expired(1051) && !log.is_expired(1050));
     }
 
     #[test]

@@ -47,11 +47,11 @@ impl RetryAfterEstimator {
     }
 
     /// The rejection for a shortfall. `None`: the decision was made over other bindings.
-    pub fn full(&self, bindings: &[Binding], short: &Shortfall, now_ms: UnixMs) -> Option<LimitExceeded> {
+    pub fn limit_exceeded(&self, bindings: &[Binding], short: &Shortfall, now_ms: UnixMs) -> Option<LimitExceeded> {
         let binding = bindings.get(short.binding)?;
         let free_in_ms = match binding.bound {
             Bound::Rate(_) => short.token_in_ms,
-            Bound::Concurrent(_) => self.learnt().expected_ms(binding, short, now_ms),
+            Bound::Concurrent(_) => self.learnt().next_estimate_ms(binding, short, now_ms),
         };
         let (limit, scope, bound) = (binding.limit.clone(), binding.scope, binding.bound);
         Some(LimitExceeded { limit, scope, bound, current: short.current, free_in_ms })
@@ -59,9 +59,9 @@ impl RetryAfterEstimator {
 }
 
 impl Learnt {
-    /// When enough holders are expected to end, if calls of this limit have a known median length. Each further rejection gets
-    /// the next holder. The end of a batch cannot be estimated.
-    fn expected_ms(&mut self, binding: &Binding, short: &Shortfall, now_ms: UnixMs) -> Option<i64> {
+    /// Estimates when enough holders will have ended, if calls of this limit have a known median length, and counts the rejection: each
+    /// further one gets the next holder. The end of a batch cannot be estimated.
+    fn next_estimate_ms(&mut self, binding: &Binding, short: &Shortfall, now_ms: UnixMs) -> Option<i64> {
         let mut lengths: Vec<i64> = self.lengths.get(&binding.limit)?.iter().copied().collect();
         lengths.sort_unstable();
         let median = *lengths.get(lengths.len() / 2)?;
@@ -93,8 +93,9 @@ mod tests {
     #[test]
     fn the_wait_is_learnt_from_calls_and_spread() {
         let (waits, bindings) = (RetryAfterEstimator::default(), [limit()]);
-        let told =
-            |lacking, oldest: &[UnixMs]| waits.full(&bindings, &short(lacking, oldest), 130_000).unwrap().free_in_ms;
+        let told = |lacking, oldest: &[UnixMs]| {
+            waits.limit_exceeded(&bindings, &short(lacking, oldest), 130_000).unwrap().free_in_ms
+        };
         assert_eq!(told(1, &[100_000, 120_000]), None, "nothing was learnt yet");
         waits.freed(&bindings, Some(60_000));
         assert_eq!([told(1, &[100_000, 120_000]), told(1, &[100_000, 120_000])], [Some(30_000), Some(50_000)]);

@@ -20,7 +20,7 @@ pub struct Hooks {
     pub path: String,
     /// The list of items in the answer.
     pub items: Selector,
-    /// How the next page is asked for.
+    /// The request for the next page.
     pub next: Option<NextPage>,
     /// The same list of accounts below this one. Only read by `ringfence doctor`.
     pub below: Option<Below>,
@@ -41,7 +41,7 @@ pub struct Hooks {
     pub fallback: Option<Fallback>,
     /// Settings that make the provider ignore an item's URLs.
     #[serde(default)]
-    pub instead: Vec<Instead>,
+    pub instead: Vec<Override>,
     /// The URLs that an item posts to.
     #[serde(rename = "url")]
     pub urls: Vec<HookUrl>,
@@ -58,7 +58,7 @@ pub struct Below {
     pub path: String,
     /// The list of accounts in the answer.
     pub accounts: Selector,
-    /// How the next page is asked for.
+    /// The request for the next page.
     pub next: Option<NextPage>,
     /// An account's id. The account itself may be in the list.
     pub id: Selector,
@@ -85,7 +85,7 @@ pub struct Fallback {
     pub called: String,
     /// The parameter that sets it.
     pub param: String,
-    /// Why an item needs it.
+    /// The reason why an item needs it.
     pub why: String,
     /// The advice to the operator where the fallback is missing.
     pub fix: String,
@@ -93,7 +93,7 @@ pub struct Fallback {
 
 impl Fallback {
     /// Returns the fault of an item's fallback: it is not set, or leads to ringfence itself, so that it is no help.
-    pub(in crate::provider) fn fault(&self, message: &Message<'_>, here: Here<'_>) -> Option<Setting> {
+    pub(in crate::provider) fn fault(&self, message: &Message<'_>, here: OwnWebhooks<'_>) -> Option<Setting> {
         let url = self.at.text(message).unwrap_or_default();
         let says = match url.trim() {
             "" => format!("has no {}", self.called),
@@ -107,7 +107,7 @@ impl Fallback {
 /// A setting that the provider uses instead of an item's URLs.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Instead {
+pub struct Override {
     /// The setting's value: the setting applies if the value is present and not empty.
     pub at: Selector,
     /// The message for the operator.
@@ -174,7 +174,7 @@ pub enum Finding {
 
 /// The public URL of our webhooks, and their paths.
 #[derive(Debug, Clone, Copy)]
-pub struct Here<'a> {
+pub struct OwnWebhooks<'a> {
     /// `public_url`.
     pub base: &'a Uri,
     /// The provider's webhooks.
@@ -187,7 +187,15 @@ pub struct Here<'a> {
     pub doctor: bool,
 }
 
-impl Here<'_> {
+/// A URL that is not that of the webhook.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::provider) struct WrongUrl {
+    /// The state of the URL: `is empty`, `goes to example.com`.
+    pub(in crate::provider) is: String,
+    /// The path at our host that it points to.
+    pub(in crate::provider) path: Option<String>,
+}
+impl OwnWebhooks<'_> {
     /// The URL that an item should have.
     pub(in crate::provider) fn url_of(&self, url: &HookUrl) -> String {
         format!("{}{}", self.base.to_string().trim_end_matches('/'), url.path)
@@ -203,15 +211,20 @@ impl Here<'_> {
         host.eq_ignore_ascii_case(self.base.host().unwrap_or_default()) && port(uri) == port(self.base)
     }
 
-    /// The state of a URL that is not the webhook's, and the path of ours that it points to; `None` if it is the webhook's.
-    pub(in crate::provider) fn misses(&self, url: &str, webhook: &str) -> Option<(String, Option<String>)> {
+    /// The fault of a URL; `None` if it leads to this webhook.
+    pub(in crate::provider) fn wrong_url(&self, url: &str, webhook: &str) -> Option<WrongUrl> {
         if url.trim().is_empty() {
-            return Some(("is empty".to_owned(), None));
+            return Some(WrongUrl { is: "is empty".to_owned(), path: None });
         }
-        let Ok(uri) = url.trim().parse::<Uri>() else { return Some(("is not a URL".to_owned(), None)) };
+        let Ok(uri) = url.trim().parse::<Uri>() else {
+            return Some(WrongUrl { is: "is not a URL".to_owned(), path: None });
+        };
         let host = uri.host().unwrap_or_default();
         if !self.has_host(&uri) {
-            return Some((format!("goes to {}", uri.authority().map_or(host, |a| a.as_str())), None));
+            return Some(WrongUrl {
+                is: format!("goes to {}", uri.authority().map_or(host, |a| a.as_str())),
+                path: None,
+            });
         }
         let below = uri.path().strip_prefix(self.base.path().trim_end_matches('/')).unwrap_or(uri.path());
         let key = format!("{}.{webhook}", self.provider);
@@ -219,7 +232,7 @@ impl Here<'_> {
             self.webhooks.iter().any(|w| w.name == webhook && w.paths.iter().any(|p| p.captures(below).is_some()))
                 || self.extra_paths.get(&key).is_some_and(|paths| paths.iter().any(|p| p == below));
         let is = || format!("goes to {}, a path that is passed on to the app unread", uri.path());
-        (!known).then(|| (is(), Some(plain(below))))
+        (!known).then(|| WrongUrl { is: is(), path: Some(plain(below)) })
     }
 }
 
@@ -229,16 +242,16 @@ fn port(uri: &Uri) -> u16 {
 
 /// The URLs of an item.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct UrlPlace {
+pub struct ItemUrls {
     /// The name that distinguishes the item.
     pub name: String,
     /// The item's URLs, in the order of the description.
-    pub urls: Vec<Leads>,
+    pub urls: Vec<ItemUrl>,
 }
 
 /// One URL of an item.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Leads {
+pub struct ItemUrl {
     /// The provider's name for the URL.
     pub called: String,
     /// Whether it points to ringfence.
@@ -249,30 +262,30 @@ pub struct Leads {
 
 impl Hooks {
     /// The ids of the items that post here.
-    pub fn here(&self, items: &[Value], here: Here<'_>) -> Vec<String> {
+    pub fn ids_posting_here(&self, items: &[Value], here: OwnWebhooks<'_>) -> Vec<String> {
         let id = |item: &Value| read(item, |message| self.id.as_ref()?.text(message).map(|id| id.into_owned()));
         let places = self.places(items, here);
-        let posts = |(_, place): &(&Value, UrlPlace)| place.urls.iter().any(|url| url.here);
+        let posts = |(_, place): &(&Value, ItemUrls)| place.urls.iter().any(|url| url.here);
         items.iter().zip(places).filter(posts).filter_map(|(item, _)| id(item)).collect()
     }
 
     /// The problems of a list, each with the names of the items that have it.
-    pub fn judge(&self, items: &[Value], here: Here<'_>) -> BTreeMap<Finding, Vec<String>> {
+    pub fn findings(&self, items: &[Value], here: OwnWebhooks<'_>) -> BTreeMap<Finding, Vec<String>> {
         let (mut found, mut any_here, mut unread) = (BTreeMap::<Finding, Vec<String>>::new(), false, None);
         for item in items {
-            let (body, path, headers) = (Document::Json(item.clone()), BTreeMap::new(), HeaderMap::new());
-            let message = Message { body: &body, query: &[], path: &path, headers: &headers };
+            let (body, headers) = (Document::Json(item.clone()), HeaderMap::new());
+            let message = Message::new(&body, &headers);
             let mut add = |finding| found.entry(finding).or_default().push(self.name_of(&message));
-            let used = |one: &&Instead| one.at.text(&message).is_some_and(|text| !text.is_empty());
+            let used = |one: &&Override| one.at.text(&message).is_some_and(|text| !text.is_empty());
             if let Some(instead) = self.instead.iter().find(used) {
                 add(Finding::Fault(Setting { says: instead.says.clone(), why: None, fix: None }));
                 continue;
             }
             let mut posts_here = false;
             for url in &self.urls {
-                match here.misses(&url.at.text(&message).unwrap_or_default(), &url.webhook) {
+                match here.wrong_url(&url.at.text(&message).unwrap_or_default(), &url.webhook) {
                     None => posts_here = true,
-                    Some((is, path)) if self.every => add(Finding::Elsewhere {
+                    Some(WrongUrl { is, path }) if self.every => add(Finding::Elsewhere {
                         called: url.called.clone(),
                         is,
                         path,
@@ -280,7 +293,7 @@ impl Hooks {
                         url: here.url_of(url),
                         without: url.without.clone(),
                     }),
-                    Some((_, path)) => unread = unread.or(path),
+                    Some(WrongUrl { path, .. }) => unread = unread.or(path),
                 }
             }
             any_here |= posts_here;
@@ -306,20 +319,20 @@ impl Hooks {
     }
 
     /// The URLs of each item.
-    pub fn places(&self, items: &[Value], here: Here<'_>) -> Vec<UrlPlace> {
+    pub fn places(&self, items: &[Value], here: OwnWebhooks<'_>) -> Vec<ItemUrls> {
         let place = |message: &Message<'_>| {
             let urls = self.urls.iter().map(|url| {
-                let misses = here.misses(&url.at.text(message).unwrap_or_default(), &url.webhook);
-                let is = misses.as_ref().map_or("comes here".to_owned(), |(is, _)| is.clone());
-                Leads { called: url.called.clone(), here: misses.is_none(), is }
+                let wrong_url = here.wrong_url(&url.at.text(message).unwrap_or_default(), &url.webhook);
+                let is = wrong_url.as_ref().map_or("comes here".to_owned(), |wrong| wrong.is.clone());
+                ItemUrl { called: url.called.clone(), here: wrong_url.is_none(), is }
             });
-            UrlPlace { name: self.name_of(message), urls: urls.collect() }
+            ItemUrls { name: self.name_of(message), urls: urls.collect() }
         };
         items.iter().filter_map(|item| read(item, |message| Some(place(message)))).collect()
     }
 
     /// An item's id, and what a person tells it from others by.
-    pub(in crate::provider) fn told_by(&self, item: &Value) -> Option<(String, String)> {
+    pub(in crate::provider) fn id_and_name(&self, item: &Value) -> Option<(String, String)> {
         read(item, |message| Some((self.name.text(message)?.into_owned(), self.name_of(message))))
     }
 

@@ -130,7 +130,7 @@ pub struct Subaccounts {
     pub absent: Vec<u16>,
 }
 
-/// How ringfence authenticates its own requests.
+/// The authentication of ringfence's own requests.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged, deny_unknown_fields)]
 pub enum Credentials {

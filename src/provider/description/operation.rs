@@ -44,7 +44,7 @@ pub struct Operation {
     /// The attributes that limits and rules match.
     #[serde(default)]
     pub facts: FactSelectors,
-    /// When an answer means that the call was created.
+    /// The condition under which an answer means that the call was created.
     pub success: Success,
     /// Ids that the app assigns in its request.
     #[serde(default)]
@@ -58,11 +58,11 @@ pub struct Operation {
     /// Values added to a JSON body, so that the call can be found again.
     #[serde(default)]
     pub inject: Vec<Inject>,
-    /// How a bulk run, or a test call, builds the request.
+    /// The rules by which a bulk run, or a test call, builds the request.
     pub dial: Option<Dial>,
     /// The status callback that ringfence replaces.
     pub callback: Option<Callback>,
-    /// When the provider will report who answered the call (`answered_by` of a record). Without it, never.
+    /// The condition under which the provider reports who answered the call (`answered_by` of a record). Without it, never.
     pub reports_who_answered: Option<Predicate>,
     /// Whether destinations are written with a country code, but without a plus.
     #[serde(default)]
@@ -108,7 +108,7 @@ impl SlotsRule {
     }
 }
 
-/// How a response shows that a request without an operation has placed a call.
+/// The sign in a response that a request without an operation has placed a call.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Unfenced {
@@ -166,7 +166,7 @@ impl Unfenced {
     }
 }
 
-/// How a bulk run, or a test call (`ringfence smoke`), builds the request of an operation.
+/// The rules by which a bulk run, or a test call (`ringfence smoke`), builds the request of an operation.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Dial {
@@ -192,7 +192,7 @@ pub struct Dial {
     pub test: BTreeMap<String, String>,
 }
 
-/// When an answer means that the call was created.
+/// The condition under which an answer means that the call was created.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Success {
@@ -225,7 +225,7 @@ pub struct Callback {
     pub events_field: String,
     /// Every event.
     pub events: Vec<String>,
-    /// When the provider would ignore it.
+    /// The condition under which the provider would ignore it.
     #[serde(default)]
     pub unless: Predicate,
 }

@@ -28,10 +28,10 @@ pub struct Lookup {
     pub facts: FactSelectors,
     /// The side that placed the call. Default: outbound.
     pub direction: Option<DirectionWord>,
-    /// When the answer is about a telephone call. Other calls take no slot.
+    /// The condition under which the answer is about a telephone call. Other calls take no slot.
     #[serde(default)]
     pub phone: Predicate,
-    /// When the answer is not about a call of its own, but for instance about a leg of another call.
+    /// The condition under which the answer is not about a call of its own, but for instance about a leg of another call.
     #[serde(default)]
     pub skip: Predicate,
     /// Statuses that mean "no such call".
@@ -86,7 +86,7 @@ pub struct List {
     pub facts: FactSelectors,
     /// The side that placed the call.
     pub direction: Option<DirectionWord>,
-    /// When the item was created: RFC 2822, or seconds since 1970.
+    /// The time at which the item was created: RFC 2822, or seconds since 1970.
     pub created_at: Option<Selector>,
     /// The next page.
     pub next: Option<NextPage>,
@@ -155,7 +155,7 @@ pub struct HangUpMethod {
     /// Statuses that mean success.
     #[serde(default)]
     pub ok: Vec<u16>,
-    /// When an answer means that the call had already ended.
+    /// The condition under which an answer means that the call had already ended.
     #[serde(default)]
     pub over: Predicate,
     /// Whether it also deletes the provider's record of the call, so that a later "no such call" proves nothing.

@@ -46,7 +46,7 @@ fn as_rfc3339<S: serde::Serializer>(at: &Option<UnixMs>, s: S) -> Result<S::Ok, 
     at.map(crate::clock::rfc3339).serialize(s)
 }
 
-/// Where each part of a record is in a message.
+/// The places of the parts of a record in a message.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PostCallRules {
@@ -68,11 +68,11 @@ pub struct PostCallRules {
     analysis_data: Option<Selector>,
     /// Anything else that is worth keeping, as JSON.
     metadata_json: Option<Selector>,
-    /// When the call ended.
+    /// The time at which the call ended.
     call_end_time: Option<TimeRule>,
     /// The transcript, as JSON.
     transcript_json: Option<Selector>,
-    /// When the record is complete. Until then the provider is asked again.
+    /// The condition under which the record is complete. Until then the provider is asked again.
     #[serde(default)]
     complete: Predicate,
 }
@@ -99,7 +99,7 @@ enum TimeRule {
     After { after: Selector, secs: Selector },
 }
 
-/// How much of a post-call record is there.
+/// The completeness of a post-call record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Completeness {
     /// All that its provider will report.

@@ -17,7 +17,7 @@ const TIME_BYTES_MAX: usize = 64;
 /// The maximum id of a counter, in bytes.
 const SOURCE_BYTES_MAX: usize = 128;
 
-/// Where an utterance is in a message.
+/// The places of the parts of an utterance in a message.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct UtteranceRules {
@@ -33,7 +33,7 @@ pub struct UtteranceRules {
     pub order: Option<Selector>,
     /// The counter of `order`: the numbers start again with each. Without it, utterances keep their order of arrival.
     pub order_in: Option<Selector>,
-    /// When the utterance may still change: it is shown, but not kept.
+    /// The condition under which the utterance may still change: it is shown, but not kept.
     pub partial: Option<Predicate>,
 }
 
@@ -122,7 +122,7 @@ impl UtteranceRules {
     }
 }
 
-/// Where a turn is in a post-call transcript.
+/// The places of the parts of a turn in a post-call transcript.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TurnRules {
@@ -153,8 +153,8 @@ impl TurnRules {
     }
 
     fn read_one(&self, turn: &Value) -> Option<Turn> {
-        let (body, none, headers) = (Document::Json(turn.clone()), BTreeMap::new(), http::HeaderMap::new());
-        let message = Message { body: &body, query: &[], path: &none, headers: &headers };
+        let (body, headers) = (Document::Json(turn.clone()), http::HeaderMap::new());
+        let message = Message::new(&body, &headers);
         let speaker = *self.speaker.map.get(self.speaker.from.text(&message)?.as_ref())?;
         let text = self.text.text(&message).filter(|t| !t.trim().is_empty() && t.len() <= TEXT_BYTES_MAX)?;
         let secs = self.secs.as_ref().and_then(|secs| secs.text(&message)?.parse::<f64>().ok());

@@ -9,7 +9,7 @@ use super::super::select::{Message, Selector};
 use crate::call::{AnsweredBy, Direction, EndProof, Event, Outcome, Phase};
 use crate::ids::{Alias, number_key};
 
-/// Where the attributes that policy selects by are in a message.
+/// The places in a message of the attributes that policy selects by.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FactSelectors {
@@ -71,7 +71,7 @@ impl FactSelectors {
     }
 }
 
-/// Where an id is: a selector, or one with a condition on the id's prefix.
+/// The place of an id: a selector, or one with a condition on the id's prefix.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged)]
 enum IdSelector {
@@ -109,7 +109,7 @@ impl IdSelector {
     }
 }
 
-/// Where the ids of a call are, by kind.
+/// The places of the ids of a call, by kind.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(transparent)]
 pub struct IdSelectors(BTreeMap<String, IdSelector>);

@@ -44,7 +44,7 @@ pub struct Webhook {
     /// Fields that mark requests that are not about calls, such as text messages, but are signed in the same way.
     #[serde(default)]
     pub foreign: Vec<Selector>,
-    /// Where an operator looks if this webhook stops coming. Set for webhooks that the provider switches off after failures, which
+    /// The place at which an operator looks if this webhook stops coming. Set for webhooks that the provider switches off after failures, which
     /// ringfence watches.
     pub watched: Option<String>,
     /// The events it may carry. The first whose `when` holds applies.
@@ -53,6 +53,11 @@ pub struct Webhook {
 }
 
 impl Webhook {
+    /// Whether its provider acts on TwiML in the reply: a voice webhook.
+    pub fn wants_twiml(&self) -> bool {
+        self.reply == Some(Reply::Twiml)
+    }
+
     /// Whether a message is not about a call.
     pub fn is_foreign(&self, message: &Message<'_>) -> bool {
         self.foreign.iter().any(|selector| selector.text(message).is_some_and(|text| !text.is_empty()))
@@ -96,7 +101,7 @@ pub struct FixedAnswer {
 pub struct WebhookEvent {
     /// The event's name.
     pub name: String,
-    /// When the webhook carries this event.
+    /// The condition under which the webhook carries this event.
     #[serde(default)]
     pub when: Predicate,
     /// The call's new state. Without it, none.

@@ -43,7 +43,7 @@ pub struct Keys {
     pub tokens: Vec<Secret>,
 }
 
-/// Why a signature is invalid. The messages tell an operator what to check and contain no secret.
+/// The reason why a signature is invalid. The messages tell an operator what to check and contain no secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SignatureError {
     /// The header is missing.
@@ -151,7 +151,7 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
 /// The key of a Standard Webhooks secret: `whsec_`, then 24 to 64 bytes in base64.
 ///
 /// # Errors
-/// What is wrong with it. The message contains nothing of the secret.
+/// The fault of the secret. The message contains nothing of the secret.
 pub fn standard_key(secret: &Secret) -> Result<Vec<u8>, &'static str> {
     let text = secret.expose().strip_prefix("whsec_").ok_or("does not start with whsec_")?;
     let key = BASE64.decode(text).map_err(|_| "is not base64 after whsec_")?;

@@ -92,12 +92,12 @@ impl Jwt {
     }
 
     /// The first reason to reject a request that does not depend on its body.
-    pub(super) fn judge_head(&self, keys: &Keys, headers: &HeaderMap, now_secs: i64) -> Result<(), SignatureError> {
+    pub(super) fn validate_head(&self, keys: &Keys, headers: &HeaderMap, now_secs: i64) -> Result<(), SignatureError> {
         let request = Request { method: "", url: "", headers, body: &[], form: None };
         match self.verify(keys, &request, now_secs) {
             // The body was not read, so its hash does not matter.
             Err(SignatureError::Claim(claim)) if claim == self.body_hash.claim => Ok(()),
-            judged => judged,
+            other => other,
         }
     }
 

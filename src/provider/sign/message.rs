@@ -32,9 +32,9 @@ pub(super) struct MessageSignature {
     #[serde(default)]
     pub(super) encoding: Encoding,
     /// The places of the signature. Any of several may be valid.
-    pub(super) signature: Vec<Shown>,
+    pub(super) signature: Vec<SignaturePlace>,
     /// The place of the timestamp, if the message has one.
-    pub(super) timestamp: Option<Stamp>,
+    pub(super) timestamp: Option<TimestampPlace>,
     /// The header with the message's id.
     id: Option<String>,
     /// The header with the nonce.
@@ -116,7 +116,7 @@ enum KeyForm {
 /// The place of a signature.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Shown {
+pub(super) struct SignaturePlace {
     /// The header's name.
     pub(super) header: String,
     /// The header is a comma-separated list of `name=value`: the name to read.
@@ -130,7 +130,7 @@ pub(super) struct Shown {
     algorithm: Option<Algorithm>,
 }
 
-impl Shown {
+impl SignaturePlace {
     pub(super) fn texts<'h>(&'h self, headers: &'h HeaderMap) -> Vec<&'h str> {
         let lines = headers.get_all(&self.header).into_iter().filter_map(|value| value.to_str().ok());
         let all = lines.flat_map(|line| match (&self.field, &self.list) {
@@ -150,7 +150,7 @@ fn fields<'h>(line: &'h str, name: &str) -> impl Iterator<Item = &'h str> {
 /// The place of the timestamp.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Stamp {
+pub(super) struct TimestampPlace {
     /// The header's name.
     pub(super) header: String,
     /// The header is a comma-separated list of `name=value`: the name to read.
@@ -172,7 +172,7 @@ enum Unit {
     Either,
 }
 
-impl Stamp {
+impl TimestampPlace {
     /// Formats a time in the unit of `before`.
     pub(super) fn write(&self, before: &str, at_secs: i64) -> String {
         let in_ms = match self.unit {
@@ -205,10 +205,25 @@ impl Stamp {
 }
 
 /// The signatures of a request, by place.
-type Tags<'s> = Vec<(&'s Shown, Vec<Vec<u8>>)>;
+type Tags<'s> = Vec<(&'s SignaturePlace, Vec<Vec<u8>>)>;
 
 /// A key, and its algorithm if that is not the scheme's.
 type Candidate = (Option<Algorithm>, Vec<u8>);
+
+/// The signatures of a request, and what they sign except the body.
+struct ReadSignatures<'s, 'a> {
+    tags: Tags<'s>,
+    values: Values<'a>,
+    stamp_secs: Option<i64>,
+}
+
+/// The key that a signature matches.
+struct MatchingKey {
+    key: Candidate,
+    /// The form of the URL that was signed.
+    base: Base,
+    stamp_secs: Option<i64>,
+}
 
 impl MessageSignature {
     /// Checks what the types cannot express.
@@ -291,7 +306,7 @@ impl MessageSignature {
     }
 
     pub(super) fn verify(&self, keys: &Keys, request: &Request<'_>, now_secs: i64) -> Result<(), SignatureError> {
-        let (_, _, stamp_secs) = self.fit(keys, request)?;
+        let MatchingKey { stamp_secs, .. } = self.matching_key(keys, request)?;
         self.check_age(stamp_secs, now_secs)
     }
 
@@ -306,11 +321,11 @@ impl MessageSignature {
 
     /// The first reason to reject a request that does not depend on its body: a missing or malformed header, or a timestamp
     /// that is too old.
-    pub(super) fn judge_head(&self, headers: &HeaderMap, now_secs: i64) -> Result<(), SignatureError> {
+    pub(super) fn validate_head(&self, headers: &HeaderMap, now_secs: i64) -> Result<(), SignatureError> {
         let request = Request { method: "", url: "", headers, body: &[], form: None };
-        let (shown, _, stamp_secs) = self.shown(&request)?;
+        let ReadSignatures { tags: shown, stamp_secs, .. } = self.read_signatures(&request)?;
         // A named key may have another algorithm.
-        let is_as_long = |(one, all): &(&Shown, Vec<Vec<u8>>)| {
+        let is_as_long = |(one, all): &(&SignaturePlace, Vec<Vec<u8>>)| {
             all.iter().any(|tag| tag.len() == self.algorithm_of(None, one).signature_bytes())
         };
         if !shown.iter().any(is_as_long) && !self.settings.as_ref().is_some_and(|name| headers.contains_key(name)) {
@@ -319,12 +334,12 @@ impl MessageSignature {
         self.check_age(stamp_secs, now_secs)
     }
 
-    /// The key that matches, the form of the URL that was signed, and the timestamp in seconds.
-    fn fit(&self, keys: &Keys, request: &Request<'_>) -> Result<(Candidate, Base, Option<i64>), SignatureError> {
+    /// Finds the key that a signature matches.
+    fn matching_key(&self, keys: &Keys, request: &Request<'_>) -> Result<MatchingKey, SignatureError> {
         if !self.has_key(keys) {
             return Err(SignatureError::NoSecret);
         }
-        let (shown, values, stamp_secs) = self.shown(request)?;
+        let ReadSignatures { tags: shown, values, stamp_secs } = self.read_signatures(request)?;
         let candidates = self.candidates(keys, request)?;
         if !self.covers_body(request) {
             return Err(SignatureError::Mismatch);
@@ -332,10 +347,11 @@ impl MessageSignature {
         for base in self.bases(request, request.url) {
             for (algorithm, key) in &candidates {
                 let message = self.message.fill(&values, &base);
-                let fits =
-                    |(one, all): &(&Shown, Vec<Vec<u8>>)| self.algorithm_of(*algorithm, one).fits(key, &message, all);
+                let fits = |(one, all): &(&SignaturePlace, Vec<Vec<u8>>)| {
+                    self.algorithm_of(*algorithm, one).fits(key, &message, all)
+                };
                 if shown.iter().any(fits) {
-                    return Ok(((*algorithm, key.clone()), base, stamp_secs));
+                    return Ok(MatchingKey { key: (*algorithm, key.clone()), base, stamp_secs });
                 }
             }
         }
@@ -347,10 +363,10 @@ impl MessageSignature {
         !keys.secrets.is_empty() || (self.settings.is_some() && !keys.named.is_empty())
     }
 
-    /// The signatures, the signed values except the body, and the timestamp in seconds.
-    fn shown<'a>(&self, request: &Request<'a>) -> Result<(Tags<'_>, Values<'a>, Option<i64>), SignatureError> {
+    /// Reads the signatures and the signed headers.
+    fn read_signatures<'a>(&self, request: &Request<'a>) -> Result<ReadSignatures<'_, 'a>, SignatureError> {
         let first = || self.headers().next().unwrap_or_default().to_owned();
-        let texts: Vec<(&Shown, Vec<&str>)> = self
+        let texts: Vec<(&SignaturePlace, Vec<&str>)> = self
             .signature
             .iter()
             .filter(|shown| request.headers.contains_key(&shown.header))
@@ -360,7 +376,7 @@ impl MessageSignature {
             return Err(SignatureError::Missing(first()));
         }
         let (values, stamp_secs) = self.values(request)?;
-        let shown: Vec<(&Shown, Vec<Vec<u8>>)> = texts
+        let shown: Vec<(&SignaturePlace, Vec<Vec<u8>>)> = texts
             .into_iter()
             .map(|(shown, texts)| (shown, texts.into_iter().filter_map(|text| self.encoding.decode(text)).collect()))
             .filter(|(_, all): &(_, Vec<_>)| !all.is_empty())
@@ -368,10 +384,10 @@ impl MessageSignature {
         if shown.is_empty() {
             return Err(SignatureError::Malformed(first()));
         }
-        Ok((shown, values, stamp_secs))
+        Ok(ReadSignatures { tags: shown, values, stamp_secs })
     }
 
-    pub(super) fn algorithm_of(&self, of_key: Option<Algorithm>, shown: &Shown) -> Algorithm {
+    pub(super) fn algorithm_of(&self, of_key: Option<Algorithm>, shown: &SignaturePlace) -> Algorithm {
         of_key.or(shown.algorithm).unwrap_or(self.algorithm)
     }
 
@@ -443,7 +459,7 @@ impl MessageSignature {
         forwarded: &Request<'_>,
     ) -> Vec<(HeaderName, HeaderValue)> {
         let current = || Some((self.candidates(keys, received).ok()?.into_iter().next()?, Base::default()));
-        let fitting = self.fit(keys, received).ok().map(|(key, base, _)| (key, base));
+        let fitting = self.matching_key(keys, received).ok().map(|matching| (matching.key, matching.base));
         let Some(((algorithm, key), fitted)) = fitting.or_else(current) else { return vec![] };
         let mut url = without_fragment(forwarded.url).to_owned();
         // A handshake signed as wss:// is also checked as wss:// by the app.

@@ -27,7 +27,7 @@ pub use renew::Renewal;
 use shared::SharedSecret;
 pub use url::without_fragment;
 
-/// How a webhook is signed, and whether it must be. Read from TOML.
+/// The signature scheme of a webhook, and whether a signature is required. Read from TOML.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Signature {
     scheme: Scheme,
@@ -56,13 +56,13 @@ enum Mode {
     Off,
 }
 
-/// The result of a check.
+/// The result of a verification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Checked {
+pub enum Verification {
     /// The signature is valid.
-    Holds,
+    Valid,
     /// No signature is required, and there is none.
-    Nothing,
+    Unsigned,
 }
 
 impl Signature {
@@ -70,24 +70,24 @@ impl Signature {
     ///
     /// # Errors
     /// The signature is invalid.
-    pub fn verify(&self, keys: &Keys, request: &Request<'_>, now_secs: i64) -> Result<Checked, SignatureError> {
+    pub fn verify(&self, keys: &Keys, request: &Request<'_>, now_secs: i64) -> Result<Verification, SignatureError> {
         if self.mode == Mode::Off || (self.mode == Mode::IfPresent && !self.is_shown(request.headers)) {
-            return Ok(Checked::Nothing);
+            return Ok(Verification::Unsigned);
         }
         match &self.scheme {
-            Scheme::None => return Ok(Checked::Nothing),
+            Scheme::None => return Ok(Verification::Unsigned),
             Scheme::Shared(shared) => shared.verify(&keys.tokens, request.headers),
             Scheme::Message(message) => message.verify(keys, request, now_secs),
             Scheme::Jwt(jwt) => jwt.verify(keys, request, now_secs),
         }
-        .map(|()| Checked::Holds)
+        .map(|()| Verification::Valid)
     }
 
     /// Verifies a request before its body is read. An error cannot be cured by any body.
     ///
     /// # Errors
     /// The signature cannot be valid.
-    pub fn judge_head(&self, keys: &Keys, headers: &HeaderMap, now_secs: i64) -> Result<(), SignatureError> {
+    pub fn validate_head(&self, keys: &Keys, headers: &HeaderMap, now_secs: i64) -> Result<(), SignatureError> {
         if self.mode == Mode::Off || (self.mode == Mode::IfPresent && !self.is_shown(headers)) {
             return Ok(());
         }
@@ -95,8 +95,8 @@ impl Signature {
             Scheme::None => Ok(()),
             Scheme::Shared(shared) => shared.verify(&keys.tokens, headers),
             Scheme::Message(message) if !message.has_key(keys) => Err(SignatureError::NoSecret),
-            Scheme::Message(message) => message.judge_head(headers, now_secs),
-            Scheme::Jwt(jwt) => jwt.judge_head(keys, headers, now_secs),
+            Scheme::Message(message) => message.validate_head(headers, now_secs),
+            Scheme::Jwt(jwt) => jwt.validate_head(keys, headers, now_secs),
         }
     }
 
@@ -180,7 +180,7 @@ impl Signature {
     /// Checks that a secret can be its key.
     ///
     /// # Errors
-    /// What is wrong with it. The message contains nothing of the secret.
+    /// The fault of the secret. The message contains nothing of the secret.
     pub fn check_secret(&self, secret: &Secret) -> Result<(), &'static str> {
         match &self.scheme {
             Scheme::Message(message) => message.key(secret).map(drop),

@@ -22,7 +22,7 @@ impl<'de> Deserialize<'de> for Signature {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         let read = match Value::deserialize(d)? {
             Value::String(name) => Signature::preset(&name),
-            Value::Table(table) => with_preset(table).and_then(written),
+            Value::Table(table) => with_preset(table).and_then(read_signature),
             other => Err(format!("must be the name of a preset or a table, not a {}", other.type_str())),
         };
         read.map_err(|why| D::Error::custom(format!("signature: {why}")))
@@ -35,7 +35,7 @@ impl Signature {
     /// # Errors
     /// The name is unknown; the message suggests similar ones.
     pub fn preset(name: &str) -> Result<Self, String> {
-        preset(name).and_then(written)
+        preset(name).and_then(read_signature)
     }
 
     /// The names of the presets.
@@ -72,7 +72,7 @@ fn with_preset(mut table: Table) -> Result<Table, String> {
     }
 }
 
-fn written(mut table: Table) -> Result<Signature, String> {
+fn read_signature(mut table: Table) -> Result<Signature, String> {
     let scheme = match table.remove("scheme") {
         Some(Value::String(scheme)) => scheme,
         _ => return Err(format!("scheme is missing: one of {}, or preset = \"…\"", SCHEMES.join(", "))),

@@ -5,7 +5,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use ring::hmac;
 
 use super::common::{Keys, Request, equal};
-use super::message::{MessageSignature, Shown};
+use super::message::{MessageSignature, SignaturePlace};
 
 /// The age up to which a signature is passed on unchanged, in seconds, so that immediate deliveries are what the provider sent.
 const FRESH_SECS: i64 = 30;
@@ -37,7 +37,7 @@ pub struct Renewal<'a> {
 /// A key and a header with a signature: original, and renewed.
 struct Try<'a> {
     key: usize,
-    shown: &'a Shown,
+    shown: &'a SignaturePlace,
     messages: [hmac::Context; 2],
 }
 
@@ -76,9 +76,9 @@ impl<'a> Renewal<'a> {
             anew.push((key, shown, signature.encoding.encode(forwarded.sign().as_ref())));
         }
         let Some(fits) = fits else { return vec![] };
-        let anew: Vec<(&Shown, String)> =
+        let anew: Vec<(&SignaturePlace, String)> =
             anew.into_iter().filter(|(key, ..)| *key == fits).map(|(_, shown, text)| (shown, text)).collect();
-        written(signature, headers, &anew, &self.stamps)
+        renewed_headers(signature, headers, &anew, &self.stamps)
     }
 }
 
@@ -114,10 +114,10 @@ impl MessageSignature {
 }
 
 /// The headers of the timestamp and the signatures, with new values.
-fn written(
+fn renewed_headers(
     signature: &MessageSignature,
     headers: &HeaderMap,
-    anew: &[(&Shown, String)],
+    anew: &[(&SignaturePlace, String)],
     [before, now]: &[String; 2],
 ) -> Vec<(HeaderName, HeaderValue)> {
     let mut lines: Vec<(&str, String)> = Vec::new();

@@ -24,10 +24,10 @@ const KNOWN: [&str; 11] = [
     "target_concurrency_limit",
 ];
 
-/// Where a run keeps the digest of the body that it was submitted with.
-pub(super) const BODY: &str = "body_sha256";
+/// The field in which a run keeps the digest of the body that it was submitted with.
+pub(super) const BODY_DIGEST: &str = "body_sha256";
 
-/// The carrier of a phone number's calls.
+/// The telephony provider of a phone number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PhoneProvider {
     Twilio,
@@ -44,7 +44,7 @@ impl PhoneProvider {
         }
     }
 
-    const fn word(self) -> &'static str {
+    const fn as_str(self) -> &'static str {
         match self {
             Self::Twilio => "twilio",
             Self::SipTrunk => "sip_trunk",
@@ -104,7 +104,7 @@ impl<'b> Batch<'b> {
         account: &AccountName,
         by: PhoneProvider,
         key: String,
-        body: &str,
+        body_digest: &str,
     ) -> Spec {
         let mut request = Map::new();
         request.insert("agent_id".to_owned(), self.agent_id.into());
@@ -119,8 +119,8 @@ impl<'b> Batch<'b> {
         }
         batch.insert("agent_id".to_owned(), self.agent_id.into());
         batch.insert("phone_number_id".to_owned(), self.phone_number_id.into());
-        batch.insert("phone_provider".to_owned(), by.word().into());
-        batch.insert(BODY.to_owned(), body.into());
+        batch.insert("phone_provider".to_owned(), by.as_str().into());
+        batch.insert(BODY_DIGEST.to_owned(), body_digest.into());
         let scheduled = self.value("scheduled_time_unix").and_then(Value::as_i64);
         let limit = self.value("target_concurrency_limit").and_then(Value::as_u64);
         Spec {

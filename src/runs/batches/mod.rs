@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use tracing::{debug, info, warn};
 
 use super::Runs;
+use super::leads::LeadsIn;
 use super::load::LoadError;
 use super::spec::Spec;
 use crate::call::Outcome;
@@ -32,7 +33,7 @@ use crate::reply::{Rejection, RejectionCode, json_answer, problem};
 use crate::store::StoreError;
 use crate::store::runs::{BATCH_KEY, JobResult, Run, RunState};
 use convert::{Batch, PhoneProvider};
-use shape::submitted_body;
+use shape::submitted_digest;
 
 /// The provider whose batches these are.
 const PROVIDER: &str = "elevenlabs";
@@ -41,7 +42,7 @@ const SUBMIT: &str = "batch_submit";
 const RETRY: &str = "batch_retry";
 /// The same batch that comes again within this time, in milliseconds, is one that an SDK has sent again.
 const SAME_WITHIN_MS: i64 = 600_000;
-/// How long a request waits for the same one that is being read, and between two looks at that.
+/// The time that a request waits for the same one that is being read, and the time between two looks at that.
 const LOADING_WAIT: Duration = Duration::from_secs(30);
 const LOADING_POLL: Duration = Duration::from_millis(200);
 /// Leads that are handed over at once, and results that are read at once.
@@ -49,7 +50,7 @@ const PAGE: usize = 500;
 /// Pages of runs that one list reads at most, where batches of one agent are looked for.
 const PAGES_MAX: u32 = 4;
 /// Batches in a page of a list, unless asked otherwise; and at most.
-const LISTED: usize = 30;
+const LISTED_DEFAULT: usize = 30;
 const LISTED_MAX: usize = 100;
 /// Outcomes of recipients that a retry calls again.
 const NOT_REACHED: [Outcome; 4] = [Outcome::Busy, Outcome::NoAnswer, Outcome::Failed, Outcome::Canceled];
@@ -62,7 +63,7 @@ enum BatchRequest {
     Cancel(String),
 }
 
-fn asked(method: &Method, path: &str) -> Option<BatchRequest> {
+fn parse_request(method: &Method, path: &str) -> Option<BatchRequest> {
     readings(path).iter().find_map(|path| {
         let segments: Vec<&str> = path.as_str().trim_matches('/').split('/').collect();
         let [_, convai, batch_calling, rest @ ..] = segments.as_slice() else { return None };
@@ -96,7 +97,7 @@ struct BatchKey {
     /// behind that.
     text: String,
     /// The digest of the body.
-    body: String,
+    body_digest: String,
     /// The app named it (`Idempotency-Key`), so it is the same for as long as its run is on record.
     is_named: bool,
 }
@@ -106,7 +107,7 @@ impl BatchKey {
         let (account, body) = (&request.account.name, sha256_hex(request.upstream.body()));
         let named = request.idempotency_key()?;
         let text = named.as_ref().map_or_else(|| body.clone(), |key| format!("key:{}", key.id));
-        Ok(Self { text: format!("{BATCH_KEY}{account}:{text}"), body, is_named: named.is_some() })
+        Ok(Self { text: format!("{BATCH_KEY}{account}:{text}"), body_digest: body, is_named: named.is_some() })
     }
 
     /// Whether a request with this key means this run. A batch without a name that was canceled, or comes again later, is to be
@@ -128,24 +129,24 @@ impl BatchCalling for Runs {
             SUBMIT => {
                 let Document::Json(body) = &request.body else { return None };
                 let batch = Batch::read(body)?;
-                self.submit(calls, request, batch).await.unwrap_or_else(|error| Some(answer_of(error)))
+                self.submit(calls, request, batch).await.unwrap_or_else(|error| Some(error_response(error)))
             }
             RETRY => {
-                let run = self.batch(calls, account, &request.batch.as_ref()?.id).await;
+                let run = self.find_batch(calls, account, &request.batch.as_ref()?.id).await;
                 let run = run.transpose()?;
                 let retried = async { self.retry_batch(calls, run?).await };
-                Some(retried.await.unwrap_or_else(|error| answer_of(LoadError::Store(error))))
+                Some(retried.await.unwrap_or_else(|error| error_response(LoadError::Store(error))))
             }
             _ => None,
         }
     }
 
     async fn other(&self, calls: &Calls, account: &Account, request: OtherRequest<'_>) -> Option<Response<Bytes>> {
-        let asked = asked(request.method, request.path)?;
+        let parsed = parse_request(request.method, request.path)?;
         if !shows_key(account, request.headers) {
             return None;
         }
-        let answered = match asked {
+        let answered = match parsed {
             BatchRequest::List if calls.observes() => return None,
             BatchRequest::List => self.list_batches(calls, account, request.query).await,
             BatchRequest::Get(id) => self.show_batch(calls, account, &id).await,
@@ -154,14 +155,14 @@ impl BatchCalling for Runs {
         answered.unwrap_or_else(|error| {
             warn!(account = %account.name, %error, "failed to answer a request about a batch");
             let why = "The database does not answer; try again.";
-            Some(rejected(calls, account, RejectionCode::StoreUnavailable, why))
+            Some(rejection_response(calls, account, RejectionCode::StoreUnavailable, why))
         })
     }
 }
 
 impl Runs {
     /// A run that is a batch of this account. `None`: the provider may know it.
-    async fn batch(&self, calls: &Calls, account: &Account, id: &str) -> Result<Option<Run>, StoreError> {
+    async fn find_batch(&self, calls: &Calls, account: &Account, id: &str) -> Result<Option<Run>, StoreError> {
         let run = calls.lifecycle.store.run_of(id).await?;
         // One that is being read may still be none: nobody has been told its id.
         let is_whole = |run: &Run| run.state != RunState::Loading;
@@ -182,19 +183,19 @@ impl Runs {
         };
         let (store, business) = (&calls.lifecycle.store, &request.facts.business);
         let mut latest = store.latest_keyed_run(business.as_str(), &key.text).await?;
-        let mut carrier = None;
+        let mut telephony = None;
         let until = Instant::now() + LOADING_WAIT;
         let mut loading = loop {
             let text = match &latest {
                 Some(run) if key.is_of(run, calls.lifecycle.clock.now_ms()) => {
-                    if key.body != submitted_body(run) {
+                    if key.body_digest != submitted_digest(run) {
                         return reject(
                             RejectionCode::KeyReused,
                             "Not dialled: this Idempotency-Key was used for another batch.",
                         );
                     }
                     if run.state != RunState::Loading {
-                        return self.shown(calls, run).await.map(Some).map_err(LoadError::Store);
+                        return self.batch_response(calls, run).await.map(Some).map_err(LoadError::Store);
                     }
                     // The same request is being read, here or at another replica.
                     if Instant::now() > until {
@@ -211,20 +212,20 @@ impl Runs {
                 // Limits are not enforced, so the provider dials new batches. Those that are runs already stay runs.
                 return Ok(None);
             }
-            let carrier = match carrier {
-                Some(carrier) => carrier,
+            let telephony = match telephony {
+                Some(telephony) => telephony,
                 None => match phone_provider(calls, &request.account, batch.phone_number_id).await {
-                    PhoneAnswer::By(provider) => *carrier.insert(provider),
+                    PhoneAnswer::By(provider) => *telephony.insert(provider),
                     PhoneAnswer::Other => return Ok(None),
-                    PhoneAnswer::None => {
+                    PhoneAnswer::Silent => {
                         let why =
                             "Not dialled: ElevenLabs did not say who carries the batch's phone number; try again.";
                         return reject(RejectionCode::UpstreamUnreachable, why);
                     }
                 },
             };
-            let spec = batch.spec(business, &request.account.name, carrier, text, &key.body);
-            let loading = self.begin(calls, spec, true).await?;
+            let spec = batch.spec(business, &request.account.name, telephony, text, &key.body_digest);
+            let loading = self.begin(calls, spec, LeadsIn::Create).await?;
             if !loading.is_known() {
                 break loading;
             }
@@ -240,11 +241,11 @@ impl Runs {
         };
         let run = loaded.run;
         info!(run = run.id, business = run.business, leads = run.total, "batch submitted as a run");
-        Ok(Some(self.shown(calls, &run).await?))
+        Ok(Some(self.batch_response(calls, &run).await?))
     }
 
     /// The answer that shows a run as a batch.
-    async fn shown(&self, calls: &Calls, run: &Run) -> Result<Response<Bytes>, StoreError> {
+    async fn batch_response(&self, calls: &Calls, run: &Run) -> Result<Response<Bytes>, StoreError> {
         let counts = calls.lifecycle.store.run_counts(&run.id).await?;
         Ok(json_answer(StatusCode::OK, &shape::batch(run, &counts)))
     }
@@ -261,7 +262,8 @@ impl Runs {
         if before.is_some_and(|cursor| !cursor.starts_with("run_")) {
             return Ok(None);
         }
-        let limit = query.get("limit").and_then(|text| text.parse().ok()).unwrap_or(LISTED).clamp(1, LISTED_MAX);
+        let limit =
+            query.get("limit").and_then(|text| text.parse().ok()).unwrap_or(LISTED_DEFAULT).clamp(1, LISTED_MAX);
         let agent = query.get("agent_id").filter(|agent| !agent.is_empty());
         let (mut batches, mut cursor, mut has_more) = (vec![], before.map(str::to_owned), false);
         let page = if agent.is_some() { PAGE } else { limit + 1 };
@@ -307,7 +309,7 @@ impl Runs {
         account: &Account,
         id: &str,
     ) -> Result<Option<Response<Bytes>>, StoreError> {
-        let Some(run) = self.batch(calls, account, id).await? else { return Ok(None) };
+        let Some(run) = self.find_batch(calls, account, id).await? else { return Ok(None) };
         let store = &calls.lifecycle.store;
         let mut shown = shape::batch(&run, &store.run_counts(&run.id).await?);
         let (mut recipients, mut after) = (vec![], 0);
@@ -329,16 +331,16 @@ impl Runs {
         account: &Account,
         id: &str,
     ) -> Result<Option<Response<Bytes>>, StoreError> {
-        let Some(run) = self.batch(calls, account, id).await? else { return Ok(None) };
+        let Some(run) = self.find_batch(calls, account, id).await? else { return Ok(None) };
         self.cancel(calls, &run.id).await?;
         let run = calls.lifecycle.store.run_of(&run.id).await?.unwrap_or(run);
-        self.shown(calls, &run).await.map(Some)
+        self.batch_response(calls, &run).await.map(Some)
     }
 
     async fn retry_batch(&self, calls: &Calls, run: Run) -> Result<Response<Bytes>, StoreError> {
         self.retry(calls, &run, NOT_REACHED.to_vec()).await?;
         let run = calls.lifecycle.store.run_of(&run.id).await?.unwrap_or(run);
-        self.shown(calls, &run).await
+        self.batch_response(calls, &run).await
     }
 }
 
@@ -372,18 +374,18 @@ async fn with_providers_own(
         Err(error) => {
             warn!(account = %account.name, %error, "failed to list batches of provider");
             let why = "The provider's own batches cannot be listed.";
-            rejected(calls, account, RejectionCode::UpstreamUnreachable, why)
+            rejection_response(calls, account, RejectionCode::UpstreamUnreachable, why)
         }
     }
 }
 
-/// The provider's answer about the carrier of a phone number's calls.
+/// The provider's answer about the telephony provider of a phone number.
 enum PhoneAnswer {
     By(PhoneProvider),
     /// A run cannot call from it, or the provider has no such number for this key.
     Other,
     /// The provider did not answer.
-    None,
+    Silent,
 }
 
 /// Asks the provider (`GET /v1/convai/phone-numbers/{id}`, `provider`).
@@ -403,11 +405,11 @@ async fn phone_provider(calls: &Calls, account: &Account, id: &str) -> PhoneAnsw
         }
         Ok(answer) => {
             warn!(account = %account.name, status = answer.status().as_u16(), "failed to read phone number");
-            PhoneAnswer::None
+            PhoneAnswer::Silent
         }
         Err(error) => {
             warn!(account = %account.name, %error, "failed to read phone number");
-            PhoneAnswer::None
+            PhoneAnswer::Silent
         }
     }
 }
@@ -417,12 +419,12 @@ fn is_temporary(status: StatusCode) -> bool {
 }
 
 /// The rejection of a request that creates no call, in the provider's shape.
-fn rejected(calls: &Calls, account: &Account, code: RejectionCode, why: &str) -> Response<Bytes> {
+fn rejection_response(calls: &Calls, account: &Account, code: RejectionCode, why: &str) -> Response<Bytes> {
     calls.rejections.respond(Rejection::new(code, why), &RejectedRequest::other(account))
 }
 
-/// Why a batch was not taken, in the provider's shape.
-fn answer_of(error: LoadError) -> Response<Bytes> {
+/// The reason why a batch was not taken, in the provider's shape.
+fn error_response(error: LoadError) -> Response<Bytes> {
     let invalid = |detail: Value| json_answer(StatusCode::UNPROCESSABLE_ENTITY, &json!({"detail": detail}));
     match error {
         LoadError::Leads { mistakes, .. } => {

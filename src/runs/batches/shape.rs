@@ -3,22 +3,22 @@
 use serde_json::{Map, Value, json};
 
 use super::super::spec::Spec;
-use super::convert::BODY;
+use super::convert::BODY_DIGEST;
 use crate::call::Outcome;
 use crate::store::runs::{JobResult, JobState, Run, RunCounts, RunState};
 
-fn submitted(run: &Run) -> Map<String, Value> {
+fn submitted_fields(run: &Run) -> Map<String, Value> {
     serde_json::from_str::<Spec>(&run.spec).ok().and_then(|spec| spec.batch).unwrap_or_default()
 }
 
 /// The digest of the body that a run was submitted with.
-pub(super) fn submitted_body(run: &Run) -> String {
-    submitted(run).get(BODY).and_then(Value::as_str).unwrap_or_default().to_owned()
+pub(super) fn submitted_digest(run: &Run) -> String {
+    submitted_fields(run).get(BODY_DIGEST).and_then(Value::as_str).unwrap_or_default().to_owned()
 }
 
 /// The agent of a batch.
 pub(super) fn agent(run: &Run) -> Option<String> {
-    submitted(run).get("agent_id")?.as_str().map(str::to_owned)
+    submitted_fields(run).get("agent_id")?.as_str().map(str::to_owned)
 }
 
 /// `BatchCallStatus`. It has no word for a paused batch.
@@ -36,7 +36,7 @@ fn status(run: &Run, counts: &RunCounts) -> &'static str {
 
 /// `BatchCallResponse`. The agent's name is not known here; its id stands in its place.
 pub(super) fn batch(run: &Run, counts: &RunCounts) -> Value {
-    let submitted = submitted(run);
+    let submitted = submitted_fields(run);
     let field = |name: &str| submitted.get(name).cloned().unwrap_or(Value::Null);
     json!({
         "id": run.id,

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, info, warn};
 
-use super::super::decide::{FETCH_MS, after, is_failure};
+use super::super::decide::{FETCH_MS, is_failure, settlement};
 use super::super::spec::{Spec, reports_who_answered};
 use super::{Dialler, SETTLED_MAX};
 use crate::calls::Calls;
@@ -14,7 +14,7 @@ use crate::ids::CallId;
 use crate::store::Result;
 use crate::store::runs::{JobState, LostClaims, RunState};
 
-/// How often lost claims are looked for.
+/// The interval between searches for lost claims.
 const RECOVERY_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The age, in milliseconds, before which a claim is not lost: the heartbeat of its replica may not have been seen yet.
@@ -43,7 +43,7 @@ impl Dialler {
                 specs.insert(id.clone(), spec);
             }
             let Some(spec) = specs.get(id) else { continue };
-            judged.push((one, after(one, spec, one.run_state, word_wait_ms(calls, spec), now_ms)));
+            judged.push((one, settlement(one, spec, one.run_state, answered_by_wait_ms(calls, spec), now_ms)));
         }
         let settled = store.end_jobs(judged.iter().map(|(_, settle)| settle.clone()).collect(), now_ms).await?;
         // By run: whether each call failed, and why the last one did.
@@ -120,9 +120,10 @@ impl Dialler {
     }
 }
 
-/// How long after the end of a run's call its provider may report who answered, in milliseconds: until its post-call record can have been
+/// The time after the end of a run's call in which its provider may report who answered, in milliseconds: until its post-call
+/// record can have been
 /// fetched once, if that does not have to stand in line. `None`: it does not report it.
-fn word_wait_ms(calls: &Calls, spec: &Spec) -> Option<i64> {
+fn answered_by_wait_ms(calls: &Calls, spec: &Spec) -> Option<i64> {
     let account = calls.account(&spec.account)?;
     let operation = account.provider.operations.iter().find(|one| one.name == spec.operation)?;
     let wait_ms = as_ms(calls.settings.record_fetch_after);

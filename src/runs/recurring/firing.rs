@@ -5,8 +5,9 @@ use tokio::sync::mpsc;
 use tracing::info;
 
 use super::super::Runs;
+use super::super::leads::LeadsIn;
 use super::super::load::{LoadError, Loading};
-use super::source::{Asked, LeadSource};
+use super::source::{Author, LeadSource, LeadsRequest};
 use super::spec::{BadLeads, Recurring};
 use crate::calls::Calls;
 use crate::clock::UnixMs;
@@ -16,9 +17,9 @@ use crate::store::runs::{Run, RunState};
 use crate::store::schedules::Schedule;
 
 /// Batches of rows that wait for the store.
-const WAITING: usize = 4;
+const BATCHES_WAITING: usize = 4;
 /// Mistakes that are told.
-const MISTAKES: usize = 5;
+const MISTAKES_IN_NOTE: usize = 5;
 
 /// The result of a firing.
 #[derive(Debug)]
@@ -29,7 +30,7 @@ pub struct Fired {
     pub note: Option<String>,
 }
 
-/// Why a firing made no run.
+/// The reason why a firing made no run.
 #[derive(Debug, thiserror::Error)]
 pub enum FiringError {
     /// Another replica is taking its leads in.
@@ -73,11 +74,11 @@ pub async fn fire(
     at_ms: UnixMs,
 ) -> Result<Fired, FiringError> {
     let source = runs.settings.sources.get(&spec.source);
-    let source = source.filter(|source| source.is_for(&spec.run.business, false));
+    let source = source.filter(|source| source.is_for(&spec.run.business, Author::Operator));
     let source = source.ok_or_else(|| {
         FiringError::Failed(format!("there is no source {} for its business in [[lead_sources]]", spec.source))
     })?;
-    let mut loading = runs.begin(calls, spec.run_of(key(&schedule.id, at_ms)), true).boxed().await?;
+    let mut loading = runs.begin(calls, spec.run_of(key(&schedule.id, at_ms)), LeadsIn::Create).boxed().await?;
     failpoint::hit("schedule.begun").await;
     let run = loading.run();
     if loading.is_known() && run.state == RunState::Loading {
@@ -87,21 +88,21 @@ pub async fn fire(
         return Ok(Fired { run: Some(run.clone()), note: None });
     }
     if spec.bad_leads == BadLeads::Skip {
-        loading.leave_out();
+        loading.skip_invalid();
     }
-    let asked = Asked {
+    let asked = LeadsRequest {
         business: spec.run.business.to_string(),
         schedule: schedule.name.clone(),
         firing_at: at_ms,
         date: spec.date_of(at_ms),
     };
-    if let Err(error) = take_in(calls, source, &asked, &mut loading).boxed().await {
-        loading.give_up().await;
+    if let Err(error) = load_leads(calls, source, &asked, &mut loading).boxed().await {
+        loading.discard().await;
         return Err(error);
     }
     let note = note_of(&loading);
     if loading.is_empty() {
-        loading.give_up().await;
+        loading.discard().await;
         info!(schedule = schedule.id, business = schedule.business, leads = 0, "schedule fired");
         return Ok(Fired { run: None, note });
     }
@@ -110,8 +111,13 @@ pub async fn fire(
     Ok(Fired { run: Some(run), note })
 }
 
-async fn take_in(calls: &Calls, source: &LeadSource, asked: &Asked, loading: &mut Loading) -> Result<(), FiringError> {
-    let (rows, mut read_rows) = mpsc::channel(WAITING);
+async fn load_leads(
+    calls: &Calls,
+    source: &LeadSource,
+    asked: &LeadsRequest,
+    loading: &mut Loading,
+) -> Result<(), FiringError> {
+    let (rows, mut read_rows) = mpsc::channel(BATCHES_WAITING);
     let take = async {
         while let Some(some) = read_rows.recv().await {
             if let Err(error) = loading.take(some).await {
@@ -128,8 +134,8 @@ async fn take_in(calls: &Calls, source: &LeadSource, asked: &Asked, loading: &mu
 }
 
 fn note_of(loading: &Loading) -> Option<String> {
-    let (left_out, mistakes) = loading.left_out();
-    let first = mistakes.iter().take(MISTAKES).map(|one| format!("row {}: {}", one.line, one.error));
-    let more = if mistakes.len() > MISTAKES { "; …" } else { "" };
+    let (left_out, mistakes) = (loading.left_out(), loading.mistakes());
+    let first = mistakes.iter().take(MISTAKES_IN_NOTE).map(|one| format!("row {}: {}", one.line, one.error));
+    let more = if mistakes.len() > MISTAKES_IN_NOTE { "; …" } else { "" };
     (left_out > 0).then(|| format!("{left_out} leads left out: {}{more}", first.collect::<Vec<_>>().join("; ")))
 }

@@ -19,13 +19,13 @@ use crate::metrics::Firing;
 use crate::store::Result;
 use crate::store::schedules::Schedule;
 
-/// How often schedules are looked at.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// Schedules that are looked at in one look, and that fire at once.
-const LOOKED_AT: u32 = 200;
-const AT_ONCE: usize = 8;
-/// How often a change is written anew over another one.
-const WRITES: usize = 5;
+/// The interval at which due schedules are read.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// Schedules that are read at once, and that fire at once.
+const SCHEDULES_PER_POLL: u32 = 200;
+const FIRINGS_AT_ONCE: usize = 8;
+/// Attempts to write a change, each over another one that came first.
+const WRITE_TRIES_MAX: usize = 5;
 
 /// Fires schedules until stopped, where this replica leads. `newest` is the running generation.
 pub async fn run(newest: impl Fn() -> (Calls, Runs) + Send, leads: impl Fn() -> bool + Send, stop: CancellationToken) {
@@ -33,7 +33,7 @@ pub async fn run(newest: impl Fn() -> (Calls, Runs) + Send, leads: impl Fn() -> 
     loop {
         let (calls, runs) = newest();
         let due = match leads() {
-            true => look(&calls).boxed().await.unwrap_or_else(|error| {
+            true => read_due(&calls).boxed().await.unwrap_or_else(|error| {
                 debug!(%error, "failed to read due schedules");
                 vec![]
             }),
@@ -43,18 +43,18 @@ pub async fn run(newest: impl Fn() -> (Calls, Runs) + Send, leads: impl Fn() -> 
             }
         };
         for schedule in due {
-            if firing.len() < AT_ONCE && !busy.values().any(|id| *id == schedule.id) {
+            if firing.len() < FIRINGS_AT_ONCE && !busy.values().any(|id| *id == schedule.id) {
                 let (calls, runs, id) = (calls.clone(), runs.clone(), schedule.id.clone());
-                let one = async move { one(&calls, &runs, schedule).boxed().await };
+                let one = async move { advance_or_log(&calls, &runs, schedule).boxed().await };
                 busy.insert(firing.spawn(one).id(), id);
             }
         }
-        let looked = tokio::time::sleep(LOOK_EVERY);
-        tokio::pin!(looked);
+        let pause = tokio::time::sleep(POLL_INTERVAL);
+        tokio::pin!(pause);
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = &mut looked => break,
+                () = &mut pause => break,
                 Some(ended) = firing.join_next_with_id() => {
                     busy.remove(&ended.map_or_else(|error| error.id(), |(id, ())| id));
                 }
@@ -63,21 +63,21 @@ pub async fn run(newest: impl Fn() -> (Calls, Runs) + Send, leads: impl Fn() -> 
     }
 }
 
-async fn look(calls: &Calls) -> Result<Vec<Schedule>> {
+async fn read_due(calls: &Calls) -> Result<Vec<Schedule>> {
     let (store, now_ms) = (&calls.lifecycle.store, calls.lifecycle.clock.now_ms());
-    let due = store.due_schedules(now_ms, LOOKED_AT).await?;
+    let due = store.due_schedules(now_ms, SCHEDULES_PER_POLL).await?;
     calls.lifecycle.metrics.schedules_failing(store.failing_schedules().await?);
     Ok(due)
 }
 
-async fn one(calls: &Calls, runs: &Runs, schedule: Schedule) {
-    if let Err(error) = stepped(calls, runs, &schedule).await {
-        warn!(schedule = schedule.id, %error, "failed to fire schedule; retrying");
+async fn advance_or_log(calls: &Calls, runs: &Runs, schedule: Schedule) {
+    if let Err(error) = advance(calls, runs, &schedule).await {
+        warn!(schedule = schedule.id, %error, "failed to advance a schedule, since the store failed; retrying");
     }
 }
 
-/// Does what there is to do about a schedule.
-async fn stepped(calls: &Calls, runs: &Runs, schedule: &Schedule) -> Result<()> {
+/// Takes the next step of a schedule.
+async fn advance(calls: &Calls, runs: &Runs, schedule: &Schedule) -> Result<()> {
     let (store, metrics) = (&calls.lifecycle.store, &calls.lifecycle.metrics);
     let now_ms = calls.lifecycle.clock.now_ms();
     let read = serde_json::from_str::<Recurring>(&schedule.spec).map_err(|error| error.to_string());
@@ -108,7 +108,7 @@ async fn stepped(calls: &Calls, runs: &Runs, schedule: &Schedule) -> Result<()> 
             Ok(fired) => {
                 failpoint::hit("schedule.fired").await;
                 metrics.schedule_firing(result_of(&fired));
-                noted(done(schedule, &cron, at, now_ms), at, &fired)
+                with_firing(done(schedule, &cron, at, now_ms), at, &fired)
             }
             Err(FiringError::Busy) => return Ok(()),
             Err(FiringError::Store(error)) => return Err(error),
@@ -129,7 +129,7 @@ fn result_of(fired: &Fired) -> Firing {
     if fired.run.is_some() { Firing::Fired } else { Firing::NoLeads }
 }
 
-fn noted(schedule: Schedule, at: UnixMs, fired: &Fired) -> Schedule {
+fn with_firing(schedule: Schedule, at: UnixMs, fired: &Fired) -> Schedule {
     let run = fired.run.as_ref().map(|run| run.id.clone());
     Schedule { fired_at: Some(at), run, note: fired.note.clone(), ..schedule }
 }
@@ -144,9 +144,9 @@ pub async fn fire_now(calls: &Calls, runs: &Runs, schedule: &Schedule) -> std::r
     let fired = fire(calls, runs, schedule, &spec, now_ms).await?;
     calls.lifecycle.metrics.schedule_firing(result_of(&fired));
     let store = &calls.lifecycle.store;
-    for _ in 0..WRITES {
+    for _ in 0..WRITE_TRIES_MAX {
         let Some(as_it_is) = store.schedule(&schedule.id).await? else { break };
-        let after = noted(Schedule { updated_at: now_ms, ..as_it_is }, now_ms, &fired);
+        let after = with_firing(Schedule { updated_at: now_ms, ..as_it_is }, now_ms, &fired);
         if store.change_schedule(&after).await? {
             break;
         }

@@ -13,7 +13,7 @@ use serde_json::Value;
 use tokio::sync::mpsc::{self, Sender};
 use ulid::Ulid;
 
-use super::super::leads::{self, Enough, Format, Row};
+use super::super::leads::{self, Format, Row, Stopped};
 use crate::calls::Calls;
 use crate::clock::{UnixMs, rfc3339};
 use crate::ids::BusinessId;
@@ -26,26 +26,35 @@ use crate::store::postgres::{self, PostgresSettings};
 /// The longest list of an address, in bytes.
 const LIST_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Rows that are handed over at once, and batches that wait.
-const ROWS: usize = 500;
-const WAITING: usize = 4;
+const ROWS_AT_ONCE: usize = 500;
+const BATCHES_WAITING: usize = 4;
 
 /// Sources by name.
 pub type Sources = BTreeMap<String, Arc<LeadSource>>;
+
+/// The author of a schedule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Author {
+    /// An operator, or a program with a token for all businesses.
+    Operator,
+    /// A tenant, with a token for some businesses.
+    Tenant,
+}
 
 /// A source of leads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeadSource {
     /// The source's name.
     pub name: String,
-    /// Where they come from.
+    /// The kind of the source.
     pub kind: SourceKind,
     /// Businesses that may use it; none: all.
     pub businesses: Option<Vec<BusinessId>>,
-    /// How long it may take.
+    /// The time that a read may take.
     pub timeout: Duration,
 }
 
-/// Where leads come from.
+/// The kind of a source of leads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SourceKind {
     /// A database.
@@ -57,10 +66,10 @@ pub enum SourceKind {
     },
     /// An address of the app.
     App {
-        /// Where it is.
-        place: LeadsLocation,
-        /// The credential that shows that ringfence asks.
-        shows: Shows,
+        /// Its address.
+        location: LeadsLocation,
+        /// The credential of ringfence.
+        credential: SourceCredential,
     },
 }
 
@@ -75,7 +84,7 @@ pub enum LeadsLocation {
 
 /// The credential that a request shows.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Shows {
+pub enum SourceCredential {
     /// Nothing.
     Nothing,
     /// `Authorization: Bearer`.
@@ -84,9 +93,9 @@ pub enum Shows {
     Signature(Secret),
 }
 
-/// The leads that are asked for.
+/// A request for leads.
 #[derive(Debug, Clone)]
-pub struct Asked {
+pub struct LeadsRequest {
     /// The business whose leads are asked for.
     pub business: String,
     /// The schedule's name.
@@ -97,7 +106,7 @@ pub struct Asked {
     pub date: String,
 }
 
-impl Asked {
+impl LeadsRequest {
     fn value(&self, name: &str) -> Option<String> {
         Some(match name {
             "business" => self.business.clone(),
@@ -110,7 +119,7 @@ impl Asked {
 }
 
 /// Names that may stand in `{{…}}` in a query, and are in the query string of an address.
-const NAMES: [&str; 4] = ["business", "schedule", "firing", "date"];
+const PLACEHOLDERS: [&str; 4] = ["business", "schedule", "firing", "date"];
 
 /// A query whose `{{…}}` are parameters.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -132,8 +141,8 @@ impl Query {
         }
         while let Some((before, after)) = rest.split_once("{{") {
             let (name, after) = after.split_once("}}").ok_or("has {{ without }}")?;
-            let name = NAMES.into_iter().find(|known| *known == name.trim());
-            let name = name.ok_or_else(|| format!("may have {{{{…}}}} of {} alone", NAMES.join(", ")))?;
+            let name = PLACEHOLDERS.into_iter().find(|known| *known == name.trim());
+            let name = name.ok_or_else(|| format!("may have {{{{…}}}} of {} alone", PLACEHOLDERS.join(", ")))?;
             let place = names.iter().position(|one| *one == name).unwrap_or_else(|| {
                 names.push(name);
                 names.len() - 1
@@ -148,11 +157,13 @@ impl Query {
 }
 
 impl LeadSource {
-    /// Whether a business may use it. A tenant, who speaks for his business alone, may only if it asks for the leads of one business.
-    pub fn is_for(&self, business: &BusinessId, is_tenant: bool) -> bool {
+    /// Whether runs of a business may use it. A tenant speaks for one business alone, and may only if it asks for that one's leads.
+    pub fn is_for(&self, business: &BusinessId, author: Author) -> bool {
         match (&self.businesses, &self.kind) {
             (Some(named), _) => named.contains(business),
-            (None, SourceKind::Database { query, .. }) => !is_tenant || query.names.contains(&"business"),
+            (None, SourceKind::Database { query, .. }) => {
+                author == Author::Operator || query.names.contains(&"business")
+            }
             (None, SourceKind::App { .. }) => true,
         }
     }
@@ -161,11 +172,11 @@ impl LeadSource {
     ///
     /// # Errors
     /// A sentence for an operator. It holds no secret.
-    pub async fn read(&self, calls: &Calls, asked: &Asked, rows: Sender<Vec<Row>>) -> Result<(), String> {
+    pub async fn read(&self, calls: &Calls, asked: &LeadsRequest, rows: Sender<Vec<Row>>) -> Result<(), String> {
         match &self.kind {
             SourceKind::Database { server, query } => self.select(server, query, asked, &rows).await,
-            SourceKind::App { place, shows } => {
-                let (format, list) = self.get(calls, place, shows, asked).await?;
+            SourceKind::App { location, credential } => {
+                let (format, list) = self.get(calls, location, credential, asked).await?;
                 if list.is_empty() {
                     return Ok(());
                 }
@@ -179,11 +190,11 @@ impl LeadSource {
         &self,
         server: &PostgresSettings,
         query: &Query,
-        asked: &Asked,
+        asked: &LeadsRequest,
         rows: &Sender<Vec<Row>>,
     ) -> Result<(), String> {
         let parameters: Vec<String> = query.names.iter().filter_map(|name| asked.value(name)).collect();
-        let (found, mut came) = mpsc::channel::<Vec<String>>(WAITING);
+        let (found, mut came) = mpsc::channel::<Vec<String>>(BATCHES_WAITING);
         let ask = async {
             let asked = postgres::leads::read(server, &query.sql, &parameters, self.timeout, &found).await;
             drop(found);
@@ -207,18 +218,18 @@ impl LeadSource {
     async fn get(
         &self,
         calls: &Calls,
-        place: &LeadsLocation,
-        shows: &Shows,
-        asked: &Asked,
+        location: &LeadsLocation,
+        credential: &SourceCredential,
+        asked: &LeadsRequest,
     ) -> Result<(Format, Bytes), String> {
-        let uri = address(place, calls.settings.app.forward_url.as_ref(), asked)?;
+        let uri = address(location, calls.settings.app.forward_url.as_ref(), asked)?;
         let target = uri.path_and_query().map_or("/", |target| target.as_str()).to_owned();
         let mut request = Request::new(Bytes::new());
         *request.uri_mut() = uri;
         let headers = request.headers_mut();
         headers.insert(ACCEPT, HeaderValue::from_static("application/json, application/x-ndjson, text/csv"));
         headers.insert(USER_AGENT, HeaderValue::from_static(concat!("ringfence/", env!("CARGO_PKG_VERSION"))));
-        for (name, value) in shows.headers(&target, calls.lifecycle.clock.now_ms())? {
+        for (name, value) in credential.headers(&target, calls.lifecycle.clock.now_ms())? {
             let mut value = HeaderValue::try_from(value).map_err(|_| "its secret cannot stand in a header")?;
             value.set_sensitive(true);
             headers.insert(name, value);
@@ -241,7 +252,7 @@ impl LeadSource {
     }
 }
 
-impl Shows {
+impl SourceCredential {
     fn headers(&self, target: &str, now_ms: UnixMs) -> Result<Vec<(HeaderName, String)>, String> {
         Ok(match self {
             Self::Nothing => vec![],
@@ -260,14 +271,14 @@ impl Shows {
     }
 }
 
-/// Where an address is, with what is asked for in its query.
-fn address(place: &LeadsLocation, app: Option<&Uri>, asked: &Asked) -> Result<Uri, String> {
-    let base = match place {
+/// The whole address of a source, with what is asked for in its query.
+fn address(location: &LeadsLocation, app: Option<&Uri>, asked: &LeadsRequest) -> Result<Uri, String> {
+    let base = match location {
         LeadsLocation::At(uri) => uri.to_string(),
         LeadsLocation::Behind(path) => join_url(app.ok_or("app.forward_url is not set")?, path),
     };
     let mut query = form_urlencoded::Serializer::new(String::new());
-    for name in NAMES {
+    for name in PLACEHOLDERS {
         query.append_pair(name, &asked.value(name).unwrap_or_default());
     }
     let mark = if base.contains('?') { '&' } else { '?' };
@@ -283,13 +294,13 @@ fn lead(text: &str) -> Result<serde_json::Map<String, Value>, String> {
 }
 
 fn read_list(format: Format, list: Bytes, rows: &Sender<Vec<Row>>) {
-    let mut some = Vec::with_capacity(ROWS);
+    let mut some = Vec::with_capacity(ROWS_AT_ONCE);
     let read = leads::read(format, Cursor::new(list), |row| {
         some.push(row);
-        if some.len() < ROWS {
+        if some.len() < ROWS_AT_ONCE {
             return Ok(());
         }
-        rows.blocking_send(std::mem::take(&mut some)).map_err(|_| Enough)
+        rows.blocking_send(std::mem::take(&mut some)).map_err(|_| Stopped)
     });
     if read.is_ok() {
         // Whoever takes them may have gone.
@@ -325,21 +336,21 @@ mod tests {
         };
         let (acme, beta) = (BusinessId::parse("acme").unwrap(), BusinessId::parse("beta").unwrap());
         let everybodys = source("SELECT 1", None);
-        assert!(everybodys.is_for(&acme, false) && !everybodys.is_for(&acme, true));
-        assert!(source("SELECT {{business}}", None).is_for(&acme, true));
+        assert!(everybodys.is_for(&acme, Author::Operator) && !everybodys.is_for(&acme, Author::Tenant));
+        assert!(source("SELECT {{business}}", None).is_for(&acme, Author::Tenant));
         let named = source("SELECT 1", Some(vec![acme.clone()]));
-        assert!(named.is_for(&acme, true) && !named.is_for(&beta, false));
+        assert!(named.is_for(&acme, Author::Tenant) && !named.is_for(&beta, Author::Operator));
     }
 
     #[test]
     fn a_signature_binds_path_and_query() {
         let secret = Secret::new("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw");
-        let shown = Shows::Signature(secret.clone()).headers("/leads?business=acme", 1_000_000).unwrap();
+        let shown = SourceCredential::Signature(secret.clone()).headers("/leads?business=acme", 1_000_000).unwrap();
         let of = |name: &str| shown.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str()).unwrap();
         let key = standard_key(&secret).unwrap();
         let wanted = sign_standard(&key, of("webhook-id"), 1_000, b"/leads?business=acme");
         assert_eq!((of("webhook-signature"), of("webhook-timestamp")), (wanted.as_str(), "1000"));
-        let bearer = Shows::Bearer(Secret::new("t")).headers("/", 0).unwrap();
+        let bearer = SourceCredential::Bearer(Secret::new("t")).headers("/", 0).unwrap();
         assert_eq!(bearer, [(AUTHORIZATION, "Bearer t".to_owned())]);
     }
 }

@@ -6,7 +6,7 @@ use super::super::load::no_public_host;
 use super::super::plan::Plan;
 use super::super::spec::Spec;
 use super::cron::{Cron, Missed};
-use super::source::Sources;
+use super::source::{Author, Sources};
 use crate::calls::Calls;
 use crate::clock::UnixMs;
 use crate::destinations::Zone;
@@ -48,7 +48,7 @@ pub enum BadLeads {
 }
 
 impl Recurring {
-    /// When it fires.
+    /// The times at which it fires.
     ///
     /// # Errors
     /// A sentence about the expression or the zone.
@@ -57,11 +57,11 @@ impl Recurring {
         Cron::parse(&self.schedule, zone).map_err(|why| format!("schedule: {why}"))
     }
 
-    /// Checks it, for whoever sees these businesses alone (none: all of them).
+    /// Checks it, as a specification by this author.
     ///
     /// # Errors
     /// A sentence about the first mistake.
-    pub fn check(&self, calls: &Calls, sources: &Sources, is_tenant: bool) -> Result<Cron, String> {
+    pub fn check(&self, calls: &Calls, sources: &Sources, author: Author) -> Result<Cron, String> {
         if self.name.trim().is_empty() || self.name.chars().count() > NAME_CHARS_MAX {
             return Err(format!("name must have 1 to {NAME_CHARS_MAX} characters"));
         }
@@ -72,7 +72,7 @@ impl Recurring {
         if self.run.batch.is_some() {
             return Err("run: unknown field `batch`".to_owned());
         }
-        let source = sources.get(&self.source).filter(|source| source.is_for(&self.run.business, is_tenant));
+        let source = sources.get(&self.source).filter(|source| source.is_for(&self.run.business, author));
         if source.is_none() {
             return Err(format!(
                 "there is no source {} for business {} in [[lead_sources]]",

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use super::*;
 use crate::policy::decision::{RateLog, Slots, keys};
-use crate::policy::{Mode, OnOutage, PolicySettings, Rate, Unknown, WhenFull};
+use crate::policy::{Mode, OnOutage, OnUnknownBusiness, PolicySettings, Rate, WhenFull};
 
 /// So many calls at once, and a rate.
 pub(in crate::store) fn policy(concurrent: u32, rate: Option<Rate>) -> Arc<Policy> {
@@ -18,7 +18,7 @@ pub(in crate::store) fn policy(concurrent: u32, rate: Option<Rate>) -> Arc<Polic
         limits: vec![],
         businesses: vec![],
         rules: None,
-        unknown: Unknown::Reject,
+        unknown: OnUnknownBusiness::Reject,
         contradictions: Default::default(),
         demo: false,
         on_outage: OnOutage::default(),
@@ -64,15 +64,15 @@ pub(in crate::store) async fn a_call_is_put_on_record_under_the_pools_epoch_alon
     assert_eq!(identity.len(), 16, "{identity}");
     assert_eq!(store.gate_state().await.unwrap(), state(1, GateMode::Memory));
     let [first, late, second, anyway] = [(); 4].map(|()| new_call(&[]));
-    assert_eq!(store.open(first.clone(), Some(1)).await.unwrap(), InsertOutcome::New(None));
+    assert_eq!(store.insert_call(first.clone(), Some(1)).await.unwrap(), InsertOutcome::New(None));
     let moved = store.bump_epoch(1, 0, GateMode::Redis, policy(5, None), 2000).await.unwrap().unwrap();
     assert_eq!(moved.state, state(2, GateMode::Redis));
     assert_eq!(store.gate_state().await.unwrap(), moved.state);
-    assert_eq!(store.open(late.clone(), Some(1)).await.unwrap(), InsertOutcome::Outdated(moved.state));
+    assert_eq!(store.insert_call(late.clone(), Some(1)).await.unwrap(), InsertOutcome::Outdated(moved.state));
     assert_eq!(store.call(&late.id).await.unwrap(), None, "nothing was written");
-    assert_eq!(store.open(late.clone(), Some(3)).await.unwrap(), InsertOutcome::Outdated(moved.state));
-    assert_eq!(store.open(second, Some(2)).await.unwrap(), InsertOutcome::New(None));
-    assert_eq!(store.open(anyway, None).await.unwrap(), InsertOutcome::New(None));
+    assert_eq!(store.insert_call(late.clone(), Some(3)).await.unwrap(), InsertOutcome::Outdated(moved.state));
+    assert_eq!(store.insert_call(second, Some(2)).await.unwrap(), InsertOutcome::New(None));
+    assert_eq!(store.insert_call(anyway, None).await.unwrap(), InsertOutcome::New(None));
     assert_eq!(
         store.bump_epoch(1, 0, GateMode::Database, policy(5, None), 3000).await.unwrap(),
         None,
@@ -96,7 +96,7 @@ pub(in crate::store) async fn a_call_counts_from_when_it_is_confirmed(fresh: &im
     let heard = NewCall { origin: Origin::Unconfirmed, phase: Phase::Live, ..new_call(&[("conversation_id", "c1")]) };
     let [confirmed, over] = [heard.clone(), NewCall { id: CallId::new(), aliases: vec![], ..heard }];
     for call in [&confirmed, &over] {
-        assert_eq!(store.open(call.clone(), None).await.unwrap(), InsertOutcome::New(None));
+        assert_eq!(store.insert_call(call.clone(), None).await.unwrap(), InsertOutcome::New(None));
     }
     assert_eq!((store.leases().await.unwrap(), store.open_calls().await.unwrap().len()), (vec![], 2));
     let moved = store.bump_epoch(2, 0, GateMode::Database, policy.clone(), 2000).await.unwrap().unwrap();
@@ -106,12 +106,12 @@ pub(in crate::store) async fn a_call_counts_from_when_it_is_confirmed(fresh: &im
     store.apply(change(&ordered.id, END)).await.unwrap();
     let keys = keys(&policy.bindings(&confirmed.facts));
     let late = store.confirm(&confirmed.id, keys.clone(), Some(2)).await.unwrap();
-    assert_eq!((late, store.leases().await.unwrap().len()), (Confirmed::Outdated(moved.state), 0));
-    assert_eq!(store.confirm(&confirmed.id, keys.clone(), Some(3)).await.unwrap(), Confirmed::Now);
-    assert_eq!(store.confirm(&confirmed.id, keys.clone(), None).await.unwrap(), Confirmed::Before);
+    assert_eq!((late, store.leases().await.unwrap().len()), (ConfirmOutcome::Outdated(moved.state), 0));
+    assert_eq!(store.confirm(&confirmed.id, keys.clone(), Some(3)).await.unwrap(), ConfirmOutcome::Now);
+    assert_eq!(store.confirm(&confirmed.id, keys.clone(), None).await.unwrap(), ConfirmOutcome::Before);
     store.apply(change(&over.id, END)).await.unwrap();
     for call in [&over.id, &CallId::new()] {
-        assert_eq!(store.confirm(call, keys.clone(), None).await.unwrap(), Confirmed::Before);
+        assert_eq!(store.confirm(call, keys.clone(), None).await.unwrap(), ConfirmOutcome::Before);
     }
     let held = store.leases().await.unwrap();
     assert_eq!(held.iter().map(|held| (&held.call, &held.keys)).collect::<Vec<_>>(), [(&confirmed.id, &keys)]);
@@ -145,7 +145,7 @@ pub(in crate::store) async fn a_full_limit_refuses_until_a_call_has_ended(fresh:
     // What exists anyway is counted with the others.
     let keys = keys(&policy.bindings(&calls[0].facts));
     let over_limit = NewCall { over_limit: true, at_ms: 1500, keys, ..new_call(&[]) };
-    store.open(over_limit.clone(), None).await.unwrap();
+    store.insert_call(over_limit.clone(), None).await.unwrap();
     let refused = NewCall { at_ms: 3000, ..new_call(&[("call_sid", "CA1")]) };
     let short = Shortfall { binding: 0, current: 3, lacking: 1, token_in_ms: None, oldest: vec![1000, 1500, 2000] };
     assert_eq!(admit(&store, &refused, &policy, 2).await, AdmitOutcome::Rejected(short.clone()));
@@ -201,9 +201,9 @@ pub(in crate::store) async fn a_rate_gives_out_its_tokens_whoever_asks(fresh: &i
     assert_eq!(admit(&store, &at(11_101), &policy, 3).await, new(1));
     // Where nothing was sent within the window, the rates are full again; a call that exists anyway takes no token.
     let over_limit = NewCall { over_limit: true, at_ms: 100_000, ..new_call(&[]) };
-    store.open(over_limit, None).await.unwrap();
+    store.insert_call(over_limit, None).await.unwrap();
     let foreign = NewCall { origin: Origin::Foreign, at_ms: 100_000, ..new_call(&[]) };
-    store.open(foreign, None).await.unwrap();
+    store.insert_call(foreign, None).await.unwrap();
     let moved = store.bump_epoch(3, 0, GateMode::Database, policy.clone(), 100_000).await.unwrap().unwrap();
     assert_eq!(moved.rates, []);
     assert_eq!(fresh.number("SELECT count(*) FROM gate_rates").await, 0);
@@ -254,7 +254,7 @@ pub(in crate::store) async fn a_move_counts_every_open_call_by_the_new_policy(fr
     let mut calls = Vec::new();
     for at_ms in 1..=4 {
         let call = NewCall { at_ms, keys: vec!["{an \"older\", key}".to_owned()], ..new_call(&[]) };
-        store.open(call.clone(), Some(1)).await.unwrap();
+        store.insert_call(call.clone(), Some(1)).await.unwrap();
         calls.push(call);
     }
     store.apply(change(&calls[3].id, END)).await.unwrap();

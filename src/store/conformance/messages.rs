@@ -5,7 +5,7 @@ use crate::store::{DeliveryResult, EventOutcome};
 
 /// Returns the bodies that a process without a spool can read.
 pub(in crate::store) fn in_record() -> Reach {
-    Reach { spool: String::new(), record: true }
+    Reach { spool: String::new(), database: true }
 }
 
 pub(in crate::store) fn event_and_delivery(n: usize, call: Option<&CallId>) -> (NewEvent, Delivery) {
@@ -88,9 +88,9 @@ pub(in crate::store) async fn a_delivery_is_one_senders_and_comes_back_if_that_d
     taken.dedup();
     assert_eq!((all, taken.len()), (60, 60), "none was taken twice, none was left");
     // One was done, one is to be tried again, one was given up; of the rest nobody heard again.
-    a.delivered(&taken[0], 2, DeliveryResult::Done).await.unwrap();
-    a.delivered(&taken[1], 2, DeliveryResult::Retry { why: "refused".to_owned(), at: 50 }).await.unwrap();
-    b.delivered(&taken[2], 2, DeliveryResult::GivenUp { why: "refused".to_owned() }).await.unwrap();
+    a.record_delivery_result(&taken[0], 2, DeliveryResult::Done).await.unwrap();
+    a.record_delivery_result(&taken[1], 2, DeliveryResult::Retry { why: "refused".to_owned(), at: 50 }).await.unwrap();
+    b.record_delivery_result(&taken[2], 2, DeliveryResult::GivenUp { why: "refused".to_owned() }).await.unwrap();
     assert_eq!(b.take_deliveries(49, 100, "", DeliveryOrder::FailedStepAside).await.unwrap(), []);
     fresh.execute("UPDATE deliveries SET taken_until = taken_until - 30000").await;
     let back = b.take_deliveries(49, 100, "", DeliveryOrder::FailedStepAside).await.unwrap();
@@ -98,8 +98,10 @@ pub(in crate::store) async fn a_delivery_is_one_senders_and_comes_back_if_that_d
     let again = a.take_deliveries(50, 100, "", DeliveryOrder::FailedStepAside).await.unwrap();
     assert_eq!(again.iter().map(|d| (&d.id, d.attempts)).collect::<Vec<_>>(), [(&taken[1], 1)]);
     // A sender that was stopped reports late what another has done since.
-    b.delivered(&back[0].id, 60, DeliveryResult::Done).await.unwrap();
-    a.delivered(&back[0].id, 61, DeliveryResult::Retry { why: "too late".to_owned(), at: 62 }).await.unwrap();
+    b.record_delivery_result(&back[0].id, 60, DeliveryResult::Done).await.unwrap();
+    a.record_delivery_result(&back[0].id, 61, DeliveryResult::Retry { why: "too late".to_owned(), at: 62 })
+        .await
+        .unwrap();
     assert_eq!(a.take_deliveries(99, 100, "", DeliveryOrder::FailedStepAside).await.unwrap(), []);
     // A process that has the record alone knows that nobody sends any more.
     a.close().await;
@@ -121,16 +123,16 @@ pub(in crate::store) async fn deliveries_of_a_call_go_in_order_and_others_do_not
     assert_eq!(b.take_deliveries(14, 10, "", strict).await.unwrap(), [], "the first is not due yet");
     assert_eq!(b.take_deliveries(20, 10, "", strict).await.unwrap(), [of_other.clone(), free.clone(), first.clone()]);
     assert_eq!(a.take_deliveries(20, 10, "", strict).await.unwrap(), []);
-    b.delivered(&first.id, 21, DeliveryResult::Retry { why: "refused".to_owned(), at: 50 }).await.unwrap();
+    b.record_delivery_result(&first.id, 21, DeliveryResult::Retry { why: "refused".to_owned(), at: 50 }).await.unwrap();
     assert_eq!(a.take_deliveries(49, 10, "", strict).await.unwrap(), [], "the second waits for the first's next try");
     assert_eq!(a.take_deliveries(50, 10, "", strict).await.unwrap()[0].id, first.id);
-    a.delivered(&first.id, 51, DeliveryResult::GivenUp { why: "refused".to_owned() }).await.unwrap();
+    a.record_delivery_result(&first.id, 51, DeliveryResult::GivenUp { why: "refused".to_owned() }).await.unwrap();
     assert_eq!(
         a.take_deliveries(51, 10, "", strict).await.unwrap(),
         std::slice::from_ref(&second),
         "the first is given up"
     );
-    a.delivered(&second.id, 52, DeliveryResult::Done).await.unwrap();
+    a.record_delivery_result(&second.id, 52, DeliveryResult::Done).await.unwrap();
     assert_eq!(b.take_deliveries(52, 10, "", strict).await.unwrap(), [third]);
 }
 
@@ -149,7 +151,10 @@ pub(in crate::store) async fn a_delivery_that_failed_holds_nothing_back(fresh: &
         [],
         "the first is under way"
     );
-    store.delivered(&first.id, 11, DeliveryResult::Retry { why: "refused".to_owned(), at: 50 }).await.unwrap();
+    store
+        .record_delivery_result(&first.id, 11, DeliveryResult::Retry { why: "refused".to_owned(), at: 50 })
+        .await
+        .unwrap();
     assert_eq!(
         store.take_deliveries(11, 10, "", DeliveryOrder::FailedStepAside).await.unwrap(),
         std::slice::from_ref(&second)
@@ -159,7 +164,7 @@ pub(in crate::store) async fn a_delivery_that_failed_holds_nothing_back(fresh: &
         [],
         "the third waits for the second, in order"
     );
-    store.delivered(&second.id, 12, DeliveryResult::Done).await.unwrap();
+    store.record_delivery_result(&second.id, 12, DeliveryResult::Done).await.unwrap();
     // The first is tried again by itself, beside the third.
     let ids: Vec<String> = store
         .take_deliveries(50, 10, "", DeliveryOrder::FailedStepAside)
@@ -185,7 +190,7 @@ pub(in crate::store) fn voucher(accounts: &[&str], subaccount: Option<&str>) -> 
 pub(in crate::store) async fn news_is_applied_to_calls_of_those_alone_who_vouch_for_it(fresh: &impl Fresh) {
     let store = fresh.open().await;
     let call = new_call(&[("call_sid", "CA1")]);
-    store.open(call.clone(), None).await.unwrap();
+    store.insert_call(call.clone(), None).await.unwrap();
     let says = |by: Voucher, sid: &str| Change {
         bind: vec![Alias::new("call_sid", sid).unwrap()],
         by: Some(by),
@@ -206,8 +211,8 @@ pub(in crate::store) async fn news_is_applied_to_calls_of_those_alone_who_vouch_
     store.keep_early(early("CA3"), END, Some(voucher(&["other"], None)), 1).await.unwrap();
     store.keep_early(early("CA4"), END, Some(voucher(&["other"], None)), 1).await.unwrap();
     store.keep_early(early("CA4"), END, Some(voucher(&["twilio"], None)), 2).await.unwrap();
-    assert_eq!(store.open(new_call(&[("call_sid", "CA3")]), None).await.unwrap(), InsertOutcome::New(None));
-    assert_eq!(store.open(new_call(&[("call_sid", "CA4")]), None).await.unwrap(), InsertOutcome::New(Some(END)));
+    assert_eq!(store.insert_call(new_call(&[("call_sid", "CA3")]), None).await.unwrap(), InsertOutcome::New(None));
+    assert_eq!(store.insert_call(new_call(&[("call_sid", "CA4")]), None).await.unwrap(), InsertOutcome::New(Some(END)));
     let applied = store.apply(says(voucher(&["other", "twilio"], None), "CA1")).await.unwrap().unwrap();
     assert_eq!((applied.contradiction, applied.step), (None, Step::End(Outcome::Completed, EndProof::Webhook)));
 }

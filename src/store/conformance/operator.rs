@@ -16,15 +16,15 @@ pub(in crate::store) async fn a_webhook_that_cannot_be_applied_is_parked_and_ope
     store.receive(event.clone()).await.unwrap();
     let one = async || store.inbox_event(&event.id).await.unwrap().unwrap();
     assert_eq!((one().await.tries, one().await.path.as_str(), one().await.has_body), (0, "/twilio/status", true));
-    assert_eq!(store.begin_try(&event.id).await.unwrap(), 1);
-    store.failed_try(&event.id, "no", Some(500), 100).await.unwrap();
+    assert_eq!(store.count_try(&event.id).await.unwrap(), 1);
+    store.record_failed_try(&event.id, "no", Some(500), 100).await.unwrap();
     assert_eq!(store.unsettled_events(499, &in_record(), &Cursor::default(), 99).await.unwrap().events, [], "not yet");
     assert_eq!(
         store.unsettled_events(500, &in_record(), &Cursor::default(), 99).await.unwrap().events,
         [event.clone()]
     );
-    assert_eq!(store.begin_try(&event.id).await.unwrap(), 2);
-    store.failed_try(&event.id, "never", None, 600).await.unwrap();
+    assert_eq!(store.count_try(&event.id).await.unwrap(), 2);
+    store.record_failed_try(&event.id, "never", None, 600).await.unwrap();
     assert_eq!(store.unsettled_events(i64::MAX, &in_record(), &Cursor::default(), 99).await.unwrap().events, []);
     let parked = store.inbox(Inbox::Parked, &EventFilter::default(), 9).await.unwrap();
     assert_eq!(parked, [one().await]);
@@ -41,7 +41,7 @@ pub(in crate::store) async fn a_webhook_that_cannot_be_applied_is_parked_and_ope
     assert_eq!(store.parked().await.unwrap(), 0);
     assert_eq!(store.stored_event(&event.id).await.unwrap(), Some(event.clone()));
     // Parked, and then applied since its provider sent it again.
-    store.failed_try(&event.id, "never", None, 600).await.unwrap();
+    store.record_failed_try(&event.id, "never", None, 600).await.unwrap();
     assert!(store.settle(&event.id, None, EventOutcome::Applied, Some(delivery.clone()), 700).await.unwrap());
     assert_eq!((one().await.parked_at, one().await.error), (None, None));
     // ApplyOutcome once more it tells nobody a second time by itself.
@@ -51,7 +51,7 @@ pub(in crate::store) async fn a_webhook_that_cannot_be_applied_is_parked_and_ope
     let told = store.deliveries_of(&event.id).await.unwrap();
     assert_eq!((told.len(), told[0].id.as_str(), told[0].due_at), (1, delivery.id.as_str(), Some(700)));
     assert!(!store.reopen("nobody").await.unwrap());
-    assert!(store.begin_try("nobody").await.is_err());
+    assert!(store.count_try("nobody").await.is_err());
 }
 
 pub(in crate::store) async fn what_was_delivered_or_given_up_is_delivered_again_under_its_id(fresh: &impl Fresh) {
@@ -59,8 +59,8 @@ pub(in crate::store) async fn what_was_delivered_or_given_up_is_delivered_again_
     let first = to_deliver(&store, 1, None, 1).await;
     let second = to_deliver(&store, 2, None, 1).await;
     assert_eq!(store.take_deliveries(1, 9, "", DeliveryOrder::FailedStepAside).await.unwrap().len(), 2);
-    store.delivered(&first.id, 2, DeliveryResult::Done).await.unwrap();
-    store.delivered(&second.id, 2, DeliveryResult::GivenUp { why: "no".to_owned() }).await.unwrap();
+    store.record_delivery_result(&first.id, 2, DeliveryResult::Done).await.unwrap();
+    store.record_delivery_result(&second.id, 2, DeliveryResult::GivenUp { why: "no".to_owned() }).await.unwrap();
     assert_eq!(store.outbox(Outbox::Pending, &EventFilter::default(), 9).await.unwrap(), []);
     let given_up = store.outbox(Outbox::GivenUp, &EventFilter::default(), 9).await.unwrap();
     assert_eq!((given_up.len(), given_up[0].id.as_str(), given_up[0].attempts), (1, second.id.as_str(), 1));
@@ -77,8 +77,8 @@ pub(in crate::store) async fn what_was_delivered_or_given_up_is_delivered_again_
     let mut again = store.take_deliveries(3, 9, "", DeliveryOrder::FailedStepAside).await.unwrap();
     again.sort_by(|a, b| a.event_id.cmp(&b.event_id));
     assert_eq!(again, [first.clone(), second], "as they were");
-    store.delivered(&first.id, 4, DeliveryResult::Done).await.unwrap();
-    store.forget_body(&first.event_id).await.unwrap();
+    store.record_delivery_result(&first.id, 4, DeliveryResult::Done).await.unwrap();
+    store.delete_body(&first.event_id).await.unwrap();
     assert_eq!(store.redeliver(&first.event_id, 5).await.unwrap(), 0, "what was said is gone");
     assert_eq!(fresh.number("SELECT count(*) FROM deliveries WHERE body IS NULL").await, 1);
 }
@@ -94,7 +94,7 @@ pub(in crate::store) async fn a_business_is_purged_and_its_open_calls_stay(fresh
     let (gone, up) = (of("acme", &[("call_sid", "CA1")]), of("acme", &[("call_sid", "CA2")]));
     let other = of("other", &[("call_sid", "CA3")]);
     for call in [&gone, &up, &other] {
-        store.open(call.clone(), None).await.unwrap();
+        store.insert_call(call.clone(), None).await.unwrap();
     }
     for (n, call) in [&gone, &other].into_iter().enumerate() {
         store.apply(change(&call.id, END)).await.unwrap();
@@ -145,9 +145,9 @@ pub(in crate::store) async fn a_body_in_a_spool_is_its_replicas_alone(fresh: &im
     let event = NewEvent { spool: Some("mine".to_owned()), ..event };
     let delivery = Delivery { spool: event.spool.clone(), body: vec![], ..delivery };
     store.receive(event.clone()).await.unwrap();
-    let reach = |spool: &str| Reach { spool: spool.to_owned(), record: true };
+    let reach = |spool: &str| Reach { spool: spool.to_owned(), database: true };
     assert_eq!(store.unsettled_events(1, &reach("other"), &Cursor::default(), 99).await.unwrap().events, []);
-    let own = Reach { record: false, ..reach("mine") };
+    let own = Reach { database: false, ..reach("mine") };
     assert_eq!(
         store.unsettled_events(1, &own, &Cursor::default(), 99).await.unwrap().events,
         std::slice::from_ref(&event)
@@ -168,13 +168,13 @@ pub(in crate::store) async fn a_body_in_a_spool_is_its_replicas_alone(fresh: &im
     );
     let alias = Alias { kind: "call_sid".to_owned(), id: "CA1".to_owned() };
     store.defer_until_known(&event.id, &alias).await.unwrap();
-    store.delivered(&delivery.id, 6, DeliveryResult::Done).await.unwrap();
+    store.record_delivery_result(&delivery.id, 6, DeliveryResult::Done).await.unwrap();
     assert!(!store.clear_spool(&event.id, "mine").await.unwrap(), "it waits for its call");
     store.mark_matched(&event.id, None, EventOutcome::Unusable).await.unwrap();
     assert_eq!(store.inbox_event(&event.id).await.unwrap().unwrap().spool.as_deref(), Some("mine"));
     assert_eq!(store.redeliver(&event.id, 7).await.unwrap(), 1, "as long as the file is there");
     assert!(!store.clear_spool(&event.id, "mine").await.unwrap(), "the app does not have it");
-    store.delivered(&delivery.id, 8, DeliveryResult::Done).await.unwrap();
+    store.record_delivery_result(&delivery.id, 8, DeliveryResult::Done).await.unwrap();
     assert!(store.clear_spool(&event.id, "mine").await.unwrap());
     assert!(store.clear_spool(&event.id, "mine").await.unwrap(), "and still");
     assert_eq!(store.redeliver(&event.id, 9).await.unwrap(), 0, "an empty body is not sent in its place");
@@ -210,7 +210,7 @@ pub(in crate::store) async fn what_is_in_the_spool_of_a_replica_that_is_gone_is_
     assert!(store.reopen(&unsettled.0.id).await.unwrap());
     assert_eq!(store.redeliver(&pending.0.id, 200).await.unwrap(), 1);
     assert_eq!(store.deliveries_of(&pending.0.id).await.unwrap()[0].park_reason, None);
-    let reach = Reach { spool: "gone".to_owned(), record: false };
+    let reach = Reach { spool: "gone".to_owned(), database: false };
     assert_eq!(store.unsettled_events(200, &reach, &Cursor::default(), 99).await.unwrap().events, [unsettled.0]);
     assert_eq!(store.take_deliveries(200, 9, "gone", DeliveryOrder::FailedStepAside).await.unwrap(), [pending.1]);
 }
@@ -218,7 +218,7 @@ pub(in crate::store) async fn what_is_in_the_spool_of_a_replica_that_is_gone_is_
 pub(in crate::store) async fn a_purge_tells_spools_which_files_must_go(fresh: &impl Fresh) {
     let store = fresh.open().await;
     let call = new_call(&[("call_sid", "CA1")]);
-    store.open(call.clone(), None).await.unwrap();
+    store.insert_call(call.clone(), None).await.unwrap();
     store.apply(change(&call.id, END)).await.unwrap();
     let (event, delivery) = event_and_delivery(1, Some(&call.id));
     let event = NewEvent { spool: Some("mine".to_owned()), dedupe_key: Some("CA1".to_owned()), ..event };
@@ -266,7 +266,7 @@ pub(in crate::store) async fn a_damaged_row_keeps_no_other_from_its_turn(fresh: 
     // Calls: the damaged one is over, and keeps nobody from starting.
     let (good, bad) = (new_call(&[("call_sid", "CA9")]), new_call(&[]));
     for call in [&good, &bad] {
-        store.open(call.clone(), None).await.unwrap();
+        store.insert_call(call.clone(), None).await.unwrap();
         store.apply(change(&call.id, END)).await.unwrap();
     }
     let found = store.found_events(0, 9, &in_record()).await.unwrap();
@@ -314,10 +314,10 @@ pub(in crate::store) async fn lists_are_narrowed_before_they_are_cut(fresh: &imp
     let quiet = call(1, "quiet", "e");
     let mut carried = call(2, "quiet", "f");
     carried.facts.carrier = Some(AccountName::parse("t").unwrap());
-    store.open(quiet.clone(), None).await.unwrap();
-    store.open(carried.clone(), None).await.unwrap();
+    store.insert_call(quiet.clone(), None).await.unwrap();
+    store.insert_call(carried.clone(), None).await.unwrap();
     for n in 10..110 {
-        store.open(call(n, "loud", "e"), None).await.unwrap();
+        store.insert_call(call(n, "loud", "e"), None).await.unwrap();
     }
     let found = async |filter: ListFilter| {
         let found = store.list_calls(&filter, 3).await.unwrap();
@@ -376,14 +376,14 @@ pub(in crate::store) async fn webhooks_are_narrowed_and_what_can_be_replayed_is_
     let store = fresh.open().await;
     let mut call = new_call(&[("call_sid", "CA1")]);
     call.facts.business = BusinessId::parse("quiet").unwrap();
-    store.open(call.clone(), None).await.unwrap();
+    store.insert_call(call.clone(), None).await.unwrap();
     // Five came: two were parked, two are settled (the body of one is gone), one waits.
     for n in 1..=5 {
         let (mut event, delivery) = event_and_delivery(n, Some(&call.id));
         (event.body, event.received_at) = (Some(b"x".to_vec()), i64::try_from(n).unwrap());
         store.receive(event.clone()).await.unwrap();
         match n {
-            1 | 2 => store.failed_try(&event.id, "never", None, 9).await.unwrap(),
+            1 | 2 => store.record_failed_try(&event.id, "never", None, 9).await.unwrap(),
             3 | 4 => {
                 let delivery = (n == 4).then_some(delivery);
                 assert!(store.settle(&event.id, Some(&call.id), EventOutcome::Applied, delivery, 9).await.unwrap());
@@ -391,7 +391,7 @@ pub(in crate::store) async fn webhooks_are_narrowed_and_what_can_be_replayed_is_
             _ => {}
         }
         if n == 3 {
-            store.forget_body(&event.id).await.unwrap();
+            store.delete_body(&event.id).await.unwrap();
         }
     }
     let all = EventFilter::default();
@@ -413,7 +413,7 @@ pub(in crate::store) async fn webhooks_are_narrowed_and_what_can_be_replayed_is_
     assert_eq!(store.take_deliveries(9, 9, "", DeliveryOrder::FailedStepAside).await.unwrap().len(), 1);
     let pending = store.outbox(Outbox::Pending, &of("quiet"), 9).await.unwrap();
     assert_eq!(pending.len(), 1);
-    store.delivered(&pending[0].id, 9, DeliveryResult::GivenUp { why: "no".to_owned() }).await.unwrap();
+    store.record_delivery_result(&pending[0].id, 9, DeliveryResult::GivenUp { why: "no".to_owned() }).await.unwrap();
     assert_eq!(store.outbox(Outbox::GivenUp, &of("quiet"), 9).await.unwrap().len(), 1);
     assert_eq!(store.outbox(Outbox::GivenUp, &of("other"), 9).await.unwrap(), []);
     let matching = async |which, filter: &EventFilter| {

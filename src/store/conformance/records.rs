@@ -39,7 +39,7 @@ fn whole() -> PostCall {
 /// Ended at 2000.
 async fn ended(store: &Arc<dyn Store>, aliases: &[(&str, &str)]) -> CallId {
     let call = new_call(aliases);
-    store.open(call.clone(), None).await.unwrap();
+    store.insert_call(call.clone(), None).await.unwrap();
     store.apply(change(&call.id, END)).await.unwrap();
     call.id
 }
@@ -49,7 +49,7 @@ pub(in crate::store) async fn a_record_is_put_together_of_what_is_told(fresh: &i
     let call = ended(&store, &[("call_sid", "CA1")]).await;
     assert_eq!(store.post_call(&call).await.unwrap(), None);
     let part = PostCall { call_duration_seconds: Some(7), cost: Some(1.5), ..PostCall::default() };
-    assert_eq!(store.put_post_call(told(&call, false, part)).await.unwrap(), Put::Kept);
+    assert_eq!(store.put_post_call(told(&call, false, part)).await.unwrap(), PutOutcome::Kept);
     let kept = store.post_call(&call).await.unwrap().unwrap();
     assert_eq!(
         (kept.found.call_duration_seconds, kept.found.call_end_time),
@@ -59,17 +59,17 @@ pub(in crate::store) async fn a_record_is_put_together_of_what_is_told(fresh: &i
     assert_eq!((kept.recorded_at, kept.due_at), (None, Some(9_000)), "there is more to come");
     assert_eq!(store.due_post_calls(8_999, 9).await.unwrap(), []);
     assert_eq!(store.due_post_calls(9_000, 9).await.unwrap(), [(call.clone(), 0)]);
-    store.missed_post_call(&call, "it is away", Some(20_000)).await.unwrap();
+    store.record_failed_fetch(&call, "it is away", Some(20_000)).await.unwrap();
     assert_eq!(store.due_post_calls(20_000, 9).await.unwrap(), [(call.clone(), 1)]);
-    assert_eq!(store.put_post_call(told(&call, true, whole())).await.unwrap(), Put::Complete);
+    assert_eq!(store.put_post_call(told(&call, true, whole())).await.unwrap(), PutOutcome::Complete);
     let kept = store.post_call(&call).await.unwrap().unwrap();
     assert_eq!(kept.found, whole());
     assert_eq!((kept.recorded_at, kept.due_at, kept.last_error), (Some(5_000), None, None));
     // What comes again changes nothing but what it says, and nobody is told twice.
     let again = PostCall { cost: Some(2.0), ..PostCall::default() };
-    assert_eq!(store.put_post_call(told(&call, true, again)).await.unwrap(), Put::Kept);
+    assert_eq!(store.put_post_call(told(&call, true, again)).await.unwrap(), PutOutcome::Kept);
     let late = PostCall { call_end_time: Some(4_500), ..PostCall::default() };
-    assert_eq!(store.put_post_call(told(&call, false, late)).await.unwrap(), Put::Kept);
+    assert_eq!(store.put_post_call(told(&call, false, late)).await.unwrap(), PutOutcome::Kept);
     let kept = store.post_call(&call).await.unwrap().unwrap();
     assert_eq!(
         (kept.found.cost, kept.found.cost_fiat, kept.found.call_end_time),
@@ -77,7 +77,7 @@ pub(in crate::store) async fn a_record_is_put_together_of_what_is_told(fresh: &i
     );
     assert_eq!(kept.found.transcript_summary, whole().transcript_summary);
     assert_eq!(fresh.number("SELECT count(*) FROM deliveries WHERE url = ''").await, 1);
-    assert_eq!(store.put_post_call(told(&CallId::new(), true, whole())).await.unwrap(), Put::NoCall);
+    assert_eq!(store.put_post_call(told(&CallId::new(), true, whole())).await.unwrap(), PutOutcome::NoCall);
     store.purge(&RetentionCutoffs::of_all(i64::MAX, 0)).await.unwrap();
     assert_eq!(fresh.number("SELECT count(*) FROM call_records").await, 0, "it goes with its call");
 }
@@ -91,7 +91,7 @@ pub(in crate::store) async fn a_record_is_completed_once_whoever_tells_of_it(fre
         tasks.spawn(async move { store.put_post_call(put).await.unwrap() });
     }
     let put = tasks.join_all().await;
-    assert_eq!(put.iter().filter(|one| **one == Put::Complete).count(), 1, "{put:?}");
+    assert_eq!(put.iter().filter(|one| **one == PutOutcome::Complete).count(), 1, "{put:?}");
     assert_eq!(fresh.number("SELECT count(*) FROM deliveries").await, 1);
 }
 
@@ -99,9 +99,9 @@ pub(in crate::store) async fn calls_without_a_record_are_found_and_expected_once
     let store = fresh.open().await;
     let (first, second) = (ended(&store, &[]).await, ended(&store, &[]).await);
     let never = new_call(&[]);
-    store.open(never.clone(), None).await.unwrap();
+    store.insert_call(never.clone(), None).await.unwrap();
     store.apply(change(&never.id, Event::Ended(Outcome::NotCreated, EndProof::Provider))).await.unwrap();
-    store.open(new_call(&[]), None).await.unwrap();
+    store.insert_call(new_call(&[]), None).await.unwrap();
     let missing = store.unrecorded(0, 2_000, 9).await.unwrap();
     let mut both = [(first.clone(), 2_000), (second.clone(), 2_000)];
     both.sort();
@@ -114,7 +114,7 @@ pub(in crate::store) async fn calls_without_a_record_are_found_and_expected_once
     store.expect_post_calls(vec![second.clone()], 9_000).await.unwrap();
     assert_eq!(store.unrecorded(0, 2_000, 9).await.unwrap(), []);
     assert_eq!(store.due_post_calls(3_000, 9).await.unwrap(), [(second.clone(), 0)]);
-    store.missed_post_call(&second, "nobody can be asked", None).await.unwrap();
+    store.record_failed_fetch(&second, "nobody can be asked", None).await.unwrap();
     assert_eq!(store.due_post_calls(i64::MAX, 9).await.unwrap(), []);
     let kept = store.post_call(&second).await.unwrap().unwrap();
     assert_eq!(
@@ -133,12 +133,12 @@ pub(in crate::store) async fn a_webhook_waits_for_its_call(fresh: &impl Fresh) {
     store.settle(&event.id, None, EventOutcome::Deferred, None, 1).await.unwrap();
     assert_eq!(store.found_events(0, 9, &in_record()).await.unwrap().events, []);
     let call = new_call(&[("conversation_id", "conv_1")]);
-    assert_eq!(store.open(call.clone(), None).await.unwrap(), InsertOutcome::New(Some(END)));
+    assert_eq!(store.insert_call(call.clone(), None).await.unwrap(), InsertOutcome::New(Some(END)));
     assert_eq!(store.found_events(2, 9, &in_record()).await.unwrap().events, [], "it came too long ago");
     assert_eq!(store.found_events(0, 9, &in_record()).await.unwrap().events, std::slice::from_ref(&event));
     store.mark_matched(&event.id, Some(&call.id), EventOutcome::Applied).await.unwrap();
     assert_eq!(store.found_events(0, 9, &in_record()).await.unwrap().events, []);
-    for (body, left) in [(ExpiredBody::Keep, 1), (ExpiredBody::Forget, 0)] {
+    for (body, left) in [(ExpiredBody::Keep, 1), (ExpiredBody::Delete, 0)] {
         let (mut other, _) = event_and_delivery(if body == ExpiredBody::Keep { 2 } else { 3 }, None);
         other.body = Some(b"{}".to_vec());
         store.receive(other.clone()).await.unwrap();
@@ -159,8 +159,12 @@ pub(in crate::store) async fn the_app_is_told_in_the_transaction_of_the_fact(fre
     let store = fresh.open().await;
     let wanted = |call: NewCall| NewCall { notice: AppNotice::Send, ..call };
     let call = wanted(new_call(&[("call_sid", "CA1"), (KEY_KIND, "secret of the app")]));
-    store.open(call.clone(), None).await.unwrap();
-    assert_eq!(store.open(call.clone(), None).await.unwrap(), InsertOutcome::Known(call.id.clone()), "told once");
+    store.insert_call(call.clone(), None).await.unwrap();
+    assert_eq!(
+        store.insert_call(call.clone(), None).await.unwrap(),
+        InsertOutcome::Known(call.id.clone()),
+        "told once"
+    );
     let tell = |event| Change { notice: AppNotice::Send, ..change(&call.id, event) };
     for event in [Event::Reached(Phase::Ringing), Event::Reached(Phase::Live), Event::Reached(Phase::Live), END, END] {
         store.apply(tell(event)).await.unwrap();
@@ -168,8 +172,8 @@ pub(in crate::store) async fn the_app_is_told_in_the_transaction_of_the_fact(fre
     store.put_post_call(told(&call.id, true, whole())).await.unwrap();
     // One that counts although no limit had room was not admitted; one that nobody wants to be told of is not told.
     let over_limit = NewCall { over_limit: true, ..wanted(new_call(&[])) };
-    store.open(over_limit, None).await.unwrap();
-    store.open(new_call(&[]), None).await.unwrap();
+    store.insert_call(over_limit, None).await.unwrap();
+    store.insert_call(new_call(&[]), None).await.unwrap();
     let mut kinds = Vec::new();
     loop {
         let taken = store.take_deliveries(10_000, 9, "", DeliveryOrder::FailedStepAside).await.unwrap();
@@ -179,11 +183,11 @@ pub(in crate::store) async fn the_app_is_told_in_the_transaction_of_the_fact(fre
         let body: serde_json::Value = serde_json::from_slice(&delivery.body).unwrap();
         assert_eq!((&body["data"]["callId"], &body["data"]["ids"]), (&json!(call.id), &json!({"call_sid": "CA1"})));
         kinds.push(body["type"].as_str().unwrap().to_owned());
-        store.delivered(&delivery.id, 10_000, DeliveryResult::Done).await.unwrap();
+        store.record_delivery_result(&delivery.id, 10_000, DeliveryResult::Done).await.unwrap();
     }
     assert_eq!(kinds, ["call.admitted", "call.live", "call.ended", "call.recorded"]);
     let live = NewCall { phase: Phase::Live, ..wanted(new_call(&[])) };
-    store.open(live.clone(), None).await.unwrap();
+    store.insert_call(live.clone(), None).await.unwrap();
     let of_live = format!("SELECT count(*) FROM deliveries WHERE call_id = '{}'", live.id);
     assert_eq!(fresh.number(&of_live).await, 2, "admitted, and live already");
     let rejection = RejectionRecord { at: 1, ..rejection("b", AppNotice::Send) };
@@ -198,7 +202,7 @@ pub(in crate::store) async fn the_app_is_told_in_the_transaction_of_the_fact(fre
 pub(in crate::store) async fn own_events_do_not_wait_for_webhooks(fresh: &impl Fresh) {
     let store = fresh.open().await;
     let call = NewCall { notice: AppNotice::Send, ..new_call(&[]) };
-    store.open(call.clone(), None).await.unwrap();
+    store.insert_call(call.clone(), None).await.unwrap();
     to_deliver(&store, 1, Some(&call.id), 1_000).await;
     let taken = store.take_deliveries(1_000, 9, "", DeliveryOrder::FailedStepAside).await.unwrap();
     assert_eq!(taken.iter().filter(|delivery| delivery.route == DeliveryRoute::OwnEvent).count(), 1);
@@ -221,7 +225,7 @@ pub(in crate::store) async fn a_webhook_that_stays_away_is_noticed(fresh: &impl 
     assert_eq!(seen(9_999).await, (None, 0), "there was no call that it could have come for");
     for n in 1..=6 {
         let call = new_call(&[]);
-        store.open(call.clone(), None).await.unwrap();
+        store.insert_call(call.clone(), None).await.unwrap();
         let ended_at = n * 1_000;
         let event = match n {
             3 => Event::Ended(Outcome::Busy, EndProof::Webhook),

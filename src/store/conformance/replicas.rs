@@ -10,7 +10,7 @@ pub(in crate::store) async fn many_that_share_start_at_once_over_nothing_and_ove
             let mut calls = vec![];
             for _ in 0..25 {
                 let call = new_call(&[]);
-                store.open(call.clone(), None).await.unwrap();
+                store.insert_call(call.clone(), None).await.unwrap();
                 store.apply(change(&call.id, Event::Reached(Phase::Live))).await.unwrap().unwrap();
                 calls.push(call.id);
             }
@@ -95,7 +95,7 @@ pub(in crate::store) async fn an_order_is_found_at_another_replica_and_taken_by_
     let first = NewCall { replica: Some(one.id.clone()), ..print(new_call(&[])) };
     let second = NewCall { at_ms: 2000, ..print(new_call(&[])) };
     for call in [&second, &first, &new_call(&[])] {
-        a.open(call.clone(), None).await.unwrap();
+        a.insert_call(call.clone(), None).await.unwrap();
     }
     let find = async || b.find_in_flight("print", 1000).await.unwrap();
     let found = find().await;
@@ -103,9 +103,9 @@ pub(in crate::store) async fn an_order_is_found_at_another_replica_and_taken_by_
     assert!(found[0].silent_ms.is_some_and(|ms| ms < 60_000) && found[0].replica.as_ref() == Some(&one.id));
     assert_eq!((found[1].silent_ms, found[1].replica.as_deref(), found[1].phase), (None, None, Phase::Reserved));
     assert_eq!(b.find_in_flight("print", 1001).await.unwrap(), found[1..]);
-    a.undelivered(&first.id, &two.id).await.unwrap();
+    a.mark_undelivered(&first.id, &two.id).await.unwrap();
     assert!(!find().await[0].undelivered, "only who answers for it says so");
-    a.undelivered(&first.id, &one.id).await.unwrap();
+    a.mark_undelivered(&first.id, &one.id).await.unwrap();
     assert!(!b.take_in_flight(&found[0], &two.id, Owner::Live).await.unwrap(), "it was seen otherwise");
     let found = find().await;
     assert!(found[0].undelivered);
@@ -122,7 +122,7 @@ pub(in crate::store) async fn an_order_is_found_at_another_replica_and_taken_by_
         taken.iter().all(|o| (0..60_000).contains(&(now_ms - o.waited_for_since))),
         "their new clients wait from now on"
     );
-    a.undelivered(&first.id, &one.id).await.unwrap();
+    a.mark_undelivered(&first.id, &one.id).await.unwrap();
     assert!(!find().await[0].undelivered, "it answers for it no more");
     // Who tells a client that the outcome is unknown has not delivered what it waits for, whatever is found out later.
     let taker = taken[1].replica.clone();

@@ -10,13 +10,13 @@ use crate::provider::description::PostCall;
 
 fn of(business: &str) -> NewCall {
     let call = new_call(&[("call_sid", &format!("CA_{business}"))]);
-    NewCall { facts: Facts { business: BusinessId::parse(business).unwrap(), ..call.facts }, ..call }
+    NewCall { facts: CallAttributes { business: BusinessId::parse(business).unwrap(), ..call.facts }, ..call }
 }
 
 /// A call that ended at 2000, with everything that one leaves behind: its webhook is number `n`, and so is a rejection of 2000.
 async fn left_behind(store: &Arc<dyn Store>, business: &str, n: usize) -> (NewCall, NewEvent, Delivery) {
     let call = of(business);
-    store.open(call.clone(), None).await.unwrap();
+    store.insert_call(call.clone(), None).await.unwrap();
     let said = NewUtterance {
         event_id: format!("ev_{business}"),
         speaker: crate::call::Speaker::User,
@@ -26,7 +26,7 @@ async fn left_behind(store: &Arc<dyn Store>, business: &str, n: usize) -> (NewCa
         source: None,
         at_ms: 1_500,
     };
-    store.say(&call.id, said).await.unwrap();
+    store.add_utterance(&call.id, said).await.unwrap();
     store.apply(change(&call.id, END)).await.unwrap();
     let found = PostCall {
         transcript_summary: Some("Number 7.".to_owned()),
@@ -83,7 +83,7 @@ pub(in crate::store) async fn each_business_is_forgotten_at_its_own_age(fresh: &
     let taken = store.take_deliveries(2_000, 99, "", DeliveryOrder::FailedStepAside).await.unwrap();
     assert_eq!(taken.len(), 6);
     for delivery in taken {
-        store.delivered(&delivery.id, 2_000, DeliveryResult::Done).await.unwrap();
+        store.record_delivery_result(&delivery.id, 2_000, DeliveryResult::Done).await.unwrap();
     }
     let rows = async |table: &str| fresh.number(&format!("SELECT count(*) FROM {table}")).await;
     let ages = |usual: UnixMs, short: UnixMs, long: UnixMs| RetentionCutoffs {
@@ -123,12 +123,12 @@ pub(in crate::store) async fn what_the_app_still_waits_for_outlives_its_call(fre
         store.take_deliveries(2_000, 9, "mine", DeliveryOrder::FailedStepAside).await.unwrap(),
         std::slice::from_ref(&delivery)
     );
-    store.delivered(&delivery.id, 2_000, DeliveryResult::Done).await.unwrap();
+    store.record_delivery_result(&delivery.id, 2_000, DeliveryResult::Done).await.unwrap();
     assert_eq!(
         store.take_deliveries(2_000, 9, "mine", DeliveryOrder::FailedStepAside).await.unwrap(),
         std::slice::from_ref(&pending)
     );
-    store.delivered(&pending.id, 2_000, DeliveryResult::Done).await.unwrap();
+    store.record_delivery_result(&pending.id, 2_000, DeliveryResult::Done).await.unwrap();
     assert!(store.clear_spool(&spooled.id, "mine").await.unwrap());
     store.purge(&old).await.unwrap();
     for table in ["webhook_events", "deliveries"] {
@@ -149,7 +149,7 @@ pub(in crate::store) async fn less_is_kept_of_what_was_kept_before(fresh: &impl 
     let parts = [&hashed.found.analysis_data, &hashed.found.transcript_json];
     assert!(parts.iter().all(|part| part.as_ref().unwrap()["digest"].as_str().unwrap().starts_with("sha256:")));
     assert_eq!(bodies().await, 1, "what the app still waits for stays");
-    store.delivered(&delivery.id, 2_000, DeliveryResult::Done).await.unwrap();
+    store.record_delivery_result(&delivery.id, 2_000, DeliveryResult::Done).await.unwrap();
     assert_eq!(store.redact(calls, Privacy::Hash).await.unwrap(), 0, "a digest is not hashed again");
     assert_eq!(bodies().await, 0);
     assert_eq!(store.redact(calls, Privacy::None).await.unwrap(), 2);
@@ -179,7 +179,7 @@ pub(in crate::store) async fn an_answer_to_a_create_is_kept_for_a_while(fresh: &
     };
     let kept = async |n: usize, fingerprint: &str| store.create_answer(&calls[n].id, fingerprint).await.unwrap();
     for call in &calls {
-        store.open(call.clone(), None).await.unwrap();
+        store.insert_call(call.clone(), None).await.unwrap();
     }
     let (first, again, other) = (answer("a", b"1"), answer("a", b"\0\xff"), answer("b", b""));
     answered(0, &first, 1_000).await;

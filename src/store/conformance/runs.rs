@@ -6,8 +6,8 @@ use super::*;
 use crate::call::AnsweredBy;
 use crate::provider::description::PostCall;
 use crate::store::runs::{
-    CallResults, Claim, Job, JobState, LostClaims, NewJob, Run, RunChange, RunCounts, RunMade, RunState, Settle,
-    TakeLoad,
+    CallResults, Claim, CreateRunOutcome, Job, JobSettlement, JobState, LostClaims, NewJob, Run, RunChange, RunCounts,
+    RunState, TakeLoad,
 };
 
 fn run(id: &str, key: Option<&str>) -> Run {
@@ -44,7 +44,7 @@ fn change(from: RunState, to: RunState) -> RunChange {
 
 /// A run with so many jobs, which is running.
 pub(in crate::store) async fn running(store: &Arc<dyn Store>, n: i64) {
-    assert_eq!(store.create_run(&run("run_1", None), AppNotice::Omit).await.unwrap(), RunMade::New);
+    assert_eq!(store.create_run(&run("run_1", None), AppNotice::Omit).await.unwrap(), CreateRunOutcome::New);
     assert!(store.add_jobs("run_1", "first", leads(1, n)).await.unwrap());
     assert_eq!(store.run_counts("run_1").await.unwrap().queued, n.unsigned_abs());
     let loaded = RunChange { loaded: Some((n, "all".to_owned())), ..change(RunState::Loading, RunState::Running) };
@@ -59,23 +59,24 @@ fn claim_of(limit: u32, token: &str, replica: &str) -> Claim {
 /// Puts the call of a job's try on record.
 async fn placed(store: &Arc<dyn Store>, job: &Job) -> NewCall {
     let call = NewCall { aliases: vec![job.alias()], ..new_call(&[]) };
-    assert!(matches!(store.open(call.clone(), None).await.unwrap(), InsertOutcome::New(_)));
+    assert!(matches!(store.insert_call(call.clone(), None).await.unwrap(), InsertOutcome::New(_)));
     call
 }
 
-fn calling(job: &Job, call: &CallId) -> Settle {
-    Settle { state: JobState::Calling, new_call: Some(call.clone()), ..Settle::of(job) }
+fn calling(job: &Job, call: &CallId) -> JobSettlement {
+    JobSettlement { state: JobState::Calling, new_call: Some(call.clone()), ..JobSettlement::of(job) }
 }
 
 pub(in crate::store) async fn a_run_is_made_once_for_a_key_and_loaded_by_one(fresh: &impl Fresh) {
     let store = fresh.open().await;
-    assert_eq!(store.create_run(&run("run_1", Some("k")), AppNotice::Omit).await.unwrap(), RunMade::New);
-    let RunMade::Known(known) = store.create_run(&run("run_2", Some("k")), AppNotice::Omit).await.unwrap() else {
+    assert_eq!(store.create_run(&run("run_1", Some("k")), AppNotice::Omit).await.unwrap(), CreateRunOutcome::New);
+    let CreateRunOutcome::Known(known) = store.create_run(&run("run_2", Some("k")), AppNotice::Omit).await.unwrap()
+    else {
         panic!("two")
     };
     assert_eq!(*known, run("run_1", Some("k")));
     let other = Run { business: "beta".to_owned(), ..run("run_3", Some("k")) };
-    assert_eq!(store.create_run(&other, AppNotice::Omit).await.unwrap(), RunMade::New, "of another business");
+    assert_eq!(store.create_run(&other, AppNotice::Omit).await.unwrap(), CreateRunOutcome::New, "of another business");
     assert!(!store.add_jobs("run_1", "another", leads(1, 1)).await.unwrap());
     assert!(store.add_jobs("run_1", "first", leads(1, 10)).await.unwrap());
     // Of two that take a load over one does, and what had it before writes and ends nothing any more.
@@ -92,7 +93,7 @@ pub(in crate::store) async fn a_run_is_made_once_for_a_key_and_loaded_by_one(fre
     let late = |to| RunChange { load: Some("first".to_owned()), ..change(RunState::Loading, to) };
     assert!(!store.move_run(late(RunState::Running), AppNotice::Omit).await.unwrap());
     assert!(!store.move_run(late(RunState::Ready), AppNotice::Omit).await.unwrap());
-    assert_eq!(store.forget_jobs("run_1").await.unwrap(), 10);
+    assert_eq!(store.delete_jobs("run_1").await.unwrap(), 10);
     assert!(store.add_jobs("run_1", "second", leads(1, 1_203)).await.unwrap());
     assert_eq!(store.due_runs().await.unwrap(), [], "it is not whole");
     assert_eq!(store.claim_jobs(claim_of(9, "t", "me")).await.unwrap(), [], "it is not whole");
@@ -126,10 +127,10 @@ pub(in crate::store) async fn runs_that_were_batches_are_found(fresh: &impl Fres
         ("run_6", "batch:a:0e"),
     ];
     for (id, key) in keys {
-        assert_eq!(store.create_run(&run(id, Some(key)), AppNotice::Omit).await.unwrap(), RunMade::New);
+        assert_eq!(store.create_run(&run(id, Some(key)), AppNotice::Omit).await.unwrap(), CreateRunOutcome::New);
     }
     let of_beta = Run { business: "beta".to_owned(), ..run("run_7", Some("batch:a:0f:run_2")) };
-    assert_eq!(store.create_run(&of_beta, AppNotice::Omit).await.unwrap(), RunMade::New);
+    assert_eq!(store.create_run(&of_beta, AppNotice::Omit).await.unwrap(), CreateRunOutcome::New);
     let batches = async |account: &str, before: Option<&str>, limit| {
         let found = store.batch_runs(account, before.map(str::to_owned), limit).await.unwrap();
         found.into_iter().map(|run| run.id).collect::<Vec<_>>()
@@ -205,7 +206,7 @@ pub(in crate::store) async fn a_run_has_no_more_open_jobs_than_its_bound(fresh: 
     }
     let all: Vec<Job> = tasks.join_all().await.into_iter().flatten().collect();
     assert_eq!(all.len(), 5);
-    let back = Settle { state: JobState::Queued, due_at: 20, ..Settle::of(&all[0]) };
+    let back = JobSettlement { state: JobState::Queued, due_at: 20, ..JobSettlement::of(&all[0]) };
     assert_eq!(store.settle_jobs(vec![back.clone()], 10).await.unwrap(), 1);
     assert_eq!(store.settle_jobs(vec![back], 10).await.unwrap(), 0, "its claim is over");
     let again = Claim { open_max: 5, ..claim_of(3, "again", "me") };
@@ -239,9 +240,14 @@ pub(in crate::store) async fn a_job_is_settled_with_its_call_and_once(fresh: &im
     }
     let job = &ended[0].job;
     assert_eq!((job.seq, job.call.as_ref()), (1, Some(&call.id)));
-    let done =
-        Settle { state: JobState::Done, outcome: Some(Outcome::Completed), attempts: 1, tries: 1, ..Settle::of(job) };
-    let done = Settle { unknown_tries: 3, ..done };
+    let done = JobSettlement {
+        state: JobState::Done,
+        outcome: Some(Outcome::Completed),
+        attempts: 1,
+        tries: 1,
+        ..JobSettlement::of(job)
+    };
+    let done = JobSettlement { unknown_tries: 3, ..done };
     assert_eq!(store.settle_jobs(vec![done.clone(), done], 11).await.unwrap(), 1);
     assert_eq!(store.job_results("run_1", 0, 1).await.unwrap()[0].job.unknown_tries, 3);
     assert_eq!(changed(2).await, [(1, JobState::Done, 1), claimed(3)], "the latest change first");
@@ -293,7 +299,7 @@ pub(in crate::store) async fn a_job_waits_for_the_word_who_answered(fresh: &impl
             // The word comes between the read of the job and its wait.
             store.put_post_call(told(&call.id, Some(AnsweredBy::Machine), false)).await.unwrap();
         }
-        let waits = Settle { waits_until: Some(5_000 + n), ..Settle::of(&one.job) };
+        let waits = JobSettlement { waits_until: Some(5_000 + n), ..JobSettlement::of(&one.job) };
         assert_eq!(store.settle_jobs(vec![waits], 11).await.unwrap(), 1);
         let run = store.due_runs().await.unwrap().remove(0);
         assert_eq!((run.open, run.has_waiting), (0, true), "its place is free");
@@ -307,14 +313,18 @@ pub(in crate::store) async fn a_job_waits_for_the_word_who_answered(fresh: &impl
     store.expect_post_calls(vec![ended[0].0.clone()], 4_000).await.unwrap();
     let fetches = async || due(5_000).await.into_iter().find(|one| one.job.seq == 1).unwrap().awaits_fetch;
     assert!(fetches().await, "its record stands in line");
-    store.missed_post_call(&ended[0].0, "there is none", Some(9_000)).await.unwrap();
+    store.record_failed_fetch(&ended[0].0, "there is none", Some(9_000)).await.unwrap();
     assert!(!fetches().await, "it was asked for");
     let mut known: Vec<_> =
         due(0).await.into_iter().map(|one| (one.job.seq, one.answered_by, one.is_recorded)).collect();
     known.sort();
     assert_eq!(known, [(2, None, true), (3, Some(AnsweredBy::Machine), false)]);
     // Whoever settles as completed what was answered by a machine meanwhile, or is told so later, is corrected.
-    let completed = |job: &Job| Settle { state: JobState::Done, outcome: Some(Outcome::Completed), ..Settle::of(job) };
+    let completed = |job: &Job| JobSettlement {
+        state: JobState::Done,
+        outcome: Some(Outcome::Completed),
+        ..JobSettlement::of(job)
+    };
     store.settle_jobs(ended.iter().map(|(_, job)| completed(job)).collect(), 13).await.unwrap();
     assert!(!store.due_runs().await.unwrap()[0].has_waiting);
     let counts = async || store.run_counts("run_1").await.unwrap();
@@ -358,7 +368,7 @@ pub(in crate::store) async fn a_breaker_and_a_hold_are_of_the_run_and_not_of_a_r
     let call = placed(&store, &job).await;
     store.settle_jobs(vec![calling(&job, &call.id)], 10).await.unwrap();
     let job = Job { call: Some(call.id.clone()), ..job };
-    let done = Settle { state: JobState::Done, outcome: Some(Outcome::Busy), ..Settle::of(&job) };
+    let done = JobSettlement { state: JobState::Done, outcome: Some(Outcome::Busy), ..JobSettlement::of(&job) };
     let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..4 {
         let (store, done) = (store.clone(), done.clone());
@@ -390,15 +400,15 @@ pub(in crate::store) async fn an_app_is_told_of_a_job_that_ends_without_a_call(f
     let jobs = store.claim_jobs(claim_of(2, "t", "me")).await.unwrap();
     let ends = |job: &Job| {
         let error = Some("DO_NOT_CALL_BLOCKED: it is on a list".to_owned());
-        Settle {
+        JobSettlement {
             state: JobState::Done,
             outcome: Some(Outcome::Failed),
             error,
             notice: AppNotice::Send,
-            ..Settle::of(job)
+            ..JobSettlement::of(job)
         }
     };
-    let both: Vec<Settle> = jobs.iter().map(ends).collect();
+    let both: Vec<JobSettlement> = jobs.iter().map(ends).collect();
     assert_eq!(store.settle_jobs(both[..1].to_vec(), 11).await.unwrap(), 1);
     assert_eq!(store.settle_jobs(both, 12).await.unwrap(), 1, "the first was settled before");
     let told = store.take_deliveries(20, 9, "", DeliveryOrder::FailedStepAside).await.unwrap();
@@ -457,13 +467,13 @@ pub(in crate::store) async fn a_job_whose_call_was_purged_is_settled_and_a_run_t
     let ended = store.ended_jobs(None, vec![], 0, 0, 9).await.unwrap();
     assert_eq!((ended.len(), ended[0].outcome, ended[0].proof), (1, Outcome::Failed, EndProof::Deadline));
     // One that waited for the word who answered was completed before.
-    let waits = Settle { waits_until: Some(50), ..Settle::of(&ended[0].job) };
+    let waits = JobSettlement { waits_until: Some(50), ..JobSettlement::of(&ended[0].job) };
     assert_eq!(store.settle_jobs(vec![waits], 12).await.unwrap(), 1);
     assert_eq!(store.ended_jobs(None, vec![], 0, 49, 9).await.unwrap(), []);
     let ended = store.ended_jobs(None, vec![], 0, 50, 9).await.unwrap();
     assert_eq!((ended.len(), ended[0].outcome, ended[0].is_recorded), (1, Outcome::Completed, true));
     assert_ne!(ended[0].proof, EndProof::Deadline);
-    store.forget_run("run_1").await.unwrap();
+    store.delete_run("run_1").await.unwrap();
     assert_eq!(store.run_of("run_1").await.unwrap().unwrap().state, RunState::Running);
     assert_eq!(store.job_results("run_1", 0, 9).await.unwrap().len(), 2, "its jobs stay too");
 }
@@ -471,8 +481,8 @@ pub(in crate::store) async fn a_job_whose_call_was_purged_is_settled_and_a_run_t
 pub(in crate::store) async fn an_app_is_told_of_a_run_that_fails_at_once(fresh: &impl Fresh) {
     let store = fresh.open().await;
     let failed = Run { state: RunState::Failed, finished_at: Some(1), load: None, ..run("run_1", None) };
-    assert_eq!(store.create_run(&failed, AppNotice::Send).await.unwrap(), RunMade::New);
-    assert_eq!(store.create_run(&run("run_2", None), AppNotice::Send).await.unwrap(), RunMade::New);
+    assert_eq!(store.create_run(&failed, AppNotice::Send).await.unwrap(), CreateRunOutcome::New);
+    assert_eq!(store.create_run(&run("run_2", None), AppNotice::Send).await.unwrap(), CreateRunOutcome::New);
     let told = store.take_deliveries(22, 9, "", DeliveryOrder::FailedStepAside).await.unwrap();
     let body: serde_json::Value = serde_json::from_slice(&told[0].body).unwrap();
     assert_eq!((told.len(), &body["type"], &body["data"]["runId"]), (1, &"run.failed".into(), &"run_1".into()));

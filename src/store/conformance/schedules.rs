@@ -1,7 +1,7 @@
 //! Recurring runs.
 
 use super::*;
-use crate::store::schedules::{Schedule, ScheduleMade, ScheduleState};
+use crate::store::schedules::{CreateScheduleOutcome, Schedule, ScheduleState};
 
 fn schedule(id: &str, business: &str, name: &str, next_at: Option<i64>) -> Schedule {
     Schedule {
@@ -31,11 +31,11 @@ fn ids(found: &[Schedule]) -> Vec<&str> {
 pub(in crate::store) async fn a_schedule_is_made_once_for_a_name_and_found_when_it_is_due(fresh: &impl Fresh) {
     let store = fresh.open().await;
     let first = schedule("s1", "acme", "daily", Some(10));
-    assert_eq!(store.create_schedule(&first).await.unwrap(), ScheduleMade::New);
+    assert_eq!(store.create_schedule(&first).await.unwrap(), CreateScheduleOutcome::New);
     let again = store.create_schedule(&schedule("s2", "acme", "daily", Some(10))).await.unwrap();
-    assert_eq!(again, ScheduleMade::Known(Box::new(first.clone())));
+    assert_eq!(again, CreateScheduleOutcome::Known(Box::new(first.clone())));
     for other in [schedule("s3", "beta", "daily", Some(8)), schedule("s4", "acme", "never", None)] {
-        assert_eq!(store.create_schedule(&other).await.unwrap(), ScheduleMade::New);
+        assert_eq!(store.create_schedule(&other).await.unwrap(), CreateScheduleOutcome::New);
     }
     assert_eq!(store.due_schedules(7, 9).await.unwrap(), []);
     assert_eq!(ids(&store.due_schedules(10, 9).await.unwrap()), ["s3", "s1"]);

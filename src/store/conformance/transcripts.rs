@@ -20,7 +20,7 @@ fn said(event: &str, text: &str) -> NewUtterance {
 
 async fn call_of(store: &Arc<dyn Store>) -> CallId {
     let call = new_call(&[]);
-    store.open(call.clone(), None).await.unwrap();
+    store.insert_call(call.clone(), None).await.unwrap();
     call.id
 }
 
@@ -37,7 +37,8 @@ pub(in crate::store) async fn what_many_say_at_once_is_numbered_without_gaps(fre
                 for call in &calls {
                     // Every one twice, at the same time.
                     let one = said(&format!("{call}-{sender}-{n}"), "hello");
-                    let (first, again) = tokio::join!(store.say(call, one.clone()), store.say(call, one));
+                    let (first, again) =
+                        tokio::join!(store.add_utterance(call, one.clone()), store.add_utterance(call, one));
                     assert_eq!(first.unwrap().unwrap(), again.unwrap().unwrap());
                 }
             }
@@ -56,17 +57,17 @@ pub(in crate::store) async fn an_utterance_that_comes_again_keeps_its_number(fre
     let call = {
         let store = fresh.open().await;
         let call = call_of(&store).await;
-        let first = store.say(&call, said("ev_1", "hello")).await.unwrap().unwrap();
-        let second = store.say(&call, said("ev_2", "hello")).await.unwrap().unwrap();
+        let first = store.add_utterance(&call, said("ev_1", "hello")).await.unwrap().unwrap();
+        let second = store.add_utterance(&call, said("ev_2", "hello")).await.unwrap().unwrap();
         assert_eq!((first.sequence, second.sequence), (1, 2));
         assert_ne!(first.id, second.id);
-        assert_eq!(store.say(&call, said("ev_1", "hello")).await.unwrap(), Some(first));
+        assert_eq!(store.add_utterance(&call, said("ev_1", "hello")).await.unwrap(), Some(first));
         store.close().await;
         call
     };
     let store = fresh.open().await;
-    assert_eq!(store.say(&call, said("ev_2", "hello")).await.unwrap().unwrap().sequence, 2);
-    assert_eq!(store.say(&call, said("ev_3", "hello")).await.unwrap().unwrap().sequence, 3);
+    assert_eq!(store.add_utterance(&call, said("ev_2", "hello")).await.unwrap().unwrap().sequence, 2);
+    assert_eq!(store.add_utterance(&call, said("ev_3", "hello")).await.unwrap().unwrap().sequence, 3);
 }
 
 /// A webhook by which somebody says this in the call of these ids.
@@ -88,7 +89,7 @@ fn speech(event: &str, dedupe_key: &str, ids: &[(&str, &str)]) -> UtteranceInges
 
 async fn live_call(store: &Arc<dyn Store>, ids: &[(&str, &str)]) -> CallId {
     let call = new_call(ids);
-    store.open(call.clone(), None).await.unwrap();
+    store.insert_call(call.clone(), None).await.unwrap();
     store.apply(change(&call.id, Event::Reached(Phase::Live))).await.unwrap();
     call.id
 }
@@ -122,7 +123,7 @@ pub(in crate::store) async fn what_is_said_is_taken_numbered_and_settled_in_one_
 
     // What is not done in one step is taken, and waits.
     let dialled = new_call(&[("conversation_id", "conv_2")]);
-    store.open(dialled.clone(), None).await.unwrap();
+    store.insert_call(dialled.clone(), None).await.unwrap();
     for (n, ids) in [
         &[("conversation_id", "conv_9")][..],
         &[("conversation_id", "conv_2")],
@@ -195,9 +196,12 @@ pub(in crate::store) async fn a_transcript_is_read_from_where_it_was_and_goes_wi
             source: Some("GT1".to_owned()),
             ..said(&format!("ev_{n}"), &format!("line {n} ü\n\"\u{1F600}"))
         };
-        store.say(&call, one).await.unwrap();
+        store.add_utterance(&call, one).await.unwrap();
     }
-    store.say(&other, NewUtterance { speaker: Speaker::Agent, ..said("ev_other", "elsewhere") }).await.unwrap();
+    store
+        .add_utterance(&other, NewUtterance { speaker: Speaker::Agent, ..said("ev_other", "elsewhere") })
+        .await
+        .unwrap();
     let some = store.utterances(&call, 2, 2).await.unwrap();
     assert_eq!(some.iter().map(|u| u.sequence).collect::<Vec<_>>(), [3, 4]);
     let wanted = Utterance {
@@ -218,14 +222,14 @@ pub(in crate::store) async fn a_transcript_is_read_from_where_it_was_and_goes_wi
     assert_eq!(store.call(&call).await.unwrap(), None);
     assert_eq!((store.utterances(&call, 0, 10).await.unwrap(), store.last_sequence(&call).await.unwrap()), (vec![], 0));
     assert_eq!(store.utterances(&other, 0, 10).await.unwrap().len(), 1);
-    assert_eq!(store.say(&call, said("ev_late", "too late")).await.unwrap(), None, "nothing is left behind");
+    assert_eq!(store.add_utterance(&call, said("ev_late", "too late")).await.unwrap(), None, "nothing is left behind");
 }
 
 pub(in crate::store) async fn what_changed_in_calls_is_seen_without_reading_them(fresh: &impl Fresh) {
     let store = fresh.open().await;
     let (call, silent) = (call_of(&store).await, call_of(&store).await);
     let unknown = CallId::new();
-    store.say(&call, said("ev_1", "hello")).await.unwrap();
+    store.add_utterance(&call, said("ev_1", "hello")).await.unwrap();
     let mut found = store.positions(&[call.clone(), silent.clone(), unknown]).await.unwrap();
     found.sort_by_key(|position| -position.last_sequence);
     let position = |call: &CallId, last_sequence| UtterancePosition {
@@ -258,7 +262,7 @@ pub(in crate::store) async fn what_is_not_to_be_kept_is_redacted_after_its_call(
     let (over, open) = (call_of(&store).await, call_of(&store).await);
     for call in [&over, &open] {
         for n in 1..=3 {
-            store.say(call, said(&format!("{call}-{n}"), &format!("secret {n}"))).await.unwrap();
+            store.add_utterance(call, said(&format!("{call}-{n}"), &format!("secret {n}"))).await.unwrap();
         }
     }
     store.apply(change(&over, END)).await.unwrap();
@@ -295,7 +299,7 @@ pub(in crate::store) async fn calls_of_a_business_and_orders_without_an_answer_a
     let opened = async |business: &str, aliases: &[(&str, &str)], origin: Origin| {
         let mut call = new_call(aliases);
         (call.facts.business, call.origin) = (BusinessId::parse(business).unwrap(), origin);
-        store.open(call.clone(), None).await.unwrap();
+        store.insert_call(call.clone(), None).await.unwrap();
         call.id
     };
     let key = ("idempotency_key", "k1");

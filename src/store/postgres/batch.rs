@@ -125,16 +125,16 @@ pub(super) fn decisions(db: Arc<Db>, doubts: InDoubt, time_of: TimeOf) -> Batche
 }
 
 /// The task of utterances. While processes `listen`, they are notified.
-pub(super) fn speeches(db: Arc<Db>, listens: Arc<AtomicBool>) -> Batches<UtteranceIngest, IngestOutcome> {
+pub(super) fn ingests(db: Arc<Db>, listens: Arc<AtomicBool>) -> Batches<UtteranceIngest, IngestOutcome> {
     let at = db.clone();
     let transact = move |batch: Arc<[Arc<UtteranceIngest>]>| {
-        let (db, tell) = (db.clone(), listens.load(Ordering::Relaxed));
+        let (db, notifies) = (db.clone(), listens.load(Ordering::Relaxed));
         let work = async move {
-            let hear = db.write(move |c| {
+            let written = db.write(move |c| {
                 let batch = batch.clone();
-                Box::pin(async move { utterance_batch::ingest(c, &batch, tell).await })
+                Box::pin(async move { utterance_batch::ingest(c, &batch, notifies).await })
             });
-            hear.await
+            written.await
         };
         work.boxed()
     };

@@ -94,7 +94,7 @@ async fn what_became_of_a_commit_without_an_answer_is_found_out() {
         let call = new_call(&[]);
         let what = format!("written: {written}");
         *at_commit.lock().unwrap() = fault;
-        let opened = store.open(call.clone(), None).await;
+        let opened = store.insert_call(call.clone(), None).await;
         assert!(matches!(*at_commit.lock().unwrap(), AtCommit::Pass), "it met a COMMIT");
         assert_eq!(opened.is_ok(), written, "{what}: {opened:?}");
         assert_eq!(store.call(&call.id).await.unwrap().is_some(), written, "{what}");
@@ -102,7 +102,7 @@ async fn what_became_of_a_commit_without_an_answer_is_found_out() {
     store.close().await;
 }
 
-/// How a server loses what it has not written to its log.
+/// A way in which a server loses what it has not written to its log.
 #[derive(Debug, Clone, Copy)]
 enum Crash {
     /// All of it ends, and is started again.
@@ -184,7 +184,7 @@ async fn a_crash_at_commit_does_not_lend_a_write_the_outcome_of_another() {
         let call = new_call(&[]);
         let opening = tokio::spawn({
             let (store, call) = (store.clone(), call.clone());
-            async move { store.open(call, None).await }
+            async move { store.insert_call(call, None).await }
         });
         comes.await.unwrap();
         let sql = "SELECT backend_xid::text || ' ' || pid FROM pg_stat_activity WHERE backend_xid IS NOT NULL";

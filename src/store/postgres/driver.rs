@@ -108,7 +108,7 @@ impl Driver for Pg<'_> {
         .boxed()
     }
 
-    fn queue_move(&mut self) -> Work<'_, ()> {
+    fn queue_transition(&mut self) -> Work<'_, ()> {
         async move {
             let queue = AssertSqlSafe(format!("SELECT pg_advisory_xact_lock({ADVISORY_LOCK_KEY})"));
             Ok(sqlx::raw_sql(queue).execute(&mut *self.0).await.map(drop)?)

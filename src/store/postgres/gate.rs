@@ -10,9 +10,9 @@ use sqlx::{PgConnection, Row as _};
 
 use super::super::app_events;
 use super::super::driver::damaged;
-use super::super::queries::bindings::{Claim, claim, claimed, is_own};
+use super::super::queries::bindings::{IdOwner, bind_new_call, is_own, owner_of};
 use super::super::queries::calls::call_columns;
-use super::super::queries::messages::tell;
+use super::super::queries::messages::add_app_events;
 use super::super::rows::call_id;
 use super::super::usage::CountedUsage;
 use super::super::{AdmitOutcome, NewCall};
@@ -91,7 +91,7 @@ pub(super) async fn admit(
         _ => None,
     });
     let told: Vec<_> = granted.flatten().collect();
-    tell(&mut Pg(c), &told).await?;
+    add_app_events(&mut Pg(c), &told).await?;
     let mut decided = Vec::with_capacity(asks.len());
     for (ask, answer) in asks.iter().zip(answers) {
         decided.push(match answer {
@@ -101,7 +101,7 @@ pub(super) async fn admit(
             Answer::Rejected(short) => AdmitOutcome::Rejected(short),
             Answer::Granted(granted) => {
                 let early: Option<Event> = match granted.intricate {
-                    Some(freed) => claimed(&mut Pg(c), &ask.call, &freed).await?,
+                    Some(freed) => bind_new_call(&mut Pg(c), &ask.call, &freed).await?,
                     None => None,
                 };
                 AdmitOutcome::New { slots: granted.slots, would_reject: granted.would_reject, early }
@@ -173,9 +173,9 @@ impl Round {
         let is_intricate = call.aliases.iter().any(|alias| self.taken.contains(alias) || is_own(alias));
         let intricate = match is_intricate {
             false => None,
-            true => match claim(&mut Pg(c), &call.aliases).await? {
-                Claim::Known(known) => return Ok(Answer::Known(known)),
-                Claim::Free(freed) => Some(freed),
+            true => match owner_of(&mut Pg(c), &call.aliases).await? {
+                IdOwner::Known(known) => return Ok(Answer::Known(known)),
+                IdOwner::Free(freed) => Some(freed),
             },
         };
         if time_of == TimeOf::Caller {

@@ -7,7 +7,7 @@ use super::migrate;
 use super::ownership::{ProcessId, living_holder};
 use super::settings::{Pooler, PostgresSettings};
 use super::sql::{Sql, code, explain, is_outside};
-use super::transaction::Db;
+use super::transaction::{Db, Sessions};
 use crate::clock::Clock;
 
 /// A server's properties.
@@ -21,12 +21,12 @@ pub struct Server {
     pub synchronous_commit: String,
     /// `fsync`.
     pub fsync: String,
-    /// How far its clock is ahead of ours, in seconds.
+    /// The seconds by which its clock is ahead of ours.
     pub ahead_secs: i64,
 }
 
 impl Server {
-    /// Why acknowledged writes may be lost, if they may.
+    /// The reason why acknowledged writes may be lost, if they may.
     pub fn unsafe_because(&self) -> Option<String> {
         (self.synchronous_commit == "off").then(|| {
             "has synchronous_commit = off: a call that was admitted could be forgotten in a crash of the server. \
@@ -36,7 +36,7 @@ impl Server {
     }
 }
 
-/// Why a server cannot be used.
+/// The reason why a server cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Unfit {
     /// The server is unavailable: waiting may help.
@@ -61,7 +61,7 @@ pub struct Inspected {
 /// # Errors
 /// It does not answer, or cannot be used; sentences for an operator, without a password.
 pub async fn server(settings: &PostgresSettings) -> Result<Server, Unfit> {
-    let looked = tokio::time::timeout(settings.statement_timeout, look(settings)).await;
+    let looked = tokio::time::timeout(settings.statement_timeout, read_server(settings)).await;
     let shown = settings.shown();
     match looked {
         Ok(Ok((server, false))) => Ok(server),
@@ -84,7 +84,7 @@ pub async fn server(settings: &PostgresSettings) -> Result<Server, Unfit> {
     }
 }
 
-async fn look(settings: &PostgresSettings) -> Result<(Server, bool), sqlx::Error> {
+async fn read_server(settings: &PostgresSettings) -> Result<(Server, bool), sqlx::Error> {
     let mut c = settings.options()?.statement_cache_capacity(0).connect().await?;
     let asked = sqlx::raw_sql(
         "SELECT current_setting('server_version') AS version, current_setting('synchronous_commit') AS synchronous_commit,
@@ -123,7 +123,7 @@ pub async fn inspect(settings: &PostgresSettings) -> Result<Inspected, String> {
     if let Some(why) = server.unsafe_because() {
         return Err(format!("{shown} {why}"));
     }
-    let db = Db::new(settings, false).map_err(|e| explain(&e, &shown))?;
+    let db = Db::new(settings, Sessions::Pooled).map_err(|e| explain(&e, &shown))?;
     let missing = migrate::missing(&db).await.map_err(|why| format!("{shown} {why}"))?;
     let holder = living_holder(&db, &ProcessId::new(OwnershipMode::Exclusive)).await.map_err(|e| e.to_string())?;
     db.close().await;

@@ -11,7 +11,7 @@ use super::driver::Pg;
 use super::ownership::refuse_while_held;
 use super::settings::PostgresSettings;
 use super::sql::explain;
-use super::transaction::{Db, SCHEMA};
+use super::transaction::{Db, SCHEMA, Sessions};
 
 /// A migration may rewrite a table.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(3600);
@@ -92,7 +92,7 @@ async fn read_applied(db: &Db) -> Result<AppliedMigrations, String> {
 }
 
 fn connect(settings: &PostgresSettings) -> Result<Db, String> {
-    Db::new(settings, false).map_err(|e| format!("cannot be used: {}", explain(&e, &settings.shown())))
+    Db::new(settings, Sessions::Pooled).map_err(|e| format!("cannot be used: {}", explain(&e, &settings.shown())))
 }
 
 async fn begin(db: &Db) -> Result<Transaction<'static, Postgres>, String> {

@@ -36,10 +36,10 @@ use crate::provider::secret::Secret;
 use batch::{Batches, InDoubt};
 use driver::Pg;
 use gate::PendingAdmission;
-use ownership::{BEAT_EVERY, OWNER_TIMEOUT, ProcessId, WATCH_EVERY};
+use ownership::{OWNER_HEARTBEAT_INTERVAL, OWNER_TIMEOUT, ProcessId, WATCH_EVERY};
 pub use settings::{Pooler, PostgresSettings, TimeOf};
 use sql::{explain, query};
-use transaction::{CommitOutcome, Db, TransitionLock};
+use transaction::{CommitOutcome, Db, Sessions, TransitionLock};
 
 /// The shortest and longest pause between two connection attempts at the start.
 const RETRY_DELAY_MIN: Duration = Duration::from_millis(250);
@@ -70,7 +70,7 @@ pub enum OpenError {
     },
 }
 
-/// Why it is not open yet.
+/// The reason why it is not open yet.
 enum NotYet {
     /// Waiting may help.
     Away(String),
@@ -84,7 +84,7 @@ pub struct PostgresStore {
     beating: tokio::sync::Mutex<Option<tokio::task::JoinHandle<()>>>,
     doubts: InDoubt,
     decisions: Batches<PendingAdmission, AdmitOutcome>,
-    speeches: Batches<UtteranceIngest, IngestOutcome>,
+    ingests: Batches<UtteranceIngest, IngestOutcome>,
     /// A task here listens to other processes, and so they do: commits that notify are serialised in the server, so they notify
     /// only if needed.
     listens: Arc<AtomicBool>,
@@ -139,7 +139,8 @@ impl PostgresStore {
         if let Some(why) = server.unsafe_because() {
             return Err(unusable(why));
         }
-        let db = Arc::new(Db::new(settings, !server.pooled).map_err(|e| unusable(explain(&e, &shown)))?);
+        let sessions = if server.pooled { Sessions::Pooled } else { Sessions::Kept };
+        let db = Arc::new(Db::new(settings, sessions).map_err(|e| unusable(explain(&e, &shown)))?);
         let missing = migrate::missing(&db).await;
         // A schema in use is not migrated: its user does that. The first migration creates the table of owners.
         let is_made = matches!(&missing, Ok(missing) if !missing.contains(&FIRST_MIGRATION));
@@ -173,14 +174,14 @@ impl PostgresStore {
         let (doubts, time_of) = (InDoubt::default(), settings.time_of);
         let decisions = batch::decisions(db.clone(), doubts.clone(), time_of);
         let listens = Arc::<AtomicBool>::default();
-        let speeches = batch::speeches(db.clone(), listens.clone());
+        let ingests = batch::ingests(db.clone(), listens.clone());
         Ok(Self {
             db,
             me,
             beating: tokio::sync::Mutex::new(Some(beating)),
             doubts,
             decisions,
-            speeches,
+            ingests,
             listens,
             sender_id: ulid::Ulid::new().to_string(),
             time_of,
@@ -193,7 +194,7 @@ async fn take(db: &Db, me: &ProcessId, waits: &impl Fn(&str)) -> std::result::Re
     let away = |error: sqlx::Error| NotYet::Away(explain(&error, &db.shown));
     let (mut watched, mut since) = (None, Instant::now());
     loop {
-        let seen = db.read(|c| Box::pin(ownership::look(c))).await.map_err(|e| NotYet::Away(e.to_string()))?;
+        let seen = db.read(|c| Box::pin(ownership::read_owner(c))).await.map_err(|e| NotYet::Away(e.to_string()))?;
         let free = match &seen {
             None => true,
             Some(now) if now.is_over(me) || now.is_joined_by(me) => true,
@@ -235,7 +236,7 @@ async fn heartbeat(db: Arc<Db>, me: ProcessId) {
     while !db.lost.load(Ordering::Relaxed) {
         tokio::select! {
             () = db.closed.cancelled() => return,
-            () = tokio::time::sleep(BEAT_EVERY) => {}
+            () = tokio::time::sleep(OWNER_HEARTBEAT_INTERVAL) => {}
         }
         // Failed writes are logged where writes are.
         let me = me.clone();
@@ -307,7 +308,7 @@ impl Backend for PostgresStore {
     /// Settles a COMMIT without an answer: until then it is unknown whether the record exists.
     async fn settle_doubt(&self, call: &CallId) -> Result<()> {
         let Some(transaction) = self.doubts.of(call) else { return Ok(()) };
-        match self.db.fate(&transaction).await {
+        match self.db.commit_outcome(&transaction).await {
             // Whether it made the record is read from the record.
             CommitOutcome::Committed | CommitOutcome::Aborted | CommitOutcome::Indeterminate => {
                 self.doubts.settle(call)
@@ -319,7 +320,7 @@ impl Backend for PostgresStore {
         Ok(())
     }
 
-    fn move_time(&self, now_ms: UnixMs) -> Option<UnixMs> {
+    fn transition_time(&self, now_ms: UnixMs) -> Option<UnixMs> {
         (self.time_of == TimeOf::Caller).then_some(now_ms)
     }
 
@@ -328,16 +329,16 @@ impl Backend for PostgresStore {
     }
 
     async fn put_utterance(&self, call: &CallId, said: NewUtterance) -> Result<Option<UtteranceRef>> {
-        let (said, tell) = (Arc::new((call.clone(), said)), self.listens.load(Ordering::Relaxed));
+        let (said, notifies) = (Arc::new((call.clone(), said)), self.listens.load(Ordering::Relaxed));
         let put = self.db.write(move |c| {
             let said = said.clone();
-            Box::pin(async move { utterance_batch::say_one(c, &said.0, &said.1, tell).await })
+            Box::pin(async move { utterance_batch::add(c, &said.0, &said.1, notifies).await })
         });
         put.await
     }
 
-    async fn ingest_utterance(&self, speech: UtteranceIngest) -> Result<IngestOutcome> {
-        self.speeches.run(speech).await
+    async fn ingest_utterance(&self, ingested: UtteranceIngest) -> Result<IngestOutcome> {
+        self.ingests.run(ingested).await
     }
 
     async fn listen_for_signals(&self, on_signal: OnSignal) {
@@ -352,7 +353,7 @@ impl Backend for PostgresStore {
         };
         self.listens.store(false, Ordering::Relaxed);
         if let Err(error) = stopped {
-            warn!(store = %self.db.shown, %error, "not subscribed to other replicas; polling instead");
+            warn!(store = %self.db.shown, %error, "failed to subscribe to other replicas, or the subscription is lost; polling instead");
         }
     }
 

@@ -1,5 +1,5 @@
 //! Ownership of the database. The memory limiter needs one owner; processes that share the database are one owner, of one
-//! generation, and each sends heartbeats for all. The owner sends one every [`BEAT_EVERY`]; another process takes over only after
+//! generation, and each sends heartbeats for all. The owner sends one every [`OWNER_HEARTBEAT_INTERVAL`]; another process takes over only after
 //! [`OWNER_TIMEOUT`] without one, by an update that is conditional on what it saw. No two clocks are compared, and an outage of
 //! the server makes no process look dead. The old owner may only be suspended, so every write is bound to a generation
 //! (`transaction.rs`).
@@ -16,10 +16,10 @@ use super::transaction::Db;
 use crate::store::{OwnershipMode, StoreError};
 
 /// The interval of heartbeats.
-pub(super) const BEAT_EVERY: Duration = Duration::from_secs(2);
-/// How long an owner must be silent before another process takes over.
+pub(super) const OWNER_HEARTBEAT_INTERVAL: Duration = Duration::from_secs(2);
+/// The silence of an owner after which another process takes over.
 pub(super) const OWNER_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often an owner is checked while this process waits for the database.
+/// The interval between checks of the owner while this process waits for the database.
 pub(super) const WATCH_EVERY: Duration = Duration::from_millis(500);
 /// The place of shared owners: none, as no process can see one of them dead.
 const SHARED: &str = "shared by replicas";
@@ -134,7 +134,7 @@ fn seen(row: &PgRow) -> Sql<OwnerRow> {
 }
 
 /// Reads the owner.
-pub(super) async fn look(c: &mut PgConnection) -> Sql<Option<OwnerRow>> {
+pub(super) async fn read_owner(c: &mut PgConnection) -> Sql<Option<OwnerRow>> {
     let row = sqlx::query("SELECT * FROM holders WHERE gate = 'memory'").persistent(false).fetch_optional(c).await?;
     row.as_ref().map(seen).transpose()
 }
@@ -206,7 +206,7 @@ pub(super) async fn living_holder(db: &Db, me: &ProcessId) -> Result<Option<Owne
             Box::pin(async move {
                 let there = sqlx::query("SELECT to_regclass('holders')::text AS name").persistent(false);
                 match there.fetch_one(&mut *c).await?.try_get::<Option<String>, _>("name")? {
-                    Some(_) => look(c).await,
+                    Some(_) => read_owner(c).await,
                     None => Ok(None),
                 }
             })

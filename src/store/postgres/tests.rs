@@ -163,7 +163,7 @@ async fn sessions_that_the_server_ends_cost_no_write() {
         let mut tasks = tokio::task::JoinSet::new();
         for _ in 0..40 {
             let store = store.clone();
-            tasks.spawn(async move { store.open(new_call(&[]), None).await.unwrap() });
+            tasks.spawn(async move { store.insert_call(new_call(&[]), None).await.unwrap() });
         }
         tasks.join_all().await;
         fence.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() AND application_name = 'ringfence'").await;
@@ -185,7 +185,7 @@ async fn a_newer_schema_that_only_adds_is_used_beside_those_who_know_it() {
     }
     let store = fence.store().await;
     let call = new_call(&[("call_sid", "CA1")]);
-    assert!(matches!(store.open(call.clone(), None).await, Ok(InsertOutcome::New(None))));
+    assert!(matches!(store.insert_call(call.clone(), None).await, Ok(InsertOutcome::New(None))));
     assert!(store.call(&call.id).await.unwrap().is_some());
     store.close().await;
     assert!(
@@ -246,7 +246,7 @@ async fn a_server_has_to_prove_its_name_where_that_is_asked_for() {
         PostgresStore::open(&at("localhost", &cert), Migrate::Run, OwnershipMode::Exclusive, |why| panic!("{why}"))
             .await
             .unwrap();
-    assert!(matches!(store.open(new_call(&[]), None).await, Ok(InsertOutcome::New(None))));
+    assert!(matches!(store.insert_call(new_call(&[]), None).await, Ok(InsertOutcome::New(None))));
     let plain = "SELECT count(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid)
                  WHERE application_name = 'ringfence' AND NOT ssl";
     assert_eq!(server.psql("postgres", plain), "0", "every session is encrypted");
@@ -295,7 +295,7 @@ async fn what_is_said_at_one_replica_is_heard_at_another() {
     let Some(fence) = fresh().await else { return };
     let (says, hears) = (fence.open_shared().await, fence.open_shared().await);
     let call = new_call(&[]);
-    says.open(call.clone(), None).await.unwrap();
+    says.insert_call(call.clone(), None).await.unwrap();
     let (heard, mut signals) = tokio::sync::mpsc::unbounded_channel();
     // Where nobody listens nobody is told.
     let told = says.clone();
@@ -324,7 +324,7 @@ async fn what_is_said_at_one_replica_is_heard_at_another() {
             source: None,
             at_ms: 1,
         };
-        says.say(&call.id, said).await.unwrap();
+        says.add_utterance(&call.id, said).await.unwrap();
         match tokio::time::timeout(Duration::from_millis(200), signals.recv()).await {
             Ok(signal) => break signal,
             Err(_) => assert!(n < 100, "nothing is heard"),

@@ -29,17 +29,26 @@ use crate::policy::decision::GateState;
 use crate::provider::secret::Secret;
 use crate::sync::lock;
 
-/// How long a write waits for the outcome of its COMMIT.
+/// The time that a write waits for the outcome of its COMMIT.
 const SETTLE_WITHIN: Duration = Duration::from_secs(3);
 /// The pause between two such queries.
 const COMMIT_POLL_INTERVAL: Duration = Duration::from_millis(50);
-/// How often a transaction is retried after a deadlock or a serialisation failure.
-const TRIES_MAX: u32 = 5;
+/// The most retries of a transaction after deadlocks and serialisation failures.
+const RETRIES_MAX: u32 = 5;
 /// The schema. The app may have tables of the same names in its own.
 pub(super) const SCHEMA: &str = "ringfence";
 
 /// The advisory lock that queues transitions with those who share the lock of the pool's row. Two numbers: locks of ids use one.
 pub(super) const ADVISORY_LOCK_KEY: &str = "1919904103, 1";
+
+/// What becomes of a session between two transactions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sessions {
+    /// It is kept: statements are prepared once in it.
+    Kept,
+    /// A pooler may change it: nothing is prepared.
+    Pooled,
+}
 
 pub(super) struct Db {
     pub(super) pool: PgPool,
@@ -73,7 +82,7 @@ pub(super) struct TransactionId {
     run: ServerRun,
 }
 
-/// How a write blocks transitions of the limiter, from its BEGIN on.
+/// The lock by which a write blocks transitions of the limiter, from its BEGIN on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TransitionLock {
     /// Not at all.
@@ -128,12 +137,12 @@ impl Drop for Session {
     }
 }
 
-/// How an attempt without a result ended.
+/// The end of an attempt without a result.
 enum TxError {
     /// Nothing was written, and the session was stale: others may work.
     Stale(sqlx::Error),
-    /// Nothing was written; the server aborted this transaction to end a deadlock.
-    Again(sqlx::Error),
+    /// Nothing was written; the server aborted this transaction to end a deadlock, or as not serialisable: it is retried.
+    Retry(sqlx::Error),
     /// Nothing was written.
     Failed(sqlx::Error),
     /// Nothing was written: another process has ownership.
@@ -148,7 +157,8 @@ fn options(settings: &PostgresSettings, prepare: bool) -> std::result::Result<Pg
 }
 
 impl Db {
-    pub(super) fn new(settings: &PostgresSettings, prepare: bool) -> std::result::Result<Self, sqlx::Error> {
+    pub(super) fn new(settings: &PostgresSettings, sessions: Sessions) -> std::result::Result<Self, sqlx::Error> {
+        let prepare = sessions == Sessions::Kept;
         let options = options(settings, prepare)?;
         let run = SeenRun::new(Mutex::new("".into()));
         let seen = run.clone();
@@ -203,17 +213,18 @@ impl Db {
         )
     }
 
-    /// Longer than the server's statement time-out: bounds the wait for a dead server.
-    fn patience(&self) -> Duration {
+    /// The wait for an answer. Longer than the server's statement time-out: it ends the wait for a dead server.
+    fn answer_timeout(&self) -> Duration {
         self.statement_timeout + Duration::from_secs(1)
     }
 
-    async fn trip<T>(&self, work: impl Future<Output = Sql<T>>) -> Sql<T> {
-        match tokio::time::timeout(self.patience(), work).await {
+    /// Waits for an answer of the server, within [`Self::answer_timeout`].
+    async fn with_timeout<T>(&self, work: impl Future<Output = Sql<T>>) -> Sql<T> {
+        match tokio::time::timeout(self.answer_timeout(), work).await {
             Ok(done) => done,
             Err(_) => Err(sqlx::Error::Io(std::io::Error::new(
                 std::io::ErrorKind::TimedOut,
-                format!("the server does not answer within {} s", self.patience().as_secs()),
+                format!("the server does not answer within {} s", self.answer_timeout().as_secs()),
             ))),
         }
     }
@@ -250,9 +261,9 @@ impl Db {
     {
         let mut session = Session(Some(self.pool.acquire().await?));
         let c = session.connection()?;
-        self.trip(async { sqlx::raw_sql(AssertSqlSafe(begin.to_owned())).execute(&mut *c).await }).await?;
-        let value = self.trip(PREPARED.scope(self.prepare, work(&mut *c))).await?;
-        self.trip(async { sqlx::raw_sql("COMMIT").execute(&mut *c).await }).await?;
+        self.with_timeout(async { sqlx::raw_sql(AssertSqlSafe(begin.to_owned())).execute(&mut *c).await }).await?;
+        let value = self.with_timeout(PREPARED.scope(self.prepare, work(&mut *c))).await?;
+        self.with_timeout(async { sqlx::raw_sql("COMMIT").execute(&mut *c).await }).await?;
         session.return_to_pool();
         Ok(value)
     }
@@ -309,7 +320,7 @@ impl Db {
         F: for<'c> Fn(&'c mut PgConnection, Option<GateState>) -> BoxFuture<'c, Sql<T>>,
         T: Send,
     {
-        let (mut stale, mut again) = (0, 0);
+        let (mut stale, mut retries) = (0, 0);
         let failed = loop {
             let mut value = None;
             match self.try_write(transition_lock, work, &mut value).await {
@@ -321,11 +332,11 @@ impl Db {
                     None => break StoreError::Failed("the write was not run".to_owned()),
                 },
                 Err(TxError::Stale(_)) if stale <= self.pool.options().get_max_connections() => stale += 1,
-                Err(TxError::Again(_)) if again < TRIES_MAX => {
-                    again += 1;
-                    tokio::time::sleep(Duration::from_millis(u64::from(again) * 5)).await;
+                Err(TxError::Retry(_)) if retries < RETRIES_MAX => {
+                    retries += 1;
+                    tokio::time::sleep(Duration::from_millis(u64::from(retries) * 5)).await;
                 }
-                Err(TxError::Stale(error) | TxError::Again(error) | TxError::Failed(error)) => {
+                Err(TxError::Stale(error) | TxError::Retry(error) | TxError::Failed(error)) => {
                     let failed = self.error(&error);
                     if is_outside(&error) {
                         self.health.note(Some(&failed));
@@ -337,7 +348,7 @@ impl Db {
                     self.health.note(Some(&lost));
                     break lost;
                 }
-                Err(TxError::Unknown(transaction, error)) => match (self.fate(&transaction).await, value) {
+                Err(TxError::Unknown(transaction, error)) => match (self.commit_outcome(&transaction).await, value) {
                     (CommitOutcome::Committed, Some(value)) => {
                         self.health.note(None);
                         return Ok(value);
@@ -379,7 +390,7 @@ impl Db {
             self.generation.load(Ordering::Relaxed),
             transition_lock.statements()
         );
-        let begun = self.trip(async { sqlx::raw_sql(AssertSqlSafe(begin)).fetch_all(&mut *c).await }).await;
+        let begun = self.with_timeout(async { sqlx::raw_sql(AssertSqlSafe(begin)).fetch_all(&mut *c).await }).await;
         let mut rows =
             begun.map_err(|error| if is_gone(&error) { TxError::Stale(error) } else { TxError::Failed(error) })?;
         let Some(row) = rows.first().filter(|row| row.try_get::<i64, _>("xid").is_ok()) else {
@@ -395,22 +406,22 @@ impl Db {
             (_, None) => return Err(TxError::Failed(damaged(format!("gate_state has no pool {POOL}")).into())),
         };
         failpoint::hit("store.writing").await;
-        match self.trip(PREPARED.scope(self.prepare, work(&mut *c, state))).await {
+        match self.with_timeout(PREPARED.scope(self.prepare, work(&mut *c, state))).await {
             Ok(done) => *value = Some(done),
             Err(error) => {
-                if self.trip(async { sqlx::raw_sql("ROLLBACK").execute(&mut *c).await }).await.is_ok() {
+                if self.with_timeout(async { sqlx::raw_sql("ROLLBACK").execute(&mut *c).await }).await.is_ok() {
                     session.return_to_pool();
                 }
                 // A deadlock, or a serialisation failure.
                 return Err(if matches!(&*code(&error), "40P01" | "40001") {
-                    TxError::Again(error)
+                    TxError::Retry(error)
                 } else {
                     TxError::Failed(error)
                 });
             }
         }
         failpoint::hit("store.committing").await;
-        match self.trip(async { sqlx::raw_sql("COMMIT").execute(&mut *c).await }).await {
+        match self.with_timeout(async { sqlx::raw_sql("COMMIT").execute(&mut *c).await }).await {
             Ok(_) => {
                 failpoint::hit("store.committed").await;
                 session.return_to_pool();
@@ -421,7 +432,7 @@ impl Db {
     }
 
     /// The outcome of a transaction whose COMMIT got no answer.
-    pub(super) async fn fate(&self, transaction: &TransactionId) -> CommitOutcome {
+    pub(super) async fn commit_outcome(&self, transaction: &TransactionId) -> CommitOutcome {
         let until = Instant::now() + SETTLE_WITHIN;
         loop {
             let xid = transaction.xid;
@@ -466,7 +477,7 @@ impl Db {
 
     pub(super) async fn close(&self) {
         self.closed.cancel();
-        if tokio::time::timeout(self.patience(), self.pool.close()).await.is_err() {
+        if tokio::time::timeout(self.answer_timeout(), self.pool.close()).await.is_err() {
             warn!(store = %self.shown, "database connections still in use at exit");
         }
     }

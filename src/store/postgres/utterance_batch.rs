@@ -19,35 +19,35 @@ use super::super::{
 use super::sql::{Sql, query, to_json};
 use crate::ids::{Alias, CallId};
 
-/// Ingests a batch. With `tell`, other processes are notified.
+/// Ingests a batch. With `notifies`, other processes are notified.
 pub(super) async fn ingest(
     c: &mut PgConnection,
     batch: &[Arc<UtteranceIngest>],
-    tell: bool,
+    notifies: bool,
 ) -> Sql<Vec<IngestOutcome>> {
     let new = receive(c, batch).await?;
     let fresh: Vec<&UtteranceIngest> =
         batch.iter().map(|one| &**one).filter(|one| new.contains(&one.event.id)).collect();
     let records = records(c, &fresh).await?;
-    let whole = fresh.iter().filter_map(|one| {
+    let added = fresh.iter().filter_map(|one| {
         let record = one.aliases.iter().find_map(|alias| records.get(alias))?;
         let is_about = one.by.contradicts(&record.facts, &record.aliases, &one.aliases).is_none();
         (is_about && !tells_more(record, &one.aliases)).then_some((*one, &record.id))
     });
-    let whole: Vec<(&UtteranceIngest, &CallId)> = whole.collect();
-    let said = say(c, &whole).await?;
-    settle(c, &whole).await?;
-    if tell {
-        let calls = whole.iter().map(|(_, call)| call.as_str()).collect::<HashSet<_>>();
+    let added: Vec<(&UtteranceIngest, &CallId)> = added.collect();
+    let said = add_all(c, &added).await?;
+    settle(c, &added).await?;
+    if notifies {
+        let calls = added.iter().map(|(_, call)| call.as_str()).collect::<HashSet<_>>();
         notify_replicas(c, calls.into_iter().collect()).await?;
     }
-    let mut whole: HashMap<&str, IngestOutcome> = whole
+    let mut added: HashMap<&str, IngestOutcome> = added
         .iter()
         .zip(said)
         .map(|((one, call), said)| (one.event.id.as_str(), IngestOutcome::Whole((*call).clone(), said)))
         .collect();
     let before = before(c, batch, &new).await?;
-    let took = |one: &Arc<UtteranceIngest>| match whole.remove(one.event.id.as_str()) {
+    let took = |one: &Arc<UtteranceIngest>| match added.remove(one.event.id.as_str()) {
         Some(took) => Ok(took),
         None if new.contains(&one.event.id) => Ok(IngestOutcome::Inbox(ReceiveOutcome::New)),
         None => {
@@ -109,12 +109,12 @@ async fn records(c: &mut PgConnection, batch: &[&UtteranceIngest]) -> Sql<HashMa
 }
 
 /// Stores the utterances of new webhooks, under the next numbers of their calls, in this order.
-async fn say(c: &mut PgConnection, whole: &[(&UtteranceIngest, &CallId)]) -> Sql<Vec<UtteranceRef>> {
-    if whole.is_empty() {
+async fn add_all(c: &mut PgConnection, added: &[(&UtteranceIngest, &CallId)]) -> Sql<Vec<UtteranceRef>> {
+    if added.is_empty() {
         return Ok(vec![]);
     }
     let mut counts = BTreeMap::<&str, i64>::new();
-    for (_, call) in whole {
+    for (_, call) in added {
         *counts.entry(call.as_str()).or_default() += 1;
     }
     let (calls, more): (Vec<&str>, Vec<i64>) = counts.iter().unzip();
@@ -136,7 +136,7 @@ async fn say(c: &mut PgConnection, whole: &[(&UtteranceIngest, &CallId)]) -> Sql
         *last += 1;
         Ok(*last)
     };
-    let numbers = whole.iter().map(number).collect::<Sql<Vec<i64>>>()?;
+    let numbers = added.iter().map(number).collect::<Sql<Vec<i64>>>()?;
     let rows = query(concat!(
         "INSERT INTO utterances (",
         utterance_columns!(),
@@ -144,20 +144,20 @@ async fn say(c: &mut PgConnection, whole: &[(&UtteranceIngest, &CallId)]) -> Sql
              $9::bigint[])
          RETURNING event_id, id"
     ))
-    .bind(whole.iter().map(|(_, call)| call.as_str()).collect::<Vec<_>>())
+    .bind(added.iter().map(|(_, call)| call.as_str()).collect::<Vec<_>>())
     .bind(&numbers)
-    .bind(whole.iter().map(|(one, _)| one.said.event_id.as_str()).collect::<Vec<_>>())
-    .bind(whole.iter().map(|(one, _)| one.said.speaker.as_str()).collect::<Vec<_>>())
-    .bind(whole.iter().map(|(one, _)| one.said.text.as_str()).collect::<Vec<_>>())
-    .bind(whole.iter().map(|(one, _)| one.said.said_at.as_str()).collect::<Vec<_>>())
-    .bind(whole.iter().map(|(one, _)| one.said.source_sequence).collect::<Vec<_>>())
-    .bind(whole.iter().map(|(one, _)| one.said.source.as_deref()).collect::<Vec<_>>())
-    .bind(whole.iter().map(|(one, _)| one.said.at_ms).collect::<Vec<_>>())
+    .bind(added.iter().map(|(one, _)| one.said.event_id.as_str()).collect::<Vec<_>>())
+    .bind(added.iter().map(|(one, _)| one.said.speaker.as_str()).collect::<Vec<_>>())
+    .bind(added.iter().map(|(one, _)| one.said.text.as_str()).collect::<Vec<_>>())
+    .bind(added.iter().map(|(one, _)| one.said.said_at.as_str()).collect::<Vec<_>>())
+    .bind(added.iter().map(|(one, _)| one.said.source_sequence).collect::<Vec<_>>())
+    .bind(added.iter().map(|(one, _)| one.said.source.as_deref()).collect::<Vec<_>>())
+    .bind(added.iter().map(|(one, _)| one.said.at_ms).collect::<Vec<_>>())
     .fetch_all(c)
     .await?;
     let ids = rows.iter().map(|row| Ok((row.try_get("event_id")?, row.try_get("id")?)));
     let ids = ids.collect::<Sql<HashMap<String, i64>>>()?;
-    let said = whole.iter().zip(numbers).map(|((one, _), sequence)| {
+    let said = added.iter().zip(numbers).map(|((one, _), sequence)| {
         let id = ids.get(&one.said.event_id).copied().ok_or_else(|| damaged("an utterance has no id"))?;
         Ok(UtteranceRef { id, sequence })
     });
@@ -165,21 +165,21 @@ async fn say(c: &mut PgConnection, whole: &[(&UtteranceIngest, &CallId)]) -> Sql
 }
 
 /// Records the outcome of new webhooks, and their deliveries.
-async fn settle(c: &mut PgConnection, whole: &[(&UtteranceIngest, &CallId)]) -> Sql<()> {
-    if whole.is_empty() {
+async fn settle(c: &mut PgConnection, added: &[(&UtteranceIngest, &CallId)]) -> Sql<()> {
+    if added.is_empty() {
         return Ok(());
     }
     query(
         "UPDATE webhook_events SET outcome = $3, call_id = t.call_id
          FROM unnest($1::text[], $2::text[]) AS t(id, call_id) WHERE webhook_events.id = t.id",
     )
-    .bind(whole.iter().map(|(one, _)| one.event.id.as_str()).collect::<Vec<_>>())
-    .bind(whole.iter().map(|(_, call)| call.as_str()).collect::<Vec<_>>())
+    .bind(added.iter().map(|(one, _)| one.event.id.as_str()).collect::<Vec<_>>())
+    .bind(added.iter().map(|(_, call)| call.as_str()).collect::<Vec<_>>())
     .bind(EventOutcome::Recorded.as_str())
     .execute(&mut *c)
     .await?;
     let told: Vec<(&Delivery, &UtteranceIngest, &CallId)> =
-        whole.iter().filter_map(|(one, call)| Some((one.delivery.as_ref()?, *one, *call))).collect();
+        added.iter().filter_map(|(one, call)| Some((one.delivery.as_ref()?, *one, *call))).collect();
     if told.is_empty() {
         return Ok(());
     }
@@ -258,11 +258,11 @@ async fn lock(c: &mut PgConnection, call: &CallId) -> Sql<()> {
 }
 
 /// Stores an utterance.
-pub(super) async fn say_one(
+pub(super) async fn add(
     c: &mut PgConnection,
     call: &CallId,
     said: &NewUtterance,
-    tell: bool,
+    notifies: bool,
 ) -> Sql<Option<UtteranceRef>> {
     // The lock prevents its deletion meanwhile.
     let there = query("SELECT 1 FROM calls WHERE id = $1 FOR KEY SHARE").bind(call.as_str());
@@ -290,7 +290,7 @@ pub(super) async fn say_one(
     .bind(said.at_ms)
     .fetch_one(&mut *c)
     .await?;
-    if tell {
+    if notifies {
         notify_replicas(c, vec![call.as_str()]).await?;
     }
     Ok(Some(UtteranceRef { id: row.try_get("id")?, sequence: row.try_get("sequence")? }))

@@ -8,7 +8,7 @@ use super::to_json;
 use crate::call::{Event, Outcome, stronger};
 use crate::clock::UnixMs;
 use crate::ids::{Alias, CallId};
-use crate::policy::Facts;
+use crate::policy::CallAttributes;
 use crate::provider::description::OWN_ID_KIND;
 
 /// The owner of an alias: a call, or waiting news.
@@ -38,7 +38,7 @@ pub(super) async fn bind_all(
     aliases: &[Alias],
     call: &CallId,
     at_ms: UnixMs,
-    (facts, known): (&Facts, &[Alias]),
+    (facts, known): (&CallAttributes, &[Alias]),
 ) -> Sql<(Option<Event>, Conflicts)> {
     let (mut news, mut conflicts) = (None, Conflicts::new());
     let sql = "INSERT INTO call_aliases (kind, id, call_id, seen_at) VALUES {rows} ON CONFLICT DO NOTHING";
@@ -80,7 +80,7 @@ pub(in crate::store) fn is_own(alias: &Alias) -> bool {
 }
 
 /// The owner of a new call's ids.
-pub(in crate::store) enum Claim {
+pub(in crate::store) enum IdOwner {
     /// The ids belong to this call.
     Known(CallId),
     /// The ids are free. These keys are still bound to requests that made no call.
@@ -88,22 +88,22 @@ pub(in crate::store) enum Claim {
 }
 
 /// Determines the owner, with the ids locked.
-pub(in crate::store) async fn claim(c: &mut dyn Driver, aliases: &[Alias]) -> Sql<Claim> {
+pub(in crate::store) async fn owner_of(c: &mut dyn Driver, aliases: &[Alias]) -> Sql<IdOwner> {
     let mut freed = Vec::new();
     for alias in aliases {
         if let Holder::Call(known) = holder(c, alias).await? {
             // The key of a request that made no call is free again.
             if alias.kind != KEY_KIND || !never_called(c, &known).await? {
-                return Ok(Claim::Known(known));
+                return Ok(IdOwner::Known(known));
             }
             freed.push(alias.clone());
         }
     }
-    Ok(Claim::Free(freed))
+    Ok(IdOwner::Free(freed))
 }
 
 /// Binds the ids of a call that was just written. Returns the news that waited under them.
-pub(in crate::store) async fn claimed(c: &mut dyn Driver, call: &NewCall, freed: &[Alias]) -> Sql<Option<Event>> {
+pub(in crate::store) async fn bind_new_call(c: &mut dyn Driver, call: &NewCall, freed: &[Alias]) -> Sql<Option<Event>> {
     for alias in freed {
         let sql = "DELETE FROM call_aliases WHERE kind = $1 AND id = $2";
         c.execute(sql, &binds![&alias.kind, &alias.id]).await?;

@@ -2,12 +2,12 @@
 
 use super::super::AppNotice;
 use super::super::app_events;
-use super::super::decide::decide;
+use super::super::apply_change::apply_change;
 use super::super::driver::{Driver, Sql, binds};
 use super::super::rows::record;
-use super::super::{ApplyOutcome, CallRecord, Change, Confirmed, CreateAnswer, InsertOutcome, NewCall};
-use super::bindings::{Claim, bind_all, claim, claimed};
-use super::messages::tell;
+use super::super::{ApplyOutcome, CallRecord, Change, ConfirmOutcome, CreateAnswer, InsertOutcome, NewCall};
+use super::bindings::{IdOwner, bind_all, bind_new_call, owner_of};
+use super::messages::add_app_events;
 use super::to_json;
 use crate::call::{Event, Phase};
 use crate::clock::UnixMs;
@@ -25,15 +25,15 @@ macro_rules! calls {
 }
 pub(in crate::store) use calls;
 
-pub(in crate::store) async fn one(c: &mut dyn Driver, id: &CallId) -> Sql<Option<CallRecord>> {
+pub(in crate::store) async fn find(c: &mut dyn Driver, id: &CallId) -> Sql<Option<CallRecord>> {
     c.fetch(calls!("WHERE c.id = $1"), &binds![id.as_str()]).await?.first().map(record).transpose()
 }
 
-pub(in crate::store) async fn open(c: &mut dyn Driver, call: &NewCall) -> Sql<InsertOutcome> {
+pub(in crate::store) async fn insert(c: &mut dyn Driver, call: &NewCall) -> Sql<InsertOutcome> {
     c.lock_ids(&call.aliases).await?;
-    match claim(c, &call.aliases).await? {
-        Claim::Known(known) => Ok(InsertOutcome::Known(known)),
-        Claim::Free(freed) => {
+    match owner_of(c, &call.aliases).await? {
+        IdOwner::Known(known) => Ok(InsertOutcome::Known(known)),
+        IdOwner::Free(freed) => {
             let news = write(c, call, &freed, call.at_ms).await?;
             Ok(InsertOutcome::New(news))
         }
@@ -94,27 +94,27 @@ pub(in crate::store) async fn write(
         ],
     )
     .await?;
-    let news = claimed(c, call, freed).await?;
-    tell(c, &app_events::opened(call, call.slots, admitted_at)).await?;
+    let news = bind_new_call(c, call, freed).await?;
+    add_app_events(c, &app_events::opened(call, call.slots, admitted_at)).await?;
     Ok(news)
 }
 
 pub(super) async fn apply(c: &mut dyn Driver, change: &Change) -> Sql<Option<ApplyOutcome>> {
     c.lock_ids(&change.bind).await?;
     c.lock_calls(&[change.call.as_str()]).await?;
-    let Some(mut record) = one(c, &change.call).await? else { return Ok(None) };
+    let Some(mut record) = find(c, &change.call).await? else { return Ok(None) };
     if let Some(what) = change.contradiction(&record) {
         return Ok(Some(ApplyOutcome::contradicted(record, what)));
     }
     let of = (&record.facts, &record.aliases[..]);
     let (news, conflicts) = bind_all(c, &change.bind, &change.call, change.at_ms, of).await?;
-    let (step, ended_a_part) = decide(&mut record, change, news);
+    let (step, ended_leg_only) = apply_change(&mut record, change, news);
     update(c, &record).await?;
     if let Some(answer) = &change.answer {
         keep_answer(c, &change.call, answer, change.at_ms).await?;
     }
     if let Some(me) = &change.reported_unknown_by {
-        undelivered(c, &change.call, me).await?;
+        mark_undelivered(c, &change.call, me).await?;
     }
     record.aliases.extend(change.bind.iter().filter(|a| !conflicts.iter().any(|(other, _)| other == *a)).cloned());
     record.aliases.sort();
@@ -122,9 +122,9 @@ pub(super) async fn apply(c: &mut dyn Driver, change: &Change) -> Sql<Option<App
     if change.notice == AppNotice::Send
         && let Some(told) = app_events::stepped(&record, step, change.at_ms)
     {
-        tell(c, &[told]).await?;
+        add_app_events(c, &[told]).await?;
     }
-    Ok(Some(ApplyOutcome { step, record, conflicts, contradiction: None, ended_a_part }))
+    Ok(Some(ApplyOutcome { step, record, conflicts, contradiction: None, ended_leg_only }))
 }
 
 async fn update(c: &mut dyn Driver, record: &CallRecord) -> Sql<()> {
@@ -167,14 +167,14 @@ async fn keep_answer(c: &mut dyn Driver, call: &CallId, answer: &CreateAnswer, a
 }
 
 /// Counts a call from now on.
-pub(super) async fn confirm(c: &mut dyn Driver, call: &CallId, keys: &[String]) -> Sql<Confirmed> {
+pub(super) async fn confirm(c: &mut dyn Driver, call: &CallId, keys: &[String]) -> Sql<ConfirmOutcome> {
     let sql = "UPDATE calls SET origin = 'foreign', keys = $2
          WHERE id = $1 AND origin = 'unconfirmed' AND phase <> 'ended'";
     let rows = c.execute(sql, &binds![call.as_str(), keys]).await?;
-    Ok(if rows == 0 { Confirmed::Before } else { Confirmed::Now })
+    Ok(if rows == 0 { ConfirmOutcome::Before } else { ConfirmOutcome::Now })
 }
 
-pub(super) async fn undelivered(c: &mut dyn Driver, call: &CallId, me: &str) -> Sql<()> {
+pub(super) async fn mark_undelivered(c: &mut dyn Driver, call: &CallId, me: &str) -> Sql<()> {
     let sql = "UPDATE calls SET undelivered = true WHERE id = $1 AND replica = $2";
     c.execute(sql, &binds![call.as_str(), me]).await.map(drop)
 }

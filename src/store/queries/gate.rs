@@ -40,7 +40,7 @@ pub(in crate::store) async fn bump_epoch(
     policy: &Arc<Policy>,
     now_ms: Option<UnixMs>,
 ) -> Sql<Option<EpochBump>> {
-    c.queue_move().await?;
+    c.queue_transition().await?;
     let sql = "UPDATE gate_state SET epoch = CASE WHEN epoch + 1 < $5 THEN $5 ELSE epoch + 1 END, mode = $3,
              moved_at = coalesce($4, (extract(epoch FROM clock_timestamp()) * 1000)::bigint)
          WHERE pool = $1 AND epoch = $2 RETURNING epoch, mode, moved_at";

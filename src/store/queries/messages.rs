@@ -97,7 +97,7 @@ pub(in crate::store) async fn settle(
 }
 
 /// Adds ringfence's own events to the outbox, in the transaction of their fact.
-pub(in crate::store) async fn tell(c: &mut dyn Driver, all: &[AppEvent]) -> Sql<()> {
+pub(in crate::store) async fn add_app_events(c: &mut dyn Driver, all: &[AppEvent]) -> Sql<()> {
     let sql = "INSERT INTO deliveries (id, event_id, url, method, headers, body, due_at, call_id, own, noted_at) VALUES {rows}";
     let rows = all.iter().map(|told| {
         let id = told.id.as_str();
@@ -161,7 +161,7 @@ pub(super) async fn record_rejections(c: &mut dyn Driver, rejections: &[Rejectio
         let mut known = rows.iter().map(|row| row.text("id")).collect::<Sql<BTreeSet<String>>>()?;
         let new = rejections.iter().filter(|rejection| known.insert(rejection.id.to_string()));
         let told: Vec<_> = new.filter_map(app_events::rejected).collect();
-        tell(c, &told).await?;
+        add_app_events(c, &told).await?;
     }
     // One statement changes a row only once.
     let mut attempts = BTreeMap::<&str, (&RejectionRecord, i64)>::new();

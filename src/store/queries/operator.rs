@@ -9,8 +9,8 @@ use super::super::listing::from_the_top;
 use super::super::rows::{audit_record, bypass, call_id, event, inbox_event, outbox_delivery};
 use super::super::runs::Runs as _;
 use super::super::{
-    AuditRecord, Bypass, Cursor, Desk, EventFilter, Inbox, InboxEvent, NewEvent, Outbox, OutboxDelivery, ParkReason,
-    Purged, Replayable, Result,
+    AuditRecord, Bypass, Cursor, EventFilter, Inbox, InboxEvent, NewEvent, OperatorStore, Outbox, OutboxDelivery,
+    ParkReason, Purged, Replayable, Result,
 };
 use super::first;
 use super::retention::{Forget, PURGE_BATCH, forget_calls};
@@ -146,7 +146,7 @@ async fn purge_rejections(c: &mut dyn Driver, business: &str) -> Sql<u64> {
 }
 
 #[async_trait]
-impl<B: Backend> Desk for B {
+impl<B: Backend> OperatorStore for B {
     async fn inbox(&self, which: Inbox, filter: &EventFilter, limit: u32) -> Result<Vec<InboxEvent>> {
         let sql = match which {
             Inbox::All => inbox_page!("WHERE 1 = 1"),
@@ -205,14 +205,14 @@ impl<B: Backend> Desk for B {
         self.select(sql, binds![event_id.to_owned()].into(), outbox_delivery).await
     }
 
-    async fn begin_try(&self, event_id: &str) -> Result<u32> {
+    async fn count_try(&self, event_id: &str) -> Result<u32> {
         let sql = "UPDATE webhook_events SET tries = tries + 1 WHERE id = $1 RETURNING tries";
         let binds = binds![event_id.to_owned()];
         self.write(binds, move |c, binds| async move { first(c.fetch(sql, binds).await?)?.count("tries") }.boxed())
             .await
     }
 
-    async fn failed_try(&self, event_id: &str, why: &str, due_at: Option<UnixMs>, now_ms: UnixMs) -> Result<()> {
+    async fn record_failed_try(&self, event_id: &str, why: &str, due_at: Option<UnixMs>, now_ms: UnixMs) -> Result<()> {
         let sql = "UPDATE webhook_events SET error = $2, due_at = $3, parked_at = $4, park_reason = $5
              WHERE id = $1 AND outcome IS NULL";
         let parked_at = due_at.is_none().then_some(now_ms);
@@ -233,7 +233,7 @@ impl<B: Backend> Desk for B {
         self.run(sql, binds![event_id.to_owned(), at_ms].into()).await
     }
 
-    async fn forget_body(&self, event_id: &str) -> Result<()> {
+    async fn delete_body(&self, event_id: &str) -> Result<()> {
         let event = "UPDATE webhook_events SET body = NULL WHERE id = $1 AND outcome IS NOT NULL AND waits_id IS NULL";
         let deliveries = "UPDATE deliveries SET body = NULL WHERE event_id = $1 AND done_at IS NOT NULL";
         let binds = binds![event_id.to_owned()];
@@ -310,7 +310,7 @@ impl<B: Backend> Desk for B {
         }
         let runs = "SELECT id FROM runs WHERE business = $1 AND finished_at IS NOT NULL";
         for run in self.select(runs, binds![of.clone()].into(), |row| row.text("id")).await? {
-            self.forget_run(&run).await?;
+            self.delete_run(&run).await?;
             all.runs += 1;
         }
         let schedules = "DELETE FROM schedules WHERE business = $1";

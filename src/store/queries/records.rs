@@ -9,16 +9,16 @@ use super::super::driver::{Backend, Driver, Sql, binds};
 use super::super::records::LATEST;
 use super::super::rows::{call_id, post_call, waiting};
 use super::super::{
-    AppNotice, ExpiredBody, Put, PutPostCall, Reach, Records, Result, StoredPostCall, UnsettledEvents, WebhookHealth,
-    WebhookHealthQuery,
+    AppNotice, ExpiredBody, PutOutcome, PutPostCall, Reach, Records, Result, StoredPostCall, UnsettledEvents,
+    WebhookHealth, WebhookHealthQuery,
 };
-use super::messages::tell;
+use super::messages::add_app_events;
 use super::{calls, run_jobs, to_json};
 use crate::call::Outcome;
 use crate::clock::UnixMs;
 use crate::ids::{Alias, CallId};
 
-async fn put(c: &mut dyn Driver, put: &PutPostCall) -> Sql<Put> {
+async fn put(c: &mut dyn Driver, put: &PutPostCall) -> Sql<PutOutcome> {
     // Of two concurrent reports of one call only one completes it.
     c.lock_calls(&[put.call.as_str()]).await?;
     let before = "SELECT 1 FROM call_records WHERE call_id = $1 AND recorded_at IS NOT NULL";
@@ -69,18 +69,18 @@ async fn put(c: &mut dyn Driver, put: &PutPostCall) -> Sql<Put> {
         )
         .await?;
     if written > 0 && (put.complete || found.answered_by.is_some()) {
-        run_jobs::word_came(c, &put.call, put.at_ms).await?;
+        run_jobs::apply_call_record(c, &put.call, put.at_ms).await?;
     }
     match (written, put.complete && !was_complete) {
-        (0, _) => Ok(Put::NoCall),
-        (_, false) => Ok(Put::Kept),
+        (0, _) => Ok(PutOutcome::NoCall),
+        (_, false) => Ok(PutOutcome::Kept),
         (_, true) => {
             if put.notice == AppNotice::Send
-                && let Some(record) = calls::one(c, &put.call).await?
+                && let Some(record) = calls::find(c, &put.call).await?
             {
-                tell(c, &[app_events::recorded(&record, found, put.at_ms)]).await?;
+                add_app_events(c, &[app_events::recorded(&record, found, put.at_ms)]).await?;
             }
-            Ok(Put::Complete)
+            Ok(PutOutcome::Complete)
         }
     }
 }
@@ -93,7 +93,7 @@ async fn expect(c: &mut dyn Driver, calls: &[CallId], due_at: UnixMs) -> Sql<()>
 
 #[async_trait]
 impl<B: Backend> Records for B {
-    async fn put_post_call(&self, post_call: PutPostCall) -> Result<Put> {
+    async fn put_post_call(&self, post_call: PutPostCall) -> Result<PutOutcome> {
         self.settle_doubt(&post_call.call).await?;
         self.write(post_call, |c, post_call| put(c, post_call).boxed()).await
     }
@@ -124,7 +124,7 @@ impl<B: Backend> Records for B {
             .await
     }
 
-    async fn missed_post_call(&self, call: &CallId, why: &str, due_at: Option<UnixMs>) -> Result<()> {
+    async fn record_failed_fetch(&self, call: &CallId, why: &str, due_at: Option<UnixMs>) -> Result<()> {
         let sql = "UPDATE call_records SET tries = tries + 1, last_error = $2, due_at = $3
              WHERE call_id = $1 AND recorded_at IS NULL";
         self.run(sql, binds![call.to_string(), why.to_owned(), due_at].into()).await.map(drop)
@@ -151,7 +151,7 @@ impl<B: Backend> Records for B {
              JOIN call_aliases a ON a.kind = e.waits_kind AND a.id = e.waits_id
              WHERE e.waits_id IS NOT NULL AND e.outcome IS NOT NULL AND e.received_at >= $1 AND a.call_id IS NOT NULL
              AND (e.spool = $3 OR (e.spool IS NULL AND $4)) ORDER BY e.received_at, e.id LIMIT $2";
-        let binds = binds![since_ms, limit, reach.spool.clone(), reach.record];
+        let binds = binds![since_ms, limit, reach.spool.clone(), reach.database];
         self.read(binds, move |c, binds| async move { waiting(&c.fetch(sql, binds).await?) }.boxed()).await
     }
 
@@ -159,7 +159,7 @@ impl<B: Backend> Records for B {
         let sql =
             "UPDATE webhook_events SET waits_kind = NULL, waits_id = NULL, body = CASE WHEN $2 THEN NULL ELSE body END
              WHERE waits_id IS NOT NULL AND received_at < $1";
-        self.run(sql, binds![before_ms, body == ExpiredBody::Forget].into()).await.map(drop)
+        self.run(sql, binds![before_ms, body == ExpiredBody::Delete].into()).await.map(drop)
     }
 
     async fn mark_matched(&self, event_id: &str, call: Option<&CallId>, outcome: EventOutcome) -> Result<()> {

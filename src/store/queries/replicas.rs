@@ -2,8 +2,8 @@
 
 use super::super::driver::{Backend, Driver, Sql, binds, damaged};
 use super::super::membership::{FORGOTTEN_MS, LIVE_MS};
-use super::super::rows::{in_flight_row, living};
-use super::super::{Fleet, IN_FLIGHT_MAX, InFlightRow, Owner, Replica, Result, StoreError};
+use super::super::rows::{in_flight_row, live_replica};
+use super::super::{IN_FLIGHT_MAX, InFlightRow, Membership, Owner, Replica, Result, StoreError};
 use crate::clock::UnixMs;
 
 pub(super) async fn now_ms(store: &impl Backend) -> Result<UnixMs> {
@@ -13,7 +13,7 @@ pub(super) async fn now_ms(store: &impl Backend) -> Result<UnixMs> {
 }
 
 /// Records a heartbeat, deletes replicas that are long gone, and returns the live ones, by the store's time.
-pub(super) async fn heartbeat(c: &mut dyn Driver, me: &Replica, as_of: Option<UnixMs>) -> Sql<Fleet> {
+pub(super) async fn heartbeat(c: &mut dyn Driver, me: &Replica, as_of: Option<UnixMs>) -> Sql<Membership> {
     let gone = "DELETE FROM replicas WHERE id <> $1
          AND beat_at < (extract(epoch FROM clock_timestamp()) * 1000)::bigint - $2";
     c.execute(gone, &binds![&me.id, FORGOTTEN_MS]).await?;
@@ -32,8 +32,13 @@ pub(super) async fn heartbeat(c: &mut dyn Driver, me: &Replica, as_of: Option<Un
     let do_not_call = rows.first().map(|row| row.number("do_not_call")).transpose()?.unwrap_or_default();
     let bypass = rows.first().map(|row| row.optional_text("bypass")).transpose()?.flatten();
     let bypass = bypass.map(|body| serde_json::from_str(&body).map_err(damaged)).transpose()?;
-    let live = rows.iter().map(living).collect::<Sql<_>>()?;
-    Ok(Fleet { businesses_version: businesses, do_not_call_change: do_not_call, bypass, ..Fleet::new(me, live) })
+    let live = rows.iter().map(live_replica).collect::<Sql<_>>()?;
+    Ok(Membership {
+        businesses_version: businesses,
+        do_not_call_change: do_not_call,
+        bypass,
+        ..Membership::new(me, live)
+    })
 }
 
 pub(super) async fn find_in_flight(

@@ -10,6 +10,7 @@ use super::super::row::Row;
 use super::super::rows::ended_call;
 use super::super::runs::{Businesses, Runs as _};
 use super::super::{Cursor, EndedCall, Purged, Result, Retention, RetentionCutoffs};
+use super::run_in_batches;
 use crate::clock::UnixMs;
 use crate::policy::Privacy;
 
@@ -166,20 +167,8 @@ impl List {
     }
 }
 
-/// Deletes what a statement finds before a time, some at a time.
-async fn purge_some(store: &impl Backend, sql: &'static str, before: UnixMs) -> Result<u64> {
-    let mut gone = 0;
-    loop {
-        let rows = store.run(sql, binds![before, PURGE_BATCH].into()).await?;
-        gone += rows;
-        if rows < PURGE_BATCH.into() {
-            return Ok(gone);
-        }
-    }
-}
-
 /// Runs that are checked in one purge.
-const RUNS: u32 = 10_000;
+const RUNS_PER_PURGE: u32 = 10_000;
 
 /// Deletes expired runs, and those whose loading was abandoned.
 async fn purge_runs(store: &impl Backend, ages: &RetentionCutoffs) -> Result<u64> {
@@ -187,8 +176,8 @@ async fn purge_runs(store: &impl Backend, ages: &RetentionCutoffs) -> Result<u64
     let others = (ages.before_ms, Businesses::AllBut(ages.of_business.keys().map(ToString::to_string).collect()));
     let mut gone = 0;
     for (before, of) in own.chain([others]) {
-        for run in store.old_runs(before, of, RUNS).await? {
-            gone += store.forget_run(&run).await?;
+        for run in store.old_runs(before, of, RUNS_PER_PURGE).await? {
+            gone += store.delete_run(&run).await?;
         }
     }
     Ok(gone)
@@ -253,15 +242,16 @@ impl<B: Backend> Retention for B {
         let audit = "DELETE FROM audit WHERE id IN (SELECT id FROM audit WHERE at < $1 LIMIT $2)";
         let unlisted = "DELETE FROM do_not_call WHERE (list, number) IN
              (SELECT list, number FROM do_not_call WHERE NOT listed AND changed_at < $1 LIMIT $2)";
-        let mut gone = purge_some(self, early, ages.early_before_ms).await?;
-        gone += purge_some(self, unlisted, ages.before_ms).await?;
-        gone += purge_some(self, answers, ages.answers_before_ms).await?;
+        let purge = |sql, before: UnixMs| run_in_batches(self, sql, binds![before, PURGE_BATCH].into(), PURGE_BATCH);
+        let mut gone = purge(early, ages.early_before_ms).await?;
+        gone += purge(unlisted, ages.before_ms).await?;
+        gone += purge(answers, ages.answers_before_ms).await?;
         for list in [List::Calls, List::Refusals] {
             for (before, whose) in ages.each() {
                 gone += list.purge(self, before, &whose).await?;
             }
         }
-        gone += purge_some(self, audit, ages.before_ms).await?;
+        gone += purge(audit, ages.before_ms).await?;
         gone += purge_runs(self, ages).await?;
         for list in [List::Events, List::Deliveries] {
             gone += list.purge(self, ages.before_ms, &RetentionScope::NotOf(vec![])).await?;

@@ -8,18 +8,18 @@ use super::super::driver::{Driver, Sql, Value, binds};
 use super::super::row::Row;
 use super::super::rows::call_id;
 use super::super::runs::{
-    CallResults, Claim, DueRun, EndedJob, Job, JobState, LostClaims, Run, RunChange, RunState, Settle,
+    CallResults, Claim, DueRun, EndedJob, Job, JobSettlement, JobState, LostClaims, Run, RunChange, RunState,
 };
 use super::bindings::resolve;
-use super::messages::tell;
+use super::messages::add_app_events;
 use crate::call::Outcome;
 use crate::clock::UnixMs;
 use crate::ids::CallId;
 
 /// Jobs that one write changes or deletes, so that other writes get their turn.
-pub(super) const SOME: u32 = 1_000;
-/// Leads per INSERT: Postgres allows 65,535 parameters.
-pub(super) const INSERTED: usize = 500;
+pub(super) const JOBS_PER_WRITE: u32 = 1_000;
+/// Rows of a statement with VALUES: Postgres allows 65,535 parameters.
+pub(super) const ROWS_PER_STATEMENT: usize = 500;
 
 pub(super) fn run(row: &Row) -> Sql<Run> {
     Ok(Run {
@@ -89,21 +89,21 @@ pub(super) fn ended(row: &Row) -> Sql<EndedJob> {
 }
 
 /// Runs a statement that changes runs, and notifies the app with the time, if it wants that. Returns their ids.
-pub(super) async fn stepped(
+pub(super) async fn change_runs(
     c: &mut dyn Driver,
     sql: &'static str,
     binds: &[Value<'_>],
-    tell_at: Option<UnixMs>,
+    notify_at: Option<UnixMs>,
 ) -> Sql<Vec<String>> {
     let moved = c.fetch(sql, binds).await?.iter().map(run).collect::<Sql<Vec<_>>>()?;
-    if let Some(at_ms) = tell_at {
+    if let Some(at_ms) = notify_at {
         let shown = moved.iter().filter(|run| !matches!(run.state, RunState::Loading | RunState::Ready));
-        tell(c, &shown.map(|run| app_events::run(run, at_ms)).collect::<Vec<_>>()).await?;
+        add_app_events(c, &shown.map(|run| app_events::run(run, at_ms)).collect::<Vec<_>>()).await?;
     }
     Ok(moved.into_iter().map(|run| run.id).collect())
 }
 
-pub(super) async fn step(c: &mut dyn Driver, change: &RunChange, notice: AppNotice) -> Sql<bool> {
+pub(super) async fn change_run(c: &mut dyn Driver, change: &RunChange, notice: AppNotice) -> Sql<bool> {
     let from: Vec<String> = change.from.iter().map(|state| state.as_str().to_owned()).collect();
     let finished = change.to.is_finished().then_some(change.now_ms);
     let (total, digest) =
@@ -125,7 +125,7 @@ pub(super) async fn step(c: &mut dyn Driver, change: &RunChange, notice: AppNoti
         change.load.is_none(),
         &change.load,
     ];
-    Ok(!stepped(c, sql, &binds, notice.at(change.now_ms)).await?.is_empty())
+    Ok(!change_runs(c, sql, &binds, notice.at(change.now_ms)).await?.is_empty())
 }
 
 /// The positions are an array, and their state is not asked for again: Postgres may read the whole queue otherwise, as long as it has no
@@ -175,8 +175,8 @@ pub(in crate::store) const SETTLE: &str = "WITH v (run_id, seq, state, outcome, 
      WHERE run_jobs.run_id = mine.run_id AND run_jobs.seq = mine.seq AND run_jobs.state IN ('dialing', 'calling')
      AND (run_jobs.call_id = v.call OR (run_jobs.call_id IS NULL AND v.call IS NULL AND run_jobs.dial_lock_token = v.token))";
 
-pub(super) async fn settle(c: &mut dyn Driver, settles: &[Settle], now_ms: UnixMs) -> Sql<u64> {
-    let row = |one: &'_ Settle| {
+pub(super) async fn settle(c: &mut dyn Driver, settlements: &[JobSettlement], now_ms: UnixMs) -> Sql<u64> {
+    let row = |one: &'_ JobSettlement| {
         Vec::from(binds![
             one.run.clone(),
             one.seq,
@@ -195,9 +195,10 @@ pub(super) async fn settle(c: &mut dyn Driver, settles: &[Settle], now_ms: UnixM
             one.waits_until,
         ])
     };
-    let (told, quiet): (Vec<&Settle>, Vec<&Settle>) = settles.iter().partition(|one| one.notice == AppNotice::Send);
+    let (told, quiet): (Vec<&JobSettlement>, Vec<&JobSettlement>) =
+        settlements.iter().partition(|one| one.notice == AppNotice::Send);
     let mut settled = 0;
-    for some in quiet.chunks(INSERTED) {
+    for some in quiet.chunks(ROWS_PER_STATEMENT) {
         settled += c.execute_all(SETTLE, some.iter().map(|one| row(one)).collect()).await?;
     }
     // One by one: only who has settled a job tells of it.
@@ -205,64 +206,64 @@ pub(super) async fn settle(c: &mut dyn Driver, settles: &[Settle], now_ms: UnixM
         let is_settled = c.execute_all(SETTLE, vec![row(one)]).await?;
         settled += is_settled;
         if is_settled > 0 {
-            tell_of_job(c, one, now_ms).await?;
+            add_job_done_event(c, one, now_ms).await?;
         }
     }
-    let is_completed = |one: &&Settle| one.state == JobState::Done && one.outcome == Some(Outcome::Completed);
-    let completed = settles.iter().filter(is_completed).filter_map(|one| one.new_call.as_ref());
+    let is_completed = |one: &&JobSettlement| one.state == JobState::Done && one.outcome == Some(Outcome::Completed);
+    let completed = settlements.iter().filter(is_completed).filter_map(|one| one.new_call.as_ref());
     let completed: Vec<String> = completed.map(ToString::to_string).collect();
-    // The word may have been written since the jobs were read. Both writers lock the job before they look for what the other wrote.
+    // The call record may have been written since the jobs were read. Both writers lock the job before they look for what the other wrote.
     if !completed.is_empty() {
         c.execute(MACHINE_ANSWERED, &binds![completed, now_ms]).await?;
     }
-    let waiting = settles.iter().filter(|one| one.waits_until.is_some()).filter_map(|one| one.new_call.as_ref());
+    let waiting = settlements.iter().filter(|one| one.waits_until.is_some()).filter_map(|one| one.new_call.as_ref());
     let waiting: Vec<String> = waiting.map(ToString::to_string).collect();
     if !waiting.is_empty() {
-        c.execute(WORD_CAME, &binds![waiting]).await?;
+        c.execute(END_WAIT, &binds![waiting]).await?;
     }
     Ok(settled)
 }
 
 /// Tells the app of a job that ended without a call.
-async fn tell_of_job(c: &mut dyn Driver, settled: &Settle, now_ms: UnixMs) -> Sql<()> {
+async fn add_job_done_event(c: &mut dyn Driver, settled: &JobSettlement, now_ms: UnixMs) -> Sql<()> {
     let its_run = c.fetch("SELECT * FROM runs WHERE id = $1", &binds![&settled.run]).await?;
     let sql = "SELECT * FROM run_jobs WHERE run_id = $1 AND seq = $2 AND state = 'done' AND call_id IS NULL";
     let its_job = c.fetch(sql, &binds![&settled.run, settled.seq]).await?;
     let (Some(its_run), Some(its_job)) = (its_run.first(), its_job.first()) else { return Ok(()) };
-    tell(c, &[app_events::job_done(&run(its_run)?, &job(its_job)?, now_ms)]).await
+    add_app_events(c, &[app_events::job_done(&run(its_run)?, &job(its_job)?, now_ms)]).await
 }
 
-/// Completed jobs whose call was answered by a machine: a word that comes after them corrects their outcome, and nobody is called again.
+/// Completed jobs whose call was answered by a machine: a late call record corrects their outcome, and nobody is called again.
 pub(in crate::store) const MACHINE_ANSWERED: &str = "UPDATE run_jobs SET outcome = 'voicemail', changed_at = $2
      WHERE call_id = ANY($1) AND state = 'done' AND outcome = 'completed'
      AND EXISTS (SELECT 1 FROM call_records p WHERE p.call_id = run_jobs.call_id AND p.answered_by = 'machine')";
 
-/// Jobs that wait for a word about their call, which has come: who answered, or that nothing more will be reported.
-pub(in crate::store) const WORD_CAME: &str = "UPDATE run_jobs SET waits_until = 0
+/// Ends the wait of jobs whose call record says who answered, or that nothing more will be reported.
+pub(in crate::store) const END_WAIT: &str = "UPDATE run_jobs SET waits_until = 0
      WHERE call_id = ANY($1) AND waits_until IS NOT NULL AND EXISTS (SELECT 1 FROM call_records p
          WHERE p.call_id = run_jobs.call_id AND (p.answered_by IS NOT NULL OR p.recorded_at IS NOT NULL))";
 
-/// The job of a call hears what the call's record says: it waits no longer, and its outcome is corrected if a machine answered.
-pub(super) async fn word_came(c: &mut dyn Driver, call: &CallId, now_ms: UnixMs) -> Sql<()> {
+/// Applies a call record to the job of its call: the job waits no longer, and its outcome is corrected if a machine answered.
+pub(super) async fn apply_call_record(c: &mut dyn Driver, call: &CallId, now_ms: UnixMs) -> Sql<()> {
     let call = vec![call.to_string()];
     if c.fetch("SELECT seq FROM run_jobs WHERE call_id = ANY($1) FOR UPDATE", &binds![call.clone()]).await?.is_empty() {
         return Ok(());
     }
     c.execute(MACHINE_ANSWERED, &binds![call.clone(), now_ms]).await?;
-    c.execute(WORD_CAME, &binds![call]).await.map(drop)
+    c.execute(END_WAIT, &binds![call]).await.map(drop)
 }
 
 /// Jobs that are still in one of these calls, locked in the order of [`SETTLE`].
 pub(in crate::store) const ENDING: &str = "SELECT call_id FROM run_jobs WHERE call_id = ANY($1) AND state = 'calling'
      ORDER BY run_id, seq FOR UPDATE";
 
-pub(super) async fn end(c: &mut dyn Driver, settles: &[Settle], now_ms: UnixMs) -> Sql<HashSet<CallId>> {
-    let calls: Vec<String> = settles.iter().filter_map(|one| one.call.as_ref()).map(ToString::to_string).collect();
+pub(super) async fn end(c: &mut dyn Driver, settlements: &[JobSettlement], now_ms: UnixMs) -> Sql<HashSet<CallId>> {
+    let calls: Vec<String> = settlements.iter().filter_map(|one| one.call.as_ref()).map(ToString::to_string).collect();
     let rows = c.fetch(ENDING, &binds![calls]).await?;
     let open = rows.iter().map(|row| call_id(row.str("call_id")?)).collect::<Sql<HashSet<_>>>()?;
-    let is_open = |one: &&Settle| one.call.as_ref().is_some_and(|call| open.contains(call));
-    let settles: Vec<Settle> = settles.iter().filter(is_open).cloned().collect();
-    settle(c, &settles, now_ms).await?;
+    let is_open = |one: &&JobSettlement| one.call.as_ref().is_some_and(|call| open.contains(call));
+    let settlements: Vec<JobSettlement> = settlements.iter().filter(is_open).cloned().collect();
+    settle(c, &settlements, now_ms).await?;
     Ok(open)
 }
 
@@ -288,12 +289,12 @@ pub(super) async fn record_results(
         resume_at: results.resume_at,
         ..RunChange::of(&results.run, &[RunState::Running], RunState::Paused, results.now_ms)
     };
-    Ok(step(c, &change, notice).await?.then_some(reason))
+    Ok(change_run(c, &change, notice).await?.then_some(reason))
 }
 
 pub(super) async fn postpone(c: &mut dyn Driver, run: &str, later: &[(i64, UnixMs)]) -> Sql<u64> {
     let mut put_off = 0;
-    for some in later.chunks(INSERTED) {
+    for some in later.chunks(ROWS_PER_STATEMENT) {
         let sql = "UPDATE run_jobs SET due_at = greatest(run_jobs.due_at, one.column3) FROM (VALUES {rows}) AS one
              WHERE run_jobs.run_id = one.column1 AND run_jobs.seq = one.column2
              AND run_jobs.dial_lock_token IS NULL AND run_jobs.settled_at IS NULL";
@@ -309,21 +310,21 @@ pub(super) const LOST_CLAIMS: &str = "SELECT d.*, (SELECT r.state FROM runs r WH
      LIMIT $3 FOR UPDATE OF d SKIP LOCKED";
 
 pub(super) async fn recover(c: &mut dyn Driver, lost: &LostClaims, now_ms: UnixMs) -> Sql<u64> {
-    let binds = binds![lost.live.as_slice(), lost.before, SOME, &lost.replica, lost.tokens.as_slice()];
+    let binds = binds![lost.live.as_slice(), lost.before, JOBS_PER_WRITE, &lost.replica, lost.tokens.as_slice()];
     let rows = c.fetch(LOST_CLAIMS, &binds).await?;
-    let mut settles = Vec::with_capacity(rows.len());
+    let mut settlements = Vec::with_capacity(rows.len());
     for row in &rows {
         let job = job(row)?;
         let canceled = row.optional_str("run_state")?.is_none_or(|state| state == RunState::Canceled.as_str());
         let found = resolve(c, &[job.alias()]).await?;
-        let same = Settle::of(&job);
-        settles.push(match (found, canceled) {
-            (Some(call), _) => Settle { state: JobState::Calling, new_call: Some(call), ..same },
-            (None, true) => Settle { state: JobState::Done, outcome: Some(Outcome::Canceled), ..same },
-            (None, false) => Settle { state: JobState::Queued, due_at: now_ms, ..same },
+        let same = JobSettlement::of(&job);
+        settlements.push(match (found, canceled) {
+            (Some(call), _) => JobSettlement { state: JobState::Calling, new_call: Some(call), ..same },
+            (None, true) => JobSettlement { state: JobState::Done, outcome: Some(Outcome::Canceled), ..same },
+            (None, false) => JobSettlement { state: JobState::Queued, due_at: now_ms, ..same },
         });
     }
-    settle(c, &settles, now_ms).await
+    settle(c, &settlements, now_ms).await
 }
 
 /// With the indexes to use: SQLite would read all jobs of a run by its key.
@@ -388,12 +389,12 @@ pub(super) const FINISH: &str = finished!(
 
 /// Ends runs that have nothing left to do. Their rows are locked first, and their jobs are looked at again: whoever queued some of them
 /// again meanwhile had locked the run too.
-pub(super) async fn finish(c: &mut dyn Driver, now_ms: UnixMs, tell_at: Option<UnixMs>) -> Sql<Vec<String>> {
+pub(super) async fn finish(c: &mut dyn Driver, now_ms: UnixMs, notify_at: Option<UnixMs>) -> Sql<Vec<String>> {
     let rows = c.fetch(FINISHED, &[]).await?;
     let ids = rows.iter().map(|row| row.text("id")).collect::<Sql<Vec<_>>>()?;
     match ids.is_empty() {
         true => Ok(vec![]),
-        false => stepped(c, FINISH, &binds![now_ms, ids], tell_at).await,
+        false => change_runs(c, FINISH, &binds![now_ms, ids], notify_at).await,
     }
 }
 

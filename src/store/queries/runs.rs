@@ -9,16 +9,17 @@ use super::super::driver::{Backend, Driver, Owned, Sql, binds, damaged};
 use super::super::row::Row;
 use super::super::rows::call_id;
 use super::super::runs::{
-    Businesses, CallResults, ChangedJob, Claim, DueRun, EndedJob, FAILED, Job, JobResult, JobState, LostClaims, NewJob,
-    Run, RunChange, RunCounts, RunMade, RunState, Runs, Settle, TakeLoad,
+    Businesses, CallResults, ChangedJob, Claim, CreateRunOutcome, DueRun, EndedJob, FAILED, Job, JobResult,
+    JobSettlement, JobState, LostClaims, NewJob, Run, RunChange, RunCounts, RunState, Runs, TakeLoad,
 };
 use super::super::{AppNotice, Result, app_events};
-use super::messages::tell;
+use super::messages::add_app_events;
+use super::run_in_batches;
 #[cfg(test)]
-use super::run_jobs::{CLAIM, ENDING, FINISH, FINISHED, LOST_CLAIMS, MACHINE_ANSWERED, WORD_CAME};
+use super::run_jobs::{CLAIM, END_WAIT, ENDING, FINISH, FINISHED, LOST_CLAIMS, MACHINE_ANSWERED};
 use super::run_jobs::{
-    DUE, ENDED, ENDED_OF, INSERTED, RESUME, SOME, claim, due, end, ended, finish, job, postpone, record_results,
-    recover, run, settle, step, stepped,
+    DUE, ENDED, ENDED_OF, JOBS_PER_WRITE, RESUME, ROWS_PER_STATEMENT, change_run, change_runs, claim, due, end, ended,
+    finish, job, postpone, record_results, recover, run, settle,
 };
 use crate::call::Outcome;
 use crate::clock::UnixMs;
@@ -49,7 +50,7 @@ fn result(row: &Row) -> Sql<JobResult> {
     })
 }
 
-async fn create(c: &mut dyn Driver, new: &Run, notice: AppNotice) -> Sql<RunMade> {
+async fn create(c: &mut dyn Driver, new: &Run, notice: AppNotice) -> Sql<CreateRunOutcome> {
     let sql = "INSERT INTO runs (id, business, account, name, idempotency_key, digest, state, spec, total, start_at, created_at,
              updated_at, reason, replica, finished_at, load_token)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $11, $12, $13, $14, $15) ON CONFLICT DO NOTHING";
@@ -72,14 +73,14 @@ async fn create(c: &mut dyn Driver, new: &Run, notice: AppNotice) -> Sql<RunMade
     ];
     if c.execute(sql, &binds).await? == 1 {
         if notice == AppNotice::Send && new.state == RunState::Failed {
-            tell(c, &[app_events::run(new, new.created_at)]).await?;
+            add_app_events(c, &[app_events::run(new, new.created_at)]).await?;
         }
-        return Ok(RunMade::New);
+        return Ok(CreateRunOutcome::New);
     }
     let sql = "SELECT * FROM runs WHERE business = $1 AND idempotency_key = $2";
     let known = c.fetch(sql, &binds![&new.business, &new.key]).await?;
     let known = known.first().ok_or_else(|| damaged("a run of this id is there, with another key"))?;
-    Ok(RunMade::Known(Box::new(run(known)?)))
+    Ok(CreateRunOutcome::Known(Box::new(run(known)?)))
 }
 
 async fn add(c: &mut dyn Driver, run: &str, load: &str, jobs: &[NewJob]) -> Sql<bool> {
@@ -87,7 +88,7 @@ async fn add(c: &mut dyn Driver, run: &str, load: &str, jobs: &[NewJob]) -> Sql<
     if c.fetch(sql, &binds![run, load]).await?.is_empty() {
         return Ok(false);
     }
-    for some in jobs.chunks(INSERTED) {
+    for some in jobs.chunks(ROWS_PER_STATEMENT) {
         // Jobs of a run that is being loaded are not claimed: only running ones are.
         let sql = "INSERT INTO run_jobs (run_id, seq, number, lead, due_at) VALUES {rows}";
         let rows = some.iter().map(|job| Vec::from(binds![run, job.seq, &job.number, &job.lead, 0_i64]));
@@ -121,25 +122,12 @@ const RETRY: &str =
 /// [`SETTLE`](super::run_jobs::SETTLE), which locks jobs before their run.
 async fn retry(c: &mut dyn Driver, run: &str, outcomes: &[String], now_ms: UnixMs) -> Sql<u64> {
     c.fetch("SELECT 1 FROM runs WHERE id = $1 FOR SHARE", &binds![run]).await?;
-    c.execute(RETRY, &binds![SOME, run, now_ms, outcomes]).await
-}
-
-/// Runs a statement that changes at most `$1` rows until it changes fewer. The statement names its rows by their key alone, as an array,
-/// like [`CLAIM`](super::run_jobs::CLAIM).
-async fn little_by_little(store: &impl Backend, sql: &'static str, binds: Owned) -> Result<u64> {
-    let mut all = 0;
-    loop {
-        let rows = store.run(sql, binds.clone()).await?;
-        all += rows;
-        if rows < SOME.into() {
-            return Ok(all);
-        }
-    }
+    c.execute(RETRY, &binds![JOBS_PER_WRITE, run, now_ms, outcomes]).await
 }
 
 #[async_trait]
 impl<B: Backend> Runs for B {
-    async fn create_run(&self, run: &Run, notice: AppNotice) -> Result<RunMade> {
+    async fn create_run(&self, run: &Run, notice: AppNotice) -> Result<CreateRunOutcome> {
         self.write(run.clone(), move |c, run| create(c, run, notice).boxed()).await
     }
 
@@ -156,27 +144,27 @@ impl<B: Backend> Runs for B {
     }
 
     async fn move_run(&self, change: RunChange, notice: AppNotice) -> Result<bool> {
-        self.write(change, move |c, change| step(c, change, notice).boxed()).await
+        self.write(change, move |c, change| change_run(c, change, notice).boxed()).await
     }
 
-    async fn forget_jobs(&self, run: &str) -> Result<u64> {
+    async fn delete_jobs(&self, run: &str) -> Result<u64> {
         let jobs = "DELETE FROM run_jobs WHERE run_id = $2 AND seq = ANY(ARRAY(SELECT seq FROM run_jobs WHERE run_id = $2 ORDER BY seq LIMIT $1))";
-        little_by_little(self, jobs, binds![SOME, run.to_owned()].into()).await
+        run_in_batches(self, jobs, binds![JOBS_PER_WRITE, run.to_owned()].into(), JOBS_PER_WRITE).await
     }
 
     async fn resume_runs(&self, now_ms: UnixMs, notice: AppNotice) -> Result<Vec<String>> {
         let binds: Owned = binds![now_ms].into();
-        self.write(binds, move |c, binds| stepped(c, RESUME, binds, notice.at(now_ms)).boxed()).await
+        self.write(binds, move |c, binds| change_runs(c, RESUME, binds, notice.at(now_ms)).boxed()).await
     }
 
-    async fn forget_run(&self, run: &str) -> Result<u64> {
+    async fn delete_run(&self, run: &str) -> Result<u64> {
         // From here on nobody can load or retry it. It may have been retried before.
         let taken = "UPDATE runs SET state = 'loading', load_token = 'deleted', replica = NULL
              WHERE id = $1 AND state NOT IN ('running', 'paused')";
         if self.run(taken, binds![run.to_owned()].into()).await? == 0 {
             return Ok(0);
         }
-        let gone = self.forget_jobs(run).await?;
+        let gone = self.delete_jobs(run).await?;
         Ok(gone + self.run("DELETE FROM runs WHERE id = $1", binds![run.to_owned()].into()).await?)
     }
 
@@ -255,15 +243,15 @@ impl<B: Backend> Runs for B {
         self.write((run.to_owned(), later), |c, (run, later)| postpone(c, run, later).boxed()).await
     }
 
-    async fn settle_jobs(&self, settles: Vec<Settle>, now_ms: UnixMs) -> Result<u64> {
-        if settles.is_empty() {
+    async fn settle_jobs(&self, settlements: Vec<JobSettlement>, now_ms: UnixMs) -> Result<u64> {
+        if settlements.is_empty() {
             return Ok(0);
         }
-        self.write(settles, move |c, settles| settle(c, settles, now_ms).boxed()).await
+        self.write(settlements, move |c, settlements| settle(c, settlements, now_ms).boxed()).await
     }
 
-    async fn end_jobs(&self, settles: Vec<Settle>, now_ms: UnixMs) -> Result<HashSet<CallId>> {
-        self.write(settles, move |c, settles| end(c, settles, now_ms).boxed()).await
+    async fn end_jobs(&self, settlements: Vec<JobSettlement>, now_ms: UnixMs) -> Result<HashSet<CallId>> {
+        self.write(settlements, move |c, settlements| end(c, settlements, now_ms).boxed()).await
     }
 
     async fn record_results(&self, results: CallResults, notice: AppNotice) -> Result<Option<String>> {
@@ -316,7 +304,7 @@ impl<B: Backend> Runs for B {
         let sql =
             "UPDATE run_jobs SET state = 'done', outcome = 'canceled', settled_at = $3 WHERE run_id = $2 AND seq = ANY(ARRAY(
              SELECT seq FROM run_jobs WHERE run_id = $2 AND state = 'queued' LIMIT $1 FOR UPDATE))";
-        little_by_little(self, sql, binds![SOME, run.to_owned(), now_ms].into()).await
+        run_in_batches(self, sql, binds![JOBS_PER_WRITE, run.to_owned(), now_ms].into(), JOBS_PER_WRITE).await
     }
 
     async fn retry_jobs(&self, run: &str, outcomes: Vec<Outcome>, now_ms: UnixMs) -> Result<u64> {
@@ -326,7 +314,7 @@ impl<B: Backend> Runs for B {
             let some =
                 self.write(args.clone(), move |c, (run, outcomes)| retry(c, run, outcomes, now_ms).boxed()).await?;
             all += some;
-            if some < SOME.into() {
+            if some < JOBS_PER_WRITE.into() {
                 return Ok(all);
             }
         }
@@ -374,5 +362,5 @@ pub(in crate::store) const LOOKS: [&str; 15] = [
     LOST_CLAIMS,
     MACHINE_ANSWERED,
     RESUME,
-    WORD_CAME,
+    END_WAIT,
 ];

@@ -6,7 +6,7 @@ use futures_util::FutureExt as _;
 use super::super::Result;
 use super::super::driver::{Backend, Driver, Sql, binds, damaged};
 use super::super::row::Row;
-use super::super::schedules::{Schedule, ScheduleMade, Schedules};
+use super::super::schedules::{CreateScheduleOutcome, Schedule, Schedules};
 use crate::clock::UnixMs;
 
 fn schedule(row: &Row) -> Sql<Schedule> {
@@ -30,7 +30,7 @@ fn schedule(row: &Row) -> Sql<Schedule> {
     })
 }
 
-async fn create(c: &mut dyn Driver, new: &Schedule) -> Sql<ScheduleMade> {
+async fn create(c: &mut dyn Driver, new: &Schedule) -> Sql<CreateScheduleOutcome> {
     let sql = "INSERT INTO schedules (id, business, name, spec, state, done_at, next_at, created_at, updated_at)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $8) ON CONFLICT DO NOTHING";
     let binds = binds![
@@ -44,17 +44,17 @@ async fn create(c: &mut dyn Driver, new: &Schedule) -> Sql<ScheduleMade> {
         new.created_at,
     ];
     if c.execute(sql, &binds).await? == 1 {
-        return Ok(ScheduleMade::New);
+        return Ok(CreateScheduleOutcome::New);
     }
     let sql = "SELECT * FROM schedules WHERE business = $1 AND name = $2";
     let known = c.fetch(sql, &binds![&new.business, &new.name]).await?;
     let known = known.first().ok_or_else(|| damaged("a schedule of this id is there, with another name"))?;
-    Ok(ScheduleMade::Known(Box::new(schedule(known)?)))
+    Ok(CreateScheduleOutcome::Known(Box::new(schedule(known)?)))
 }
 
 #[async_trait]
 impl<B: Backend> Schedules for B {
-    async fn create_schedule(&self, schedule: &Schedule) -> Result<ScheduleMade> {
+    async fn create_schedule(&self, schedule: &Schedule) -> Result<CreateScheduleOutcome> {
         self.write(schedule.clone(), |c, schedule| create(c, schedule).boxed()).await
     }
 

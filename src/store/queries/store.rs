@@ -9,9 +9,9 @@ use super::super::driver::{Backend, binds};
 use super::super::listing::from_the_top;
 use super::super::rows::{admitted, business, create_answer, readable, record, rejection, waiting};
 use super::super::{
-    AdmitOutcome, ApplyOutcome, CallRecord, Change, Confirmed, CreateAnswer, Cursor, Delivery, DeliveryOrder,
-    DeliveryResult, EpochBump, EventOutcome, Fleet, InFlightRow, InsertOutcome, ListFilter, NewCall, NewEvent, Owner,
-    ParkReason, Reach, ReceiveOutcome, RejectionRecord, Replica, Result, Store, UnsettledEvents, Voucher,
+    AdmitOutcome, ApplyOutcome, CallRecord, Change, ConfirmOutcome, CreateAnswer, Cursor, Delivery, DeliveryOrder,
+    DeliveryResult, EpochBump, EventOutcome, InFlightRow, InsertOutcome, ListFilter, Membership, NewCall, NewEvent,
+    Owner, ParkReason, Reach, ReceiveOutcome, RejectionRecord, Replica, Result, Store, UnsettledEvents, Voucher,
 };
 use super::calls::calls;
 use super::{bindings, calls, gate, messages, replicas};
@@ -19,7 +19,7 @@ use crate::call::Event;
 use crate::clock::UnixMs;
 use crate::ids::{AccountName, Alias, CallId, RejectionId};
 use crate::policy::decision::{AdmissionRequest, GateMode, GateState, LeaseRow};
-use crate::policy::{Business, Facts, Policy};
+use crate::policy::{Business, CallAttributes, Policy};
 use crate::provider::secret::Secret;
 
 /// A call that began longer before is not looked for among those that were up at a time.
@@ -27,9 +27,9 @@ const UP_AT_MOST_MS: i64 = 24 * 3_600_000;
 
 #[async_trait]
 impl<B: Backend> Store for B {
-    async fn open(&self, call: NewCall, epoch: Option<i64>) -> Result<InsertOutcome> {
+    async fn insert_call(&self, call: NewCall, epoch: Option<i64>) -> Result<InsertOutcome> {
         let id = call.id.clone();
-        let opened = self.write_under(epoch, &id, call, |c, call| calls::open(c, call).boxed()).await?;
+        let opened = self.write_under(epoch, &id, call, |c, call| calls::insert(c, call).boxed()).await?;
         Ok(opened.unwrap_or_else(InsertOutcome::Outdated))
     }
 
@@ -37,10 +37,10 @@ impl<B: Backend> Store for B {
         self.decide(call, request, epoch).await
     }
 
-    async fn confirm(&self, call: &CallId, keys: Vec<String>, epoch: Option<i64>) -> Result<Confirmed> {
+    async fn confirm(&self, call: &CallId, keys: Vec<String>, epoch: Option<i64>) -> Result<ConfirmOutcome> {
         let of = (call.clone(), keys);
         let confirmed = self.write_under(epoch, call, of, |c, (call, keys)| calls::confirm(c, call, keys).boxed());
-        Ok(confirmed.await?.unwrap_or_else(Confirmed::Outdated))
+        Ok(confirmed.await?.unwrap_or_else(ConfirmOutcome::Outdated))
     }
 
     fn renew_credential(&self, url: &Secret) {
@@ -63,8 +63,8 @@ impl<B: Backend> Store for B {
         policy: Arc<Policy>,
         now_ms: UnixMs,
     ) -> Result<Option<EpochBump>> {
-        let move_at = (policy, self.move_time(now_ms));
-        self.write(move_at, move |c, (policy, at_ms)| gate::bump_epoch(c, from, min_epoch, to, policy, *at_ms).boxed())
+        let args = (policy, self.transition_time(now_ms));
+        self.write(args, move |c, (policy, at_ms)| gate::bump_epoch(c, from, min_epoch, to, policy, *at_ms).boxed())
             .await
     }
 
@@ -80,9 +80,9 @@ impl<B: Backend> Store for B {
         replicas::take_in_flight(self, row, me, owner).await
     }
 
-    async fn undelivered(&self, call: &CallId, me: &str) -> Result<()> {
+    async fn mark_undelivered(&self, call: &CallId, me: &str) -> Result<()> {
         let of = (call.clone(), me.to_owned());
-        self.write(of, |c, (call, me)| calls::undelivered(c, call, me).boxed()).await
+        self.write(of, |c, (call, me)| calls::mark_undelivered(c, call, me).boxed()).await
     }
 
     async fn apply(&self, change: Change) -> Result<Option<ApplyOutcome>> {
@@ -113,7 +113,7 @@ impl<B: Backend> Store for B {
     }
 
     async fn call(&self, id: &CallId) -> Result<Option<CallRecord>> {
-        self.read(id.clone(), |c, id| calls::one(c, id).boxed()).await
+        self.read(id.clone(), |c, id| calls::find(c, id).boxed()).await
     }
 
     async fn open_calls(&self) -> Result<Vec<CallRecord>> {
@@ -155,7 +155,7 @@ impl<B: Backend> Store for B {
         self.select(sql, binds.into(), |row| Ok(record(row))).await.map(readable)
     }
 
-    async fn admitted_since(&self, since_ms: UnixMs) -> Result<Vec<(UnixMs, Facts)>> {
+    async fn admitted_since(&self, since_ms: UnixMs) -> Result<Vec<(UnixMs, CallAttributes)>> {
         self.select(gate::ADMITTED_SINCE, binds![since_ms].into(), |row| Ok(admitted(row))).await.map(readable)
     }
 
@@ -190,7 +190,7 @@ impl<B: Backend> Store for B {
              AND received_at >= $4 AND (received_at, id) > ($4, $5)
              AND coalesce(due_at, received_at) <= $1 AND (spool = $2 OR (spool IS NULL AND $3))
              ORDER BY received_at, id LIMIT $6";
-        let binds = binds![before_ms, reach.spool.clone(), reach.record, after.0, after.1.clone(), limit];
+        let binds = binds![before_ms, reach.spool.clone(), reach.database, after.0, after.1.clone(), limit];
         self.read(binds, move |c, binds| async move { waiting(&c.fetch(sql, binds).await?) }.boxed()).await
     }
 
@@ -207,7 +207,7 @@ impl<B: Backend> Store for B {
         self.write(spool.to_owned(), move |c, spool| messages::take(c, at_ms, limit, spool, order).boxed()).await
     }
 
-    async fn delivered(&self, id: &str, at_ms: UnixMs, result: DeliveryResult) -> Result<()> {
+    async fn record_delivery_result(&self, id: &str, at_ms: UnixMs, result: DeliveryResult) -> Result<()> {
         let failed = ParkReason::Failed.as_str();
         let (done_at, due_at, error, reason) = match result {
             DeliveryResult::Done => (Some(at_ms), None, None, None),
@@ -264,7 +264,7 @@ impl<B: Backend> Store for B {
         replicas::now_ms(self).await
     }
 
-    async fn heartbeat(&self, me: &Replica, as_of: Option<UnixMs>) -> Result<Fleet> {
+    async fn heartbeat(&self, me: &Replica, as_of: Option<UnixMs>) -> Result<Membership> {
         self.write(me.clone(), move |c, me| replicas::heartbeat(c, me, as_of).boxed()).await
     }
 

@@ -21,12 +21,12 @@ pub(in crate::store) use utterance_columns;
 
 #[async_trait]
 impl<B: Backend> Transcripts for B {
-    async fn say(&self, call: &CallId, said: NewUtterance) -> Result<Option<UtteranceRef>> {
+    async fn add_utterance(&self, call: &CallId, said: NewUtterance) -> Result<Option<UtteranceRef>> {
         self.put_utterance(call, said).await
     }
 
-    async fn ingest(&self, speech: UtteranceIngest) -> Result<IngestOutcome> {
-        self.ingest_utterance(speech).await
+    async fn ingest(&self, ingested: UtteranceIngest) -> Result<IngestOutcome> {
+        self.ingest_utterance(ingested).await
     }
 
     async fn utterances(&self, call: &CallId, after: i64, limit: u32) -> Result<Vec<Utterance>> {

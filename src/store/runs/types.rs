@@ -176,7 +176,7 @@ pub struct DueRun {
     pub open: u32,
     /// The earliest due time of a queued job. `None`: no job is queued.
     pub next_due: Option<UnixMs>,
-    /// A job whose call has ended waits for the word who answered.
+    /// A job whose call has ended waits to learn who answered.
     pub has_waiting: bool,
     /// The time until which the run's provider is full, as any replica was told: no job is dialled before.
     pub held_until: UnixMs,
@@ -205,7 +205,7 @@ pub struct EndedJob {
 
 /// The settlement of a job that is claimed or in a call. Written only if the job still has that claim or call.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Settle {
+pub struct JobSettlement {
     /// The run.
     pub run: String,
     /// The position in the list.
@@ -230,13 +230,13 @@ pub struct Settle {
     pub due_at: UnixMs,
     /// The error of a failed job.
     pub error: Option<String>,
-    /// The time until which the job, whose call has ended, waits for the news of which party answered.
+    /// The time until which the job, whose call has ended, waits to learn who answered.
     pub waits_until: Option<UnixMs>,
     /// Whether the app gets an event because the job is done without a call, as at the end of a call.
     pub notice: AppNotice,
 }
 
-impl Settle {
+impl JobSettlement {
     /// No change.
     pub fn of(job: &Job) -> Self {
         Self {
@@ -290,7 +290,7 @@ pub struct RunCounts {
     pub queued: u64,
     /// Claimed.
     pub dialing: u64,
-    /// In a call, or waiting for the word who answered it.
+    /// In a call, or waiting to learn who answered it.
     pub calling: u64,
     /// Answered, as far as is known by a person.
     pub completed: u64,
@@ -315,7 +315,7 @@ impl RunCounts {
 
 /// The result of creating a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum RunMade {
+pub enum CreateRunOutcome {
     /// Created.
     New,
     /// The run that has this idempotency key already.

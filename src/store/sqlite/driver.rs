@@ -50,9 +50,17 @@ pub(super) struct Sqlite {
 }
 
 impl Sqlite {
-    /// Opens a file for reading and writing; with `create`, creates a missing one.
-    pub(super) fn open(path: &Path, create: bool) -> Sql<Self> {
-        let create = if create { OpenFlags::SQLITE_OPEN_CREATE } else { OpenFlags::empty() };
+    /// Opens a file for reading and writing; creates a missing one.
+    pub(super) fn open_or_create(path: &Path) -> Sql<Self> {
+        Self::open_to_write(path, OpenFlags::SQLITE_OPEN_CREATE)
+    }
+
+    /// Opens an existing file for reading and writing.
+    pub(super) fn open_existing(path: &Path) -> Sql<Self> {
+        Self::open_to_write(path, OpenFlags::empty())
+    }
+
+    fn open_to_write(path: &Path, create: OpenFlags) -> Sql<Self> {
         let this = Self::open_with(path, OpenFlags::SQLITE_OPEN_READ_WRITE | create)?;
         this.connection
             .execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON")?;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// How long a connection waits for another's lock: that of a backup, or of an operator's shell.
+/// The time that a connection waits for another's lock: that of a backup, or of an operator's shell.
 pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The store could not be opened. Sentences for an operator.
@@ -23,7 +23,7 @@ pub enum OpenError {
     File {
         /// The database.
         path: String,
-        /// Why.
+        /// The reason.
         why: String,
     },
     /// The schema does not fit.

@@ -1,7 +1,7 @@
 //! The database as limiter: one request after the other. The single writer runs nothing in between.
 
 use super::super::driver::{Driver, Sql, binds};
-use super::super::queries::bindings::{Claim, claim};
+use super::super::queries::bindings::{IdOwner, owner_of};
 use super::super::queries::{calls, gate};
 use super::super::usage::CountedUsage;
 use super::super::{AdmitOutcome, NewCall};
@@ -26,9 +26,9 @@ pub(super) async fn admit(
             _ => AdmitOutcome::New { slots: row.count("slots")?, would_reject: None, early: None },
         });
     }
-    let freed = match claim(c, &call.aliases).await? {
-        Claim::Known(known) => return Ok(AdmitOutcome::Known(known)),
-        Claim::Free(freed) => freed,
+    let freed = match owner_of(c, &call.aliases).await? {
+        IdOwner::Known(known) => return Ok(AdmitOutcome::Known(known)),
+        IdOwner::Free(freed) => freed,
     };
     let (decision, taken) = decide(request, &count(c, request).await?, request.at_ms);
     let (slots, would_reject) = match decision {

@@ -44,7 +44,7 @@ async fn with<T: Send + 'static>(
 ) -> Result<T, String> {
     let path = path.to_owned();
     let cannot = |why: String| format!("cannot be used: {why}");
-    on_thread(move || work(&mut Sqlite::open(&path, true).map_err(|e| cannot(explain(&e)))?)).await
+    on_thread(move || work(&mut Sqlite::open_or_create(&path).map_err(|e| cannot(explain(&e)))?)).await
 }
 
 pub(super) fn up_in(c: &mut Sqlite, known: &Migrator) -> Result<(), String> {

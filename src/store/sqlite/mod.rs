@@ -56,7 +56,7 @@ async fn connect(path: &Path) -> std::result::Result<Sqlite, String> {
     let since = Instant::now();
     loop {
         let file = path.to_owned();
-        match on_thread(move || Sqlite::open(&file, true)).await {
+        match on_thread(move || Sqlite::open_or_create(&file)).await {
             Err(error) if driver::code(&error) & 0xff == 5 && since.elapsed() < BUSY_TIMEOUT => {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
@@ -168,7 +168,7 @@ impl Backend for SqliteStore {
         self.writer.run(write).await
     }
 
-    fn move_time(&self, now_ms: UnixMs) -> Option<UnixMs> {
+    fn transition_time(&self, now_ms: UnixMs) -> Option<UnixMs> {
         Some(now_ms)
     }
 
@@ -184,11 +184,11 @@ impl Backend for SqliteStore {
     }
 
     async fn put_utterance(&self, call: &CallId, said: NewUtterance) -> Result<Option<UtteranceRef>> {
-        self.write((call.clone(), said), |c, (call, said)| utterances::say(c, call, said).boxed()).await
+        self.write((call.clone(), said), |c, (call, said)| utterances::add(c, call, said).boxed()).await
     }
 
-    async fn ingest_utterance(&self, speech: UtteranceIngest) -> Result<IngestOutcome> {
-        self.write(speech, |c, speech| utterances::ingest(c, speech).boxed()).await
+    async fn ingest_utterance(&self, ingested: UtteranceIngest) -> Result<IngestOutcome> {
+        self.write(ingested, |c, ingested| utterances::ingest(c, ingested).boxed()).await
     }
 
     async fn probe(&self) -> Result<()> {

@@ -15,7 +15,7 @@ impl Folder {
     fn file(&self) -> PathBuf {
         self.0.join("ringfence.db")
     }
-    /// How a statement would be run.
+    /// The plan of a statement.
     fn past_plan(&self, sql: &str) -> Vec<String> {
         let past = self.past();
         let mut plan = past.connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
@@ -25,7 +25,7 @@ impl Folder {
     /// The file, past the store.
     fn past(&self) -> Sqlite {
         std::fs::create_dir_all(&self.0).unwrap();
-        Sqlite::open(&self.file(), true).unwrap()
+        Sqlite::open_or_create(&self.file()).unwrap()
     }
 }
 
@@ -185,7 +185,7 @@ async fn a_newer_schema_that_only_adds_is_used() {
     folder.execute("INSERT INTO _sqlx_migrations VALUES (9998, 'expand tomorrow', 0, true, '', 0)").await;
     let store = SqliteStore::open(&folder.file(), Migrate::Run, OwnershipMode::Exclusive).await.unwrap();
     let call = conformance::new_call(&[("call_sid", "CA1")]);
-    assert!(matches!(Store::open(&store, call.clone(), None).await, Ok(InsertOutcome::New(None))));
+    assert!(matches!(Store::insert_call(&store, call.clone(), None).await, Ok(InsertOutcome::New(None))));
     assert!(store.call(&call.id).await.unwrap().is_some());
     store.close().await;
     assert!(migrate::down(&folder.file(), None).await.unwrap_err().contains("newer ringfence"), "it knows no way back");
@@ -272,7 +272,7 @@ async fn a_move_that_dies_half_way_was_none() {
     }
     let folder = Folder::new();
     let store = SqliteStore::open(&folder.file(), Migrate::Run, OwnershipMode::Exclusive).await.unwrap();
-    Store::open(&store, conformance::new_call(&[]), Some(1)).await.unwrap();
+    Store::insert_call(&store, conformance::new_call(&[]), Some(1)).await.unwrap();
     let before = store.leases().await.unwrap();
     store.close().await;
     drop(store);

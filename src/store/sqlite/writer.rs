@@ -85,7 +85,7 @@ where
 impl Writer {
     /// Opens the file, which must exist.
     pub(super) fn start(path: &Path) -> std::result::Result<Self, String> {
-        let connection = Some(Sqlite::open(path, false).map_err(|e| explain(&e))?);
+        let connection = Some(Sqlite::open_existing(path).map_err(|e| explain(&e))?);
         let (file, health, doubted) = (FileId::of(path), Arc::<Health>::default(), Arc::<AtomicBool>::default());
         let (jobs, waiting) = mpsc::channel(WAITING_MAX);
         let (end, ended) = oneshot::channel();
@@ -181,7 +181,7 @@ struct OpenFile {
     doubted: Arc<AtomicBool>,
 }
 
-/// Why a batch was not written.
+/// The reason why a batch was not written.
 enum Failure {
     /// The file, the disk or the connection: other writes would fail too.
     Outside(StoreError),
@@ -219,7 +219,7 @@ impl OpenFile {
 
     /// Writes a batch, and returns the number of writes that panicked.
     fn try_write(&mut self, batch: &mut [Box<dyn Job>]) -> (std::result::Result<(), Failure>, u64) {
-        if let Err(failure) = self.is_there() {
+        if let Err(failure) = self.check_file() {
             return (Err(failure), 0);
         }
         if self.doubted.swap(false, Ordering::Relaxed) {
@@ -227,7 +227,7 @@ impl OpenFile {
         }
         let connection = match &mut self.connection {
             Some(connection) => connection,
-            none => match Sqlite::open(&self.path, false) {
+            none => match Sqlite::open_existing(&self.path) {
                 Ok(connection) => none.insert(connection),
                 Err(error) => return (Err(Failure::Outside(failed(&error))), 0),
             },
@@ -235,7 +235,7 @@ impl OpenFile {
         let (written, panics) = write_batch(connection, batch);
         // A write to a deleted file is not durable; but the file may come back.
         let found = || {
-            self.is_there().map_err(|failure| match failure {
+            self.check_file().map_err(|failure| match failure {
                 Failure::Outside(StoreError::Failed(why)) => Failure::Outside(StoreError::Unknown(why)),
                 other => other,
             })
@@ -244,7 +244,7 @@ impl OpenFile {
     }
 
     /// Checks that the path still leads to the opened file. SQLite itself keeps writing to a deleted one.
-    fn is_there(&self) -> std::result::Result<(), Failure> {
+    fn check_file(&self) -> std::result::Result<(), Failure> {
         if FileId::of(&self.path) == self.file {
             return Ok(());
         }

@@ -26,21 +26,21 @@ use super::TARGET;
 use super::lines::{Lines, exporting};
 use crate::net::{Upstream, UpstreamError};
 
-/// How long a collector may take to answer.
+/// The time that a collector may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// How long an exit waits for the last spans and lines to be sent.
+/// The time that an exit waits for the last spans and lines to be sent.
 const FLUSH_WITHIN: Duration = Duration::from_secs(2);
 /// The part of a collector's answer that is read, in bytes.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 /// The default of `OTEL_SERVICE_NAME`.
 const SERVICE: &str = "ringfence";
 
-/// Where spans and log lines go.
+/// The collector of spans and log lines.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TraceExport {
     /// The collector's address for traces, path included.
     pub traces: Option<Uri>,
-    /// Where log lines go; `None`: nowhere.
+    /// The collector's address for log lines; `None`: none are sent.
     pub logs: Option<Uri>,
 }
 

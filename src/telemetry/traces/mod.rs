@@ -22,14 +22,15 @@ use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use crate::ids::mask_number;
 use crate::metrics::Exemplar;
 use crate::net::SendResult;
-use crate::policy::Facts;
+use crate::policy::CallAttributes;
 pub use export::{Exporter, Layers, TelemetryLayer, TraceExport, start};
 
 /// The target of trace spans only: logs exclude it, and the exporter includes only it.
 pub const TARGET: &str = "ringfence_trace";
 
 /// The headers of a trace context. The state of another parent must not be sent with ours (§3.3).
-pub const STATE: [HeaderName; 2] = [HeaderName::from_static("traceparent"), HeaderName::from_static("tracestate")];
+pub const TRACE_HEADERS: [HeaderName; 2] =
+    [HeaderName::from_static("traceparent"), HeaderName::from_static("tracestate")];
 
 /// The tree of a create.
 pub fn create(account: &str, headers: &HeaderMap) -> Span {
@@ -59,8 +60,8 @@ pub fn webhook(account: &str, webhook: &str, headers: &HeaderMap) -> Span {
         ringfence.webhook = webhook, ringfence.event = field::Empty, ringfence.event_id = field::Empty,
         ringfence.call = field::Empty, ringfence.outcome = field::Empty, http.response.status_code = field::Empty,
     );
-    if let Some(shown) = shown(&span, headers) {
-        span.add_link(shown.span().span_context().clone());
+    if let Some(sent) = extract(&span, headers) {
+        span.add_link(sent.span().span_context().clone());
     }
     span
 }
@@ -88,12 +89,12 @@ pub fn request(name: &'static str) -> Span {
 }
 
 /// Writes a text into a field of the current tree's root.
-pub fn note(name: &'static str, value: &str) {
+pub fn record_field(name: &'static str, value: &str) {
     Span::current().record(name, value);
 }
 
 /// Writes a create's facts into the current tree's root.
-pub fn note_facts(facts: &Facts) {
+pub fn record_facts(facts: &CallAttributes) {
     let span = Span::current();
     if span.is_disabled() {
         return;
@@ -107,7 +108,7 @@ pub fn note_facts(facts: &Facts) {
 }
 
 /// Writes a status into a span; one of 500 and more is an error.
-pub fn note_status(span: &Span, status: u16) {
+pub fn record_status(span: &Span, status: u16) {
     span.record("http.response.status_code", status);
     if status >= 500 {
         span.record("otel.status_code", "ERROR");
@@ -115,32 +116,32 @@ pub fn note_status(span: &Span, status: u16) {
 }
 
 /// Writes the outcome of a sent create into its span.
-pub fn note_result(span: &Span, outcome: &SendResult) {
+pub fn record_result(span: &Span, outcome: &SendResult) {
     let why = match outcome {
-        SendResult::Answered(answer) => return note_status(span, answer.status().as_u16()),
+        SendResult::Answered(answer) => return record_status(span, answer.status().as_u16()),
         SendResult::NotSent(_) => "not_sent",
         SendResult::Unknown(_) => "unknown",
     };
-    failed(span, why);
+    record_failure(span, why);
 }
 
 /// Marks a span as failed without an answer.
-pub fn failed(span: &Span, why: &'static str) {
+pub fn record_failure(span: &Span, why: &'static str) {
     span.record("otel.status_code", "ERROR");
     span.record("error.type", why);
 }
 
 /// Replaces the trace context in the headers of a request by a span's. Without a collector they are unchanged.
-pub fn put_on(span: &Span, headers: &mut HeaderMap) {
-    let ours = context(span);
+pub fn set_trace_headers(span: &Span, headers: &mut HeaderMap) {
+    let ours = trace_headers(span);
     if !ours.is_empty() {
-        STATE.iter().for_each(|name| drop(headers.remove(name)));
+        TRACE_HEADERS.iter().for_each(|name| drop(headers.remove(name)));
     }
     headers.extend(ours);
 }
 
 /// A span's context as headers; none without a collector.
-pub fn context(span: &Span) -> Vec<(HeaderName, HeaderValue)> {
+pub fn trace_headers(span: &Span) -> Vec<(HeaderName, HeaderValue)> {
     if span.is_disabled() {
         return vec![];
     }
@@ -166,7 +167,7 @@ pub fn exemplar(span: &Span, at_ms: i64) -> Option<Exemplar> {
 
 /// Continues the trace of the headers in a new tree.
 fn follow(span: Span, headers: &HeaderMap) -> Span {
-    if let Some(parent) = shown(&span, headers) {
+    if let Some(parent) = extract(&span, headers) {
         // It fails only without an exporter, or if the span has been entered.
         let _ = span.set_parent(parent);
     }
@@ -174,7 +175,7 @@ fn follow(span: Span, headers: &HeaderMap) -> Span {
 }
 
 /// The trace of the headers; none without a collector.
-fn shown(span: &Span, headers: &HeaderMap) -> Option<Context> {
+fn extract(span: &Span, headers: &HeaderMap) -> Option<Context> {
     let is_of_use = !span.is_disabled() && headers.contains_key("traceparent");
     is_of_use.then(|| TraceContextPropagator::new().extract(&HeaderExtractor(headers)))
 }

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use sqlx::Row as _;
 
 use super::{Chaos, REST};
-use crate::support::chance::Dice;
+use crate::support::rng::Rng;
 
 /// Whose runs they are.
 pub(super) const RUNNER: &str = "runner";
@@ -27,13 +27,13 @@ pub(super) struct BulkRun {
 
 impl Chaos {
     /// Makes a run, waits until it is done, and makes the next.
-    pub(super) async fn bulk(&self, mut dice: Dice) {
+    pub(super) async fn bulk(&self, mut rng: Rng) {
         for n in 1.. {
             if !self.going_on() {
                 return;
             }
             let leads: Vec<String> = (0..LEADS).map(|_| self.lead()).collect();
-            let run = match dice.below(2) {
+            let run = match rng.below(2) {
                 0 => json!({
                     "account": "twilio", "operation": "calls", "request": {"Twiml": crate::outbound::TALK},
                     "own_numbers": ["+15550001111"],
@@ -49,9 +49,9 @@ impl Chaos {
             // What goes wrong on the way to a provider is no fault of the run.
             run["breaker"] = json!({"failures": 0});
             run["leads"] = leads.iter().map(|number| json!({"number": number})).collect();
-            let id = self.make(&run, &mut dice).await;
+            let id = self.make(&run, &mut rng).await;
             self.runs.lock().unwrap().push(BulkRun { id: id.clone(), leads });
-            while self.going_on() && !self.is_done(&id, &mut dice).await {
+            while self.going_on() && !self.is_done(&id, &mut rng).await {
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }
         }
@@ -63,26 +63,26 @@ impl Chaos {
     }
 
     /// Sends it until somebody says that it has all leads.
-    async fn make(&self, run: &Value, dice: &mut Dice) -> String {
+    async fn make(&self, run: &Value, rng: &mut Rng) -> String {
         let started = Instant::now();
         loop {
-            let made = self.ask(dice, "POST", "/api/runs", run.to_string()).await;
+            let made = self.ask(rng, "POST", "/api/runs", run.to_string()).await;
             match made.as_ref().map(|made| (made["runId"].as_str(), made["state"].as_str())) {
                 Some((Some(id), Some("running" | "done"))) => return id.to_owned(),
                 _ => assert!(started.elapsed() < REST, "a run is not made: {made:?}"),
             }
-            tokio::time::sleep(Duration::from_millis(100 + dice.below(300))).await;
+            tokio::time::sleep(Duration::from_millis(100 + rng.below(300))).await;
         }
     }
 
-    async fn is_done(&self, id: &str, dice: &mut Dice) -> bool {
-        let run = self.ask(dice, "GET", &format!("/api/runs/{id}"), String::new()).await;
+    async fn is_done(&self, id: &str, rng: &mut Rng) -> bool {
+        let run = self.ask(rng, "GET", &format!("/api/runs/{id}"), String::new()).await;
         run.is_some_and(|run| run["state"] == "done")
     }
 
     /// Asks any replica.
-    async fn ask(&self, dice: &mut Dice, method: &str, path: &str, body: String) -> Option<Value> {
-        let n = dice.below(self.fleet.replicas.len() as u64) as usize;
+    async fn ask(&self, rng: &mut Rng, method: &str, path: &str, body: String) -> Option<Value> {
+        let n = rng.below(self.fleet.replicas.len() as u64) as usize;
         let mut request = Request::new(Bytes::from(body));
         *request.method_mut() = method.parse::<Method>().unwrap();
         *request.uri_mut() = path.parse().unwrap();

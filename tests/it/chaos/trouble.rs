@@ -7,10 +7,10 @@ use ringfence_simulator::{Fault, FaultKind, Provider};
 use tokio::task::block_in_place;
 
 use super::{Chaos, REST, ms};
-use crate::support::chance::Dice;
 use crate::support::faults::Weather;
 use crate::support::fleet::{Replica, Store};
 use crate::support::redis::{Group, Redis};
+use crate::support::rng::Rng;
 
 /// What goes wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -75,33 +75,33 @@ impl Deck {
         Self { all, left: vec![] }
     }
 
-    fn draw(&mut self, dice: &mut Dice) -> Kind {
+    fn draw(&mut self, rng: &mut Rng) -> Kind {
         if self.left.is_empty() {
             self.left.clone_from(&self.all);
         }
-        let n = dice.below(self.left.len() as u64) as usize;
+        let n = rng.below(self.left.len() as u64) as usize;
         self.left.swap_remove(n)
     }
 }
 impl Chaos {
     /// At one replica after the other.
-    pub(super) async fn trouble_replicas(&self, mut dice: Dice) {
+    pub(super) async fn trouble_replicas(&self, mut rng: Rng) {
         let fits = |kind: &Kind| {
             let of_redis = matches!(kind, Kind::CutFromRedis | Kind::RedisSilent | Kind::RedisMute | Kind::RedisSlow);
             !of_redis || !self.fleet.redis.is_none()
         };
         let mut deck = Deck::new(OF_REPLICAS.into_iter().filter(fits).collect());
         while self.going_on() {
-            tokio::time::sleep(ms(&mut dice, 500, 2_500)).await;
-            let n = dice.below(self.fleet.replicas.len() as u64) as usize;
-            let kind = deck.draw(&mut dice);
-            self.trouble_replica(kind, n, &mut dice).await;
+            tokio::time::sleep(ms(&mut rng, 500, 2_500)).await;
+            let n = rng.below(self.fleet.replicas.len() as u64) as usize;
+            let kind = deck.draw(&mut rng);
+            self.trouble_replica(kind, n, &mut rng).await;
         }
     }
 
-    async fn trouble_replica(&self, kind: Kind, n: usize, dice: &mut Dice) {
+    async fn trouble_replica(&self, kind: Kind, n: usize, rng: &mut Rng) {
         let replica = &self.fleet.replicas[n];
-        let time = ms(dice, 300, 3_000);
+        let time = ms(rng, 300, 3_000);
         self.note(kind, format!("replica {n} for {time:?}"));
         let _hands = replica.hands.lock().await;
         match kind {
@@ -129,7 +129,7 @@ impl Chaos {
             Kind::CutFromRedis => redis_of(replica, Weather::Cut, time).await,
             Kind::RedisSilent => redis_of(replica, Weather::BlackHole, time).await,
             Kind::RedisMute => redis_of(replica, Weather::NoAnswers, time / 3).await,
-            Kind::RedisSlow => redis_of(replica, Weather::Delay(ms(dice, 5, 120)), time).await,
+            Kind::RedisSlow => redis_of(replica, Weather::Delay(ms(rng, 5, 120)), time).await,
             other => panic!("{other:?} is of no replica"),
         }
     }
@@ -145,7 +145,7 @@ impl Chaos {
     }
 
     /// At the servers that all share.
-    pub(super) async fn trouble_servers(&self, mut dice: Dice) {
+    pub(super) async fn trouble_servers(&self, mut rng: Rng) {
         let of_redis: &[Kind] = match &self.fleet.redis {
             Store::None => &[],
             Store::Plain(_) => &OF_A_REDIS,
@@ -153,9 +153,9 @@ impl Chaos {
         };
         let mut deck = Deck::new(OF_SERVERS.iter().chain(of_redis).copied().collect());
         while self.going_on() {
-            tokio::time::sleep(ms(&mut dice, 1_500, 4_000)).await;
-            let kind = deck.draw(&mut dice);
-            let time = ms(&mut dice, 200, 2_500);
+            tokio::time::sleep(ms(&mut rng, 1_500, 4_000)).await;
+            let kind = deck.draw(&mut rng);
+            let time = ms(&mut rng, 200, 2_500);
             self.note(kind, format!("for {time:?}"));
             let _hands = self.server_hands.lock().await;
             match kind {
@@ -166,7 +166,7 @@ impl Chaos {
                     block_in_place(|| self.postgres.lock().unwrap().start_again());
                 }
                 Kind::PostgresSlow => {
-                    let slow = Weather::Delay(ms(&mut dice, 20, 300));
+                    let slow = Weather::Delay(ms(&mut rng, 20, 300));
                     self.fleet.replicas.iter().for_each(|r| r.postgres.set(slow));
                     tokio::time::sleep(time).await;
                     self.fleet.replicas.iter().for_each(|r| r.postgres.set(Weather::Pass));
@@ -248,7 +248,7 @@ impl Chaos {
     }
 
     /// The providers' answers and webhooks go wrong.
-    pub(super) async fn weather(&self, mut dice: Dice) {
+    pub(super) async fn weather(&self, mut rng: Rng) {
         let kinds = [
             FaultKind::Drop,
             FaultKind::AcceptThenDrop,
@@ -259,14 +259,14 @@ impl Chaos {
         ];
         let control = &self.fleet.control;
         while self.going_on() {
-            let kind = kinds[dice.below(kinds.len() as u64) as usize];
-            let provider = [Provider::ElevenLabs, Provider::Twilio][dice.below(2) as usize];
-            let late = if kind == FaultKind::Slow { dice.below(3_500) } else { 0 };
+            let kind = kinds[rng.below(kinds.len() as u64) as usize];
+            let provider = [Provider::ElevenLabs, Provider::Twilio][rng.below(2) as usize];
+            let late = if kind == FaultKind::Slow { rng.below(3_500) } else { 0 };
             control.fault(Fault { ms: late, ..Fault::next(provider, kind, 1) });
-            let mut part = || [0.0, 0.1, 0.3, 0.6][dice.below(4) as usize];
+            let mut part = || [0.0, 0.1, 0.3, 0.6][rng.below(4) as usize];
             let (loss, double, reorder) = (part(), part(), part());
             control.configure(|s| (s.webhook_loss, s.webhook_double, s.webhook_reorder) = (loss, double, reorder));
-            tokio::time::sleep(ms(&mut dice, 500, 2_500)).await;
+            tokio::time::sleep(ms(&mut rng, 500, 2_500)).await;
         }
     }
 }

@@ -107,9 +107,9 @@ fn from_environment(name: &str) -> Option<u64> {
 }
 
 /// SplitMix64.
-struct Chance(u64);
+struct Rng(u64);
 
-impl Chance {
+impl Rng {
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -127,29 +127,29 @@ impl Chance {
     }
 }
 
-fn mutated(chance: &mut Chance, corpus: &[(String, Vec<u8>)]) -> Vec<u8> {
-    let mut input = corpus[chance.below(corpus.len())].1.clone();
-    for _ in 0..=chance.below(6) {
-        let at = chance.below(input.len() + 1);
-        match chance.below(8) {
-            0 | 1 => drop(input.splice(at..at, PIECES[chance.below(PIECES.len())].bytes())),
+fn mutated(rng: &mut Rng, corpus: &[(String, Vec<u8>)]) -> Vec<u8> {
+    let mut input = corpus[rng.below(corpus.len())].1.clone();
+    for _ in 0..=rng.below(6) {
+        let at = rng.below(input.len() + 1);
+        match rng.below(8) {
+            0 | 1 => drop(input.splice(at..at, PIECES[rng.below(PIECES.len())].bytes())),
             2 => {
                 if let Some(byte) = input.get_mut(at) {
-                    *byte ^= 1 << chance.below(8);
+                    *byte ^= 1 << rng.below(8);
                 }
             }
-            3 => drop(input.drain(chance.range(input.len()))),
+            3 => drop(input.drain(rng.range(input.len()))),
             4 => {
-                let piece = input[chance.range(input.len())].to_vec();
+                let piece = input[rng.range(input.len())].to_vec();
                 input.splice(at..at, piece);
             }
             5 | 6 => {
-                let other = &corpus[chance.below(corpus.len())].1;
-                let piece = other[chance.range(other.len())].to_vec();
-                let gone = at..at + chance.below((input.len() - at).min(piece.len()) + 1);
+                let other = &corpus[rng.below(corpus.len())].1;
+                let piece = other[rng.range(other.len())].to_vec();
+                let gone = at..at + rng.below((input.len() - at).min(piece.len()) + 1);
                 input.splice(gone, piece);
             }
-            _ => input.insert(at, chance.next() as u8),
+            _ => input.insert(at, rng.next() as u8),
         }
     }
     input.truncate(INPUT_BYTES_MAX);
@@ -190,9 +190,9 @@ fn every_target_holds_on_mutations_of_its_corpus() {
     println!("RINGFENCE_FUZZ_SEED={seed}");
     for &(name, target) in targets::ALL {
         let corpus = corpus(name);
-        let mut chance = Chance(seed);
+        let mut rng = Rng(seed);
         for nth in 0..runs {
-            let input = mutated(&mut chance, &corpus);
+            let input = mutated(&mut rng, &corpus);
             run(name, target, &input, &format!("RINGFENCE_FUZZ_SEED={seed}, run {nth}"));
         }
     }

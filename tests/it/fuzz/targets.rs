@@ -12,7 +12,7 @@ use ringfence::admin::auth::{Claims, mint};
 use ringfence::call::{Direction, EndProof, Event};
 use ringfence::config;
 use ringfence::ids::{AccountName, Alias, BusinessId, CallId, ID_BYTES_MAX, RejectionId, mask_number};
-use ringfence::policy::{Business, Facts};
+use ringfence::policy::{Business, CallAttributes};
 use ringfence::provider::Registry;
 use ringfence::provider::description::{CallFacts, Description, List};
 use ringfence::provider::json::{self, Read};
@@ -20,7 +20,7 @@ use ringfence::provider::path::{PathPattern, percent_decode};
 use ringfence::provider::render::{Target, fill_json, render};
 use ringfence::provider::secret::Secret;
 use ringfence::provider::select::{Document, Message, Predicate, Selector};
-use ringfence::provider::sign::{Checked, Keys, Request, Signature, SignatureError};
+use ringfence::provider::sign::{Keys, Request, Signature, SignatureError, Verification};
 use ringfence::proxy::route::{may_create, operation};
 use ringfence::store::AppCallback;
 use ringfence::token::Keys as TokenKeys;
@@ -135,7 +135,7 @@ fn verified(
     shown: &[(&str, &str)],
     body: &[u8],
     form: Option<&[(String, String)]>,
-) -> Result<Checked, SignatureError> {
+) -> Result<Verification, SignatureError> {
     let mut headers = HeaderMap::new();
     for (name, value) in shown {
         // What no header can be reaches no verifier.
@@ -147,8 +147,8 @@ fn verified(
     Signature::preset(preset).unwrap().verify(keys, &request, NOW_SECS)
 }
 
-fn holds(checked: &Result<Checked, SignatureError>) -> bool {
-    matches!(checked, Ok(Checked::Holds))
+fn holds(checked: &Result<Verification, SignatureError>) -> bool {
+    matches!(checked, Ok(Verification::Valid))
 }
 
 fn fuzz_keys() -> Keys {
@@ -343,12 +343,12 @@ pub fn config(data: &[u8]) {
         }
         assert!(!d.title.is_empty() && d.code.len() == 4, "{d:?}");
     }
-    let shown = config::diagnostics::render(&loaded.diagnostics, "a.toml", &text, false);
-    config::diagnostics::render(&loaded.diagnostics, "a.toml", &text, true);
+    let shown = config::diagnostics::render(&loaded.diagnostics, "a.toml", &text);
+    config::diagnostics::render_coloured(&loaded.diagnostics, "a.toml", &text);
     let inline = loaded.diagnostics.iter().filter(|d| d.code == config::diagnostics::INLINE_SECRET);
     for secret in inline.filter_map(|d| text.get(d.span.clone()?)) {
         let secret = secret.trim_matches(['"', '\'', '\n']);
-        // Shortfall texts, and such as stand elsewhere too, may be in a title or on another line by chance.
+        // Short texts, and such as stand elsewhere too, may be in a title or on another line by chance.
         if secret.len() >= 16 && !secret.contains('\n') && text.matches(secret).count() == 1 {
             assert!(!shown.contains(secret), "a secret is shown:\n{shown}");
         }
@@ -706,7 +706,7 @@ pub fn record(data: &[u8]) {
         }
     }
     round::<Business>(data);
-    round::<Facts>(data);
+    round::<CallAttributes>(data);
     round::<AppCallback>(data);
     round::<Alias>(data);
     round::<Vec<(String, String)>>(data);

@@ -12,7 +12,7 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
 use super::stage::PATIENCE;
 
-/// See the module.
+/// A headless Chromium with one page.
 pub struct Browser {
     process: tokio::process::Child,
     page: WebSocketStream<MaybeTlsStream<TcpStream>>,
@@ -54,7 +54,7 @@ impl Browser {
         Some(Self { process, page, profile, asked: 0 })
     }
 
-    /// Where the page of this URL is steered.
+    /// The WebSocket by which the page of this URL is steered.
     async fn target(port: u16, url: &str) -> Option<String> {
         let mut from = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
         from.write_all(format!("GET /json/list HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n").as_bytes()).await.ok()?;
@@ -72,7 +72,7 @@ impl Browser {
         Some(page["webSocketDebuggerUrl"].as_str()?.to_owned())
     }
 
-    /// What an expression is in the page.
+    /// The value of an expression in the page.
     pub async fn is(&mut self, expression: &str) -> Value {
         self.asked += 1;
         let params =

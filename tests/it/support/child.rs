@@ -47,7 +47,7 @@ impl Serve {
         self.child.id()
     }
 
-    /// How it died, if it has.
+    /// Its exit status, if it has died.
     pub fn dead(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().unwrap()
     }
@@ -93,7 +93,7 @@ impl Serve {
     }
 }
 
-/// One record, one pair of providers, one app; and whatever process has the record just now.
+/// One database, one pair of providers, one app; and the process that owns the database.
 pub struct Scene {
     pub control: Control,
     /// The app behind.
@@ -101,17 +101,17 @@ pub struct Scene {
     serve: Option<Serve>,
     simulator: Option<Simulator>,
     folder: PathBuf,
-    /// What is put before the program's name: a shell that sets limits.
+    /// The words before the program's name: a shell that sets limits.
     pub wrapper: Vec<String>,
     http: Upstream,
     numbers: AtomicU32,
-    /// Numbers that were ordered, with the answer's status where the app got one.
-    /// Orders that were not told what became of them, with when they were first sent.
+    /// Creates without an answer, with the time of their first attempt.
     pending: Mutex<VecDeque<(String, Instant)>>,
-    orders: Mutex<Vec<(String, Option<u16>)>>,
+    /// The number called by each create, with the status of the answer, if one came.
+    creates: Mutex<Vec<(String, Option<u16>)>>,
 }
 
-/// Whatever keeps the record.
+/// The database.
 enum Record {
     Sqlite(PathBuf),
     Postgres(sqlx::postgres::PgPool),
@@ -217,7 +217,7 @@ auth_token = "{token}"
             http,
             numbers: AtomicU32::new(1),
             pending: Mutex::default(),
-            orders: Mutex::default(),
+            creates: Mutex::default(),
         }
     }
 
@@ -336,16 +336,16 @@ auth_token = "{token}"
         format!("+1555{:06}7", self.numbers.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// How many orders there were.
-    pub fn ordered(&self) -> usize {
-        self.orders.lock().unwrap().len()
+    /// The number of creates so far.
+    pub fn create_count(&self) -> usize {
+        self.creates.lock().unwrap().len()
     }
 
     fn note(&self, to: &str, answer: Option<&Answer>) {
-        let mut orders = self.orders.lock().unwrap();
-        // Sent again, it is the same order.
-        orders.retain(|(earlier, _)| earlier != to);
-        orders.push((to.to_owned(), answer.map(|a| a.status)));
+        let mut creates = self.creates.lock().unwrap();
+        // Sent again, it is the same create.
+        creates.retain(|(earlier, _)| earlier != to);
+        creates.push((to.to_owned(), answer.map(|a| a.status)));
     }
 
     pub fn elevenlabs_body(&self, to: &str) -> String {
@@ -358,7 +358,7 @@ auth_token = "{token}"
         self.ask("api", "POST", &format!("/{mount}/v1/convai/twilio/{operation}"), &headers, body).await
     }
 
-    /// An order at ElevenLabs, to a new number.
+    /// A create at ElevenLabs, to a new number.
     pub async fn dial(&self) -> Option<Answer> {
         self.dial_at("elevenlabs").await
     }
@@ -393,7 +393,7 @@ auth_token = "{token}"
         )
     }
 
-    /// An order at Twilio, to a new number: its answer, and the number.
+    /// A create at Twilio, to a new number: its answer, and the number.
     pub async fn talk(&self) -> (Option<Answer>, String) {
         let to = self.number();
         let pairs = [("To", to.as_str()), ("From", "+15550001111"), ("Twiml", crate::outbound::TALK)];
@@ -407,23 +407,23 @@ auth_token = "{token}"
         (answer, to)
     }
 
-    /// An order at ElevenLabs, of an app that hangs up after a time.
+    /// A create at ElevenLabs, of an app that hangs up after a time.
     pub async fn dial_and_hang_up(&self, after: Duration) {
         let to = self.number();
         self.note(&to, None);
-        if let Some(_app) = self.send_order(&to).await {
+        if let Some(_app) = self.send_create(&to).await {
             tokio::time::sleep(after).await;
         }
     }
 
-    /// One try of a client that sends each order until it is told what became of it, through restarts, for so long that no call
+    /// One try of a client that sends each create until it has an answer, through restarts, for so long that no call
     /// it made can be over for good. It waits for an answer this long.
     pub async fn insist(&self, patience: Duration) {
         let pending = self.pending.lock().unwrap().pop_front();
         let (to, since) = pending.unwrap_or_else(|| (self.number(), Instant::now()));
-        let told = self.dial_for(&to, patience).await;
-        if told.is_some_and(|status| status != 424) || since.elapsed() > Duration::from_secs(7) {
-            self.orders.lock().unwrap().push((to, told));
+        let status = self.dial_for(&to, patience).await;
+        if status.is_some_and(|status| status != 424) || since.elapsed() > Duration::from_secs(7) {
+            self.creates.lock().unwrap().push((to, status));
         } else {
             self.pending.lock().unwrap().push_back((to, since));
         }
@@ -432,17 +432,17 @@ auth_token = "{token}"
     /// Gives up on what was never answered.
     pub fn give_up(&self) {
         let left = std::mem::take(&mut *self.pending.lock().unwrap());
-        self.orders.lock().unwrap().extend(left.into_iter().map(|(to, _)| (to, None)));
+        self.creates.lock().unwrap().extend(left.into_iter().map(|(to, _)| (to, None)));
     }
 
-    /// The status of an order at ElevenLabs, if something came in time.
+    /// The status of a create at ElevenLabs, if something came in time.
     async fn dial_for(&self, to: &str, patience: Duration) -> Option<u16> {
-        let mut app = Wire::new(self.send_order(to).await?);
+        let mut app = Wire::new(self.send_create(to).await?);
         tokio::time::timeout(patience, app.readable()).await.ok()?;
         app.head().await?.split(' ').nth(1)?.parse().ok()
     }
 
-    async fn send_order(&self, to: &str) -> Option<tokio::net::TcpStream> {
+    async fn send_create(&self, to: &str) -> Option<tokio::net::TcpStream> {
         let (key, body) = (self.control.settings().el_api_key, self.elevenlabs_body(to));
         let head = format!(
             "POST /elevenlabs/v1/convai/twilio/outbound-call HTTP/1.1\r\nHost: a\r\nxi-api-key: {key}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
@@ -454,8 +454,8 @@ auth_token = "{token}"
         Some(app)
     }
 
-    /// A call that somebody places past ringfence.
-    pub async fn place_past(&self) -> Answer {
+    /// Places a call outside ringfence.
+    pub async fn place_outside_ringfence(&self) -> Answer {
         let key = self.control.settings().el_api_key;
         let url = format!("{}/v1/convai/twilio/outbound-call", self.simulator.as_ref().unwrap().base_url());
         let headers = [("content-type", "application/json"), ("xi-api-key", key.as_str())];
@@ -488,7 +488,7 @@ auth_token = "{token}"
         }
     }
 
-    /// Everything ends; then every slot is free, and no order is unsettled.
+    /// Everything ends; then every slot is free, and no create is unsettled.
     pub async fn quiet(&self) {
         self.control.clear_faults(None);
         self.control.set_webhook_loss(0.0);
@@ -505,7 +505,7 @@ auth_token = "{token}"
         }
     }
 
-    /// What must hold whatever happened, by the providers' counts and the record. The program is stopped.
+    /// Asserts what must hold whatever happened, by the counts of the providers and the database. The program is stopped.
     pub async fn check(&self) {
         let counts = self.control.counts();
         // A conversation that is registered for a caller who hangs up first is no call; the simulator counts it for a while.
@@ -531,12 +531,12 @@ auth_token = "{token}"
         ] {
             assert_eq!(record.number(sql, &[]).await, 0, "{what}\n{}", self.log());
         }
-        let orders = self.orders.lock().unwrap().clone();
+        let creates = self.creates.lock().unwrap().clone();
         let mut dialled = HashMap::<String, Vec<CallView>>::new();
         for call in self.control.calls() {
             dialled.entry(call.to.clone()).or_default().push(call);
         }
-        for (to, status) in orders {
+        for (to, status) in creates {
             let made = dialled.remove(&to).unwrap_or_default();
             assert!(made.len() <= 1, "{to} was dialled {} times\n{}", made.len(), self.log());
             assert!(!matches!(status, Some(200 | 201)) || made.len() == 1, "{to} was not dialled");
@@ -551,7 +551,7 @@ auth_token = "{token}"
         }
     }
 
-    /// The record, past the program.
+    /// The database, read without the program.
     async fn record(&self) -> Record {
         let config = std::fs::read_to_string(self.folder.join("ringfence.toml")).unwrap();
         match config.lines().find_map(|line| line.strip_prefix("url = \"")?.strip_suffix('"')) {

@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// What becomes of what goes through. Connections that lost bytes are reset when the weather changes: a network loses
+/// The treatment of what goes through. Connections that lost bytes are reset when the weather changes: a network loses
 /// connections, no pieces of streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Weather {
@@ -24,7 +24,7 @@ pub enum Weather {
     BlackHole,
     /// Every piece goes through so much later.
     Delay(Duration),
-    /// What is asked goes through, the answers are swallowed: a COMMIT is made, and nobody hears of it.
+    /// Requests go through, answers are swallowed: a COMMIT is made, and nobody hears of it.
     NoAnswers,
     /// The server sees its connections reset, the clients see nothing: what they send is swallowed.
     HalfOpen,
@@ -55,7 +55,7 @@ struct Shared {
     accepted: AtomicU64,
 }
 
-/// See the module. It ends when it is dropped.
+/// A TCP relay that can disturb what it passes on. It ends when it is dropped.
 pub struct Relay {
     addr: SocketAddr,
     weather: watch::Sender<Weather>,
@@ -99,13 +99,13 @@ impl Relay {
         self.set(Weather::Pass);
     }
 
-    /// What is written otherwise in answers from now on.
+    /// Replaces texts in answers from now on.
     pub fn rewrite(&self, rewrites: Vec<Rewrite>) {
         assert!(rewrites.iter().all(|(from, to)| from.len() == to.len() && !from.is_empty()));
         *self.shared.rewrites.lock().unwrap() = rewrites;
     }
 
-    /// How many connections came in.
+    /// The number of connections that came in.
     pub fn accepted(&self) -> u64 {
         self.shared.accepted.load(Ordering::Relaxed)
     }
@@ -188,7 +188,7 @@ async fn swallow(client: &mut TcpStream, mut weather: watch::Receiver<Weather>) 
     }
 }
 
-/// What the two directions of a connection share.
+/// The state that the two directions of a connection share.
 #[derive(Clone)]
 struct Ends {
     weather: watch::Receiver<Weather>,

@@ -16,13 +16,13 @@ use ringfence::net::{Edge, EdgeSettings, Exchange, Handler, RunningEdge, Upstrea
 use ringfence_simulator::{Control, SimSettings, Simulator};
 use serde_json::{Value, json};
 
-use super::chance::Dice;
 use super::child::{OWN_NUMBER, Serve, signal};
 use super::faults::{Relay, Rewrite};
 use super::redis::{Group, Redis};
+use super::rng::Rng;
 use super::stage::{Answer, Behind, PATIENCE};
 
-/// Whom a call that somebody places past ringfence goes to: numbers that start so.
+/// The prefix of numbers that are called outside ringfence.
 pub const FOREIGN: &str = "+15559";
 
 /// The Redis of a fleet.
@@ -38,7 +38,7 @@ impl Store {
     }
 }
 
-/// What a fleet is to be.
+/// The settings of a fleet.
 pub struct Setup {
     pub replicas: usize,
     pub sim: SimSettings,
@@ -63,7 +63,7 @@ pub struct Replica {
     /// To each Sentinel.
     pub sentinels: Vec<Relay>,
     serve: Mutex<Option<Serve>>,
-    /// Where it listens: `api`, `webhooks`, `admin`.
+    /// Its addresses: `api`, `webhooks`, `admin`.
     places: Mutex<HashMap<&'static str, String>>,
     /// The balancer sends it webhooks.
     pub up: AtomicBool,
@@ -103,7 +103,7 @@ impl Replica {
         }
     }
 
-    /// Why it died, if it has.
+    /// Its exit status, if it has died.
     pub fn dead(&self) -> Option<std::process::ExitStatus> {
         self.serve.lock().unwrap().as_mut()?.dead()
     }
@@ -145,9 +145,9 @@ pub struct Acknowledged {
 struct Balancer {
     replicas: Arc<Vec<Replica>>,
     http: Upstream,
-    dice: Mutex<Dice>,
+    rng: Mutex<Rng>,
     acknowledged: Arc<Mutex<Vec<Acknowledged>>>,
-    /// How many each one was sent.
+    /// The number of webhooks that each one was sent.
     pub sent: Arc<Vec<AtomicU64>>,
 }
 
@@ -161,7 +161,7 @@ impl Balancer {
             if up.is_empty() {
                 break;
             }
-            let n = up[self.dice.lock().unwrap().below(up.len() as u64) as usize];
+            let n = up[self.rng.lock().unwrap().below(up.len() as u64) as usize];
             let url = self.replicas[n].url("webhooks", exchange.path_and_query())?;
             let mut request = Request::new(body.clone());
             *request.method_mut() = exchange.method().clone();
@@ -209,7 +209,7 @@ fn app(got: &super::stage::Got) -> http::Response<Bytes> {
     response
 }
 
-/// See the module.
+/// Several `ringfence` processes with their Redis and database, and the simulated providers.
 pub struct Fleet {
     pub control: Control,
     pub replicas: Arc<Vec<Replica>>,
@@ -228,7 +228,7 @@ pub struct Fleet {
 
 impl Fleet {
     /// Everything, but no process runs yet.
-    pub async fn set(setup: Setup, dice: &mut Dice) -> Self {
+    pub async fn set(setup: Setup, rng: &mut Rng) -> Self {
         super::panics::end_the_run();
         ringfence::net::install_crypto_provider();
         let folder = std::env::temp_dir().join(format!("ringfence-fleet-{}", CallId::new()));
@@ -259,7 +259,7 @@ impl Fleet {
         let balancer = Balancer {
             replicas: replicas.clone(),
             http: http.clone(),
-            dice: Mutex::new(dice.fork()),
+            rng: Mutex::new(rng.fork()),
             acknowledged: acknowledged.clone(),
             sent: sent.clone(),
         };
@@ -338,7 +338,7 @@ impl Fleet {
         serde_json::from_slice(&answer.body).ok()
     }
 
-    /// An order at ElevenLabs by one of the processes.
+    /// A create at ElevenLabs by one of the processes.
     pub async fn dial(
         &self,
         n: usize,
@@ -357,7 +357,7 @@ impl Fleet {
         self.send("POST", &url, &headers, body, patience).await
     }
 
-    /// An order at Twilio.
+    /// A create at Twilio.
     pub async fn talk(
         &self,
         n: usize,
@@ -382,8 +382,8 @@ impl Fleet {
         self.send("POST", &url, &headers, form, patience).await
     }
 
-    /// A call that somebody places past ringfence.
-    pub async fn place_past(&self, to: &str) -> Option<Answer> {
+    /// Places a call outside ringfence.
+    pub async fn place_outside_ringfence(&self, to: &str) -> Option<Answer> {
         let key = self.control.settings().el_api_key;
         let url = format!("{}/v1/convai/twilio/outbound-call", self.simulator.as_ref()?.base_url());
         let body = json!({"agent_id": "agent_gamma", "agent_phone_number_id": "phnum_1", "to_number": to}).to_string();
@@ -397,7 +397,7 @@ impl Fleet {
         }
     }
 
-    /// What the logs say of these ids, by process: the last lines.
+    /// The lines of the logs about these ids, by process: the last lines.
     pub fn traces(&self, ids: &[String]) -> String {
         let mut said = String::new();
         for (n, replica) in self.replicas.iter().enumerate() {

@@ -1,7 +1,6 @@
-//! What tests share.
+//! The code that tests share.
 
 pub mod browser;
-pub mod chance;
 pub mod child;
 pub mod faults;
 pub mod fleet;
@@ -11,6 +10,7 @@ pub mod panics;
 #[allow(dead_code, reason = "the store's own tests use the rest")]
 pub mod postgres;
 pub mod redis;
+pub mod rng;
 pub mod socket;
 pub mod source;
 pub mod stage;

@@ -15,7 +15,7 @@ use ringfence::net::{
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-/// Until when a create of a test may be sent.
+/// The deadline for sending a create of a test.
 pub fn soon() -> Duration {
     ringfence::clock::since_boot() + Duration::from_secs(60)
 }

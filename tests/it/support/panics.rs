@@ -4,7 +4,7 @@
 use std::io::Write as _;
 use std::sync::Once;
 
-/// What a deliberate panic of a test's own handler begins with.
+/// The beginning of a deliberate panic of a test's own handler.
 pub const ON_PURPOSE: &str = "on purpose";
 
 /// From now on a panic in a task ends the process. Those on a test's own thread fail that test anyway.

@@ -17,7 +17,7 @@ pub struct Server {
     running: Option<Child>,
 }
 
-/// Where the programs are; the newest, where there are several.
+/// The folder of the programs of Postgres; the newest, if there are several.
 fn programs() -> Option<PathBuf> {
     let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let mut found: Vec<PathBuf> =
@@ -55,7 +55,7 @@ fn ran(command: &mut Command) {
     assert!(out.status.success(), "{command:?}: {}", String::from_utf8_lossy(&out.stderr));
 }
 
-/// A folder that the user of Postgres owns. Shortfall: a socket's path has about a hundred bytes.
+/// A folder that the user of Postgres owns. Its path is short: that of a socket has about a hundred bytes.
 pub fn folder_of_postgres() -> PathBuf {
     static LAST: AtomicU32 = AtomicU32::new(0);
     let n = LAST.fetch_add(1, Ordering::Relaxed);

@@ -13,7 +13,7 @@ use super::child::signal;
 pub const USER: (&str, &str) = ("ringfence", "hunter2");
 /// The name that Sentinels know the group by.
 pub const MASTER: &str = "gate";
-/// How long a server or a group may take to become what it should be.
+/// The time that a server or a group may take to become what it should be.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Skips a test where there is no Redis, except in CI.
@@ -27,7 +27,7 @@ pub fn is_missing() -> bool {
     true
 }
 
-/// What a server is to be.
+/// The settings of a server.
 #[derive(Debug, Clone, Default)]
 pub struct Setup {
     /// It writes an append-only file, and reads it when it starts again.
@@ -179,12 +179,12 @@ impl Redis {
         true
     }
 
-    /// What it logged.
+    /// Its log.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.folder.join("log")).unwrap_or_default()
     }
 
-    /// Where it is, as `gate.redis_url` takes it.
+    /// Its URL, as `gate.redis_url` takes it.
     pub fn url(&self) -> String {
         self.url_at(self.port)
     }
@@ -360,7 +360,7 @@ impl Group {
         group
     }
 
-    /// Where it is, as `gate.redis_url` takes it.
+    /// Its URL, as `gate.redis_url` takes it.
     pub fn url(&self) -> String {
         Self::url_at(&self.sentinels.iter().map(|s| s.port).collect::<Vec<_>>())
     }
@@ -383,7 +383,7 @@ impl Group {
         self.servers.iter().position(|s| Some(s.port) == port).expect("a master")
     }
 
-    /// What an operator asks for: the master hands over.
+    /// Hands over the master, as an operator may ask.
     pub fn hand_over(&self) {
         let before = self.master_port();
         until("the Sentinels hand over", || {
@@ -456,7 +456,7 @@ impl Cluster {
         cluster
     }
 
-    /// Where it is, as `gate.redis_url` takes it.
+    /// Its URL, as `gate.redis_url` takes it.
     pub fn url(&self) -> String {
         let hosts: Vec<String> = self.nodes.iter().map(|n| format!("127.0.0.1:{}", n.port)).collect();
         format!("redis+cluster://{}", hosts.join(","))

@@ -152,7 +152,7 @@ impl Socket {
     }
 }
 
-/// How many sockets the sidecar says are open.
+/// The number of open sockets, according to the sidecar.
 pub async fn open_sockets(stage: &Stage) -> u64 {
     metric(stage, "ringfence_client_sockets").await
 }

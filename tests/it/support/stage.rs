@@ -14,9 +14,9 @@ use ringfence::net::{Edge, EdgeSettings, Exchange, Handler, RunningEdge, Upstrea
 use ringfence_simulator::{Control, Millis, SimSettings, Simulator};
 use serde_json::{Value, json};
 
-use super::chance::Dice;
+use super::rng::Rng;
 
-/// How long anything may take before a test calls it "does not happen".
+/// The time that anything may take before a test calls it "does not happen".
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A line of a counter that is not zero: one whose labels are known stands there from the start.
@@ -25,7 +25,7 @@ pub fn grown<'a>(metrics: &'a Value, name: &str) -> Option<&'a str> {
     metrics.as_str().unwrap().lines().find(|line| is_it(line) && !line.ends_with(" 0"))
 }
 
-/// What a test wants to differ.
+/// The settings of a stage.
 pub struct Setup {
     /// The simulated providers.
     pub sim: SimSettings,
@@ -76,13 +76,13 @@ impl Default for Setup {
 }
 
 /// Providers of which every fifth webhook gets lost, comes twice or late.
-pub fn unreliable(dice: &mut Dice, talk_ms: Millis) -> SimSettings {
+pub fn unreliable(rng: &mut Rng, talk_ms: Millis) -> SimSettings {
     SimSettings {
         talk_ms,
         webhook_loss: 0.2,
         webhook_double: 0.2,
         webhook_reorder: 0.2,
-        seed: dice.below(1 << 32),
+        seed: rng.below(1 << 32),
         ..Setup::default().sim
     }
 }
@@ -213,12 +213,12 @@ impl Stage {
         self.config = self.config.replace(old, new);
     }
 
-    /// The database that has the record, where that is Postgres.
+    /// The database, if it is Postgres.
     pub fn postgres(&self) -> Option<&str> {
         self.config.lines().find_map(|line| line.strip_prefix("url = \"")?.strip_suffix('"'))
     }
 
-    /// Where the simulated providers are.
+    /// The base URL of the simulated providers.
     pub fn simulator_url(&self) -> String {
         self.simulator.as_ref().expect("the simulator runs").base_url()
     }
@@ -324,7 +324,7 @@ impl Stage {
         }
     }
 
-    /// What the record and the gate hold, for a test that failed.
+    /// The open calls of the database and the limiter, for a test that failed.
     async fn what_is_open(&self) -> String {
         let lifecycle = &self.app().calls().lifecycle;
         format!("counts: {:?}\nopen: {:#?}", lifecycle.admission.counts().await, lifecycle.store.open_calls().await)
@@ -362,7 +362,7 @@ impl Stage {
     }
 }
 
-/// Where tests keep the record: `RINGFENCE_TEST_STORE=postgres` takes a database of the server that they share, else SQLite.
+/// The database of the tests: `RINGFENCE_TEST_STORE=postgres` takes a database of the server that they share, else SQLite.
 async fn test_store() -> String {
     if std::env::var("RINGFENCE_TEST_STORE").is_ok_and(|store| store == "postgres") {
         let url = tokio::task::spawn_blocking(|| super::postgres::shared().database()).await.unwrap();
@@ -376,9 +376,9 @@ const FILE: &str = "ringfence.toml";
 
 async fn start(text: &str, folder: &std::path::Path, clock: &Clock) -> Result<App, ringfence::app::StartError> {
     std::fs::write(folder.join(FILE), text).unwrap();
-    let file = config::File::new(folder.join(FILE), vec![]);
+    let file = config::ConfigPath::new(folder.join(FILE), vec![]);
     let read = file.read().unwrap();
-    let shown = config::diagnostics::render(&read.loaded.diagnostics, "test", text, false);
+    let shown = config::diagnostics::render(&read.loaded.diagnostics, "test", text);
     let config = read.loaded.config.unwrap_or_else(|| panic!("{shown}"));
     let written = ConfigSource { file, inputs: read.inputs, set_log_filter: Box::new(|_| {}) };
     Box::pin(App::start_from(config, clock.clone(), Some(written))).await
@@ -521,7 +521,7 @@ impl Behind {
         self.got.lock().unwrap().clone()
     }
 
-    /// What came to a path.
+    /// The requests that came to a path.
     pub fn at(&self, path: &str) -> Vec<Got> {
         self.got().into_iter().filter(|g| g.path_and_query.split('?').next() == Some(path)).collect()
     }

@@ -48,9 +48,9 @@ pub struct Health {
     /// Requested decisions.
     pub decisions: u64,
     /// Round trips to the server, for all operations.
-    pub trips: u64,
+    pub round_trips: u64,
     /// Operations that failed without a round trip because the breaker was open.
-    pub spared: u64,
+    pub failed_fast: u64,
 }
 
 /// State shared by the limiter and its task.
@@ -63,8 +63,8 @@ pub(super) struct Shared {
     /// Wakes the task: the connection was dropped.
     lost: Notify,
     pub decisions: AtomicU64,
-    pub trips: AtomicU64,
-    spared: AtomicU64,
+    pub round_trips: AtomicU64,
+    failed_fast: AtomicU64,
 }
 
 struct State {
@@ -83,8 +83,8 @@ impl Shared {
             state: Mutex::new(State { link: None, since: Instant::now(), error: None, problems: vec![] }),
             lost: Notify::new(),
             decisions: AtomicU64::new(0),
-            trips: AtomicU64::new(0),
-            spared: AtomicU64::new(0),
+            round_trips: AtomicU64::new(0),
+            failed_fast: AtomicU64::new(0),
         }
     }
 
@@ -107,20 +107,20 @@ impl Shared {
     pub(super) fn link(&self) -> Result<Arc<Link>, GateError> {
         let state = self.state();
         state.link.clone().ok_or_else(|| {
-            self.spared.fetch_add(1, Ordering::Relaxed);
+            self.failed_fast.fetch_add(1, Ordering::Relaxed);
             GateError::Away(state.error.clone().unwrap_or_else(|| "not connected yet".to_owned()))
         })
     }
 
     /// Waits for a round trip, and updates the breaker by its result.
-    pub(super) async fn trip(
+    pub(super) async fn round_trip(
         &self,
         link: &Arc<Link>,
         bound: Duration,
-        trip: impl Future<Output = Result<Value, Fault>>,
+        answer: impl Future<Output = Result<Value, Fault>>,
     ) -> Result<Value, GateError> {
-        self.trips.fetch_add(1, Ordering::Relaxed);
-        let came = timeout(bound, trip).await.unwrap_or(Err(Fault::Late(bound)));
+        self.round_trips.fetch_add(1, Ordering::Relaxed);
+        let came = timeout(bound, answer).await.unwrap_or(Err(Fault::Late(bound)));
         came.map_err(|fault| {
             let why = fault.to_string();
             self.learn(link, Err(fault));
@@ -130,19 +130,21 @@ impl Shared {
     }
 
     fn learn(&self, link: &Arc<Link>, went: Result<(), Fault>) {
-        let stalled = link.is_stalled(matches!(went, Err(Fault::Late(_))), LATE_MAX);
+        let is_stalled = link.note_answer(&went) >= LATE_MAX;
         match went {
-            Err(fault @ (Fault::Away(_) | Fault::Moved(_))) => self.give_up(link, fault.to_string()),
-            Err(fault @ Fault::Late(_)) if stalled => self.give_up(link, format!("{fault}, {LATE_MAX} times in a row")),
+            Err(fault @ (Fault::Away(_) | Fault::Moved(_))) => self.open_breaker(link, fault.to_string()),
+            Err(fault @ Fault::Late(_)) if is_stalled => {
+                self.open_breaker(link, format!("{fault}, {LATE_MAX} times in a row"))
+            }
             _ => {}
         }
     }
 
     /// Opens the breaker, until the task has reconnected.
-    fn give_up(&self, link: &Arc<Link>, why: String) {
+    fn open_breaker(&self, link: &Arc<Link>, why: String) {
         let mut state = self.state();
         if state.link.as_ref().is_some_and(|current| Arc::ptr_eq(current, link)) {
-            warn!(redis = %link.address, why, "Redis unavailable");
+            warn!(redis = %link.address, why, "the connection to Redis is lost; reconnecting");
             *state = State { link: None, since: Instant::now(), error: Some(why), problems: state.problems.clone() };
             drop(state);
             self.lost.notify_one();
@@ -157,19 +159,19 @@ impl Shared {
             last_error: state.error.clone(),
             problems: state.problems.clone(),
             decisions: self.decisions.load(Ordering::Relaxed),
-            trips: self.trips.load(Ordering::Relaxed),
-            spared: self.spared.load(Ordering::Relaxed),
+            round_trips: self.round_trips.load(Ordering::Relaxed),
+            failed_fast: self.failed_fast.load(Ordering::Relaxed),
         }
     }
 
     /// Connects, watches the connection, and reconnects, for ever.
-    pub(super) async fn keep(&self) {
+    pub(super) async fn stay_connected(&self) {
         let mut pause = PAUSE_MIN;
         loop {
-            match connection::find(&self.newest(), &self.keys, false).await {
+            match connection::find(&self.newest(), &self.keys, connection::Purpose::Decide).await {
                 Ok(link) => {
                     let (link, since) = (Arc::new(link), Instant::now());
-                    info!(redis = %link.address, "Redis available again");
+                    info!(redis = %link.address, "Redis connected");
                     {
                         let mut state = self.state();
                         state.link = Some(Arc::clone(&link));
@@ -191,7 +193,7 @@ impl Shared {
     fn note(&self, why: String) {
         let mut state = self.state();
         if state.error.as_ref() != Some(&why) {
-            warn!(redis = %self.settings.shown(), why, "Redis cannot be used");
+            warn!(redis = %self.settings.shown(), why, "failed to connect to Redis; retrying");
             state.error = Some(why);
         }
     }
@@ -217,7 +219,7 @@ impl Shared {
                 && let Some(master) = connection::master(&self.newest()).await
                 && master != link.address
             {
-                self.give_up(link, format!("the sentinels' master is {master}"));
+                self.open_breaker(link, format!("the sentinels' master is {master}"));
             }
         }
     }
@@ -239,6 +241,6 @@ impl Shared {
         bound: Duration,
     ) -> Result<Value, GateError> {
         let link = self.link()?;
-        self.trip(&link, bound, link.run(script, keys, args)).await
+        self.round_trip(&link, bound, link.run(script, keys, args)).await
     }
 }

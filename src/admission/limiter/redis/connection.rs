@@ -136,13 +136,13 @@ impl Link {
         }
     }
 
-    /// Records whether an answer was in time. `true` if too many in a row were late.
-    pub(super) fn is_stalled(&self, late: bool, allowed: u32) -> bool {
-        if late {
-            return self.late.fetch_add(1, Ordering::Relaxed) + 1 >= allowed;
+    /// Notes whether an answer was late. Returns how many were, in a row.
+    pub(super) fn note_answer(&self, answer: &Result<(), Fault>) -> u32 {
+        if let Err(Fault::Late(_)) = answer {
+            return self.late.fetch_add(1, Ordering::Relaxed) + 1;
         }
         self.late.store(0, Ordering::Relaxed);
-        false
+        0
     }
 }
 
@@ -219,10 +219,24 @@ async fn bare(info: &ConnectionInfo, settings: &RedisSettings) -> Result<Link, F
     Ok(Link { connection, hashes, address: info.addr().to_string(), info: info.clone(), late })
 }
 
-async fn connect(info: &ConnectionInfo, settings: &RedisSettings, keys: &Keys, as_it_is: bool) -> Result<Link, Fault> {
-    match as_it_is {
-        true => bare(info, settings).await,
-        false => ready(info, settings, keys).await,
+/// What a connection is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// Decisions: the scripts are loaded, and the server answers in time.
+    Decide,
+    /// An inspection or a subscription: unprepared.
+    Inspect,
+}
+
+async fn connect(
+    info: &ConnectionInfo,
+    settings: &RedisSettings,
+    keys: &Keys,
+    purpose: Purpose,
+) -> Result<Link, Fault> {
+    match purpose {
+        Purpose::Inspect => bare(info, settings).await,
+        Purpose::Decide => ready(info, settings, keys).await,
     }
 }
 
@@ -232,15 +246,15 @@ fn hash(source: &str) -> String {
 }
 
 /// Connects to the server that has the pool's keys: prepared for decisions, or unprepared for an inspection.
-pub(super) async fn find(settings: &RedisSettings, keys: &Keys, as_it_is: bool) -> Result<Link, Fault> {
+pub(super) async fn find(settings: &RedisSettings, keys: &Keys, purpose: Purpose) -> Result<Link, Fault> {
     let mut last = Fault::Away("no address".to_owned());
     match settings.finding().map_err(Fault::Away)? {
-        Finding::Named(info) => return connect(&info, settings, keys, as_it_is).await,
+        Finding::Named(info) => return connect(&info, settings, keys, purpose).await,
         Finding::Sentinels { sentinels, name, master } => {
             for sentinel in &sentinels {
                 // A partitioned sentinel may name an old master, so each is queried until one names a good one.
                 let tried = match ask_sentinel(sentinel, &master, &name, settings).await {
-                    Ok(info) => connect(&info, settings, keys, as_it_is).await,
+                    Ok(info) => connect(&info, settings, keys, purpose).await,
                     Err(fault) => Err(fault),
                 };
                 match tried {
@@ -251,7 +265,7 @@ pub(super) async fn find(settings: &RedisSettings, keys: &Keys, as_it_is: bool) 
         }
         Finding::Cluster(nodes) => {
             for node in nodes {
-                match follow(node, settings, keys, as_it_is).await {
+                match follow(node, settings, keys, purpose).await {
                     Ok(link) => return Ok(link),
                     Err(fault) => last = fault,
                 }
@@ -266,10 +280,10 @@ async fn follow(
     mut node: ConnectionInfo,
     settings: &RedisSettings,
     keys: &Keys,
-    as_it_is: bool,
+    purpose: Purpose,
 ) -> Result<Link, Fault> {
     for _ in 0..HOPS_MAX {
-        let there = match connect(&node, settings, keys, as_it_is).await {
+        let there = match connect(&node, settings, keys, purpose).await {
             // An unprepared node was not queried yet.
             Ok(link) => match timeout(READY_WITHIN, link.command(redis::cmd("GET").arg(keys.epoch()))).await {
                 Ok(Err(Fault::Moved(to))) => Err(Fault::Moved(to)),

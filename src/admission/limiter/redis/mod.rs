@@ -23,7 +23,7 @@
 //! and `+select` where the URL names a database other than 0.
 
 mod breaker;
-mod bus;
+mod channel;
 mod connection;
 mod inspect;
 mod keys;
@@ -83,74 +83,6 @@ impl std::fmt::Debug for RedisGate {
 #[async_trait]
 impl Gate for RedisGate {
     async fn admit(&self, epoch: i64, request: &AdmissionRequest) -> Result<Decision> {
-        RedisGate::admit(self, epoch, request).await
-    }
-
-    async fn adopt(&self, epoch: i64, held: &LeaseRow) -> Result<()> {
-        RedisGate::adopt(self, epoch, held).await
-    }
-
-    async fn release(&self, epoch: i64, call: &CallId) -> Result<bool> {
-        RedisGate::release(self, epoch, call).await
-    }
-
-    async fn forbid(&self, epoch: i64, call: &CallId) -> Result<()> {
-        RedisGate::forbid(self, epoch, call).await
-    }
-
-    async fn rebuild(&self, epoch: i64, held: &[LeaseRow], rates: &[(String, RateLog)]) -> Result<()> {
-        RedisGate::rebuild(self, epoch, held, rates).await
-    }
-
-    async fn counts(&self, epoch: i64) -> Result<Counts> {
-        RedisGate::counts(self, epoch).await
-    }
-
-    async fn held(&self, epoch: i64) -> Result<Vec<LeaseRow>> {
-        RedisGate::held(self, epoch).await
-    }
-
-    fn renew_credential(&self, url: &Secret) {
-        self.shared.renew(url);
-    }
-
-    fn away(&self) -> Option<(Instant, String)> {
-        let health = self.health();
-        let since = Instant::now().checked_sub(health.lasting).unwrap_or_else(Instant::now);
-        (!health.up).then(|| (since, health.last_error.unwrap_or_else(|| "not connected yet".to_owned())))
-    }
-}
-
-impl Drop for RedisGate {
-    fn drop(&mut self) {
-        self.keeper.abort();
-    }
-}
-
-impl RedisGate {
-    /// A limiter that connects in the background, and retries for ever. Until it is connected, it is [`GateError::Away`].
-    ///
-    /// # Errors
-    /// The settings cannot be used, or there is no runtime.
-    pub fn new(settings: RedisSettings) -> std::result::Result<Self, String> {
-        let runtime = tokio::runtime::Handle::try_current().map_err(|error| error.to_string())?;
-        settings.usable()?;
-        install_crypto_provider();
-        let shared = Arc::new(Shared::new(settings));
-        let keeper = runtime.spawn({
-            let shared = Arc::clone(&shared);
-            async move { shared.keep().await }
-        });
-        Ok(Self { shared, keeper })
-    }
-
-    /// Decides a request, as [`crate::policy::decision::decide`] does, by the server's time, and takes what it grants. One round trip.
-    ///
-    /// A call that holds a lease already is admitted with its slots. A call that was [forbidden](Self::forbid) is not decided.
-    ///
-    /// # Errors
-    /// [`GateError`]; after [`GateError::Away`] a lease may have been taken nevertheless.
-    pub async fn admit(&self, epoch: i64, request: &AdmissionRequest) -> Result<Decision> {
         self.shared.decisions.fetch_add(1, Ordering::Relaxed);
         let mut keys = self.shared.keys.of_epoch(epoch);
         keys.push(self.shared.keys.gone(&request.call));
@@ -191,11 +123,7 @@ impl RedisGate {
         }
     }
 
-    /// Counts a call, over limits if necessary, in place of what it held before.
-    ///
-    /// # Errors
-    /// [`GateError`]; may be repeated.
-    pub async fn adopt(&self, epoch: i64, held: &LeaseRow) -> Result<()> {
+    async fn adopt(&self, epoch: i64, held: &LeaseRow) -> Result<()> {
         let mut args = vec![
             epoch.to_string(),
             held.call.to_string(),
@@ -208,37 +136,21 @@ impl RedisGate {
         self.ask(Script::Adopt, &keys, &args, self.shared.settings.timeout).await.map(drop)
     }
 
-    /// Ends a lease. `true` if the call held one.
-    ///
-    /// # Errors
-    /// [`GateError`]; may be repeated.
-    pub async fn release(&self, epoch: i64, call: &CallId) -> Result<bool> {
-        self.remove_lease(epoch, call, false).await
+    async fn release(&self, epoch: i64, call: &CallId) -> Result<bool> {
+        self.remove_lease(epoch, call, self.shared.keys.of_epoch(epoch)).await
     }
 
-    /// Ends the lease of an admission whose answer was lost, and rejects that admission for a minute, should it arrive late.
-    ///
-    /// # Errors
-    /// [`GateError`]; may be repeated.
-    pub async fn forbid(&self, epoch: i64, call: &CallId) -> Result<()> {
-        self.remove_lease(epoch, call, true).await.map(drop)
-    }
-
-    async fn remove_lease(&self, epoch: i64, call: &CallId, forbid: bool) -> Result<bool> {
+    async fn forbid(&self, epoch: i64, call: &CallId) -> Result<()> {
         let mut keys = self.shared.keys.of_epoch(epoch);
-        if forbid {
-            keys.push(self.shared.keys.gone(call));
-        }
-        let args = [epoch.to_string(), call.to_string(), FORBIDDEN_FOR.as_millis().to_string()];
-        let words = self.ask(Script::Release, &keys, &args, self.shared.settings.timeout).await?;
-        Ok(words.get(1).is_some_and(|freed| freed == "1"))
+        keys.push(self.shared.keys.gone(call));
+        self.remove_lease(epoch, call, keys).await.map(drop)
     }
 
-    /// Held slots. Read in pages: with thousands of limits, not from one moment.
-    ///
-    /// # Errors
-    /// [`GateError`].
-    pub async fn counts(&self, epoch: i64) -> Result<Counts> {
+    async fn rebuild(&self, epoch: i64, held: &[LeaseRow], rates: &[(String, RateLog)]) -> Result<()> {
+        RedisGate::rebuild(self, epoch, held, rates).await
+    }
+
+    async fn counts(&self, epoch: i64) -> Result<Counts> {
         let keys = self.shared.keys.of_epoch(epoch);
         let (mut counts, mut from) = (Counts::default(), START.to_owned());
         loop {
@@ -256,11 +168,7 @@ impl RedisGate {
         }
     }
 
-    /// All leases, for a comparison with the call records. Read in pages: a lease that begins or ends meanwhile may be missing.
-    ///
-    /// # Errors
-    /// [`GateError`].
-    pub async fn held(&self, epoch: i64) -> Result<Vec<LeaseRow>> {
+    async fn held(&self, epoch: i64) -> Result<Vec<LeaseRow>> {
         let keys = self.shared.keys.of_epoch(epoch);
         let (mut all, mut from) = (Vec::new(), START.to_owned());
         loop {
@@ -276,6 +184,46 @@ impl RedisGate {
         }
     }
 
+    fn renew_credential(&self, url: &Secret) {
+        self.shared.renew(url);
+    }
+
+    fn away(&self) -> Option<(Instant, String)> {
+        let health = self.health();
+        let since = Instant::now().checked_sub(health.lasting).unwrap_or_else(Instant::now);
+        (!health.up).then(|| (since, health.last_error.unwrap_or_else(|| "not connected yet".to_owned())))
+    }
+}
+
+impl Drop for RedisGate {
+    fn drop(&mut self) {
+        self.keeper.abort();
+    }
+}
+
+impl RedisGate {
+    /// A limiter that connects in the background, and retries for ever. Until it is connected, it is [`GateError::Away`].
+    ///
+    /// # Errors
+    /// The settings cannot be used, or there is no runtime.
+    pub fn new(settings: RedisSettings) -> std::result::Result<Self, String> {
+        let runtime = tokio::runtime::Handle::try_current().map_err(|error| error.to_string())?;
+        settings.usable()?;
+        install_crypto_provider();
+        let shared = Arc::new(Shared::new(settings));
+        let keeper = runtime.spawn({
+            let shared = Arc::clone(&shared);
+            async move { shared.stay_connected().await }
+        });
+        Ok(Self { shared, keeper })
+    }
+
+    async fn remove_lease(&self, epoch: i64, call: &CallId, keys: Vec<String>) -> Result<bool> {
+        let args = [epoch.to_string(), call.to_string(), FORBIDDEN_FOR.as_millis().to_string()];
+        let words = self.ask(Script::Release, &keys, &args, self.shared.settings.timeout).await?;
+        Ok(words.get(1).is_some_and(|freed| freed == "1"))
+    }
+
     /// Problems that an operator has to solve before the limiter can rely on the server. Uses a connection of its own, so that it
     /// also reports why the limiter has none.
     ///
@@ -284,7 +232,7 @@ impl RedisGate {
     pub async fn inspect(&self) -> Result<Vec<Problem>> {
         let shared = &self.shared;
         let look = async {
-            let link = connection::find(&shared.newest(), &shared.keys, true).await?;
+            let link = connection::find(&shared.newest(), &shared.keys, connection::Purpose::Inspect).await?;
             inspect::look(&link, &shared.keys).await
         };
         match tokio::time::timeout(ADMIN_TIMEOUT, look).await {
@@ -300,7 +248,7 @@ impl RedisGate {
     pub async fn observe(&self) -> Result<Observed> {
         let shared = &self.shared;
         let look = async {
-            let link = connection::find(&shared.newest(), &shared.keys, true).await?;
+            let link = connection::find(&shared.newest(), &shared.keys, connection::Purpose::Inspect).await?;
             inspect::observe(&link).await
         };
         match tokio::time::timeout(ADMIN_TIMEOUT, look).await {
@@ -317,7 +265,7 @@ impl RedisGate {
         let link = self.shared.link()?;
         let bound = self.shared.settings.timeout;
         let probe = async { link.probe(&self.shared.keys, bound).await.map(|()| Value::Nil) };
-        self.shared.trip(&link, bound, probe).await.map(drop)
+        self.shared.round_trip(&link, bound, probe).await.map(drop)
     }
 
     /// Health of the server. No round trip.

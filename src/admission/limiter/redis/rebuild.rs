@@ -88,6 +88,6 @@ impl RedisGate {
 
     async fn send(&self, command: &Cmd) -> Result<redis::Value> {
         let link = self.shared.link()?;
-        self.shared.trip(&link, ADMIN_TIMEOUT, link.command(command)).await
+        self.shared.round_trip(&link, ADMIN_TIMEOUT, link.command(command)).await
     }
 }

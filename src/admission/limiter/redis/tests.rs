@@ -6,7 +6,7 @@ pub(crate) mod server;
 mod topologies;
 
 use super::*;
-use crate::admission::limiter::Channel;
+use crate::admission::limiter::{Channel, Gate as _};
 use crate::net::spare_port;
 use crate::policy::decision::{RateLog, Slots};
 use crate::policy::{Binding, Rate, Scope};
@@ -212,7 +212,7 @@ async fn a_new_database_finds_nothing_of_another_ones_and_clears_what_nobody_use
         let gate = Arc::new(up(of("living")).await);
         gate.rebuild(3, &[], &[]).await.unwrap();
         let heard = gate.clone();
-        (gate, tokio::spawn(async move { heard.listen(Box::new(|_| {})).await }))
+        (gate, tokio::spawn(async move { heard.subscribe(Box::new(|_| {})).await }))
     };
     let channel = "ringfence:1:{default}:living:news";
     until("it listens", async || server.say::<(String, i64)>(&["PUBSUB", "NUMSUB", channel]).await.1 == 1).await;

@@ -55,11 +55,12 @@ enum Choice<'a> {
     Wait,
 }
 
+/// Decides how a new request relates to the equal ones on record: a duplicate of one of them, a call of its own, or not known yet.
 /// `waited_ms`: milliseconds since the request arrived. `answered_ms`: milliseconds by which a client that waits is answered,
 /// whatever happened.
-fn choose<'a>(orders: &'a [InFlightRow], me: &str, now_ms: UnixMs, waited_ms: i64, answered_ms: i64) -> Choice<'a> {
+fn choose<'a>(rows: &'a [InFlightRow], me: &str, now_ms: UnixMs, waited_ms: i64, answered_ms: i64) -> Choice<'a> {
     let mut choice = Choice::Own;
-    for row in orders {
+    for row in rows {
         let over = state_of(row.phase, row.outcome, row.ended_at, row.unsettled, now_ms) == IdempotencyState::Over;
         if over {
             continue;
@@ -210,7 +211,7 @@ impl Cluster {
             while request.is_of(&client) {
                 if let Some((Some(call), _)) = request.look() {
                     recording.get_or_insert_with(|| admission.recording());
-                    match store.undelivered(&call, &me).await {
+                    match store.mark_undelivered(&call, &me).await {
                         Ok(()) => return,
                         Err(StoreError::Damaged(error)) => {
                             error!(%call, %error, "failed to record an undelivered response; gave up");

@@ -5,7 +5,7 @@ use http::{HeaderMap, Request};
 use ring::digest::{Context, SHA256};
 
 use crate::ids::Alias;
-use crate::policy::Facts;
+use crate::policy::CallAttributes;
 use crate::store::KEY_KIND;
 
 /// The header of an idempotency key (draft-ietf-httpapi-idempotency-key-header).
@@ -19,7 +19,7 @@ pub struct Fingerprint(pub(super) String);
 
 impl Fingerprint {
     /// The fingerprint of a request as the app sent it.
-    pub fn new(facts: &Facts, request: &Request<Bytes>) -> Self {
+    pub fn new(facts: &CallAttributes, request: &Request<Bytes>) -> Self {
         let uri = request.uri();
         let parts = [
             facts.account.as_str().as_bytes(),
@@ -42,7 +42,7 @@ impl Fingerprint {
 ///
 /// # Errors
 /// A sentence, if the header is there and cannot be a key.
-pub(in crate::calls) fn key(facts: &Facts, headers: &HeaderMap) -> Result<Option<Alias>, String> {
+pub(in crate::calls) fn key(facts: &CallAttributes, headers: &HeaderMap) -> Result<Option<Alias>, String> {
     let Some(value) = headers.get(KEY_HEADER) else { return Ok(None) };
     let value = value.as_bytes();
     if value.is_empty() || value.len() > KEY_BYTES_MAX {

@@ -129,8 +129,8 @@ impl Drop for DeliveryGuard {
         let handle = &self.0;
         handle.client.response_received.store(true, Ordering::Relaxed);
         handle.client.changed.notify_waiters();
-        let is_mine = |o: &InFlight| Arc::ptr_eq(&o.client, &handle.client);
-        handle.requests.lock().remove_if(&handle.fingerprint, |o| is_mine(o) && o.delivered);
+        let is_mine = |request: &InFlight| Arc::ptr_eq(&request.client, &handle.client);
+        handle.requests.lock().remove_if(&handle.fingerprint, |request| is_mine(request) && request.delivered);
     }
 }
 
@@ -195,40 +195,40 @@ impl InFlightRef {
     /// Whether this client waits for it, or was the last to do so.
     pub(super) fn is_of(&self, client: &Arc<ClientState>) -> bool {
         let mut all = self.requests.lock();
-        all.get(&self.fingerprint, self.id).is_some_and(|o| Arc::ptr_eq(&o.client, client))
+        all.get(&self.fingerprint, self.id).is_some_and(|request| Arc::ptr_eq(&request.client, client))
     }
 
     /// Whether the request's client disconnected, and no other has taken its place.
     pub(in crate::calls) fn is_abandoned_by_client(&self) -> bool {
         let mut all = self.requests.lock();
-        all.get(&self.fingerprint, self.id).is_some_and(|o| o.client.has_left())
+        all.get(&self.fingerprint, self.id).is_some_and(|request| request.client.has_left())
     }
 
     /// Notes that the request made a call.
     fn created(&self, answer: &Response<Bytes>) {
         let kept = self.requests.keep(answer).map(Arc::new);
-        self.change(|o| o.progress = Progress::Created(kept));
+        self.change(|request| request.progress = Progress::Created(kept));
     }
 
     /// The provider's response was lost.
     fn unknown(&self) {
-        self.change(|o| o.progress = Progress::Unknown);
+        self.change(|request| request.progress = Progress::Unknown);
     }
 
     /// Marks the outcome as reported unknown to its client.
     pub(in crate::calls) fn mark_reported_unknown(&self) {
-        self.change(|o| o.reported_unknown = true);
+        self.change(|request| request.reported_unknown = true);
     }
 
     /// Notes that the request made no call: a retry is a new request.
     pub(super) fn not_created(&self) {
-        self.requests.lock().remove_if(&self.fingerprint, |o| o.id == self.id);
+        self.requests.lock().remove_if(&self.fingerprint, |request| request.id == self.id);
     }
 
     /// The task that had to settle it failed. If it was recorded it may have been sent; otherwise it was not.
     fn abandoned(&self) {
         let mut all = self.requests.lock();
-        all.remove_if(&self.fingerprint, |o| o.id == self.id && o.call.is_none());
+        all.remove_if(&self.fingerprint, |request| request.id == self.id && request.call.is_none());
         if let Some(request) = all.get(&self.fingerprint, self.id)
             && matches!(request.progress, Progress::UnderWay)
         {
@@ -239,7 +239,7 @@ impl InFlightRef {
     /// Returns the request's call, once recorded, and its progress. `None`: the request is finished.
     pub(super) fn look(&self) -> Option<(Option<CallId>, Progress)> {
         let mut all = self.requests.lock();
-        all.get(&self.fingerprint, self.id).map(|o| (o.call.clone(), o.progress.clone()))
+        all.get(&self.fingerprint, self.id).map(|request| (request.call.clone(), request.progress.clone()))
     }
 }
 
@@ -270,7 +270,7 @@ impl Claim {
 
     /// Notes that the request's call is recorded.
     pub(in crate::calls) fn recorded(&self, call: &CallId) {
-        self.request.change(|o| o.call = Some(call.clone()));
+        self.request.change(|request| request.call = Some(call.clone()));
     }
 
     /// Settles it with this outcome.
@@ -295,7 +295,7 @@ impl Claim {
     /// Merges it into an earlier request of another replica, with its call and progress.
     pub(super) fn merge_into(mut self, call: &CallId, progress: Progress) -> InFlightRef {
         self.is_settled = true;
-        self.request.change(|o| (o.call, o.progress) = (Some(call.clone()), progress));
+        self.request.change(|request| (request.call, request.progress) = (Some(call.clone()), progress));
         self.request.clone()
     }
 }
@@ -335,7 +335,7 @@ struct Table {
 
 impl Table {
     fn get(&mut self, fingerprint: &Fingerprint, id: u64) -> Option<&mut InFlight> {
-        self.by_fingerprint.get_mut(fingerprint)?.iter_mut().find(|o| o.id == id)
+        self.by_fingerprint.get_mut(fingerprint)?.iter_mut().find(|request| request.id == id)
     }
 
     fn add(&mut self, fingerprint: Fingerprint, request: InFlight) {
@@ -349,7 +349,7 @@ impl Table {
     fn remove_if(&mut self, fingerprint: &Fingerprint, gone: impl Fn(&InFlight) -> bool) {
         let Some(all) = self.by_fingerprint.get_mut(fingerprint) else { return };
         let before = all.len();
-        all.retain(|o| !gone(o));
+        all.retain(|request| !gone(request));
         self.len -= before - all.len();
         if all.is_empty() {
             self.by_fingerprint.remove(fingerprint);
@@ -360,12 +360,12 @@ impl Table {
     /// calls first, then the older half of those with an unknown outcome, then all.
     fn forget(&mut self, newest: u64) {
         let half = newest.saturating_sub(REQUESTS_MAX as u64 / 2);
-        self.keep(|o| !o.is_stale());
-        let made = |o: &InFlight| matches!(o.progress, Progress::Created(_));
-        let all: [&dyn Fn(&InFlight) -> bool; 3] = [&made, &|o| o.id < half, &|_| true];
+        self.keep(|request| !request.is_stale());
+        let made = |request: &InFlight| matches!(request.progress, Progress::Created(_));
+        let all: [&dyn Fn(&InFlight) -> bool; 3] = [&made, &|request| request.id < half, &|_| true];
         for goes in all {
             if self.len >= REQUESTS_MAX {
-                self.keep(|o| !o.client.has_left() || !goes(o));
+                self.keep(|request| !request.client.has_left() || !goes(request));
             }
         }
     }
@@ -415,7 +415,7 @@ impl InFlightRequests {
         }
         let take = || self.room.clone().try_acquire_many_owned(u32::try_from(bytes).unwrap_or(u32::MAX)).ok();
         let room = take().or_else(|| {
-            self.lock().keep(|o| !o.is_stale());
+            self.lock().keep(|request| !request.is_stale());
             take()
         })?;
         Some(Kept { answer: answer.clone(), _room: room })
@@ -440,10 +440,10 @@ impl InFlightRequests {
         let same = all.by_fingerprint.get_mut(fingerprint).map(Vec::as_mut_slice).unwrap_or_default();
         // Each client takes one abandoned request; one with an unknown outcome answers all duplicates.
         let earlier = if look == Look::Second {
-            same.iter().position(|o| o.client.has_disconnected() && o.may_be_retried())
+            same.iter().position(|request| request.client.has_disconnected() && request.may_be_retried())
         } else {
-            let left = same.iter().position(|o| o.client.has_left() && o.may_be_retried());
-            left.or_else(|| same.iter().position(|o| matches!(o.progress, Progress::Unknown)))
+            let left = same.iter().position(|request| request.client.has_left() && request.may_be_retried());
+            left.or_else(|| same.iter().position(|request| matches!(request.progress, Progress::Unknown)))
         };
         if let Some(request) = earlier.and_then(|at| same.get_mut(at)) {
             if request.client.has_left() {
@@ -451,7 +451,7 @@ impl InFlightRequests {
             }
             return Lookup::Duplicate(self.refer(fingerprint, request.id));
         }
-        if look == Look::First && same.iter().any(|o| !o.is_stale()) {
+        if look == Look::First && same.iter().any(|request| !request.is_stale()) {
             return Lookup::Concurrent;
         }
         let id = self.ids.fetch_add(1, Ordering::Relaxed);
@@ -477,7 +477,7 @@ impl InFlightRequests {
     ) -> Option<InFlightRef> {
         let mut all = self.lock();
         let same = all.by_fingerprint.get_mut(fingerprint)?;
-        let request = same.iter_mut().find(|o| o.call.as_ref() == Some(call))?;
+        let request = same.iter_mut().find(|request| request.call.as_ref() == Some(call))?;
         if request.client.has_left() {
             (request.client, request.reported_unknown) = (client.clone(), false);
         }

@@ -137,7 +137,7 @@ impl Deduplication {
         self.cluster.record_if_undelivered(client, claim.request(), None);
         let found = self.cluster.find(request.fingerprint(), client, claim).await.map_err(|error| {
             warn!(%error, "failed to look for a request among those of other replicas");
-            store_unavailable()
+            NotSent::store_unreadable()
         })?;
         match found {
             ClusterLookup::New(_) if client.has_left() => Err(NotSent::Rejected(client_disconnected())),
@@ -155,7 +155,7 @@ impl Deduplication {
         let Some(shown) = identity.key.as_ref() else { return Ok(None) };
         let unavailable = |error: StoreError| {
             warn!(%error, "failed to look up an idempotency key");
-            store_unavailable()
+            NotSent::store_unreadable()
         };
         let store = &self.context.lifecycle.store;
         let Some(call) = store.resolve(std::slice::from_ref(shown)).await.map_err(unavailable)? else {
@@ -180,9 +180,4 @@ impl Deduplication {
         let earlier = self.in_flight.of_call(request.fingerprint(), client, &call);
         Ok(Some(Duplicate { call: Some(call), request: earlier }))
     }
-}
-
-fn store_unavailable() -> NotSent {
-    let message = "The database could not be read, so nothing was dialled.";
-    NotSent::Undecided(Rejection::new(RejectionCode::StoreUnavailable, message))
 }

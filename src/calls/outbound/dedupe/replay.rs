@@ -149,7 +149,7 @@ impl Replay {
             self.rejections.respond(Rejection::new(RejectionCode::AlreadyPlaced, message), &request.rejected())
         });
         name_duplicate(&mut response, &record.id);
-        self.context.lifecycle.metrics.repost(&request.account.name);
+        self.context.lifecycle.metrics.duplicate_create(&request.account.name);
         info!(call = %record.id, business = %request.facts.business, "duplicate request; no second call was placed");
         response
     }

@@ -14,7 +14,7 @@ async fn a_move_that_dies_half_way_was_none() {
     }
     let Some(fence) = fresh().await else { return };
     let store = fence.store().await;
-    store.open(new_call(&[]), Some(1)).await.unwrap();
+    store.insert_call(new_call(&[]), Some(1)).await.unwrap();
     let before = store.leases().await.unwrap();
     store.close().await;
     let test = "postgres::tests::limiter::a_move_that_dies_half_way_was_none";
@@ -35,7 +35,7 @@ async fn held_open(store: &Arc<PostgresStore>, call: &NewCall) -> (tokio::sync::
         let opened = db.write_at(TransitionLock::Shared, move |c, _| {
             let (both, call) = (both.clone(), call.clone());
             Box::pin(async move {
-                let opened = calls::open(&mut Pg(c), &call).await?;
+                let opened = calls::insert(&mut Pg(c), &call).await?;
                 let taken = both.lock().unwrap().take();
                 if let Some((wait, here)) = taken {
                     here.send(()).unwrap();
@@ -72,7 +72,7 @@ async fn a_move_waits_for_who_wrote_before_it_and_counts_the_call() {
     // Nor does anybody overtake it.
     let late = tokio::spawn({
         let store = store.clone();
-        async move { store.open(new_call(&[]), Some(1)).await.unwrap() }
+        async move { store.insert_call(new_call(&[]), Some(1)).await.unwrap() }
     });
     while fence.number(WAITING).await < 2 {
         tokio::task::yield_now().await;
@@ -96,7 +96,7 @@ async fn who_comes_while_a_move_is_under_way_is_told_the_new_epoch() {
     let [opens, admits] = [new_call(&[]), new_call(&[])];
     let opening = tokio::spawn({
         let (store, call) = (store.clone(), opens.clone());
-        async move { store.open(call, Some(1)).await.unwrap() }
+        async move { store.insert_call(call, Some(1)).await.unwrap() }
     });
     let admitting = tokio::spawn({
         let store = store.clone();

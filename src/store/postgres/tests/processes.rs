@@ -38,7 +38,7 @@ async fn the_record_of_a_process_that_died_here_is_taken_at_once_and_of_one_else
     .unwrap();
     let told = told.into_inner().unwrap();
     assert!(told.len() == 1 && told[0].contains("on web-1"), "{told:?}");
-    assert_eq!(store.open(new_call(&[]), None).await.unwrap(), InsertOutcome::New(None));
+    assert_eq!(store.insert_call(new_call(&[]), None).await.unwrap(), InsertOutcome::New(None));
 }
 
 #[tokio::test]
@@ -60,12 +60,12 @@ async fn a_record_is_one_processs_alone_or_shared_by_several() {
     let place = ownership::ProcessId::new(OwnershipMode::Exclusive).place().rsplit_once(' ').unwrap().0.to_owned();
     fence.execute(&format!("UPDATE holders SET process = {}, place = '{place} 1'", gone.id())).await;
     let one = fence.open_shared().await;
-    let late = alone.open(new_call(&[]), None).await.unwrap_err();
+    let late = alone.insert_call(new_call(&[]), None).await.unwrap_err();
     assert!(matches!(&late, StoreError::Failed(why) if why.contains("taken")), "{late}");
     let two = fence.open_shared().await;
     for store in [&one, &two] {
         assert_eq!(
-            store.open(new_call(&[]), None).await.unwrap(),
+            store.insert_call(new_call(&[]), None).await.unwrap(),
             InsertOutcome::New(None),
             "joining locks nobody out"
         );
@@ -78,7 +78,7 @@ async fn a_record_is_one_processs_alone_or_shared_by_several() {
     two.heartbeat(&b, None).await.unwrap();
     one.deregister(&a.id).await.unwrap();
     one.close().await;
-    two.open(new_call(&[]), None).await.unwrap();
+    two.insert_call(new_call(&[]), None).await.unwrap();
     assert_eq!(fence.number("SELECT count(*) FROM holders WHERE beat_at IS NULL").await, 0);
     assert!(migrate::down(&fence.settings, None).await.unwrap_err().contains("stop it first"));
     two.deregister(&b.id).await.unwrap();
@@ -96,8 +96,11 @@ async fn replicas_that_were_silent_are_locked_out_by_who_has_the_record_alone() 
     let waited = Instant::now();
     let alone = PostgresStore::open(&fence.settings, Migrate::Run, OwnershipMode::Exclusive, |_| {}).await.unwrap();
     assert!(waited.elapsed() >= OWNER_TIMEOUT, "a replica cannot be seen to be dead");
-    assert!(asleep.open(new_call(&[]), None).await.is_err() && asleep.heartbeat(&Replica::new(), None).await.is_err());
-    alone.open(new_call(&[]), None).await.unwrap();
+    assert!(
+        asleep.insert_call(new_call(&[]), None).await.is_err()
+            && asleep.heartbeat(&Replica::new(), None).await.is_err()
+    );
+    alone.insert_call(new_call(&[]), None).await.unwrap();
     alone.close().await;
     let next = fence.open_shared().await;
     assert!(asleep.ping().await.is_err(), "it has to start again");
@@ -117,7 +120,7 @@ async fn who_lost_the_record_writes_nothing_any_more_and_what_was_under_way_is_s
                 let call = call.clone();
                 Box::pin(async move {
                     sqlx::query("SELECT pg_sleep(1)").execute(&mut *c).await?;
-                    Ok(calls::open(&mut Pg(c), &call).await?)
+                    Ok(calls::insert(&mut Pg(c), &call).await?)
                 })
             })
             .await
@@ -127,12 +130,12 @@ async fn who_lost_the_record_writes_nothing_any_more_and_what_was_under_way_is_s
         tokio::task::yield_now().await;
     }
     let mut taken = store.db.begin_unbound().await.unwrap();
-    let seen = ownership::look(&mut taken).await.unwrap();
+    let seen = ownership::read_owner(&mut taken).await.unwrap();
     // A beat may come in between; then it is looked at again, as the start does.
     let mut generation =
         ownership::take(&mut taken, &ownership::ProcessId::new(OwnershipMode::Exclusive), seen.as_ref()).await.unwrap();
     while generation.is_none() {
-        let seen = ownership::look(&mut taken).await.unwrap();
+        let seen = ownership::read_owner(&mut taken).await.unwrap();
         generation = ownership::take(&mut taken, &ownership::ProcessId::new(OwnershipMode::Exclusive), seen.as_ref())
             .await
             .unwrap();
@@ -141,7 +144,7 @@ async fn who_lost_the_record_writes_nothing_any_more_and_what_was_under_way_is_s
     assert_eq!(open, [call.id.as_str()], "it was waited for");
     taken.commit().await.unwrap();
     assert_eq!(slow.await.unwrap().unwrap(), InsertOutcome::New(None));
-    let late = store.open(new_call(&[]), None).await.unwrap_err();
+    let late = store.insert_call(new_call(&[]), None).await.unwrap_err();
     assert!(matches!(&late, StoreError::Failed(why) if why.contains("taken")), "{late}");
     let ends = Change { event: Some(conformance::END), ..conformance::change(&call.id, conformance::END) };
     assert!(store.apply(ends).await.is_err() && store.ping().await.is_err());

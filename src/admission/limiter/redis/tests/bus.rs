@@ -15,10 +15,9 @@ impl Listener {
     pub(super) fn of(gate: &Arc<RedisGate>) -> Self {
         let (gate, heard) = (Arc::clone(gate), Arc::<Mutex<Vec<String>>>::default());
         let all = Arc::clone(&heard);
-        let task =
-            tokio::spawn(
-                async move { gate.listen(Box::new(move |word| all.lock().unwrap().push(word.to_owned()))).await },
-            );
+        let task = tokio::spawn(async move {
+            gate.subscribe(Box::new(move |word| all.lock().unwrap().push(word.to_owned()))).await
+        });
         Self { heard, task }
     }
 
@@ -36,7 +35,7 @@ impl Drop for Listener {
 /// A listener hears from now on: says something until all have heard it.
 pub(super) async fn all_hear(speaker: &RedisGate, listeners: &[&Listener], word: &str) {
     until("it is heard", async || {
-        let _ = speaker.say(&[word.to_owned()]).await;
+        let _ = speaker.publish(&[word.to_owned()]).await;
         tokio::time::sleep(Duration::from_millis(20)).await;
         listeners.iter().all(|listener| listener.has(word))
     })
@@ -52,7 +51,7 @@ async fn what_one_says_all_hear_in_its_order() {
     all_hear(&a, &[&at_a, &at_b], "ready").await;
     all_hear(&other, &[&at_other], "there").await;
     let words: Vec<String> = (0..500).map(|n| n.to_string()).collect();
-    a.say(&words).await.unwrap();
+    a.publish(&words).await.unwrap();
     for at in [&at_a, &at_b] {
         until("all came", async || at.has("499")).await;
         assert!(at.heard.lock().unwrap().ends_with(&words));
@@ -69,8 +68,8 @@ async fn who_lost_the_server_is_told_and_hears_again_when_it_is_back() {
     server.kill();
     let ended = tokio::time::timeout(Duration::from_secs(20), &mut listener.task).await.unwrap().unwrap();
     assert!(matches!(ended, GateError::Away(_)), "{ended}");
-    until("it cannot be said", async || is_away(gate.say(&["two".to_owned()]).await)).await;
-    assert!(is_away::<()>(Err(gate.listen(Box::new(|_| {})).await)));
+    until("it cannot be said", async || is_away(gate.publish(&["two".to_owned()]).await)).await;
+    assert!(is_away::<()>(Err(gate.subscribe(Box::new(|_| {})).await)));
     server.restart().await;
     until_up(&gate).await;
     let listener = Listener::of(&gate);
@@ -84,7 +83,7 @@ async fn rights_that_lack_for_it_are_told_and_keep_no_decision() {
     let less: Vec<_> = grant.split_whitespace().filter(|word| !["+publish", "+subscribe"].contains(word)).collect();
     server.say::<()>(&less).await;
     let gate = up(settings(&format!("redis://ringfence:hunter2@127.0.0.1:{}", server.port))).await;
-    for said in [gate.say(&["one".to_owned()]).await.unwrap_err(), gate.listen(Box::new(|_| {})).await] {
+    for said in [gate.publish(&["one".to_owned()]).await.unwrap_err(), gate.subscribe(Box::new(|_| {})).await] {
         assert!(said.to_string().contains("NOPERM") && !said.to_string().contains("hunter2"), "{said}");
     }
     gate.rebuild(1, &[], &[]).await.unwrap();

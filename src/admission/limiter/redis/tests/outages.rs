@@ -108,7 +108,7 @@ async fn a_stalled_server_is_waited_for_three_times_and_then_not() {
         assert!(is_away(gate.admit(1, &late).await));
     }
     let after = gate.health();
-    assert_eq!((after.trips, after.spared), (before.trips, before.spared + 50));
+    assert_eq!((after.round_trips, after.failed_fast), (before.round_trips, before.failed_fast + 50));
     server.go_on();
     until_up(&gate).await;
     // What was asked in the stall happens now. Whoever asked takes it back.

@@ -7,7 +7,7 @@ use tracing::{info, warn};
 use super::{FULL_LIST_EVERY, SEEN_EVERY_MS, Sweeper, UNBOUND_MS, log};
 use crate::call::{EndProof, Event, Outcome, Phase, Source};
 use crate::calls::AskError;
-use crate::calls::provider_client::lookup::{FoundCall, ListedCall, LookedUpGroup};
+use crate::calls::provider_client::lookup::{FoundCall, ListedCall, LookedUpBatch};
 use crate::clock::as_ms;
 use crate::ids::Alias;
 use crate::provider::account::Account;
@@ -15,19 +15,19 @@ use crate::provider::description::Group;
 use crate::store::{CallRecord, Change};
 
 /// The number of extra look-ups of a batch after the last of its calls ended.
-const ASKED_AT_ONCE: u32 = 10;
+const LOOK_UPS_AFTER_LAST_CALL: u32 = 10;
 
 impl Sweeper {
     /// Whether a record is of a batch with a provider's id. A batch without one may still turn out to own an untracked call.
-    pub(super) fn is_known_group(&self, call: &CallRecord) -> bool {
+    pub(super) fn is_known_batch(&self, call: &CallRecord) -> bool {
         self.calls.group_of(call).is_some_and(|group| call.alias(&group.needs).is_some())
     }
 
     /// The open batch of ours that made this call.
     pub(super) async fn batch_of(&self, found: &FoundCall) -> Option<CallRecord> {
         let store = &self.calls.lifecycle.store;
-        let order = store.resolve(&found.member_of).await.ok()??;
-        let record = store.call(&order).await.ok()??;
+        let batch = store.resolve(&found.member_of).await.ok()??;
+        let record = store.call(&batch).await.ok()??;
         (record.phase != Phase::Ended).then_some(record)
     }
 
@@ -36,26 +36,29 @@ impl Sweeper {
     pub(super) fn meet_member(
         &self,
         one: &ListedCall,
-        order: &CallRecord,
+        batch: &CallRecord,
         found: FoundCall,
         since_ms: i64,
     ) -> Result<(), AskError> {
-        let carrier = order.facts.carrier.as_ref().and_then(|name| self.calls.account(name));
+        let carrier = batch.facts.carrier.as_ref().and_then(|name| self.calls.account(name));
         let known_there = |carrier: &Account| {
             let listed_as = carrier.provider.list.as_ref().map(|list| list.id.kind.as_str());
             found.aliases.iter().any(|a| Some(a.kind.as_str()) == listed_as)
         };
         let unbound = carrier.is_some_and(|carrier| !known_there(carrier));
         if unbound && since_ms + UNBOUND_MS > self.calls.lifecycle.clock.now_ms() {
-            return Err(AskError::NoWay(self.account.name.clone(), "its carrier's id of the call is not known yet"));
+            return Err(AskError::CannotQuery(
+                self.account.name.clone(),
+                "its carrier's id of the call is not known yet",
+            ));
         }
-        self.calls.batch_members.note(&self.account.name, &one.alias.id, &order.id, found.aliases);
+        self.calls.batch_members.note(&self.account.name, &one.alias.id, &batch.id, found.aliases);
         Ok(())
     }
 
     /// Looks a batch up, every few sweeps and as soon as it may have ended. Where it cannot be looked up it holds its slots until
     /// an operator releases them: it may run for days, so its age proves nothing.
-    pub(super) async fn settle_group(&mut self, call: &CallRecord, group: &Group) {
+    pub(super) async fn settle_batch(&mut self, call: &CallRecord, group: &Group) {
         let now_ms = self.calls.lifecycle.clock.now_ms();
         let list_lag_ms = as_ms(self.calls.settings.list_lag);
         if !self.account.can_ask() {
@@ -75,7 +78,7 @@ impl Sweeper {
             return;
         }
         let live = self.calls.batch_members.count(&self.account.name, Some(&call.id));
-        let has_just_ended = self.count_down_busy(call, live);
+        let has_just_ended = self.count_down_look_ups(call, live);
         let is_urgent = has_just_ended || self.over_since.contains_key(&call.id) || call.unsettled;
         if !is_urgent && !self.sweeps.is_multiple_of(FULL_LIST_EVERY) {
             return;
@@ -84,15 +87,15 @@ impl Sweeper {
             warn!(call = %call.id, live, slots = call.slots, "batch has more concurrent calls than its provider was told");
         }
         let id = Alias { kind: group.needs.clone(), id: id.to_owned() };
-        match self.calls.provider.look_up_group(&self.account, group, &id).await {
-            Ok(LookedUpGroup::Found { event: Event::Ended(outcome, _), .. }) => {
+        match self.calls.provider.look_up_batch(&self.account, group, &id).await {
+            Ok(LookedUpBatch::Found { event: Event::Ended(outcome, _), .. }) => {
                 self.unread.remove(&call.id);
                 let over_since = self.note_over(call, now_ms);
                 if self.is_quiet_since(call, over_since) {
-                    self.end_group(call, outcome).await;
+                    self.end_batch(call, outcome).await;
                 }
             }
-            Ok(LookedUpGroup::Found { event: event @ Event::Reached(_), .. }) => {
+            Ok(LookedUpBatch::Found { event: event @ Event::Reached(_), .. }) => {
                 self.unread.remove(&call.id);
                 self.over_since.remove(&call.id);
                 if call.unsettled || call.absent_at.is_some() || call.seen_at + SEEN_EVERY_MS <= now_ms {
@@ -103,10 +106,10 @@ impl Sweeper {
                     log(self.calls.lifecycle.apply(change).await);
                 }
             }
-            Ok(LookedUpGroup::Absent) => {
+            Ok(LookedUpBatch::Absent) => {
                 let over_since = self.note_over(call, now_ms);
                 if self.is_quiet_since(call, over_since) {
-                    self.absent(call).boxed().await;
+                    self.handle_not_found(call).boxed().await;
                 }
             }
             Err(error) => self.cannot_read(call, &error),
@@ -115,12 +118,12 @@ impl Sweeper {
 
     /// Counts the look-ups after the last of its calls has ended. Returns whether this is one of them: they are few, because a
     /// campaign may pause until the next day.
-    fn count_down_busy(&mut self, call: &CallRecord, live: usize) -> bool {
+    fn count_down_look_ups(&mut self, call: &CallRecord, live: usize) -> bool {
         if live > 0 {
-            self.busy.insert(call.id.clone(), ASKED_AT_ONCE);
+            self.look_ups_left.insert(call.id.clone(), LOOK_UPS_AFTER_LAST_CALL);
             return false;
         }
-        let Some(left) = self.busy.get_mut(&call.id).filter(|left| **left > 0) else { return false };
+        let Some(left) = self.look_ups_left.get_mut(&call.id).filter(|left| **left > 0) else { return false };
         *left -= 1;
         true
     }
@@ -139,7 +142,7 @@ impl Sweeper {
     }
 
     /// Releases the slots, unless the batch was retried since its record was read.
-    async fn end_group(&mut self, call: &CallRecord, outcome: Outcome) {
+    async fn end_batch(&mut self, call: &CallRecord, outcome: Outcome) {
         let change = Change {
             event: Some(Event::Ended(outcome, EndProof::Provider)),
             if_seen_at: Some(call.seen_at),

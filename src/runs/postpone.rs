@@ -10,25 +10,25 @@ use crate::store::Result;
 use crate::store::runs::Job;
 
 /// Jobs per page.
-const PAGE: u32 = 1_000;
+const JOBS_PER_PAGE: u32 = 1_000;
 /// Pages per call, so that other runs get their turn.
-const PAGES: usize = 20;
+const PAGES_PER_CALL: usize = 20;
 
 /// Postpones due jobs of a run that may not be called now, in order, until most jobs of a page may be called.
 ///
 /// # Errors
 /// The store failed.
-pub(super) async fn sift(calls: &Calls, spec: &Spec, run: &str, now_ms: UnixMs) -> Result<()> {
+pub(super) async fn postpone_closed(calls: &Calls, spec: &Spec, run: &str, now_ms: UnixMs) -> Result<()> {
     let store = &calls.lifecycle.store;
-    for _ in 0..PAGES {
-        let due = store.due_jobs(run, now_ms, PAGE).await?;
+    for _ in 0..PAGES_PER_CALL {
+        let due = store.due_jobs(run, now_ms, JOBS_PER_PAGE).await?;
         let later: Vec<(i64, UnixMs)> =
             due.iter().filter_map(|job| Some((job.seq, closed_until(calls, spec, job, now_ms)?))).collect();
         let (seen, put_off) = (due.len(), later.len());
         if put_off > 0 {
             store.postpone_jobs(run, later).await?;
         }
-        if seen < PAGE as usize || put_off < seen - put_off {
+        if seen < JOBS_PER_PAGE as usize || put_off < seen - put_off {
             break;
         }
         tokio::task::yield_now().await;

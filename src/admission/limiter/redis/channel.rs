@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use futures_util::StreamExt as _;
 use tokio::time::timeout;
 
-use super::super::{Channel, Hear};
+use super::super::{Channel, OnMessage};
 use super::{Fault, GateError, RedisGate, Result, connection};
 
 /// The longest silence before the connection counts as lost: a message is published every few seconds.
@@ -17,7 +17,7 @@ const SAY_WITHIN: Duration = Duration::from_secs(1);
 #[async_trait]
 impl Channel for RedisGate {
     /// One round trip, beside decisions. After [`GateError::Away`] the messages may have been delivered nevertheless.
-    async fn say(&self, words: &[String]) -> Result<()> {
+    async fn publish(&self, words: &[String]) -> Result<()> {
         let link = self.shared.link()?;
         let channel = self.shared.keys.channel();
         match timeout(SAY_WITHIN, link.publish(&channel, words)).await {
@@ -27,10 +27,10 @@ impl Channel for RedisGate {
     }
 
     /// Uses a connection of its own.
-    async fn listen(&self, mut hear: Hear) -> GateError {
+    async fn subscribe(&self, mut on_message: OnMessage) -> GateError {
         let (settings, keys) = (self.shared.newest(), &self.shared.keys);
         let opened = async {
-            let at = connection::find(&settings, keys, true).await?.info;
+            let at = connection::find(&settings, keys, connection::Purpose::Inspect).await?.info;
             connection::subscribe(&at, &settings, &keys.channel()).await
         };
         let mut heard = match opened.await {
@@ -41,7 +41,7 @@ impl Channel for RedisGate {
             match timeout(SILENT_MAX, heard.next()).await {
                 Ok(Some(message)) => {
                     if let Ok(word) = std::str::from_utf8(message.get_payload_bytes()) {
-                        hear(word);
+                        on_message(word);
                     }
                 }
                 Ok(None) => return GateError::Away("the connection ended".to_owned()),

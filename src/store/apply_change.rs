@@ -3,14 +3,15 @@
 use super::{CallRecord, Change};
 use crate::call::{Direction, Event, Outcome, Phase, Step, next, stronger};
 
-/// Applies a change to a record, together with news that waited under the change's ids.
-pub(super) fn decide(record: &mut CallRecord, change: &Change, news: Option<Event>) -> (Step, bool) {
+/// Applies a change to a record, together with news that waited under the change's ids. Returns the step, and whether only a leg ended:
+/// see [`super::ApplyOutcome::ended_leg_only`].
+pub(super) fn apply_change(record: &mut CallRecord, change: &Change, news: Option<Event>) -> (Step, bool) {
     if change.if_seen_at.is_some_and(|at| at != record.seen_at) {
         return (Step::Ignore, false);
     }
     let ends = |event: Event| change.by.as_ref().is_some_and(|by| by.ends_leg_only(&record.facts, event));
-    let ended_a_part = record.phase != Phase::Ended && change.event.is_some_and(ends);
-    let event = match (change.event.filter(|_| !ended_a_part), news) {
+    let ended_leg_only = record.phase != Phase::Ended && change.event.is_some_and(ends);
+    let event = match (change.event.filter(|_| !ended_leg_only), news) {
         (Some(a), Some(b)) => Some(stronger(a, b)),
         (a, b) => a.or(b),
     };
@@ -37,7 +38,7 @@ pub(super) fn decide(record: &mut CallRecord, change: &Change, news: Option<Even
             record.ended_at = Some(change.at_ms);
         }
         // Its carrier is queried at once.
-        Step::Ignore if ended_a_part => record.deadline_at = Some(change.at_ms),
+        Step::Ignore if ended_leg_only => record.deadline_at = Some(change.at_ms),
         Step::Ignore => {}
     }
     // News, or a provider's ids, prove that the call exists: the outcome of its create is known.
@@ -58,5 +59,5 @@ pub(super) fn decide(record: &mut CallRecord, change: &Change, news: Option<Even
         record.seen_at = change.at_ms;
         record.seen_by = change.seen_by;
     }
-    (step, ended_a_part)
+    (step, ended_leg_only)
 }

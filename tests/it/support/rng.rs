@@ -1,11 +1,11 @@
-//! Chance that can be repeated, and how long it may go on.
+//! A random number generator whose runs can be repeated, and the time that long tests take.
 
 use std::time::Duration;
 
 /// A random number generator that needs no crate: the seed is printed, so that a run can be repeated.
-pub struct Dice(u64);
+pub struct Rng(u64);
 
-impl Dice {
+impl Rng {
     /// From `RINGFENCE_SEED`, else from the clock.
     pub fn new(what: &str) -> Self {
         let given = std::env::var("RINGFENCE_SEED").ok().and_then(|seed| seed.parse().ok());
@@ -29,7 +29,7 @@ impl Dice {
     }
 }
 
-/// How long a test that could go on for ever goes on: `RINGFENCE_CHAOS_SECS`, else what CI has time for.
+/// The time for which a test that could go on for ever goes on: `RINGFENCE_CHAOS_SECS`, else what CI has time for.
 pub fn chaos(secs: u64) -> Duration {
     let given = std::env::var("RINGFENCE_CHAOS_SECS").ok().and_then(|secs| secs.parse().ok());
     Duration::from_secs(given.unwrap_or(secs))

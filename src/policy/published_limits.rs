@@ -11,7 +11,7 @@ const BUSINESSES_MAX: usize = 1_000;
 
 /// The limits of a policy, by name.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Declared {
+pub struct PublishedLimits {
     /// The policy hash.
     pub hash: String,
     /// Concurrent calls.
@@ -20,7 +20,7 @@ pub struct Declared {
     rates: BTreeMap<String, (u32, i64)>,
 }
 
-impl Declared {
+impl PublishedLimits {
     /// The limits of a policy.
     pub fn from_policy(policy: &Policy) -> Self {
         let mut declared = Self { hash: policy.hash().to_owned(), ..Self::default() };
@@ -83,7 +83,7 @@ mod tests {
     #[test]
     fn the_lower_limit_of_a_name_holds() {
         let rate = |count, window_ms| Bound::Rate(Rate { count, window_ms });
-        let mut other = Declared::default();
+        let mut other = PublishedLimits::default();
         for (name, bound) in [
             ("global", Bound::Concurrent(5)),
             ("plan.PRO", Bound::Concurrent(9)),
