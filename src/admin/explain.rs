@@ -1,4 +1,4 @@
-//! Why a create was refused, or would be: the limits that apply, the calls that hold their slots, the decision, and advice.
+//! The reason why a create was rejected, or would be: the limits that apply, the calls that hold their slots, the decision, and advice.
 
 mod meaning;
 

@@ -17,9 +17,9 @@ use crate::policy::decision::{AdmissionRequest, Decision, GateMode, GateState, L
 use crate::store::runs::JOB_KIND;
 use crate::store::{AdmitOutcome, InsertOutcome, NewCall};
 
-/// How long a request waits while the limiter is being rebuilt.
+/// The time for which a request waits while the limiter is being rebuilt.
 const REBUILD_WAIT_MAX: Duration = Duration::from_secs(1);
-/// How often it retries meanwhile.
+/// The interval at which it retries meanwhile.
 const REBUILD_POLL_INTERVAL: Duration = Duration::from_millis(25);
 
 /// The result of one attempt of an admission.

@@ -18,7 +18,7 @@ pub(super) struct Recordings {
 #[derive(Debug, Default)]
 struct Open {
     next: u64,
-    /// When each began.
+    /// The time at which each began.
     begun: BTreeMap<u64, Instant>,
 }
 
@@ -63,7 +63,7 @@ impl Recordings {
         let _ = tokio::time::timeout(within, done).await;
     }
 
-    /// How long ago the oldest fact began that is not recorded yet; zero if there is none.
+    /// The age of the oldest fact that is not recorded yet; zero if there is none.
     pub(super) fn oldest(&self) -> Duration {
         let begun = lock(&self.open).begun.values().next().copied();
         begun.map_or(Duration::ZERO, |begun| begun.elapsed())

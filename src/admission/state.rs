@@ -20,11 +20,11 @@ use crate::sync::lock;
 pub struct LiveCountReport {
     /// The provider's number of live calls. `None`: never known.
     pub provider_live: Option<u32>,
-    /// When the provider said so, in milliseconds since 1970.
+    /// The time at which the provider said so, in milliseconds since 1970.
     pub as_of_ms: Option<UnixMs>,
-    /// When it was last queried, in milliseconds since 1970.
+    /// The time at which it was last queried, in milliseconds since 1970.
     pub tried_at_ms: UnixMs,
-    /// Why that query failed.
+    /// The reason why that query failed.
     pub error: Option<String>,
 }
 
@@ -87,7 +87,7 @@ impl BypassState {
 /// Operations that are queued. The comparison with the call records finds those that were dropped.
 const PENDING_OPS_MAX: usize = 10_000;
 
-/// How long a replica may not have noticed a new epoch. While the database decides releases need not be sent, unless Redis was
+/// The time for which a replica may not have noticed a new epoch. While the database decides releases need not be sent, unless Redis was
 /// filled a moment ago with calls that were open before.
 const EPOCH_PROPAGATION: Duration = Duration::from_secs(10);
 
@@ -122,7 +122,7 @@ pub(super) struct PendingOps {
 }
 
 impl PendingOps {
-    /// How many wait.
+    /// The number that wait.
     pub(super) fn len(&self) -> usize {
         self.waiting.len()
     }

@@ -16,17 +16,17 @@ use crate::sync::lock;
 
 /// The interval of heartbeats.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(HEARTBEAT_INTERVAL_MS);
-/// How long a replica that stops waits for what it has not recorded yet.
+/// The time for which a replica that stops waits for what it has not recorded yet.
 const DEREGISTER_WAIT: Duration = Duration::from_secs(3);
-/// How long a heartbeat waits for what it must not overtake.
+/// The time for which a heartbeat waits for what it must not overtake.
 const PENDING_RECORDS_WAIT: Duration = Duration::from_millis(200);
 /// The interval of checks when nothing is urgent.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// The interval while the limiter is unavailable or operations are pending.
 const URGENT_POLL_INTERVAL: Duration = Duration::from_millis(100);
-/// How long the replica that made a transition has to rebuild the limiter before another replica does.
+/// The time that the replica which made a transition has to rebuild the limiter before another replica does.
 const REBUILD_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long Redis has to answer before it is used for decisions again.
+/// The time for which Redis has to answer before it is used for decisions again.
 const MIN_UPTIME: Duration = Duration::from_secs(1);
 
 /// A replica's role among those that share the store. It saves work (one sweeps instead of all), and says who shows the global gauges.
@@ -46,9 +46,9 @@ pub struct Role {
 #[derive(Debug, Clone, Copy)]
 struct View {
     mode: GateMode,
-    /// How long the limiter has been unavailable.
+    /// The time for which the limiter has been unavailable.
     away_for: Option<Duration>,
-    /// How long it has been available.
+    /// The time for which it has been available.
     up_for: Duration,
     since_move: Duration,
     needs_rebuild: bool,

@@ -10,7 +10,7 @@ use crate::ids::BusinessId;
 use crate::policy::{Binding, Bound};
 use crate::sync::lock;
 
-/// How long a slot is left for a call that was turned away.
+/// The time for which a slot is left for a call that was turned away.
 const KEPT_FOR: Duration = Duration::from_secs(30);
 /// The number of keys from which expired ones are dropped, and the maximum.
 const KEYS_PURGE_AT: usize = 1_000;
@@ -23,7 +23,7 @@ pub struct KeptSlot {
     pub limit: String,
     /// The business of the call.
     pub business: BusinessId,
-    /// When the call was turned away.
+    /// The time at which the call was turned away.
     pub refused_at: UnixMs,
     /// Until when the slot is left for it.
     pub kept_until: UnixMs,

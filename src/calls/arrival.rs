@@ -26,7 +26,7 @@ pub struct Arrival {
     pub phase: Phase,
     /// The provider waits for our reply, so the call can be rejected before it is answered.
     pub rejectable: bool,
-    /// How ringfence learnt of it.
+    /// The source from which ringfence learnt of it.
     pub origin: Origin,
     /// The accounts that signed the news of it; `None`: its provider was asked.
     pub by: Option<Voucher>,

@@ -22,7 +22,7 @@ use crate::store::{AppNotice, CallRecord, DeliveryOrder};
 /// The longest answer of a provider that is read, in bytes: a list of 1,000 calls is about 1 MiB.
 pub const ANSWER_BYTES_MAX: usize = 8 * 1024 * 1024;
 
-/// How long after its admission a create may still be sent.
+/// The time after its admission within which a create may still be sent.
 pub const SEND_WITHIN: Duration = Duration::from_secs(10);
 
 /// Times and addresses of this layer.
@@ -30,15 +30,15 @@ pub const SEND_WITHIN: Duration = Duration::from_secs(10);
 pub struct CallSettings {
     /// The app's time-out for a create. The exchange with the provider is read to its end.
     pub create_timeout: Duration,
-    /// How long the response to a create is read for.
+    /// The time for which the response to a create is read.
     pub create_read_timeout: Duration,
     /// A create is not sent if its admission is older: the process may have been suspended in between.
     pub send_within: Duration,
-    /// How long ringfence's own requests may take.
+    /// The time that ringfence's own requests may take.
     pub provider_query_timeout: Duration,
     /// The least time between two not-founds that together prove an end.
     pub not_found_confirm: Duration,
-    /// How long a call's state may be unreadable before the log and the status name it.
+    /// The time for which a call's state may be unreadable before the log and the status name it.
     pub unreadable_alarm: Duration,
     /// Calls younger than this are not looked up: providers' lists lag.
     pub list_lag: Duration,
@@ -50,16 +50,16 @@ pub struct CallSettings {
     pub inbound_account: Option<AccountName>,
     /// The interval of sweeps; `None`: the interval of the provider's description.
     pub sweep: Option<Duration>,
-    /// How long after a call's end its post-call record may be missing before it is fetched.
+    /// The time after a call's end before its missing post-call record is fetched.
     pub record_fetch_after: Duration,
     /// Whether a failing delivery holds back later ones of the same call.
     pub delivery_order: DeliveryOrder,
-    /// Where ringfence's own events are delivered, if the app wants them.
+    /// The address to which ringfence's own events are delivered, if the app wants them.
     pub events: Option<Arc<OwnEvents>>,
 }
 
 impl CallSettings {
-    /// How long after the admission of a create its exchange with the provider may be open, in milliseconds.
+    /// The time after its admission within which the exchange of a create may be open, in milliseconds.
     pub fn exchange_ms(&self) -> i64 {
         as_ms(self.send_within) + as_ms(self.create_read_timeout)
     }
@@ -73,7 +73,7 @@ impl CallSettings {
     }
 }
 
-/// Where ringfence's own events are delivered.
+/// The address to which ringfence's own events are delivered.
 #[derive(Debug, Clone)]
 pub struct OwnEvents {
     /// The app's URL.

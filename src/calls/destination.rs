@@ -47,7 +47,7 @@ impl Destinations {
         Self { context, lists }
     }
 
-    /// Why a create's destination must not be called, if so. In observe mode it only marks the request.
+    /// The reason why a create's destination must not be called, if so. In observe mode it only marks the request.
     pub(super) async fn rejection(&self, request: &CreateRequest) -> Option<Rejection> {
         let found = self.blocked(request).await?;
         self.context.lifecycle.metrics.destination_rejected(found.why.rule());

@@ -9,7 +9,7 @@ use tokio::sync::OnceCell;
 use crate::ids::CallId;
 use crate::sync::lock;
 
-/// How long after its first delivery a voice webhook may be retried: Twilio retries 5 times, 15 s apart.
+/// The time after its first delivery within which a voice webhook may be retried: Twilio retries 5 times, 15 s apart.
 const REPEATED_WITHIN: Duration = Duration::from_secs(120);
 
 struct Front {

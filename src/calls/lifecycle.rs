@@ -41,7 +41,7 @@ pub struct Lifecycle {
     pub metrics: Metrics,
     /// The time.
     pub clock: Clock,
-    /// How long a call may stay in a phase without news, in seconds.
+    /// The time for which a call may stay in a phase without news, in seconds.
     pub deadlines: Deadlines,
     /// Notified of every recorded call: wakes sweepers that sleep while there are no calls.
     pub opened: Arc<Notify>,

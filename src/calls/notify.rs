@@ -23,7 +23,7 @@ const TOLD_BYTES_MAX: usize = 4096;
 /// Calls with an interim utterance that are kept. Beyond that, older ones are dropped: final utterances follow soon.
 const PARTIALS_MAX: usize = 4096;
 
-/// Where something happened.
+/// The place where something happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NewsFrom {
     /// In this process.
@@ -39,7 +39,7 @@ pub struct Notification {
     pub call: CallId,
     /// The change.
     pub news: News,
-    /// Where it happened.
+    /// The place where it happened.
     pub from: NewsFrom,
 }
 

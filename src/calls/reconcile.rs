@@ -41,7 +41,7 @@ use crate::sync::lock;
 const URGENT_INTERVAL: Duration = Duration::from_secs(2);
 /// The interval of sweeps when nothing is urgent.
 const IDLE_INTERVAL: Duration = Duration::from_secs(15);
-/// How often a follower checks whether it is the leader.
+/// The interval at which a follower checks whether it is the leader.
 const FOLLOWER_POLL: Duration = Duration::from_secs(1);
 /// The pause between the two sweeps of a comparison on demand.
 const CONFIRMATION_PAUSE: Duration = Duration::from_millis(1_200);
@@ -53,9 +53,9 @@ const FULL_LIST_EVERY: u32 = 5;
 const SEEN_EVERY_MS: i64 = 30_000;
 /// The number of latest calls whose response may be undelivered after a crash.
 const LATEST: u32 = 1_000;
-/// How long an inbound call may lack its account's id before a foreign call can be distinguished from it, in milliseconds.
+/// The time for which an inbound call may lack its account's id before a foreign call can be distinguished from it, in milliseconds.
 const UNBOUND_MS: i64 = 30_000;
-/// How long a carrier waits for the reply that decides about a ringing call, in milliseconds (Twilio: 15 s).
+/// The time for which a carrier waits for the reply that decides about a ringing call, in milliseconds (Twilio: 15 s).
 const VOICE_WEBHOOK_MS: i64 = 15_000;
 
 /// The status of an account's sweeps.
@@ -108,7 +108,7 @@ pub struct Sweeper {
     untracked: HashMap<String, i64>,
     /// Ids that take no slot (web sessions).
     not_phone_calls: HashSet<String>,
-    /// When the last list was requested.
+    /// The time at which the last list was requested.
     listed_at: i64,
     /// Batches that make no more calls, with when their provider first said so.
     over_since: HashMap<CallId, i64>,
@@ -117,7 +117,7 @@ pub struct Sweeper {
     /// Calls whose state cannot be read.
     unread: HashMap<CallId, Unread>,
     failing: bool,
-    /// How many sweeps in a row the provider answered with 429.
+    /// The number of sweeps in a row that the provider answered with 429.
     limited: u32,
     /// Counts of its actions.
     did: SweepCounts,
@@ -146,7 +146,7 @@ pub struct SweepReport {
     pub open: usize,
     /// The provider's number of live calls, if it answered.
     pub provider_live: Option<u32>,
-    /// Why the provider did not answer.
+    /// The reason why the provider did not answer.
     pub error: Option<String>,
     /// The actions taken.
     #[serde(flatten)]

@@ -121,7 +121,7 @@ impl NoteRejection for Noted<'_> {
     }
 }
 
-/// Why a rejection is recorded.
+/// The reason why a rejection is recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Recorded {
     /// The request was rejected.

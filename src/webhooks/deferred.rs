@@ -14,13 +14,13 @@ use crate::calls::post_call::records::{Redacted, Searched};
 use crate::provider::sign::Keys;
 use crate::store::{EventOutcome, ExpiredBody, NewEvent, Result, StoreError};
 
-/// How often missing records, and calls of deferred webhooks, are looked for.
+/// The interval at which missing records, and calls of deferred webhooks, are looked for.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// How long a deferred webhook can be applied, in milliseconds.
+/// The time for which a deferred webhook can be applied, in milliseconds.
 const WAITS_MS: i64 = 24 * 3_600_000;
-/// How often expired deferred webhooks are closed.
+/// The interval at which expired deferred webhooks are closed.
 const EXPIRE_EVERY: Duration = Duration::from_secs(3600);
-/// How often a deferred webhook that cannot be written is tried.
+/// The number of times that a deferred webhook that cannot be written is tried.
 const TRIES_MAX: u32 = 10;
 /// Webhooks that are processed in one step.
 const STEP: u32 = 100;

@@ -45,9 +45,9 @@ const LARGE_TIMEOUT: Duration = Duration::from_secs(25);
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 /// Concurrent deliveries.
 const DELIVERIES_AT_ONCE: u32 = 32;
-/// How long a stop waits for deliveries in progress.
+/// The time for which a stop waits for deliveries in progress.
 const STOP_WITHIN: Duration = Duration::from_secs(2);
-/// How often the outbox is polled without a notification: retries become due by time.
+/// The interval at which the outbox is polled without a notification: retries become due by time.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The destination of a notification.
@@ -126,14 +126,14 @@ fn signed(calls: &Calls, delivery: &Delivery) -> Result<Delivery, String> {
     Ok(Delivery { url: events.url.to_string(), headers, ..delivery.clone() })
 }
 
-/// Why a delivery failed.
+/// The reason why a delivery failed.
 struct DeliveryError {
     why: String,
-    /// How often it is retried.
+    /// The number of times that it is retried.
     retry: RetrySchedule,
 }
 
-/// How often a delivery is retried.
+/// The number of times that a delivery is retried.
 #[derive(Clone, Copy)]
 enum RetrySchedule {
     /// For hours: the app may be down.

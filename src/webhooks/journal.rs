@@ -23,7 +23,7 @@ use crate::metrics::NotApplied;
 use crate::store::{NewEvent, ReceiveOutcome, Result, StoreError};
 use crate::sync::lock;
 
-/// How often journaled webhooks are moved to the database.
+/// The interval at which journaled webhooks are moved to the database.
 const DRAIN_INTERVAL: Duration = Duration::from_secs(1);
 /// Rounds after which a webhook that an available database keeps rejecting is retried only once every so many rounds.
 const FAST_RETRIES: u32 = 60;

@@ -8,7 +8,7 @@ use crate::store::{ApplyOutcome, CallRecord, EventOutcome, UtteranceRef};
 pub(super) struct WebhookOutcome {
     pub(super) call: Option<CallId>,
     pub(super) outcome: EventOutcome,
-    /// How a call without a slot is rejected.
+    /// The way in which a call without a slot is rejected.
     pub(super) rejected: Option<WhenFull>,
     /// The call's record after it was applied, if it was.
     pub(super) record: Option<Box<CallRecord>>,

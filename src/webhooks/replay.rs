@@ -21,7 +21,7 @@ use crate::store::{Cursor, EventOutcome, InboxEvent, NewEvent, Result};
 
 /// An unsettled webhook of this age was left by its process, in milliseconds.
 const STALE_MS: i64 = 30_000;
-/// How often such webhooks are looked for.
+/// The interval at which such webhooks are looked for.
 const REPLAY_EVERY: Duration = Duration::from_secs(10);
 /// Webhooks that are read at once: each may have a body of the largest stored size, 1 MiB.
 const PAGE: u32 = 32;

@@ -63,7 +63,7 @@ pub enum Unsigned {
     Accept,
 }
 
-/// How an inbound call is answered.
+/// The way in which an inbound call is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum InboundMode {
     /// ringfence answers the voice webhook with the TwiML of the agent's provider.
@@ -85,11 +85,11 @@ pub struct WebhookSettings {
     pub app_host: AppHost,
     /// Treatment of webhooks of accounts without a secret.
     pub unsigned: Unsigned,
-    /// How an inbound call is answered.
+    /// The way in which an inbound call is answered.
     pub inbound_mode: InboundMode,
-    /// How long the app may take to answer a webhook that waits for its reply. Carriers wait 15 s.
+    /// The time that the app may take to answer a webhook that waits for its reply. Carriers wait 15 s.
     pub app_timeout: Duration,
-    /// How a call is answered when the app does not answer its webhook; `None`: the provider gets the error, and uses its own
+    /// The way in which a call is answered when the app does not answer its webhook; `None`: the provider gets the error, and uses its own
     /// fallback.
     pub when_down: Option<WhenFull>,
     /// The agent that answers a number, by its key (`ids::number_key`), in front mode.
@@ -102,7 +102,7 @@ pub struct WebhookSettings {
     pub unknown_status: u16,
     /// The spool's quota, in bytes.
     pub spool_bytes_max: u64,
-    /// How long a body stays in the spool at most, in days.
+    /// The longest that a body stays in the spool, in days.
     pub spool_days: u32,
     /// Addresses that webhooks may come from. `None`: all.
     pub allow_from: Option<TrustedPeers>,

@@ -11,11 +11,11 @@ use crate::admission::Role;
 use crate::calls::Calls;
 use crate::store::{NewEvent, ParkReason, Reach, Result, Spool, Spooled, StoreError};
 
-/// How often the spool is scanned.
+/// The interval at which the spool is scanned.
 const SWEEP_EVERY: Duration = Duration::from_secs(300);
 /// Files that are younger may have no row yet, in milliseconds.
 const YOUNG_MS: i64 = 10 * 60_000;
-/// How long past its due time a body in another process's spool is waited for, in milliseconds.
+/// The time past its due time for which a body in another process's spool is waited for, in milliseconds.
 const STRANDED_MS: i64 = 3_600_000;
 /// The reason for which a body in another process's spool is given up.
 const STRANDED_BY: Option<ParkReason> = Some(ParkReason::SpoolUnreachable);

@@ -20,15 +20,15 @@ use crate::provider::secret::Secret;
 use crate::provider::sign::{Keys, Verification};
 use crate::sync::lock;
 
-/// How long a token is valid before it is fetched again, in milliseconds.
+/// The time for which a token is valid before it is fetched again, in milliseconds.
 const FRESH_MS: i64 = 3_600_000;
-/// How soon a mismatching token, or an unknown subaccount, may be fetched again, in milliseconds.
+/// The time after which a mismatching token, or an unknown subaccount, may be fetched again, in milliseconds.
 const RETRY_AFTER_MS: i64 = 60_000;
 /// The pause after a failed fetch, in milliseconds.
 const FAILED_MS: i64 = 5_000;
-/// How long a webhook waits for the token. Twilio waits 15 s for a response, of which the app may use 12.
+/// The time that a webhook waits for the token. Twilio waits 15 s for a response, of which the app may use 12.
 const WITHIN: Duration = Duration::from_secs(2);
-/// How long a token stays valid while it cannot be confirmed, in milliseconds.
+/// The time for which a token stays valid while it cannot be confirmed, in milliseconds.
 const KEPT_MS: i64 = 24 * 3_600_000;
 /// Fetches of unknown subaccounts per account and minute. Known ones are fetched once a minute each at most.
 const ASKS_A_MINUTE: usize = 300;
@@ -76,7 +76,7 @@ impl Entry {
     }
 }
 
-/// How a token is obtained.
+/// The way in which a token is obtained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Look {
     /// A known one is sufficient.

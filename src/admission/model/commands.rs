@@ -139,7 +139,7 @@ pub(in crate::admission) fn limits(concurrent: u32, rate: Option<Rate>, on_outag
     Arc::new(Policy::new(global(concurrent, rate, on_outage), &[]))
 }
 
-/// How many sets of limits there are.
+/// The number of sets of limits.
 const LIMITS: usize = 6;
 
 /// The nth set of limits. Some names hold what separates the parts of a key in one back end or another.

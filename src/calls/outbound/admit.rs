@@ -72,7 +72,7 @@ pub(super) struct Sent {
     pub(super) call: CallId,
     pub(super) sent_for: SentFor,
     pub(super) result: SendResult,
-    /// How long its provider took.
+    /// The time that its provider took.
     pub(super) took: Duration,
     /// None where it was sent uncounted.
     pub(super) claim: Option<Claim>,

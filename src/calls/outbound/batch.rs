@@ -17,7 +17,7 @@ use crate::store::CallRecord;
 
 /// The slots that a request asks for.
 pub(super) struct SlotRequest {
-    /// How many slots.
+    /// The number of slots.
     pub(super) slots: Slots,
     /// The ids that its record has from the start.
     pub(super) aliases: Vec<Alias>,
@@ -29,7 +29,7 @@ impl SlotRequest {
     }
 }
 
-/// How a request gets its slots.
+/// The source of the slots of a request.
 pub(super) enum Sizing {
     /// Slots of its own.
     Admit(SlotRequest),

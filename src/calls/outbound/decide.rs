@@ -65,7 +65,7 @@ pub(super) struct DecidedCall {
     pub(super) would_reject: Option<LimitExceeded>,
 }
 
-/// Why a call was not admitted. There is no trace of it.
+/// The reason why a call was not admitted. There is no trace of it.
 pub(super) enum DecideError {
     /// The call's request cannot be sent.
     Rejected(Rejection),

@@ -181,7 +181,7 @@ impl Outbound {
         }
     }
 
-    /// How duplicates of the request are recognised; rejects what the provider would not notice.
+    /// Returns the identity by which duplicates of the request are recognised. Rejects what the provider would not notice.
     fn identify(&self, request: &CreateRequest) -> Result<Identity, NotSent> {
         let observes = self.context.observes();
         if let Err(bad) = callback::check_callbacks(&self.context, request) {

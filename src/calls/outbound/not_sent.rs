@@ -1,4 +1,4 @@
-//! Why a create was not sent.
+//! The reason why a create was not sent.
 
 use crate::policy::decision::LimitExceeded;
 use crate::reply::{Rejection, RejectionCode};

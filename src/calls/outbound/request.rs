@@ -40,7 +40,7 @@ pub struct CreateRequest {
     pub kind: RequestKind,
     /// In observe mode, what other than a limit would have rejected it.
     pub would_reject: OnceLock<Rejection>,
-    /// When it had been read whole.
+    /// The time at which it had been read whole.
     pub read_at: Instant,
     fingerprint: Fingerprint,
 }

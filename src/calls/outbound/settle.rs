@@ -29,7 +29,7 @@ use crate::store::{Change, CreateAnswer};
 pub(super) struct Settled {
     /// Whether there is a call.
     pub(super) outcome: SendOutcome,
-    /// Why there is none, unless the response is the provider's own.
+    /// The reason why there is none, unless the response is the provider's own.
     pub(super) rejection: Option<Rejection>,
     /// The app's response.
     pub(super) response: Response<Bytes>,

@@ -10,7 +10,7 @@ use crate::ids::CallId;
 use crate::store::StoreError;
 use crate::sync::lock;
 
-/// How long one response of the provider serves all callers, in milliseconds.
+/// The time for which one response of the provider serves all callers, in milliseconds.
 const FRESH_MS: i64 = 5_000;
 /// Concurrent fetches, of all accounts.
 const AT_ONCE: usize = 20;

@@ -22,7 +22,7 @@ use crate::store::{CallRecord, Change, Cursor, NewUtterance, PutOutcome, PutPost
 pub const RETRY_DELAYS_SECS: [i64; 8] = [30, 60, 120, 300, 600, 1800, 3600, 3600];
 /// Calls that ended longer ago than this, while no process ran, are not fetched at the start, in milliseconds.
 const LOOK_BACK_MS: i64 = 24 * 3_600_000;
-/// How long after its own time stamp a change may be recorded, in milliseconds.
+/// The time after its own time stamp within which a change may be recorded, in milliseconds.
 const LATE_MS: i64 = 60_000;
 /// Ended calls that are searched in one step.
 const SEARCHED_PER_STEP: u32 = 500;

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::ids::{mask_number, mask_numbers_in};
 use crate::store::StoredPostCall;
 
-/// How telephone numbers are shown.
+/// The form in which telephone numbers are shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Numbers {
     /// Only the first and last digits.

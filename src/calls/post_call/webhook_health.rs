@@ -18,14 +18,14 @@ use crate::provider::account::Account;
 use crate::provider::description::Webhook;
 use crate::store::{Result, WebhookHealthQuery};
 
-/// How often the health is checked.
+/// The interval at which the health is checked.
 const POLL_INTERVAL: Duration = Duration::from_secs(10);
 /// The number of latest calls that are checked.
 const CALLS: u32 = 200;
 /// The number of calls in a row without the webhook that raises the alarm: half of what makes ElevenLabs disable a webhook (ten
 /// failures in a row).
 const LATE_CALLS: u32 = 5;
-/// How far back calls and webhooks are checked, in milliseconds. ElevenLabs disables no webhook whose last success is younger.
+/// The age up to which calls and webhooks are checked, in milliseconds. ElevenLabs disables no webhook whose last success is younger.
 const LOOK_BACK_MS: i64 = 7 * 24 * 3_600_000;
 
 /// The health of a webhook that brings records.
@@ -34,7 +34,7 @@ const LOOK_BACK_MS: i64 = 7 * 24 * 3_600_000;
 pub struct WatchedWebhook {
     /// The webhook's name in the description.
     pub webhook: String,
-    /// When it last arrived, for one of the latest calls of a week.
+    /// The time at which it last arrived, for one of the latest calls of a week.
     pub last_came_at: Option<String>,
     /// The number of latest answered calls in a row for which it did not arrive, 200 at most.
     pub missed_in_a_row: u32,

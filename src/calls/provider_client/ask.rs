@@ -49,7 +49,7 @@ pub enum AskError {
     Unreadable(Unreadable),
 }
 
-/// Why an answer cannot be parsed.
+/// The reason why an answer cannot be parsed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unreadable {
     /// The answer is neither JSON nor XML: a proxy's HTML page, or truncated.

@@ -22,7 +22,7 @@ use crate::store::{CallRecord, Change};
 
 /// Pages of a list that are read at most: 100 pages of 100 conversations are more than any account can hold concurrently.
 const PAGES_MAX: usize = 100;
-/// How much earlier than its admission a provider may say that a call was created, in milliseconds: providers' time stamps have a
+/// The time before its admission at which a provider may say that a call was created, in milliseconds: providers' time stamps have a
 /// resolution of one second, and clocks differ by as much as `doctor` tolerates.
 pub(in crate::calls) const CREATED_BEFORE_MS: i64 = 1_000 + 5_000;
 
@@ -31,7 +31,7 @@ pub(in crate::calls) const CREATED_BEFORE_MS: i64 = 1_000 + 5_000;
 pub struct FoundCall {
     /// The state of the call.
     pub event: Option<Event>,
-    /// Why the state cannot be read.
+    /// The reason why the state cannot be read.
     pub unread: Option<Unreadable>,
     /// The call's ids.
     pub aliases: Vec<Alias>,
@@ -110,7 +110,7 @@ pub struct ListedCall {
     pub facts: CallFacts,
     /// The side that placed the call.
     pub direction: Direction,
-    /// When it was created.
+    /// The time at which it was created.
     pub created_at: Option<UnixMs>,
 }
 

@@ -224,7 +224,7 @@ impl Sweeper {
         }
     }
 
-    /// How long the call can last at most, in milliseconds.
+    /// The longest that the call can last, in milliseconds.
     /// Ends a call at its deadline, whose state no provider tells.
     async fn end_at_deadline(&mut self, call: &CallRecord) {
         let ended = self.calls.lifecycle.end(&call.id, Outcome::Failed, EndProof::Deadline, Source::Poll).await;

@@ -1,4 +1,4 @@
-//! Where the leads of recurring runs come from: a query on a database of the app's, or an address of the app. The operator names them in
+//! The sources of the leads of recurring runs: a query on a database of the app's, or an address of the app. The operator names them in
 //! the config; a tenant only says which.
 
 use std::collections::BTreeMap;

@@ -1,4 +1,4 @@
-//! How long what businesses left behind is kept, and what of it.
+//! The time for which what businesses left behind is kept, and what of it.
 
 use crate::store::{DeliveryResult, EventOutcome};
 use serde_json::json;

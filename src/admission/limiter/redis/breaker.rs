@@ -39,9 +39,9 @@ const INSPECT_EVERY: u32 = 60;
 pub struct Health {
     /// Whether the server is used for decisions.
     pub up: bool,
-    /// How long `up` has had its value.
+    /// The time for which `up` has had its value.
     pub lasting: Duration,
-    /// Why it was last disconnected, if ever.
+    /// The reason why it was last disconnected, if ever.
     pub last_error: Option<String>,
     /// Problems found by the last inspection.
     pub problems: Vec<Problem>,

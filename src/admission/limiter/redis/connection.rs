@@ -20,7 +20,7 @@ const READY_WITHIN: Duration = Duration::from_secs(1);
 /// Redirections that are followed in a row.
 const HOPS_MAX: usize = 5;
 
-/// Why a server gave no usable answer.
+/// The reason why a server gave no usable answer.
 #[derive(Debug)]
 pub(super) enum Fault {
     /// The server did not answer in time. The operation may still happen.
@@ -86,7 +86,7 @@ pub(super) struct Link {
     hashes: [String; SCRIPTS],
     /// The server's address.
     pub address: String,
-    /// How it was opened.
+    /// The way in which it was opened.
     pub info: ConnectionInfo,
     /// Late answers in a row.
     pub late: AtomicU32,

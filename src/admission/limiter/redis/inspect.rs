@@ -38,7 +38,7 @@ impl Problem {
 /// Facts that a server reports about itself and that a limiter does not depend on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Observed {
-    /// How far its clock is ahead of ours, in seconds.
+    /// The lead of its clock over ours, in seconds.
     pub ahead_secs: i64,
     /// Whether it writes an append-only file; `None` where its user may not read that.
     pub append_only: Option<bool>,

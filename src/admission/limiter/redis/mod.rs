@@ -59,7 +59,7 @@ pub use settings::RedisSettings;
 
 /// The longest wait for an operation other than a decision.
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a revoked admission is rejected.
+/// The time for which a revoked admission is rejected.
 const FORBIDDEN_FOR: Duration = Duration::from_secs(60);
 /// Leases per page.
 const HELD_PAGE: usize = 2_000;

@@ -12,7 +12,7 @@ use crate::policy::decision::{LeaseRow, RateLog};
 const PORTION: usize = 2_000;
 /// Unpublished data expires after this time, in milliseconds.
 const UNPUBLISHED_MS: u64 = 600_000;
-/// How often the published epoch may change during a rebuild before it gives up.
+/// The number of times that the published epoch may change during a rebuild before it gives up.
 const TRIES: usize = 5;
 
 impl RedisGate {

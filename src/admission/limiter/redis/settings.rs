@@ -29,7 +29,7 @@ pub struct RedisSettings {
     pub callers_clock: bool,
 }
 
-/// How the server with the pool's keys is found.
+/// The way in which the server with the pool's keys is found.
 #[derive(Debug, Clone)]
 pub(super) enum Finding {
     /// The server is the one in the URL.

@@ -33,16 +33,16 @@ const LOOKED_BACK_MS: i64 = 3_600_000;
 const NOTICED_MS: i64 = 250;
 /// The largest clock difference between two machines, in milliseconds.
 const CLOCKS_MS: i64 = 1_000;
-/// How often the store is polled while another process is waited for.
+/// The interval at which the store is polled while another process is waited for.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
-/// How often it is tried to record that a client disconnected.
+/// The interval of attempts to record that a client disconnected.
 const RECORD_RETRY_DELAY: Duration = Duration::from_secs(1);
-/// How long it may take, at most, to settle a request whose provider has answered.
+/// The longest that it may take to settle a request whose provider has answered.
 const SETTLED_WITHIN: Duration = Duration::from_secs(10);
-/// How often the store is polled for the record of a request whose client disconnected.
+/// The interval at which the store is polled for the record of a request whose client disconnected.
 const CALL_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// How a request relates to the recorded ones.
+/// The relation of a request to the recorded ones.
 #[derive(Debug, PartialEq, Eq)]
 enum Choice<'a> {
     /// A new request.
@@ -95,7 +95,7 @@ fn choose<'a>(rows: &'a [InFlightRow], me: &str, now_ms: UnixMs, waited_ms: i64,
     choice
 }
 
-/// How a new request relates to those of other replicas.
+/// The relation of a new request to those of other replicas.
 pub(super) enum ClusterLookup {
     /// A new request.
     New(Claim),

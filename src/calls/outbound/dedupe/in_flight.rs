@@ -19,10 +19,10 @@ use crate::sync::lock;
 /// The response to a call created this shortly before a restart counts as not delivered, in milliseconds.
 pub(super) const UNCONFIRMED_WINDOW_MS: i64 = 60_000;
 
-/// How long an undelivered response is kept for a retry of its request: SDKs give up within two minutes, job queues retry within
+/// The time for which an undelivered response is kept for a retry of its request: SDKs give up within two minutes, job queues retry within
 /// ten.
 const RESPONSE_KEPT_FOR: Duration = Duration::from_secs(600);
-/// How long a request waits to see whether the client of an equal one in progress has disconnected. A retrying client has closed
+/// The time for which a request waits to see whether the client of an equal one in progress has disconnected. A retrying client has closed
 /// its first connection, which may be noticed a moment after the retry arrives on another.
 pub(super) const NOTICED_WITHIN: Duration = Duration::from_millis(100);
 /// Requests that are remembered. Beyond that, those without a waiting client are dropped first.
@@ -308,7 +308,7 @@ impl Drop for Claim {
     }
 }
 
-/// How a request relates to earlier ones.
+/// The relation of a request to earlier ones.
 pub(super) enum Lookup {
     /// A new request.
     New(Claim),

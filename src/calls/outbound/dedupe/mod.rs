@@ -36,7 +36,7 @@ use cluster::{Cluster, ClusterLookup};
 use in_flight::{Claim, ClientState, InFlightRequests, Look, Lookup, NOTICED_WITHIN};
 use replay::{Duplicate, Replay, Replayed};
 
-/// How duplicates of a request are recognised.
+/// The identity by which duplicates of a request are recognised.
 pub(super) struct Identity {
     /// The request's idempotency key, unless another request has the key and observe mode is on.
     pub(super) key: Option<Alias>,
@@ -50,7 +50,7 @@ impl Identity {
     }
 }
 
-/// How a request relates to earlier ones.
+/// The relation of a request to earlier ones.
 pub(super) enum Claimed {
     /// A new one: the holder of the claim settles it.
     New(Claim),

@@ -4,7 +4,7 @@ use crate::call::{Outcome, Phase};
 use crate::clock::UnixMs;
 use crate::store::CallRecord;
 
-/// How long after its call has ended a request may still be retried, in milliseconds. A retry comes within seconds; an app that
+/// The time after its call has ended within which a request may still be retried, in milliseconds. A retry comes within seconds; an app that
 /// redials a busy number after twenty seconds wants a second call.
 const AFTER_END_MS: i64 = 10_000;
 
