@@ -45,8 +45,13 @@ impl Runs {
                 store.cancel_jobs(&run.id, now_ms).await?;
             }
         }
+        // A pause or cancel that comes meanwhile holds.
+        let from = match run.state {
+            RunState::Canceled => vec![RunState::Paused, RunState::Running, RunState::Done, RunState::Failed],
+            state => vec![state, RunState::Running, RunState::Done, RunState::Failed],
+        };
         let jobs = store.retry_jobs(&run.id, outcomes, now_ms).await?;
-        let change = RunChange { is_retry: true, ..RunChange::of(&run.id, &RETRIABLE, RunState::Running, now_ms) };
+        let change = RunChange { is_retry: true, ..RunChange::of(&run.id, &from, RunState::Running, now_ms) };
         let is_moved = store.move_run(change, calls.lifecycle.notice).await?;
         self.changed();
         Ok(is_moved.then_some(jobs))

@@ -69,7 +69,7 @@ pub fn settlement(
             let outcome = if is_machine { Outcome::Voicemail } else { outcome };
             let next = JobSettlement { attempts, unknown_tries: 0, outcome: Some(outcome), ..next };
             // The outcome of the call is unknown: not retried.
-            let is_lost = proof == EndProof::Deadline && outcome == Outcome::Failed;
+            let is_lost = matches!(proof, EndProof::Deadline | EndProof::Operator) && outcome == Outcome::Failed;
             match spec.retry.get(&outcome) {
                 Some(rule) if !is_lost && attempts < rule.attempts => {
                     again(ended.ended_at + i64::from(rule.after_secs) * 1000, next)
@@ -92,9 +92,13 @@ fn waits_until(ended: &EndedJob, answered_by_wait_ms: i64, now_ms: UnixMs) -> Op
     }
 }
 
-/// Whether an outcome counts as a failure for the breaker. Busy and no answer do not.
-pub fn is_failure(outcome: Outcome) -> bool {
-    matches!(outcome, Outcome::Failed | Outcome::NotCreated)
+/// Whether a call counts as failed for the breaker. Busy and no answer do not. `None`: it says nothing about the provider, since it was
+/// not made because its process died, or was too slow to send it.
+pub fn is_failure(ended: &EndedJob) -> Option<bool> {
+    match ended.outcome {
+        Outcome::NotCreated => ended.exchange_over.then_some(true),
+        outcome => Some(outcome == Outcome::Failed),
+    }
 }
 
 #[cfg(test)]
@@ -120,9 +124,17 @@ mod tests {
             error: None,
             settled_at: None,
         };
-        let run_state = RunState::Running;
-        let (answered_by, is_recorded, awaits_fetch) = (None, false, false);
-        EndedJob { job, run_state, outcome, proof, ended_at: 1_000, answered_by, is_recorded, awaits_fetch }
+        EndedJob {
+            job,
+            run_state: RunState::Running,
+            outcome,
+            proof,
+            ended_at: 1_000,
+            exchange_over: false,
+            answered_by: None,
+            is_recorded: false,
+            awaits_fetch: false,
+        }
     }
 
     fn spec() -> Spec {
@@ -176,10 +188,21 @@ mod tests {
         let released =
             settlement(&ended(Outcome::NotCreated, EndProof::Operator, 0), &spec(), RunState::Running, None, 1_500);
         assert_eq!((released.state, released.outcome), (JobState::Done, Some(Outcome::Failed)));
-        let lost = settlement(&ended(Outcome::Failed, EndProof::Deadline, 0), &spec(), RunState::Running, None, 1_500);
-        assert_eq!((lost.state, lost.outcome), (JobState::Done, Some(Outcome::Failed)));
+        for proof in [EndProof::Deadline, EndProof::Operator] {
+            let lost = settlement(&ended(Outcome::Failed, proof, 0), &spec(), RunState::Running, None, 1_500);
+            assert_eq!((lost.state, lost.outcome), (JobState::Done, Some(Outcome::Failed)));
+        }
         let failed = settlement(&ended(Outcome::Failed, EndProof::Webhook, 0), &spec(), RunState::Running, None, 1_500);
         assert_eq!((failed.state, failed.due_at), (JobState::Queued, 6_000));
+    }
+
+    #[test]
+    fn what_was_never_answered_does_not_count_against_the_provider() {
+        let not_created = ended(Outcome::NotCreated, EndProof::Deadline, 0);
+        assert_eq!(is_failure(&not_created), None);
+        assert_eq!(is_failure(&EndedJob { exchange_over: true, ..not_created }), Some(true));
+        assert_eq!(is_failure(&ended(Outcome::Failed, EndProof::Webhook, 0)), Some(true));
+        assert_eq!(is_failure(&ended(Outcome::Busy, EndProof::Webhook, 0)), Some(false));
     }
 
     #[test]

@@ -119,7 +119,13 @@ pub async fn run(newest: impl Fn() -> (Calls, Runs) + Send, stop: CancellationTo
         let (calls, runs) = newest();
         dialler.runs = runs;
         let pause = match dialler.runs.settings.dials {
-            false => POLL_INTERVAL,
+            false => {
+                // A reload may have taken the dialling away while claims had no answer yet.
+                if let Err(error) = dialler.recover(&calls, calls.lifecycle.clock.now_ms()).boxed().await {
+                    debug!(%error, "failed to recover lost claims; retrying");
+                }
+                POLL_INTERVAL
+            }
             true => dialler.round(&calls, &round).boxed().await.unwrap_or_else(|error| {
                 debug!(%error, "failed in a round of settling, claiming and dialling jobs; retrying");
                 RETRY_DELAY

@@ -21,6 +21,7 @@ use crate::ids::CallId;
 use crate::metrics::RunDial;
 use crate::policy::decision::LimitExceeded;
 use crate::policy::{Binding, Bound, CallAttributes, Scope};
+use crate::provider::description::OWN_ID_KIND;
 use crate::store::runs::{Job, JobSettlement, JobState};
 use crate::store::{AppNotice, Store};
 use crate::sync::lock;
@@ -33,6 +34,9 @@ const LATE_PAUSE_MS: i64 = 1_000;
 const UNREACHABLE_PAUSE_MS: i64 = 5_000;
 /// The longest hold of an account for an answer 503, in milliseconds: it may be about one lead, whatever the answer says.
 const UNAVAILABLE_PAUSE_MS_MAX: i64 = 300_000;
+
+/// The last tries of a job whose calls are looked at before it is dialled again.
+const TRIES_SEEN_MAX: u32 = 8;
 
 /// Numbers of a pool that one placement asks a slot for, and that it looks at, those included that are known to be full.
 const NUMBERS_TRIED_MAX: usize = 16;
@@ -98,9 +102,32 @@ pub(super) struct Placement {
 }
 
 impl Placement {
+    /// The call of one of the job's last tries that was given up, and was up after all: its second record. Only a job whose last
+    /// calls were of unknown outcome can have one.
+    async fn call_given_up(&self, job: &Job) -> crate::store::Result<Option<CallId>> {
+        let store = &self.calls.lifecycle.store;
+        let last = (job.tries.saturating_sub(TRIES_SEEN_MAX)..job.tries).rev();
+        for tries in last.take_while(|_| job.unknown_tries > 0) {
+            let Some(call) = store.resolve(&[Job { tries, ..job.clone() }.alias()]).await? else { continue };
+            if store.call(&call).await?.is_some_and(|record| record.alias(OWN_ID_KIND).is_some()) {
+                return Ok(Some(call));
+            }
+        }
+        Ok(None)
+    }
+
     /// Places the call of a job. `admission` receives the result of admission, before the provider answers; closed without one, the job was
     /// passed over.
     pub(super) async fn place(self, job: Job, admission: oneshot::Sender<PlacementResult>) {
+        match self.call_given_up(&job).await {
+            Ok(None) => {}
+            Ok(Some(call)) => return self.settle(calling(&job, &call)).await,
+            Err(error) => {
+                warn!(run = job.run, seq = job.seq, %error, "failed to read the last call of a job; trying again");
+                let due_at = self.calls.lifecycle.clock.now_ms() + UNREACHABLE_PAUSE_MS;
+                return self.settle(JobSettlement { due_at, ..queued(&job) }).await;
+            }
+        }
         let lead = serde_json::from_str::<Map<String, Value>>(&job.lead).unwrap_or_default();
         let now_ms = self.calls.lifecycle.clock.now_ms();
         match may_dial(&self.calls.destinations, &self.plan.spec, &job.number, &lead, now_ms) {

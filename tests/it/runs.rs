@@ -471,6 +471,31 @@ async fn a_call_of_unknown_outcome_is_looked_up_and_not_dialled_again() {
     }
 }
 
+/// Its call was given up, since nothing was found, and the lead was queued again; then the call turns out to be up.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lead_whose_call_was_given_up_and_is_up_is_not_dialled_again() {
+    // It rings for longer than the end of a call that was not made is waited for.
+    let sim = SimSettings { ring_ms: Millis::exactly(30_000), tw_list_lag_ms: 600_000, ..sim(600_000) };
+    let stage = Stage::start(Setup { sim, tables: THREE.to_owned(), ..Setup::default() }).await;
+    stage.control.set_webhook_loss(1.0);
+    stage.control.fault(Fault::next(Provider::Twilio, FaultKind::AcceptThenDrop, 1));
+    let id = start(&stage, twilio(), leads(1)).await;
+    stage.wait("it is dialled", async || stage.control.counts().creates_tw == 1).await;
+    assert_eq!(act(&stage, &id, "pause", json!({})).await.status, 200);
+    stage.wait("it is given up", async || show(&stage, &id).await["counts"]["queued"] == 1).await;
+    assert_eq!(stage.held().await, 0);
+    stage.control.set_webhook_loss(0.0);
+    stage.wait("its webhook says that it is up", async || stage.held().await == 1).await;
+    assert_eq!(act(&stage, &id, "resume", json!({})).await.status, 200);
+    stage.wait("it goes on with that call", async || show(&stage, &id).await["counts"]["calling"] == 1).await;
+    let sid = stage.control.calls()[0].call_sid.clone().unwrap();
+    stage.control.end_call(&sid);
+    let done = until_state(&stage, &id, "done").await;
+    check_once(&stage.control.calls(), 1);
+    assert_eq!((stage.control.counts().creates_tw, &done["counts"]["completed"]), (1, &json!(1)), "{done}");
+    stage.finish().await;
+}
+
 /// A run whose provider is full at first: each lead is called by one attempt, and no request of the app's was rejected.
 pub(crate) async fn dial_at_a_full_provider(stage: &Stage) {
     let mut fault = Fault::next(Provider::ElevenLabs, FaultKind::TooManyConcurrent, 2);

@@ -59,10 +59,12 @@ impl Dialler {
             let outcome = settle.outcome.unwrap_or(one.outcome);
             info!(run, lead, %outcome, again = settle.state == JobState::Queued, "call of a lead ended");
             calls.lifecycle.metrics.run_call(outcome);
-            if one.run_state == RunState::Running {
+            if one.run_state == RunState::Running
+                && let Some(is_failed) = is_failure(one)
+            {
                 let (failed, why) = results.entry(run).or_default();
-                failed.push(is_failure(one.outcome));
-                if is_failure(one.outcome) {
+                failed.push(is_failed);
+                if is_failed {
                     *why = format!("the last call ended as {}", one.outcome);
                 }
             }
@@ -107,7 +109,7 @@ impl Dialler {
         }
         live.push(admission.replica().to_owned());
         // A process that has the store alone knows that whoever claimed before it is gone.
-        let before = if admission.is_shared() { now_ms - CLAIM_AGE_MIN_MS } else { now_ms };
+        let before = if admission.is_shared() { now_ms - CLAIM_AGE_MIN_MS } else { UnixMs::MAX };
         let (replica, tokens) = (admission.replica().to_owned(), self.claims.held());
         let recovered = store.recover_jobs(LostClaims { live, replica, tokens, before }, now_ms).await?;
         if recovered > 0 {

@@ -82,6 +82,7 @@ pub(super) fn ended(row: &Row) -> Sql<EndedJob> {
         outcome,
         proof,
         ended_at: row.number("ended_at")?,
+        exchange_over: row.flag("exchange_over")?,
         answered_by: row.optional_word("answered_by")?,
         is_recorded: row.optional_number("recorded_at")?.is_some(),
         awaits_fetch: row.optional_number("fetch_at")?.is_some() && row.optional_number("fetch_tries")? == Some(0),
@@ -342,7 +343,8 @@ macro_rules! ended {
         concat!(
             "SELECT d.*, coalesce(c.outcome, CASE WHEN d.waits_until IS NULL THEN 'failed' ELSE 'completed' END) AS call_outcome,
                  coalesce(c.proof, CASE WHEN d.waits_until IS NULL THEN 'deadline' ELSE 'provider' END) AS proof,
-                 coalesce(c.ended_at, d.changed_at) AS ended_at, r.state AS run_state, p.answered_by,
+                 coalesce(c.ended_at, d.changed_at) AS ended_at, coalesce(c.exchange_over, false) AS exchange_over,
+                 r.state AS run_state, p.answered_by,
                  CASE WHEN c.id IS NULL THEN d.changed_at ELSE p.recorded_at END AS recorded_at,
                  p.due_at AS fetch_at, p.tries AS fetch_tries
              FROM run_jobs d JOIN runs r ON r.id = d.run_id LEFT JOIN calls c ON c.id = d.call_id

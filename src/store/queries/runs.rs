@@ -118,10 +118,13 @@ const RETRY: &str =
          SELECT seq FROM run_jobs WHERE run_id = $2 AND state <> 'queued' AND state = 'done' AND outcome = ANY($4)
          LIMIT $1 FOR UPDATE))";
 
-/// Queues some jobs of a run again. The run is locked first, so that nobody ends it who has not seen them; in the mode of
-/// [`SETTLE`](super::run_jobs::SETTLE), which locks jobs before their run.
+/// Queues some jobs of a run again, unless it is canceled. The run is locked first, so that nobody ends it who has not seen them; in
+/// the mode of [`SETTLE`](super::run_jobs::SETTLE), which locks jobs before their run.
 async fn retry(c: &mut dyn Driver, run: &str, outcomes: &[String], now_ms: UnixMs) -> Sql<u64> {
-    c.fetch("SELECT 1 FROM runs WHERE id = $1 FOR SHARE", &binds![run]).await?;
+    let run_row = c.fetch("SELECT 1 FROM runs WHERE id = $1 AND state <> 'canceled' FOR SHARE", &binds![run]).await?;
+    if run_row.is_empty() {
+        return Ok(0);
+    }
     c.execute(RETRY, &binds![JOBS_PER_WRITE, run, now_ms, outcomes]).await
 }
 

@@ -195,6 +195,8 @@ pub struct EndedJob {
     pub proof: EndProof,
     /// The time of its end.
     pub ended_at: UnixMs,
+    /// Whether the exchange of its create ended, and left the outcome unknown.
+    pub exchange_over: bool,
     /// The party that answered, if the call's post-call record says so.
     pub answered_by: Option<AnsweredBy>,
     /// Whether the call's post-call record is complete: nothing more will be reported.
