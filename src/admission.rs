@@ -72,7 +72,7 @@ pub struct AdmissionSettings {
     pub fallback_after: Duration,
     /// The least time that the database decides before Redis does again.
     pub return_after: Duration,
-    /// The interval in which leases are compared with the call records.
+    /// The interval at which leases are compared with the call records.
     pub audit_interval: Duration,
 }
 

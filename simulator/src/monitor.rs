@@ -20,7 +20,7 @@ use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body
 use tokio_tungstenite::tungstenite::protocol::Role;
 use tokio_tungstenite::tungstenite::{Error, Message};
 
-/// The interval in which a socket looks whether its call is over.
+/// The interval at which a socket looks whether its call is over.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Whether a request wants to become a WebSocket.

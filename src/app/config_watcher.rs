@@ -11,7 +11,7 @@ use super::reload::Generations;
 use crate::admin::reload::{ReloadTrigger, Running as _};
 use crate::config::Inputs;
 
-/// The interval in which the files are checked.
+/// The interval at which the files are checked.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Reloads when the files have changed, until `stop`. A change must be seen twice, so that a file that is being written is left

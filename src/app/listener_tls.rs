@@ -10,7 +10,7 @@ use crate::config::{ListenerName, TlsSettings};
 use crate::metrics::{CertificateReload, Metrics};
 use crate::net::{ReloadingTls, TlsError};
 
-/// The interval in which certificate files are checked.
+/// The interval at which certificate files are checked.
 const CERTIFICATE_CHECK: Duration = Duration::from_secs(10);
 
 /// The certificates in use.

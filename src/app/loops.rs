@@ -22,7 +22,7 @@ use crate::webhooks::{self, Webhooks, deliver};
 
 /// The pause before a failed read of the do-not-call lists is retried.
 const LIST_RETRY_DELAY: Duration = Duration::from_millis(500);
-/// The interval in which expired data is deleted.
+/// The interval at which expired data is deleted.
 const PURGE_EVERY: Duration = Duration::from_secs(3600);
 /// The time for which news of unknown calls is kept, in milliseconds: many times the longest create.
 const EARLY_KEPT_MS: i64 = 24 * 3_600_000;

@@ -304,7 +304,9 @@ impl Lifecycle {
             return Ok(applied);
         }
         // A call known from an app's transcript may be counted already, as the call that its carrier brought.
-        let conflicts = applied.conflicts.iter().filter(|_| applied.record.counts());
+        // The ids of a call that was given up are its second record's, which gets the news below.
+        let is_given_up = applied.step == Step::Ignore && applied.record.proof == Some(EndProof::Deadline);
+        let conflicts = applied.conflicts.iter().filter(|_| applied.record.counts() && !is_given_up);
         for (alias, other) in conflicts {
             self.metrics.alias_conflict();
             warn!(call = %call, other = %other, kind = %alias.kind, "id claimed by two calls");
@@ -317,6 +319,7 @@ impl Lifecycle {
             && applied.record.phase != Phase::Ended
             && change.seen_by != Source::Transcript
             && change.absent != Some(true)
+            && change.if_seen_at.is_none()
             && applied.conflicts.is_empty()
         {
             let policy_guard = self.admission.hold_policy().await;
@@ -327,7 +330,7 @@ impl Lifecycle {
             }
         }
         let is_unconfirmed = change.seen_by == Source::Transcript && !applied.record.counts();
-        if applied.step == Step::Ignore && applied.record.proof == Some(EndProof::Deadline) && !is_unconfirmed {
+        if is_given_up && !is_unconfirmed {
             let again = self.readopt(&applied.record, change, which).await?;
             return Ok(again.unwrap_or(applied));
         }

@@ -14,7 +14,7 @@ mod untracked;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
@@ -114,6 +114,8 @@ pub struct Sweeper {
     over_since: HashMap<CallId, i64>,
     /// Batches that had a live call a moment ago, with the number of look-ups left for them.
     look_ups_left: HashMap<CallId, u32>,
+    /// Calls that were not found, with when: the system's clock may be set between two look-ups.
+    not_found_since: HashMap<CallId, Instant>,
     /// Calls whose state cannot be read.
     unread: HashMap<CallId, Unread>,
     failing: bool,
@@ -170,6 +172,7 @@ impl Sweeper {
             listed_at: 0,
             over_since: HashMap::new(),
             look_ups_left: HashMap::new(),
+            not_found_since: HashMap::new(),
             unread: HashMap::new(),
             failing: false,
             limited: 0,
@@ -325,6 +328,7 @@ impl Sweeper {
         let open = |call: &CallId| mine.iter().any(|one| one.id == *call);
         self.over_since.retain(|call, _| open(call));
         self.look_ups_left.retain(|call, _| open(call));
+        self.not_found_since.retain(|call, _| open(call));
         self.unread.retain(|call, _| open(call));
         if self.account.can_ask() {
             let result = self.sweep(&mine).boxed().await;

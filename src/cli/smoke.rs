@@ -31,7 +31,7 @@ use verdict::{About, Check, check_call};
 
 /// The maximum answer of a provider, in bytes.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
-/// The interval in which the sidecar is polled.
+/// The interval at which the sidecar is polled.
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 /// The time that webhook, record and slot may take after the end.
 const AFTER_END: Duration = Duration::from_secs(60);

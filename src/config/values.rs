@@ -41,7 +41,7 @@ impl Strict {
 /// An HTTP or HTTPS URL.
 ///
 /// # Errors
-/// The fault of the text, as the rest of a sentence.
+/// The mistake in the text, as the rest of a sentence.
 pub(super) fn url(text: &str) -> Result<Uri, String> {
     if splits_password(text) {
         return Err("has a `#`, `/` or `?` before its `@`: write it in a password as %23, %2F or %3F".to_owned());

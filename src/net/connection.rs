@@ -176,13 +176,15 @@ impl Connection {
 
     async fn serve_http1(self: &Arc<Self>, wire: Arc<Wire>) {
         let mut closing = pin!(closed(&self.shared, &self.slot));
-        match self.drive_http1(&wire, closing.as_mut()).await {
-            Ended::Closed | Ended::TimedOut(Phase::Idle(_)) => {}
-            ended => tokio::select! {
-                biased;
-                () = closing => {}
-                () = self.leave_http1(&wire, matches!(ended, Ended::TimedOut(_)).then_some(Refusal::HEAD_TIMEOUT).or(wire.refusal())) => {}
-            },
+        let refusal = match self.drive_http1(&wire, closing.as_mut()).await {
+            Ended::Closed | Ended::TimedOut(Phase::Idle(_)) => return,
+            Ended::TimedOut(_) => Some(Refusal::HEAD_TIMEOUT),
+            Ended::Hyper => wire.refusal(),
+        };
+        tokio::select! {
+            biased;
+            () = closing => {}
+            () = self.leave_http1(&wire, refusal) => {}
         }
     }
 

@@ -49,7 +49,7 @@ pub enum TlsError {
         cert: PathBuf,
         /// The key's file.
         key: PathBuf,
-        /// The fault of the files.
+        /// The mistake in the files.
         why: String,
     },
 }

@@ -157,7 +157,9 @@ impl Settlement {
             let answer = pass_on(answer);
             let kept = to_record(&self.context, request, &answer);
             let lifecycle = &self.context.lifecycle;
+            let event = (sent_for == SentFor::OwnCall).then_some(Event::Reached(Phase::Dialing));
             let change = Change {
+                event,
                 unsettled: Some(true),
                 exchange_over: sent_for == SentFor::OwnCall,
                 answer: kept,

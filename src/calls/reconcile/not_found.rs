@@ -1,12 +1,13 @@
 //! Our calls that are missing from a provider's list, that are due, or whose outcome is unknown: each is looked up.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use futures_util::FutureExt as _;
 use tracing::{debug, info, warn};
 
 use super::{Sweeper, Unread, log};
-use crate::call::{EndProof, Origin, Outcome, Phase, Source, Step};
+use crate::call::{EndProof, Event, Origin, Outcome, Phase, Source, Step};
 use crate::calls::AskError;
 use crate::calls::provider_client::lookup::{CREATED_BEFORE_MS, FoundCall, ListedCall, LookedUp};
 use crate::clock::{UnixMs, as_ms, rfc3339};
@@ -100,6 +101,7 @@ impl Sweeper {
     }
 
     async fn apply_found(&mut self, call: &CallRecord, found: FoundCall) {
+        self.not_found_since.remove(&call.id);
         let change = found.change(call.phase, self.calls.lifecycle.change(&call.id, Source::Poll));
         let change = Change { unsettled: Some(false), ..change };
         self.note_end(self.calls.lifecycle.apply(change).await);
@@ -124,10 +126,14 @@ impl Sweeper {
         if self.may_be_carried_out(call, now_ms) || self.calls.is_joined(&call.id) {
             return;
         }
+        if call.absent_at.is_none() {
+            self.not_found_since.remove(&call.id);
+        }
+        let since = self.not_found_since.entry(call.id.clone()).or_insert_with(Instant::now).elapsed();
+        let is_confirmed = |first: UnixMs| first + apart_ms <= now_ms && since >= self.calls.settings.not_found_confirm;
         match call.absent_at {
-            Some(first) if first + apart_ms <= now_ms && (due || self.absence_proves(call)) => {
-                let outcome = self.outcome_of_absent(call);
-                self.note_end(self.calls.lifecycle.end(&call.id, outcome, EndProof::Deadline, Source::Poll).await);
+            Some(first) if is_confirmed(first) && (due || self.absence_proves(call)) => {
+                self.end_by_deadline(call, self.outcome_of_absent(call)).await;
             }
             Some(_) => {}
             None => {
@@ -208,29 +214,33 @@ impl Sweeper {
             let asked = self.ask_about(call).boxed().await;
             if due && !call.counts() && asked != AskResult::Read {
                 info!(call = %call.id, "unconfirmed call not found at any provider; closed");
-                self.end_at_deadline(call).await;
+                self.end_by_deadline(call, Outcome::Failed).await;
             } else if asked == AskResult::Unread && outlived {
                 warn!(call = %call.id, "state of a call unreadable and past the provider's longest call; slot released");
-                self.end_at_deadline(call).await;
+                self.end_by_deadline(call, Outcome::Failed).await;
             }
         } else if call.origin == Origin::Create && self.search(call).boxed().await {
             // Found, noted as absent, or to be retried.
         } else if due && matches!(call.origin, Origin::Foreign | Origin::Unconfirmed) && call.polled {
             info!(call = %call.id, "unconfirmed call cannot be looked up; closed");
-            self.end_at_deadline(call).await;
+            self.end_by_deadline(call, Outcome::Failed).await;
         } else if due && call.slots == 1 && call.admitted_at + self.longest_call_ms(call) <= now_ms {
             info!(call = %call.id, "call cannot be looked up and is past the provider's longest call; slot released");
-            self.end_at_deadline(call).await;
+            self.end_by_deadline(call, Outcome::Failed).await;
         }
     }
 
-    /// The longest that the call can last, in milliseconds.
-    /// Ends a call at its deadline, whose state no provider tells.
-    async fn end_at_deadline(&mut self, call: &CallRecord) {
-        let ended = self.calls.lifecycle.end(&call.id, Outcome::Failed, EndProof::Deadline, Source::Poll).await;
-        self.note_end(ended);
+    /// Ends a call for which no provider has proof, unless there was news of it since it was read.
+    async fn end_by_deadline(&mut self, call: &CallRecord, outcome: Outcome) {
+        let change = Change {
+            event: Some(Event::Ended(outcome, EndProof::Deadline)),
+            if_seen_at: Some(call.seen_at),
+            ..self.calls.lifecycle.change(&call.id, Source::Poll)
+        };
+        self.note_end(self.calls.lifecycle.apply(change).await);
     }
 
+    /// The longest that the call can last, in milliseconds.
     fn longest_call_ms(&self, call: &CallRecord) -> i64 {
         let account = self.calls.account(&call.facts.account);
         let secs = account.map_or(LONGEST_CALL_SECS, |account| account.provider.longest_call_secs);
@@ -250,9 +260,13 @@ impl Sweeper {
         };
         self.unread.remove(&call.id);
         for one in found {
-            let known = self.calls.lifecycle.store.resolve(std::slice::from_ref(&one.alias)).await;
-            if !matches!(known, Ok(None)) {
-                continue;
+            match self.calls.lifecycle.store.resolve(std::slice::from_ref(&one.alias)).await {
+                Ok(Some(known)) if known != call.id => continue,
+                Ok(_) => {}
+                failed @ Err(_) => {
+                    log(failed);
+                    return true;
+                }
             }
             info!(call = %call.id, "call of a lost create response found at the provider");
             self.did.found += 1;

@@ -195,6 +195,7 @@ pub(in crate::provider) struct WrongUrl {
     /// The path at our host that it points to.
     pub(in crate::provider) path: Option<String>,
 }
+
 impl OwnWebhooks<'_> {
     /// The URL that an item should have.
     pub(in crate::provider) fn url_of(&self, url: &HookUrl) -> String {

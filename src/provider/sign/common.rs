@@ -151,7 +151,7 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
 /// The key of a Standard Webhooks secret: `whsec_`, then 24 to 64 bytes in base64.
 ///
 /// # Errors
-/// The fault of the secret. The message contains nothing of the secret.
+/// The mistake in the secret. The message contains nothing of the secret.
 pub fn standard_key(secret: &Secret) -> Result<Vec<u8>, &'static str> {
     let text = secret.expose().strip_prefix("whsec_").ok_or("does not start with whsec_")?;
     let key = BASE64.decode(text).map_err(|_| "is not base64 after whsec_")?;

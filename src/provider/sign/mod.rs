@@ -180,7 +180,7 @@ impl Signature {
     /// Checks that a secret can be its key.
     ///
     /// # Errors
-    /// The fault of the secret. The message contains nothing of the secret.
+    /// The mistake in the secret. The message contains nothing of the secret.
     pub fn check_secret(&self, secret: &Secret) -> Result<(), &'static str> {
         match &self.scheme {
             Scheme::Message(message) => message.key(secret).map(drop),

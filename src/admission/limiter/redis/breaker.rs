@@ -144,7 +144,7 @@ impl Shared {
     fn open_breaker(&self, link: &Arc<Link>, why: String) {
         let mut state = self.state();
         if state.link.as_ref().is_some_and(|current| Arc::ptr_eq(current, link)) {
-            warn!(redis = %link.address, why, "the connection to Redis is lost; reconnecting");
+            warn!(redis = %link.address, why, "stopped using Redis; reconnecting");
             *state = State { link: None, since: Instant::now(), error: Some(why), problems: state.problems.clone() };
             drop(state);
             self.lost.notify_one();

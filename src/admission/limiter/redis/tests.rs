@@ -1,6 +1,6 @@
 //! The limiter on real servers: each method. Outages and topologies have their own files.
 
-mod bus;
+mod channel;
 mod outages;
 pub(crate) mod server;
 mod topologies;

@@ -140,8 +140,8 @@ async fn a_cluster_is_followed_to_the_node_that_has_the_pool() {
     assert_eq!(other.admit(1, &one).await, admitted(1));
     // What is said at one node is heard at all.
     let (gate, far) = (Arc::new(gate), Arc::new(up(settings(&url)).await));
-    let listener = bus::Listener::of(&far);
-    bus::all_hear(&gate, &[&listener], "one").await;
+    let listener = channel::Listener::of(&far);
+    channel::all_hear(&gate, &[&listener], "one").await;
 
     // The slot moves to another node, with what is in it.
     let slot: u64 = nodes[0].say(&["CLUSTER", "KEYSLOT", "{default}"]).await;
