@@ -64,7 +64,8 @@ enum Try {
     Again,
 }
 
-/// Runs a change to its end, even if its caller is dropped. Boxed: otherwise the compiler proves `Send` of this future anew for each caller, which takes minutes.
+/// Runs a change to its end, even if its caller is dropped. Boxed: otherwise the compiler proves `Send` of this future anew for each
+/// caller, which takes minutes.
 fn finished<T: Send + 'static>(
     work: impl Future<Output = Result<T>> + Send + 'static,
 ) -> BoxFuture<'static, Result<T>> {

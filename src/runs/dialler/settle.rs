@@ -123,8 +123,7 @@ impl Dialler {
 }
 
 /// The time after the end of a run's call in which its provider may report who answered, in milliseconds: until its post-call
-/// record can have been
-/// fetched once, if that does not have to stand in line. `None`: it does not report it.
+/// record can have been fetched once, if that does not have to stand in line. `None`: it does not report it.
 fn answered_by_wait_ms(calls: &Calls, spec: &Spec) -> Option<i64> {
     let account = calls.account(&spec.account)?;
     let operation = account.provider.operations.iter().find(|one| one.name == spec.operation)?;
