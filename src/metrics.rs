@@ -10,6 +10,7 @@ mod labels;
 mod open_metrics;
 mod registration;
 mod render;
+mod requests;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -33,6 +34,7 @@ use labels::COUNTED_429;
 pub use labels::*;
 pub use registration::{MetricDescription, MetricError};
 pub use render::{Format, GLOBAL_GAUGES, Gauges};
+use requests::RequestCounters;
 
 /// Businesses with a label of their own, unless the config sets another number.
 pub const BUSINESS_LABELS: u32 = 20;
@@ -81,7 +83,7 @@ struct CallMetrics {
     over_limit: IntGauge,
     limit_current: IntGaugeVec,
     limit_max: IntGaugeVec,
-    requests: IntCounterVec,
+    requests: RequestCounters,
     upstream_seconds: TracedHistogram,
     added_seconds: TracedHistogram,
 }
@@ -240,15 +242,7 @@ impl Metrics {
 
     /// Counts an answered request.
     pub fn request(&self, served: Served, status: u16) {
-        let [listener, kind] = served.labels();
-        let class = match status {
-            100..200 => "1xx",
-            200..300 => "2xx",
-            300..400 => "3xx",
-            400..500 => "4xx",
-            _ => "5xx",
-        };
-        self.inner.calls.requests.with_label_values(&[listener, kind, class]).inc();
+        self.inner.calls.requests.of(served, status).inc();
     }
 
     /// Observes how long a provider took to answer a create.

@@ -138,7 +138,7 @@ impl Generations {
             calls.lifecycle.metrics.config_started(hash.as_deref(), calls.policy.hash());
             create_series(&calls, &config);
             let loaded_at = calls.lifecycle.clock.now_ms();
-            let proxy = Proxy { calls: Arc::new(calls.clone()), batches: admin.runs.batch_calling() };
+            let proxy = Proxy::new(Arc::new(calls.clone()), admin.runs.batch_calling());
             let config = Arc::new(config);
             Self {
                 now: ArcSwap::from_pointee(Generation {
@@ -264,7 +264,7 @@ impl Generations {
         let next = Generation {
             number: old.number + 1,
             loaded_at: calls.lifecycle.clock.now_ms(),
-            proxy: Proxy { calls: Arc::new(calls.clone()), batches: runs.batch_calling() },
+            proxy: Proxy::new(Arc::new(calls.clone()), runs.batch_calling()),
             webhooks: old.webhooks.next(calls.clone(), config.webhooks.clone()),
             client: Client {
                 calls: calls.clone(),
@@ -420,7 +420,7 @@ impl Generations {
             hash: old.hash.clone(),
             number: old.number + 1,
             loaded_at: old.loaded_at,
-            proxy: Proxy { calls: Arc::new(calls.clone()), batches: old.admin.runs.batch_calling() },
+            proxy: Proxy::new(Arc::new(calls.clone()), old.admin.runs.batch_calling()),
             webhooks: old.webhooks.next(calls.clone(), old.config.webhooks.clone()),
             client: Client { calls: calls.clone(), lifecycle: calls.lifecycle.clone(), ..old.client.clone() },
             admin: Admin { calls: calls.clone(), ..old.admin.clone() },

@@ -19,15 +19,18 @@ use crate::provider::select::{Document, Message};
 use crate::store::{InsertOutcome, Result};
 use http::HeaderMap;
 
+/// Whether the response to a request that was passed on provably shows no call, as most do. It is not parsed for that.
+pub fn shows_no_call(account: &Account, path: &str, answer: &Tapped) -> bool {
+    let Some(rule) = &account.provider.unfenced else { return true };
+    let is_whole = answer.coding.is_none() && answer.body.len() < TAP_BYTES_MAX;
+    let may_have_none = answer.status == 201 && rule.makes_a_call(path);
+    is_whole && !may_have_none && rule.shows_nothing(&answer.body)
+}
+
 impl Inbound {
     /// Inspects the beginning of the response to a request that was passed on. `path`: the requested path at the provider.
     pub async fn passed_by(&self, account: &Arc<Account>, path: &str, answer: &Tapped) {
         let Some(rule) = &account.provider.unfenced else { return };
-        let is_whole = answer.coding.is_none() && answer.body.len() < TAP_BYTES_MAX;
-        let may_have_none = answer.status == 201 && rule.makes_a_call(path);
-        if is_whole && !may_have_none && rule.shows_nothing(&answer.body) {
-            return;
-        }
         let read = answer.plain().map(|body| Document::read(answer.content_type.as_deref(), &body, &[]));
         let Some(read) = read.filter(|read| read.document != Document::Empty) else {
             if !answer.body.is_empty() {

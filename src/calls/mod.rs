@@ -11,7 +11,7 @@ pub mod batch_members;
 pub mod batches;
 pub mod context;
 pub mod destination;
-mod external;
+pub mod external;
 mod front;
 mod front_cache;
 pub mod inbound;

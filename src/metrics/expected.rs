@@ -67,15 +67,14 @@ impl Metrics {
         zero_all::<BlockRule>(&m.checks.destinations_rejected);
         zero_all::<CertificateReload>(&m.checks.certificate_reloads);
         zero_all::<ReloadOutcome>(&m.config.config_reloads);
-        for status in ["2xx", "4xx", "5xx"] {
+        for status in [200, 400, 500] {
             for served in [
                 Served::Api(ApiRequest::Create),
                 Served::Api(ApiRequest::Relay),
                 Served::Webhooks(WebhookRequest::Webhook),
                 Served::Webhooks(WebhookRequest::Passed),
             ] {
-                let [listener, kind] = served.labels();
-                zero(&m.calls.requests, &[listener, kind, status]);
+                m.calls.requests.of(served, status);
             }
         }
         CreateOutcome::ALL.iter().for_each(|outcome| m.calls.added_seconds.create_series(outcome.as_str()));

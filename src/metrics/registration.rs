@@ -8,6 +8,7 @@ use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaug
 use super::busiest::Busiest;
 use super::by_business::BusinessMetrics;
 use super::exemplars::TracedHistogram;
+use super::requests::RequestCounters;
 use super::{
     BUSINESS_LABELS, CallMetrics, CheckMetrics, ClientMetrics, ConfigMetrics, GateMetrics, Inner, Metrics, RunMetrics,
     WebhookMetrics,
@@ -158,11 +159,11 @@ impl CallMetrics {
                 "Bound of each limit with a single count, by this replica's config.",
                 &["limit"],
             )?,
-            requests: m.counters(
+            requests: RequestCounters::new(m.counters(
                 "ringfence_requests_total",
                 "Requests answered, by listener, kind and class of status.",
                 &["listener", "kind", "status"],
-            )?,
+            )?),
             upstream_seconds: m.traced_seconds(
                 "ringfence_upstream_create_duration_seconds",
                 "Seconds until a provider answered a create.",

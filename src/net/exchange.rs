@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::request::Parts;
+use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version, header};
 use http_body_util::{BodyExt as _, Collected};
 use hyper::body::{Body as _, Incoming};
@@ -120,6 +121,11 @@ impl Exchange {
     /// The query as sent, without `?`.
     pub fn query(&self) -> Option<&str> {
         self.head.uri.query()
+    }
+
+    /// Path and query of the target; shares its memory.
+    pub fn target(&self) -> PathAndQuery {
+        self.head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"))
     }
 
     /// Path and query exactly as sent, which is what signatures cover (without scheme and authority of an absolute-form

@@ -5,19 +5,19 @@ use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 
 /// An upstream as its clients see it: what is at `base` there is requested below `at` here.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mount {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mount<'a> {
     /// The upstream.
-    pub base: Uri,
+    pub base: &'a Uri,
     /// The prefix of paths here; empty where clients name the upstream by `Host`.
-    pub at: String,
+    pub at: &'a str,
 }
 
 /// An answer would redirect its client past this proxy to the upstream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct RedirectPast(pub(super) String);
 
-impl Mount {
+impl Mount<'_> {
     /// Rewrites `Location` so that a client that follows it stays behind the mount. A redirect to another host is kept if the client
     /// would only fetch something there.
     ///
@@ -89,7 +89,8 @@ mod tests {
     use super::*;
 
     fn kept(base: &str, at: &str, method: Method, status: u16, location: &str) -> Result<String, RedirectPast> {
-        let mount = Mount { base: base.parse().unwrap(), at: at.to_owned() };
+        let base = base.parse().unwrap();
+        let mount = Mount { base: &base, at };
         let mut headers = HeaderMap::new();
         headers.insert(LOCATION, HeaderValue::from_str(location).unwrap());
         mount.rewrite_location(&method, StatusCode::from_u16(status).unwrap(), &mut headers)?;

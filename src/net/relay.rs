@@ -1,5 +1,6 @@
 //! Relays: streams a request to an upstream and its answer back, at the same time.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,20 +22,20 @@ const AT_ONCE_BYTES_MAX: usize = 64 * 1024;
 
 /// The destination of a relayed request, and its changes.
 #[derive(Debug, Clone)]
-pub struct RelayTarget {
+pub struct RelayTarget<'a> {
     /// The base URL, `scheme://authority[/base/path]`; its path precedes `path_and_query`.
     pub base: Uri,
     /// Path and query as sent; begins with `/`.
-    pub path_and_query: String,
+    pub path_and_query: &'a str,
     /// Fields to set; applied last.
     pub set_headers: Vec<(HeaderName, HeaderValue)>,
     /// Fields to remove.
-    pub remove_headers: Vec<HeaderName>,
+    pub remove_headers: Cow<'static, [HeaderName]>,
     /// The `Host` that the upstream sees.
     pub host: HostRule,
     /// Set towards a provider: nothing of the client's network is disclosed, and no redirect leads past this mount. `None` towards
     /// an app: `X-Forwarded-*` describe the client.
-    pub mount: Option<Mount>,
+    pub mount: Option<Mount<'a>>,
 }
 
 /// The `Host` that the upstream sees.
@@ -54,7 +55,11 @@ pub enum HostRule {
 ///
 /// # Errors
 /// [`RelayError`], only while nothing was answered.
-pub async fn relay(exchange: &mut Exchange, upstream: &Upstream, target: RelayTarget) -> Result<Relayed, RelayError> {
+pub async fn relay(
+    exchange: &mut Exchange,
+    upstream: &Upstream,
+    target: RelayTarget<'_>,
+) -> Result<Relayed, RelayError> {
     relay_tapped(exchange, upstream, target, None).await
 }
 
@@ -65,7 +70,7 @@ pub async fn relay(exchange: &mut Exchange, upstream: &Upstream, target: RelayTa
 pub async fn relay_tapped(
     exchange: &mut Exchange,
     upstream: &Upstream,
-    target: RelayTarget,
+    target: RelayTarget<'_>,
     tap: Option<Tap>,
 ) -> Result<Relayed, RelayError> {
     if exchange.is_answered() {
@@ -99,7 +104,7 @@ pub async fn relay_tapped(
 pub async fn relay_with_body(
     exchange: &mut Exchange,
     upstream: &Upstream,
-    target: RelayTarget,
+    target: RelayTarget<'_>,
     body: Bytes,
 ) -> Result<Relayed, RelayError> {
     if exchange.is_answered() {
@@ -118,7 +123,7 @@ pub async fn relay_with_body(
 pub async fn ask_with_body(
     exchange: &Exchange,
     upstream: &Upstream,
-    target: RelayTarget,
+    target: RelayTarget<'_>,
     body: Bytes,
     answer_limit: usize,
     within: Duration,
@@ -132,8 +137,8 @@ pub async fn ask_with_body(
 }
 
 /// The head of the request to the upstream. Its length is the client's (the body sets its own).
-fn outgoing_head(exchange: &Exchange, target: &RelayTarget) -> Result<Request<()>, RelayError> {
-    let uri = join(&target.base, &target.path_and_query)?;
+fn outgoing_head(exchange: &Exchange, target: &RelayTarget<'_>) -> Result<Request<()>, RelayError> {
+    let uri = join(&target.base, target.path_and_query)?;
     let headers = exchange.headers();
     // RFC 9110 §10.1.4: TE must be named in Connection, which HTTP/2 lacks.
     let takes_trailers = headers.contains_key(header::TE)

@@ -51,7 +51,7 @@ pub(super) async fn stream(
     upstream: &Upstream,
     request: &mut Option<Request<Outgoing>>,
     mut rest: Rest,
-    mount: Option<&Mount>,
+    mount: Option<&Mount<'_>>,
     tap: Option<Tap>,
 ) -> Result<Relayed, RelayError> {
     let (pause, patience) = (exchange.settings().body_timeout, upstream.answer_timeout());
@@ -102,7 +102,11 @@ fn pass_interim_answers(exchange: &Exchange, request: &mut Request<Outgoing>) {
 }
 
 /// Keeps a redirect from leading the client past the mount.
-fn rewrite_location<B>(mount: Option<&Mount>, method: &Method, response: &mut Response<B>) -> Result<(), RelayError> {
+fn rewrite_location<B>(
+    mount: Option<&Mount<'_>>,
+    method: &Method,
+    response: &mut Response<B>,
+) -> Result<(), RelayError> {
     let Some(mount) = mount else { return Ok(()) };
     let status = response.status();
     mount
@@ -114,7 +118,7 @@ fn rewrite_location<B>(mount: Option<&Mount>, method: &Method, response: &mut Re
 pub(super) async fn stream_answer(
     exchange: &mut Exchange,
     mut response: Response<UpstreamBody>,
-    mount: Option<&Mount>,
+    mount: Option<&Mount<'_>>,
 ) -> Result<Relayed, RelayError> {
     rewrite_location(mount, exchange.method(), &mut response)?;
     Ok(answer(exchange, response, Rest::Over, None).await)

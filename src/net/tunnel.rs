@@ -34,7 +34,7 @@ pub(super) async fn relay_upgrade(
     exchange: &mut Exchange,
     upstream: &Upstream,
     mut request: Request<()>,
-    mount: Option<&Mount>,
+    mount: Option<&Mount<'_>>,
 ) -> Result<Relayed, RelayError> {
     if exchange.tunnels_full() {
         return Err(RelayError::TooManyTunnels);

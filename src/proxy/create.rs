@@ -15,7 +15,7 @@ use crate::calls::rejection::{RejectedRequest, RequestKind};
 use crate::ids::{Alias, BusinessId};
 use crate::metrics::{MessageKind, PLAN_UNKNOWN};
 use crate::net::headers::strip_hop_by_hop;
-use crate::net::{BodyError, Exchange, RelayTarget};
+use crate::net::{BodyError, Exchange};
 use crate::policy::{CallAttributes, Contradictions, Ignored, RequestAttributes, UnknownBusiness};
 use crate::provider::account::{Account, join_url};
 use crate::provider::description::Operation;
@@ -70,17 +70,12 @@ impl Unparsed {
     }
 }
 
-/// Parses a possible create; `target` is where it is passed through to otherwise.
+/// Parses a possible create.
 ///
 /// # Errors
 /// The request must be rejected.
-pub(super) async fn parse(
-    calls: &Calls,
-    exchange: &mut Exchange,
-    to: &OwnedRoute,
-    target: &RelayTarget,
-) -> Result<Parsed, Box<Unparsed>> {
-    let (account, path) = (&to.account, &to.path);
+pub(super) async fn parse(calls: &Calls, exchange: &mut Exchange, to: &OwnedRoute) -> Result<Parsed, Box<Unparsed>> {
+    let (account, path) = (&to.account, to.path());
     let sdk_sleeps = sdk_sleeps(exchange.headers(), account);
     let headers = exchange.headers().clone();
     let reject = |rejection: Rejection, direction: Direction| {
@@ -122,7 +117,7 @@ pub(super) async fn parse(
     if let Some(ignored) = ignored {
         info!(business = %facts.business, account = %account.name, %ignored, "business id in the request ignored");
     }
-    let uri = join_url(&target.base, &target.path_and_query).parse().map_err(|_| {
+    let uri = join_url(account.upstream_of(path), to.path_and_query()).parse().map_err(|_| {
         let message = "The request's path cannot be sent on.";
         reject(Rejection::new(RejectionCode::InvalidRequest, message), operation.direction)
     })?;

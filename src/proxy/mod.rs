@@ -6,7 +6,6 @@ pub mod route;
 
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use http::{Response, StatusCode};
@@ -16,43 +15,45 @@ use crate::calls::Calls;
 use crate::calls::batches::{BatchCalling, OtherRequest};
 use crate::calls::rejection::client_disconnected;
 use crate::metrics::{ApiRequest, Served};
-use crate::net::{Exchange, Handler, HostRule, Mount, RelayTarget};
+use crate::net::Exchange;
 use crate::provider::account::Account;
-use crate::provider::path::percent_decode;
 use crate::reply::{Rejection, RejectionCode, health, problem};
 use crate::telemetry::traces;
 pub use create::{CREATE_BYTES_MAX, CREATE_MANY_BYTES_MAX};
 use create::{Parsed, parse};
 use relay::{relay, relay_rejected};
 pub use route::BUSINESS_HEADER;
-use route::{OwnedRoute, RouteError, may_create, route};
+use route::{OwnedRoute, RouteError, Router, may_create};
 
 /// The handler of `listen.api`.
 pub struct Proxy {
-    /// The outbound pipeline.
-    pub calls: Arc<Calls>,
+    calls: Arc<Calls>,
     /// The handler of batch calling in place of the provider, if any.
-    pub batches: Option<Arc<dyn BatchCalling>>,
+    batches: Option<Arc<dyn BatchCalling>>,
+    router: Router,
 }
 
-#[async_trait]
-impl Handler for Proxy {
-    async fn handle(&self, exchange: &mut Exchange) {
+impl Proxy {
+    /// Makes the handler of one generation.
+    pub fn new(calls: Arc<Calls>, batches: Option<Arc<dyn BatchCalling>>) -> Self {
+        let router = Router::new(&calls.accounts);
+        Self { calls, batches, router }
+    }
+
+    /// Handles one request.
+    pub async fn handle(&self, exchange: &mut Exchange) {
         if exchange.path() == "/health" {
             return exchange.respond(health()).await;
         }
         let (kind, status) = self.answer(exchange).await;
         self.calls.lifecycle.metrics.request(Served::Api(kind), status);
     }
-}
 
-impl Proxy {
     /// Answers the request; returns its kind and the status of the answer.
     async fn answer(&self, exchange: &mut Exchange) -> (ApiRequest, u16) {
         let calls = &self.calls;
-        let path = exchange.path().to_owned();
-        let to = match route(&calls.accounts, exchange.host(), &path, exchange.headers()) {
-            Ok(to) => to,
+        let to = match self.router.route(exchange.host(), exchange.path(), exchange.headers()) {
+            Ok(route) => OwnedRoute::new(&route, exchange.target()),
             Err(RouteError::Unknown) => {
                 let mounts: Vec<String> = calls.accounts.keys().map(|name| format!("/{name}/…")).collect();
                 let message = format!("Unknown path. Mounts: {}", mounts.join(", "));
@@ -64,23 +65,17 @@ impl Proxy {
                 return (ApiRequest::Unknown, relay_rejected(calls, exchange, &account, rejection).await);
             }
         };
-        let to = OwnedRoute {
-            business: to.business.map(|business| percent_decode(business).into_owned()),
-            account: to.account.clone(),
-            path: to.path.to_owned(),
-        };
-        let target = target(exchange, &to);
-        if exchange.is_upgrade() || !may_create(&to.account.provider, exchange.method(), &to.path) {
+        if exchange.is_upgrade() || !may_create(&to.account.provider, exchange.method(), to.path()) {
             if self.batches.is_some()
                 && let Some(response) = self.batch_answer(exchange, &to).boxed().await
             {
                 return (ApiRequest::Relay, respond(exchange, response, &to.account).await);
             }
-            return (ApiRequest::Relay, relay(calls, exchange, &to.account, target).await);
+            return (ApiRequest::Relay, relay(calls, exchange, &to).await);
         }
         let tree = traces::create(to.account.name.as_str(), exchange.headers());
         // Boxed, so that requests that pass through do not need the memory of a create.
-        Box::pin(self.create(exchange, to, target)).instrument(tree).await
+        Box::pin(self.create(exchange, to)).instrument(tree).await
     }
 
     /// The answer to a request about a batch that ringfence dials itself.
@@ -88,7 +83,7 @@ impl Proxy {
         let batches = self.batches.as_ref()?;
         let request = OtherRequest {
             method: exchange.method(),
-            path: &to.path,
+            path: to.path(),
             query: exchange.query().unwrap_or_default(),
             headers: exchange.headers(),
         };
@@ -96,13 +91,13 @@ impl Proxy {
     }
 
     /// Parses a possible create, and places it.
-    async fn create(&self, exchange: &mut Exchange, to: OwnedRoute, target: RelayTarget) -> (ApiRequest, u16) {
+    async fn create(&self, exchange: &mut Exchange, to: OwnedRoute) -> (ApiRequest, u16) {
         let calls = &self.calls;
-        let request = match parse(calls, exchange, &to, &target).instrument(traces::step("parse")).await {
+        let request = match parse(calls, exchange, &to).instrument(traces::step("parse")).await {
             Ok(Parsed::Create(request)) => *request,
             Ok(Parsed::Other) => {
                 traces::record_field("otel.name", "relay");
-                let status = relay(calls, exchange, &to.account, target).await;
+                let status = relay(calls, exchange, &to).await;
                 traces::record_status(&Span::current(), status);
                 return (ApiRequest::Relay, status);
             }
@@ -151,23 +146,4 @@ async fn respond(exchange: &mut Exchange, response: Response<Bytes>, account: &A
     }
     exchange.respond(response).await;
     status
-}
-
-fn target(exchange: &Exchange, to: &OwnedRoute) -> RelayTarget {
-    let path = &to.path;
-    let at = exchange.path().strip_suffix(path.as_str());
-    let at = at.map_or_else(|| format!("/{}", to.account.name), str::to_owned);
-    let path_and_query = match exchange.query() {
-        Some(query) => format!("{path}?{query}"),
-        None => path.clone(),
-    };
-    let base = to.account.upstream_of(path).clone();
-    RelayTarget {
-        mount: Some(Mount { base: base.clone(), at }),
-        base,
-        path_and_query,
-        set_headers: vec![],
-        remove_headers: vec![BUSINESS_HEADER],
-        host: HostRule::Upstream,
-    }
 }

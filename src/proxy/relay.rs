@@ -1,38 +1,58 @@
 //! Passes through requests that create no call.
 
-use std::sync::Arc;
+use std::borrow::Cow;
 
 use futures_util::FutureExt as _;
+use http::HeaderName;
 use tracing::debug;
 
-use super::route::sdk_sleeps;
+use super::route::{BUSINESS_HEADER, OwnedRoute, sdk_sleeps};
 use crate::calls::Calls;
+use crate::calls::external::shows_no_call;
 use crate::calls::rejection::RejectedRequest;
-use crate::net::{Exchange, RelayError, RelayTarget, Tap, relay_tapped};
+use crate::net::{Exchange, HostRule, Mount, RelayError, RelayTarget, Tap, relay_tapped};
 use crate::provider::account::Account;
 use crate::reply::{Rejection, RejectionCode};
 
+/// The fields that are not for providers.
+static REMOVED: [HeaderName; 1] = [BUSINESS_HEADER];
+
 /// Passes a request through; returns the status of its answer.
-pub(super) async fn relay(calls: &Calls, exchange: &mut Exchange, account: &Arc<Account>, target: RelayTarget) -> u16 {
-    let tap = tap(calls, exchange, account, &target);
-    match relay_tapped(exchange, &calls.upstream, target, tap).await {
+pub(super) async fn relay(calls: &Calls, exchange: &mut Exchange, to: &OwnedRoute) -> u16 {
+    let tap = tap(calls, exchange, to);
+    match relay_tapped(exchange, &calls.upstream, target(to), tap).await {
         Ok(relayed) => relayed.status.as_u16(),
-        Err(error) => failed(calls, exchange, account, &error).await,
+        Err(error) => failed(calls, exchange, &to.account, &error).await,
+    }
+}
+
+fn target(to: &OwnedRoute) -> RelayTarget<'_> {
+    let base = to.account.upstream_of(to.path());
+    RelayTarget {
+        base: base.clone(),
+        path_and_query: to.path_and_query(),
+        set_headers: vec![],
+        remove_headers: Cow::Borrowed(&REMOVED),
+        host: HostRule::Upstream,
+        mount: Some(Mount { base, at: to.mount() }),
     }
 }
 
 /// Inspects the answer of a request that may create something, to count calls that no operation describes.
-fn tap(calls: &Calls, exchange: &Exchange, account: &Arc<Account>, target: &RelayTarget) -> Option<Tap> {
+fn tap(calls: &Calls, exchange: &Exchange, to: &OwnedRoute) -> Option<Tap> {
     let method = exchange.method().as_str();
     let may_make = ["POST", "PUT", "PATCH"].iter().any(|one| method.eq_ignore_ascii_case(one));
-    if !may_make || account.provider.unfenced.is_none() {
+    if !may_make || to.account.provider.unfenced.is_none() {
         return None;
     }
-    let (inbound, tasks, account) = (calls.inbound.clone(), calls.tasks.clone(), account.clone());
-    let path = target.path_and_query.split('?').next().unwrap_or_default().to_owned();
+    let (inbound, tasks, to) = (calls.inbound.clone(), calls.tasks.clone(), to.clone());
     Some(Tap::new(move |answer| {
+        if shows_no_call(&to.account, to.path(), &answer) {
+            return;
+        }
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        let mut look = Box::pin(tasks.track_future(async move { inbound.passed_by(&account, &path, &answer).await }));
+        let passed = async move { inbound.passed_by(&to.account, to.path(), &answer).await };
+        let mut look = Box::pin(tasks.track_future(passed));
         // Usually the look-up is ready at once.
         if look.as_mut().now_or_never().is_none() {
             runtime.spawn(look);

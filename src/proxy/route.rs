@@ -6,6 +6,7 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use http::header::AUTHORIZATION;
+use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, Method};
 
 use crate::ids::AccountName;
@@ -20,13 +21,38 @@ use crate::provider::sign::equal;
 pub const BUSINESS_HEADER: HeaderName = HeaderName::from_static("x-business-id");
 
 /// The owned form of [`Route`].
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct OwnedRoute {
     pub(super) account: Arc<Account>,
-    /// The business in `/b/{business}/…`.
+    /// The business in `/b/{business}/…`, decoded.
     pub(super) business: Option<String>,
-    /// The path at the provider, without mount and business.
-    pub(super) path: String,
+    /// The request's target. Behind the first `mount_bytes` of it begins the path at the provider.
+    target: PathAndQuery,
+    mount_bytes: usize,
+}
+
+impl OwnedRoute {
+    /// Makes the route of a request's target its owner's.
+    pub(super) fn new(route: &Route<'_>, target: PathAndQuery) -> Self {
+        let mount_bytes = target.path().len().saturating_sub(route.path.len());
+        let business = route.business.map(|business| percent_decode(business).into_owned());
+        Self { account: route.account.clone(), business, target, mount_bytes }
+    }
+
+    /// Mount and business: the part of the path that the provider does not see.
+    pub(super) fn mount(&self) -> &str {
+        self.target.path().get(..self.mount_bytes).unwrap_or_default()
+    }
+
+    /// The path at the provider.
+    pub(super) fn path(&self) -> &str {
+        self.target.path().get(self.mount_bytes..).unwrap_or_default()
+    }
+
+    /// The path at the provider, and the query.
+    pub(super) fn path_and_query(&self) -> &str {
+        self.target.as_str().get(self.mount_bytes..).unwrap_or_default()
+    }
 }
 
 /// The account and path that a request is for.
@@ -54,29 +80,74 @@ pub(super) enum RouteError {
     },
 }
 
-/// Finds the account by name (`/account-name/…`), by mount (`/twilio/…`), each also below `/b/{business}`, or by the Host header. Of
-/// several accounts of one provider the request's own attributes decide: the account id in the path (Twilio's account SID), else the
-/// key. Without either, it is the account named like its provider's mount, else the first one. A parent account's key may be used on
-/// the path of a subaccount, so an id in the path outranks the key.
-pub(super) fn route<'a>(
-    accounts: &'a BTreeMap<AccountName, Arc<Account>>,
-    host: Option<&str>,
-    path: &'a str,
-    headers: &HeaderMap,
-) -> Result<Route<'a>, RouteError> {
-    let (business, path) = match path.strip_prefix("/b/").and_then(|rest| rest.split_once('/')) {
-        Some((business, _)) => (Some(business), &path[3 + business.len()..]),
-        None => (None, path),
-    };
-    let is_mount =
-        |name: &AccountName| accounts.values().any(|a| a.provider.mount.strip_prefix('/') == Some(name.as_str()));
-    let by_name = accounts.values().filter(|a| !is_mount(&a.name));
-    for account in by_name {
-        let Some(rest) = below(path, &format!("/{}", account.name)) else { continue };
-        let same: Vec<_> = accounts.values().filter(|a| a.provider.name == account.provider.name).collect();
-        // The only account of a provider needs no proof.
-        let shown = if same.len() > 1 { find_shown(&same, Some(account), rest, headers) } else { None };
-        return match shown {
+/// The accounts of a configuration, prepared for routing. Only where several accounts may be meant does a request allocate memory.
+#[derive(Debug)]
+pub struct Router {
+    /// In the order of their names.
+    accounts: Vec<RoutedAccount>,
+}
+
+#[derive(Debug)]
+struct RoutedAccount {
+    account: Arc<Account>,
+    /// The beginning of paths that name the account. `None`: it is named like a provider's mount.
+    named_at: Option<String>,
+}
+
+impl Router {
+    /// Prepares the accounts.
+    pub fn new(accounts: &BTreeMap<AccountName, Arc<Account>>) -> Self {
+        let is_mount =
+            |name: &AccountName| accounts.values().any(|a| a.provider.mount.strip_prefix('/') == Some(name.as_str()));
+        let routed = accounts.values().map(|account| RoutedAccount {
+            account: account.clone(),
+            named_at: (!is_mount(&account.name)).then(|| format!("/{}", account.name)),
+        });
+        Self { accounts: routed.collect() }
+    }
+
+    /// Finds the account by name (`/account-name/…`), by mount (`/twilio/…`), each also below `/b/{business}`, or by the Host header. Of
+    /// several accounts of one provider the request's own attributes decide: the account id in the path (Twilio's account SID), else the
+    /// key. Without either, it is the account named like its provider's mount, else the first one. A parent account's key may be used on
+    /// the path of a subaccount, so an id in the path outranks the key.
+    pub(super) fn route<'a>(
+        &'a self,
+        host: Option<&str>,
+        path: &'a str,
+        headers: &HeaderMap,
+    ) -> Result<Route<'a>, RouteError> {
+        let (business, path) = match path.strip_prefix("/b/").and_then(|rest| rest.split_once('/')) {
+            Some((business, _)) => (Some(business), &path[3 + business.len()..]),
+            None => (None, path),
+        };
+        for RoutedAccount { account, named_at } in &self.accounts {
+            if let Some(path) = named_at.as_deref().and_then(|at| below(path, at)) {
+                return self.by_name(account, path, headers).map(|()| Route { account, business, path });
+            }
+        }
+        let mounts = self.accounts.iter().map(|a| &a.account.provider.mount);
+        let mounted = mounts.filter_map(|mount| Some((mount, below(path, mount)?))).next();
+        let (account, path) = match mounted {
+            Some((mount, path)) => (self.by_provider(|p| p.mount == *mount, path, headers), path),
+            None => {
+                let host = host.ok_or(RouteError::Unknown)?;
+                let bare = host.rsplit_once(':').filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()));
+                let host = bare.map_or(host, |(name, _)| name);
+                (self.by_provider(|p| p.hosts.iter().any(|known| is_host(known, host)), path, headers), path)
+            }
+        };
+        account.map(|account| Route { account, business, path }).ok_or(RouteError::Unknown)
+    }
+
+    /// Checks that a request to an account by its name shows no id or key of another one.
+    fn by_name(&self, account: &Arc<Account>, path: &str, headers: &HeaderMap) -> Result<(), RouteError> {
+        let is_same = |a: &&RoutedAccount| a.account.provider.name == account.provider.name;
+        if self.accounts.iter().filter(is_same).nth(1).is_none() {
+            // The only account of a provider needs no proof.
+            return Ok(());
+        }
+        let same: Vec<_> = self.accounts.iter().filter(is_same).map(|a| &a.account).collect();
+        match find_shown(&same, Some(account), path, headers) {
             // If the account's key is not configured, another key proves nothing.
             Some((other, proof))
                 if other.name != account.name
@@ -90,24 +161,27 @@ pub(super) fn route<'a>(
                 );
                 Err(RouteError::Contradiction { account: account.clone(), why })
             }
-            _ => Ok(Route { account, business, path: rest }),
-        };
+            _ => Ok(()),
+        }
     }
-    let of_provider = |fits: &dyn Fn(&Description) -> bool, path: &'a str| {
-        let fitting: Vec<_> = accounts.values().filter(|a| fits(&a.provider)).collect();
-        let default = fitting.iter().find(|a| is_mount(&a.name)).or(fitting.first()).copied();
-        let shown = if fitting.len() > 1 { find_shown(&fitting, default, path, headers) } else { None };
-        let account = shown.map(|(account, _)| account).or(default);
-        account.map(|account| Route { account, business, path }).ok_or(RouteError::Unknown)
-    };
-    let mounted = accounts.values().find_map(|a| below(path, &a.provider.mount).map(|rest| (&a.provider.mount, rest)));
-    if let Some((mount, rest)) = mounted {
-        return of_provider(&|p| p.mount == *mount, rest);
+
+    /// The account of a provider that a request is for.
+    fn by_provider(
+        &self,
+        is_provider: impl Fn(&Description) -> bool,
+        path: &str,
+        headers: &HeaderMap,
+    ) -> Option<&Arc<Account>> {
+        let fitting = || self.accounts.iter().filter(|a| is_provider(&a.account.provider));
+        let first = fitting().next()?;
+        if fitting().nth(1).is_none() {
+            return Some(&first.account);
+        }
+        let default = &fitting().find(|a| a.named_at.is_none()).unwrap_or(first).account;
+        let fitting: Vec<_> = fitting().map(|a| &a.account).collect();
+        let shown = find_shown(&fitting, Some(default), path, headers);
+        Some(shown.map_or(default, |(account, _)| account))
     }
-    let host = host.ok_or(RouteError::Unknown)?;
-    let bare = host.rsplit_once(':').filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()));
-    let host = bare.map_or(host, |(name, _)| name);
-    of_provider(&|p| p.hosts.iter().any(|known| is_host(known, host)), path)
 }
 
 /// Whether a host matches. `*` stands for any labels: `api.*.twilio.com` matches every region and edge.
@@ -246,7 +320,8 @@ mod tests {
 
     fn found(host: &str, path: &str) -> Option<(String, Option<String>, String)> {
         let all = accounts(&[("el", "elevenlabs", "-"), ("tw-a", "twilio", "AC1"), ("tw-b", "twilio", "AC2")]);
-        let r = route(&all, Some(host), path, &HeaderMap::new()).ok()?;
+        let router = Router::new(&all);
+        let r = router.route(Some(host), path, &HeaderMap::new()).ok()?;
         Some((r.account.name.to_string(), r.business.map(str::to_owned), r.path.to_owned()))
     }
 
@@ -272,7 +347,8 @@ mod tests {
             let mut headers = HeaderMap::new();
             let basic = format!("Basic {}", BASE64.encode(format!("{user}:any")));
             headers.insert("authorization", basic.parse().unwrap());
-            route(&all, Some("localhost"), path, &headers)
+            Router::new(&all)
+                .route(Some("localhost"), path, &headers)
                 .map(|r| r.account.name.to_string())
                 .map_err(|e| format!("{e:?}"))
         };
@@ -291,8 +367,9 @@ mod tests {
         assert_eq!(to("/twilio_de/2010-04-01/Accounts/AC9/Calls.json", "SK1"), is("twilio_de"), "a subaccount");
         let twins = accounts(&[("a", "twilio", "AC1"), ("twilio", "twilio", "AC1")]);
         let path = "/twilio/2010-04-01/Accounts/AC1/Calls.json";
-        let called = route(&twins, None, path, &HeaderMap::new()).map(|r| r.account.name.to_string());
-        assert_eq!(called.unwrap(), "twilio", "of two with one key, the one that is called");
+        let twins = Router::new(&twins);
+        let called = twins.route(None, path, &HeaderMap::new()).unwrap();
+        assert_eq!(called.account.name.as_str(), "twilio", "of two with one key, the one that is called");
         for (path, user) in
             [("/twilio_de/2010-04-01/Accounts/AC1/Calls.json", "AC1"), ("/other/v2/Flows/FW1/Executions", "AC1")]
         {

@@ -13,7 +13,7 @@ const FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 
 /// Headers from which an app may derive scheme, host or path of its own URL, and that could contradict ours. A sender's are never
 /// passed on, not even a trusted proxy's: `public_url` has what they would say.
-pub(super) const REPLACED: [HeaderName; 9] = [
+pub(super) static REPLACED: [HeaderName; 9] = [
     FORWARDED,
     FORWARDED_HOST,
     FORWARDED_PROTO,

@@ -1,5 +1,7 @@
 //! Forwarding to the app: replies that a provider waits for, and notifications.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use http::{Response, StatusCode};
 use tracing::{Instrument as _, warn};
@@ -58,7 +60,7 @@ impl Webhooks {
         let span = traces::request("ask the app");
         let context = traces::trace_headers(&span);
         if !context.is_empty() {
-            target.remove_headers.extend(traces::TRACE_HEADERS);
+            target.remove_headers.to_mut().extend(traces::TRACE_HEADERS);
         }
         target.set_headers.extend(context);
         let asking = ask_with_body(exchange, &self.calls.upstream, target, body, ANSWER_BYTES_MAX, within);
@@ -126,18 +128,18 @@ impl Webhooks {
     // === to the app ===
 
     /// The request to the app: same path, same bytes; a URL-bound signature is made anew for the app's URL.
-    fn app_target(&self, parsed: &ParsedWebhook<'_>) -> RelayTarget {
+    fn app_target<'p>(&self, parsed: &'p ParsedWebhook<'_>) -> RelayTarget<'p> {
         let base = self.settings.forward_url.clone().unwrap_or_default();
-        let path_and_query = parsed.raw.path_and_query.clone();
         let raw = parsed.raw;
-        let url = self.settings.app_url(&raw.headers, &path_and_query);
+        let path_and_query = &raw.path_and_query;
+        let url = self.settings.app_url(&raw.headers, path_and_query);
         let received_url = self.signed(raw).url();
         let mut set_headers = self.settings.front_headers(&url);
         set_headers.extend(parsed.resign(&received_url).headers(&raw.method, &url, &raw.body, raw.form()));
         RelayTarget {
             base,
             path_and_query,
-            remove_headers: REPLACED.to_vec(),
+            remove_headers: Cow::Borrowed(&REPLACED),
             set_headers,
             host: HostRule::Upstream,
             mount: None,

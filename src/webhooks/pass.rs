@@ -1,5 +1,6 @@
 //! Forwards requests that no description matches to the app: its own paths and sockets.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
@@ -38,9 +39,9 @@ impl Webhooks {
         let app_url = self.settings.app_url(&headers, &path_and_query);
         let mut target = RelayTarget {
             base,
-            path_and_query: path_and_query.clone(),
+            path_and_query: &path_and_query,
             set_headers: self.settings.front_headers(&app_url),
-            remove_headers: REPLACED.to_vec(),
+            remove_headers: Cow::Borrowed(&REPLACED),
             host: HostRule::Upstream,
             mount: None,
         };

@@ -282,11 +282,12 @@ async fn bodies_read_before_are_relayed_with_one_length() {
             let client = client.clone();
             Box::pin(async move {
                 let body = exchange.read_body(1000).await.expect("a body");
+                let path_and_query = exchange.path_and_query().to_owned();
                 let target = RelayTarget {
                     base: format!("http://{upstream}/base/").parse().expect("uri"),
-                    path_and_query: exchange.path_and_query().to_owned(),
+                    path_and_query: &path_and_query,
                     set_headers: Vec::new(),
-                    remove_headers: Vec::new(),
+                    remove_headers: [].as_slice().into(),
                     host: HostRule::Preserve,
                     mount: None,
                 };
@@ -324,9 +325,9 @@ async fn steps_given_up_half_way_are_remembered() {
             Box::pin(async move {
                 let target = RelayTarget {
                     base: format!("http://{upstream}").parse().expect("uri"),
-                    path_and_query: "/".to_owned(),
+                    path_and_query: "/",
                     set_headers: Vec::new(),
-                    remove_headers: Vec::new(),
+                    remove_headers: [].as_slice().into(),
                     host: HostRule::Upstream,
                     mount: None,
                 };

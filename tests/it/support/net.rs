@@ -88,11 +88,12 @@ pub struct RelayTo {
 #[async_trait]
 impl Handler for RelayTo {
     async fn handle(&self, exchange: &mut Exchange) {
+        let path_and_query = exchange.path_and_query().to_owned();
         let target = RelayTarget {
             base: self.base.clone(),
-            path_and_query: exchange.path_and_query().to_owned(),
+            path_and_query: &path_and_query,
             set_headers: Vec::new(),
-            remove_headers: Vec::new(),
+            remove_headers: [].as_slice().into(),
             host: self.host,
             mount: None,
         };
