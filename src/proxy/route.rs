@@ -379,6 +379,24 @@ mod tests {
     }
 
     #[test]
+    fn routing_allocates_nothing() {
+        let router = Router::new(&accounts(&[("el", "elevenlabs", "-"), ("twilio", "twilio", "AC1")]));
+        let headers = HeaderMap::new();
+        for (host, path) in [
+            ("localhost:8080", "/el/v1/voices"),
+            ("localhost", "/twilio/2010-04-01/Accounts/AC1/Messages.json"),
+            ("localhost", "/b/acme/elevenlabs/v1/convai/agents/a/simulate"),
+            ("api.elevenlabs.io", "/v1/history"),
+        ] {
+            let counted = allocation_counter::measure(|| {
+                let route = router.route(Some(host), path, &headers).unwrap();
+                assert!(!may_create(&route.account.provider, &Method::POST, route.path));
+            });
+            assert_eq!(counted.count_total, 0, "{host} {path}");
+        }
+    }
+
+    #[test]
     fn hosts_of_regions_and_edges_are_known() {
         for host in
             ["api.twilio.com", "api.ie1.twilio.com", "API.dublin.ie1.twilio.com:443", "studio.sydney.au1.twilio.com"]
