@@ -102,7 +102,7 @@ impl Bench {
 
     async fn admit(&self, n: usize) -> CallId {
         let (call, at_ms) = (CallId::new(), Clock::system().now_ms());
-        let facts = CallAttributes {
+        let attributes = CallAttributes {
             business: BusinessId::parse(&format!("business_{}", n % BUSINESSES)).unwrap(),
             plan: "PRO".to_owned(),
             account: AccountName::parse("elevenlabs").unwrap(),
@@ -115,12 +115,12 @@ impl Bench {
             other_number: Some("+15550002222".to_owned()),
         };
         let policy = self.policy.load();
-        let bindings = policy.bindings(&facts);
+        let bindings = policy.bindings(&attributes);
         assert_eq!(bindings.len(), 3);
         let order = AdmissionRequest { call: call.clone(), bindings, slots: Slots::ONE, mode: policy.mode(), at_ms };
         let record = NewCall {
             id: call.clone(),
-            facts,
+            attributes,
             origin: Origin::Create,
             phase: Phase::Reserved,
             over_limit: false,

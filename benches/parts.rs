@@ -83,24 +83,24 @@ fn selectors(criterion: &mut Criterion, config: &Config) {
         operation("elevenlabs", "register_call"),
     );
     let mut group = criterion.benchmark_group("select");
-    group.bench_function("facts of JSON", |b| {
+    group.bench_function("attributes of JSON", |b| {
         b.iter(|| {
             let body = Document::decode(JSON, black_box(CREATE));
-            let facts = create
-                .facts
+            let attributes = create
+                .attributes
                 .read(&Message { body: &body, query: &[], path: &nothing, headers: &headers }, Direction::Outbound);
-            assert!(facts.agent.is_some());
-            facts
+            assert!(attributes.agent.is_some());
+            attributes
         });
     });
-    group.bench_function("facts of a form", |b| {
+    group.bench_function("attributes of a form", |b| {
         b.iter(|| {
             let body = Document::decode(FORM, black_box(CREATE_FORM));
-            let facts = calls
-                .facts
+            let attributes = calls
+                .attributes
                 .read(&Message { body: &body, query: &[], path: &nothing, headers: &headers }, Direction::Outbound);
-            assert!(facts.other_number.is_some());
-            facts
+            assert!(attributes.other_number.is_some());
+            attributes
         });
     });
     group.bench_function("an id in XML", |b| {
@@ -147,7 +147,7 @@ fn translation(criterion: &mut Criterion, config: &Config) {
         let message = Message { body: &body, query: &[], path: &found[0].captures, headers: &headers };
         let event = webhook.events.iter().find(|e| e.when.is_empty() || e.when.holds(&message)).unwrap();
         let news = event.state.as_ref().and_then(|s| s.read(&message, EndProof::Webhook));
-        (webhook.ids.read(&message), webhook.facts.read(&message, Direction::Outbound), news.unwrap())
+        (webhook.ids.read(&message), webhook.attributes.read(&message, Direction::Outbound), news.unwrap())
     };
     let body = transcription();
     let mut group = criterion.benchmark_group("translate");
@@ -161,7 +161,7 @@ fn translation(criterion: &mut Criterion, config: &Config) {
 fn policy(criterion: &mut Criterion, config: &Config) {
     let policy = Policy::new(config.policy.clone(), &[]);
     let marks = RequestAttributes { agent: Some("agent_123"), number: Some("phnum_1"), ..RequestAttributes::default() };
-    let facts = CallAttributes {
+    let attributes = CallAttributes {
         business: BusinessId::parse("business_123").unwrap(),
         plan: "PRO".to_owned(),
         account: AccountName::parse("elevenlabs").unwrap(),
@@ -175,7 +175,7 @@ fn policy(criterion: &mut Criterion, config: &Config) {
     };
     let mut group = criterion.benchmark_group("policy, 300 businesses");
     group.bench_function("identify", |b| b.iter(|| policy.identify(black_box(&marks))));
-    group.bench_function("bindings", |b| b.iter(|| policy.bindings(black_box(&facts))));
+    group.bench_function("bindings", |b| b.iter(|| policy.bindings(black_box(&attributes))));
     group.finish();
 }
 

@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 fn new_call() -> NewCall {
     NewCall {
         id: CallId::new(),
-        facts: CallAttributes {
+        attributes: CallAttributes {
             business: BusinessId::parse("business_1").unwrap(),
             plan: "PRO".to_owned(),
             account: AccountName::parse("elevenlabs").unwrap(),

@@ -326,7 +326,7 @@ impl AdmissionController {
         }
         let talked = record.outcome.is_some_and(|o| !matches!(o, Outcome::NotCreated | Outcome::Capacity));
         let length_ms = record.ended_at.filter(|_| talked && record.slots == 1).map(|at| at - record.admitted_at);
-        self.0.waits.freed(&self.0.policy.load().bindings(&record.facts), length_ms);
+        self.0.waits.freed(&self.0.policy.load().bindings(&record.attributes), length_ms);
         self.release_by_id(&record.id).boxed().await;
     }
 
@@ -342,8 +342,8 @@ impl AdmissionController {
     }
 
     /// The limits that would bind a call now, with what they allow here: while policies differ, the lower number.
-    pub fn bindings(&self, facts: &CallAttributes) -> Vec<Binding> {
-        let mut bindings = self.0.policy.load().bindings(facts);
+    pub fn bindings(&self, attributes: &CallAttributes) -> Vec<Binding> {
+        let mut bindings = self.0.policy.load().bindings(attributes);
         self.apply_lower_limits(&mut bindings);
         bindings
     }

@@ -85,23 +85,23 @@ pub struct LimitMatch {
 }
 
 impl LimitMatch {
-    fn matches(&self, facts: &CallAttributes) -> bool {
+    fn matches(&self, attributes: &CallAttributes) -> bool {
         fn has(list: &[String], value: Option<&str>) -> bool {
             list.is_empty() || value.is_some_and(|v| list.iter().any(|one| one == v))
         }
         let prefix_fits = self.destination_prefix.is_empty()
-            || facts
+            || attributes
                 .other_number
                 .as_deref()
                 .is_some_and(|n| self.destination_prefix.iter().any(|p| n.starts_with(p.as_str())));
-        has(&self.business, Some(facts.business.as_str()))
-            && has(&self.plan, Some(&facts.plan))
-            && (has(&self.account, Some(facts.account.as_str()))
-                || has(&self.account, facts.carrier.as_ref().map(AccountName::as_str)))
-            && self.direction.is_none_or(|d| d == facts.direction)
-            && has(&self.agent, facts.agent.as_deref())
-            && has(&self.own_number, facts.own_number.as_deref())
-            && has(&self.operation, Some(&facts.operation))
+        has(&self.business, Some(attributes.business.as_str()))
+            && has(&self.plan, Some(&attributes.plan))
+            && (has(&self.account, Some(attributes.account.as_str()))
+                || has(&self.account, attributes.carrier.as_ref().map(AccountName::as_str)))
+            && self.direction.is_none_or(|d| d == attributes.direction)
+            && has(&self.agent, attributes.agent.as_deref())
+            && has(&self.own_number, attributes.own_number.as_deref())
+            && has(&self.operation, Some(&attributes.operation))
             && prefix_fits
     }
 }
@@ -459,18 +459,18 @@ impl Policy {
 
     /// All limits that bind a call, the most specific first. A rejection names the first full one: freeing a slot of the business
     /// frees one of the account too, but not the other way round.
-    pub fn bindings(&self, facts: &CallAttributes) -> Vec<Binding> {
-        let mut bindings = self.business_bindings(facts);
-        let matching = |limit: &&Limit| limit.selects.matches(facts);
+    pub fn bindings(&self, attributes: &CallAttributes) -> Vec<Binding> {
+        let mut bindings = self.business_bindings(attributes);
+        let matching = |limit: &&Limit| limit.selects.matches(attributes);
         bindings.extend(self.settings.limits.iter().chain(&self.global).filter(matching).filter_map(|limit| {
             let per = match limit.per {
                 Per::All => Some(""),
-                Per::Business => Some(facts.business.as_str()),
-                Per::Plan => Some(facts.plan.as_str()),
-                Per::Account => Some(facts.account.as_str()),
-                Per::Agent => facts.agent.as_deref(),
-                Per::OwnNumber => facts.own_number.as_deref(),
-                Per::Destination => facts.other_number.as_deref(),
+                Per::Business => Some(attributes.business.as_str()),
+                Per::Plan => Some(attributes.plan.as_str()),
+                Per::Account => Some(attributes.account.as_str()),
+                Per::Agent => attributes.agent.as_deref(),
+                Per::OwnNumber => attributes.own_number.as_deref(),
+                Per::Destination => attributes.other_number.as_deref(),
             }?;
             Some(binding(limit.name.clone(), limit.scope, per, limit.bound))
         }));
@@ -490,28 +490,28 @@ impl Policy {
     }
 
     /// Returns the fallback for a call while Redis is away: the strictest setting of the limits that bind it.
-    pub fn on_outage(&self, facts: &CallAttributes) -> OnOutage {
-        let own = self.settings.limits.iter().filter(|limit| limit.selects.matches(facts));
+    pub fn on_outage(&self, attributes: &CallAttributes) -> OnOutage {
+        let own = self.settings.limits.iter().filter(|limit| limit.selects.matches(attributes));
         // Limits of businesses, accounts and the platform have no setting of their own.
         own.filter_map(|limit| limit.on_outage).fold(self.settings.on_outage, OnOutage::max)
     }
 
-    fn business_bindings(&self, facts: &CallAttributes) -> Vec<Binding> {
-        let own = self.businesses.get(&facts.business).and_then(|b| b.max_calls);
+    fn business_bindings(&self, attributes: &CallAttributes) -> Vec<Binding> {
+        let own = self.businesses.get(&attributes.business).and_then(|b| b.max_calls);
         // A known business is bound by its current plan, including calls admitted under an earlier one.
-        let known = self.businesses.contains_key(&facts.business).then(|| self.plan_of(&facts.business));
-        let plan_name = known.as_ref().unwrap_or(&facts.plan);
+        let known = self.businesses.contains_key(&attributes.business).then(|| self.plan_of(&attributes.business));
+        let plan_name = known.as_ref().unwrap_or(&attributes.plan);
         let plan = self.settings.plans.get(plan_name);
         let concurrent = own.or_else(|| plan.and_then(|p| p.concurrent));
         let name: Arc<str> = match own {
-            Some(_) => format!("business.{}", facts.business).into(),
+            Some(_) => format!("business.{}", attributes.business).into(),
             None => format!("plan.{plan_name}").into(),
         };
         // The key holds the business only, so that the count survives a change of plan.
         let bound_to = |bound| Binding {
             limit: name.clone(),
             scope: Scope::Business,
-            key: format!("business{}|{}", kind(bound), facts.business),
+            key: format!("business{}|{}", kind(bound), attributes.business),
             bound,
         };
         let rate = plan.and_then(|p| p.rate).map(|rate| bound_to(Bound::Rate(rate)));

@@ -1,5 +1,5 @@
 -- Calls, from admission to end. The primary key is the lease id in the gate: a call without a row was never admitted.
--- Times are milliseconds since 1970-01-01 UTC. The columns business to other_number are the facts that policy selects by.
+-- Times are milliseconds since 1970-01-01 UTC. The columns business to other_number are the attributes that policy selects by.
 CREATE TABLE calls (
     id            TEXT PRIMARY KEY,
     business      TEXT NOT NULL,

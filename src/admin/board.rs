@@ -241,7 +241,7 @@ impl Reading {
             self.open.as_ref().map(|open| open.iter().map(|call| (call, row(call))).collect());
         let next = |(rights, before): (Rights, Arc<Frame>)| {
             let sees = |business: &str| rights.as_ref().is_none_or(|own| own.contains(business));
-            let mine = rows.iter().flatten().filter(|(call, _)| sees(call.facts.business.as_str()));
+            let mine = rows.iter().flatten().filter(|(call, _)| sees(call.attributes.business.as_str()));
             let calls: BTreeMap<String, Arc<str>> = match &rows {
                 Some(_) => mine.take(CALLS_MAX).map(|(call, row)| (call.id.to_string(), row.clone())).collect(),
                 // The old data stays, marked as outdated.
@@ -256,10 +256,10 @@ impl Reading {
     fn parts(&self, rights: &Rights, sees: impl Fn(&str) -> bool) -> BTreeMap<&'static str, String> {
         let mut held = BTreeMap::<&str, u32>::new();
         let mut open = 0_usize;
-        for call in self.open.iter().flatten().filter(|call| sees(call.facts.business.as_str())) {
+        for call in self.open.iter().flatten().filter(|call| sees(call.attributes.business.as_str())) {
             open += 1;
             if call.counts() && !call.over_limit {
-                *held.entry(call.facts.business.as_str()).or_default() += call.slots;
+                *held.entry(call.attributes.business.as_str()).or_default() += call.slots;
             }
         }
         for own in rights.iter().flatten() {

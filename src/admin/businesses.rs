@@ -21,9 +21,9 @@ impl Admin {
         let open = self.calls.lifecycle.store.open_calls().await?;
         let mut up = BTreeMap::<&str, u32>::new();
         for call in
-            open.iter().filter(|call| call.counts() && !call.over_limit && who.sees(call.facts.business.as_str()))
+            open.iter().filter(|call| call.counts() && !call.over_limit && who.sees(call.attributes.business.as_str()))
         {
-            *up.entry(call.facts.business.as_str()).or_default() += call.slots;
+            *up.entry(call.attributes.business.as_str()).or_default() += call.slots;
         }
         let policy = self.calls.lifecycle.policy.load();
         let mut known: Vec<&Business> = policy.businesses().filter(|one| who.sees(one.id.as_str())).collect();

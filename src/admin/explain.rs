@@ -49,16 +49,16 @@ impl BindingUsage {
 
 impl Now {
     fn holds(&self, call: &CallRecord, key: &str) -> bool {
-        call.counts() && !call.over_limit && self.policy.bindings(&call.facts).iter().any(|b| b.key == key)
+        call.counts() && !call.over_limit && self.policy.bindings(&call.attributes).iter().any(|b| b.key == key)
     }
 
     fn usage(&self, binding: Binding) -> BindingUsage {
         let (used, allows) = match binding.bound {
             Bound::Concurrent(n) => (self.by_key.get(&binding.key).copied().unwrap_or(0), n),
             Bound::Rate(rate) => {
-                let counts = |(at, facts): &&(UnixMs, CallAttributes)| {
+                let counts = |(at, attributes): &&(UnixMs, CallAttributes)| {
                     at.saturating_add(rate.held_ms()) > self.at_ms
-                        && self.policy.bindings(facts).iter().any(|one| one.key == binding.key)
+                        && self.policy.bindings(attributes).iter().any(|one| one.key == binding.key)
                 };
                 (u32::try_from(self.recent.iter().filter(counts).count()).unwrap_or(u32::MAX), rate.count)
             }
@@ -84,7 +84,8 @@ impl Now {
             Bound::Concurrent(_) => self.open.iter().filter(|call| self.holds(call, &binding.key)).collect(),
             Bound::Rate(_) => vec![],
         };
-        let mine: Vec<&&CallRecord> = holding.iter().filter(|call| who.sees(call.facts.business.as_str())).collect();
+        let mine: Vec<&&CallRecord> =
+            holding.iter().filter(|call| who.sees(call.attributes.business.as_str())).collect();
         let holders: Vec<Value> = mine.iter().take(HOLDERS_MAX).map(|call| holder(call, self.at_ms)).collect();
         json!({
             "name": binding.limit, "kind": if matches!(binding.bound, Bound::Rate(_)) { "rate" } else { "concurrent" },
@@ -105,16 +106,16 @@ fn scope_word(scope: Scope) -> &'static str {
 
 fn holder(call: &CallRecord, at_ms: UnixMs) -> Value {
     json!({
-        "callId": call.id, "businessId": call.facts.business, "account": call.facts.account, "phase": call.phase,
-        "direction": call.facts.direction, "slots": call.slots, "origin": call.origin, "unsettled": call.unsettled,
+        "callId": call.id, "businessId": call.attributes.business, "account": call.attributes.account, "phase": call.phase,
+        "direction": call.attributes.direction, "slots": call.slots, "origin": call.origin, "unsettled": call.unsettled,
         "ageSecs": ((at_ms - call.admitted_at) / 1000).max(0), "silentSecs": ((at_ms - call.seen_at) / 1000).max(0),
-        "otherNumber": call.facts.other_number.as_deref().map(mask_number),
+        "otherNumber": call.attributes.other_number.as_deref().map(mask_number),
     })
 }
 
 /// A create that might be sent.
 struct WouldBe {
-    facts: CallAttributes,
+    attributes: CallAttributes,
     /// The reason why its business is unknown, if unknown ones are rejected.
     unknown_business: Option<String>,
     /// The reason why its destination is blocked.
@@ -157,7 +158,7 @@ fn decide(now: &Now, create: &WouldBe, usages: &[BindingUsage], enforcement: Enf
         Enforcement::Observe | Enforcement::Bypassed => "admitted and marked",
     };
     let refused = |code, limit, because: String, advice| Decision { outcome, code: Some(code), limit, because, advice };
-    let business = &create.facts.business;
+    let business = &create.attributes.business;
     let mut decision = if let Some(why) = &create.unknown_business {
         let advice = vec![
             format!(
@@ -267,9 +268,9 @@ impl Admin {
 
     fn explained(&self, now: &Now, about: &str, create: &WouldBe, who: &Requester) -> Value {
         let admission = &self.calls.lifecycle.admission;
-        let facts = &create.facts;
+        let attributes = &create.attributes;
         let usages: Vec<BindingUsage> =
-            admission.bindings(facts).into_iter().map(|binding| now.usage(binding)).collect();
+            admission.bindings(attributes).into_iter().map(|binding| now.usage(binding)).collect();
         let enforcement = match (admission.mode(), admission.bypass()) {
             (Mode::Enforce, _) => Enforcement::On,
             (Mode::Observe, None) => Enforcement::Observe,
@@ -279,9 +280,9 @@ impl Admin {
         json!({
             "about": about, "now": rfc3339(now.at_ms), "mode": now.policy.mode().as_str(), "bypass": self.bypass_json(),
             "create": {
-                "businessId": facts.business, "plan": facts.plan, "account": facts.account, "carrier": facts.carrier,
-                "direction": facts.direction, "to": facts.other_number.as_deref().map(mask_number), "agent": facts.agent,
-                "known": now.policy.business(&facts.business).is_some(),
+                "businessId": attributes.business, "plan": attributes.plan, "account": attributes.account, "carrier": attributes.carrier,
+                "direction": attributes.direction, "to": attributes.other_number.as_deref().map(mask_number), "agent": attributes.agent,
+                "known": now.policy.business(&attributes.business).is_some(),
             },
             "limits": usages.iter().map(|one| now.usage_json(one, who)).collect::<Vec<_>>(),
             "decision": decision.to_json(),
@@ -316,30 +317,30 @@ impl Admin {
             Some("inbound") => Direction::Inbound,
             Some(_) => return Err(bad("direction must be outbound or inbound")),
         };
-        let facts = facts(now, business, account, direction);
-        let facts = CallAttributes {
+        let attributes = attributes(now, business, account, direction);
+        let attributes = CallAttributes {
             agent: query_value(query, "agent"),
             own_number: query_value(query, "number"),
             other_number: query_value(query, "to"),
-            ..facts
+            ..attributes
         };
         let marks = RequestAttributes {
-            header: Some(facts.business.as_str()),
-            path: Some(facts.business.as_str()),
-            agent: facts.agent.as_deref(),
-            number: facts.own_number.as_deref(),
+            header: Some(attributes.business.as_str()),
+            path: Some(attributes.business.as_str()),
+            agent: attributes.agent.as_deref(),
+            number: attributes.own_number.as_deref(),
             account: Some(account.name.as_str()),
             api_key_sha256: None,
         };
-        let is_known = now.policy.business(&facts.business).is_some();
+        let is_known = now.policy.business(&attributes.business).is_some();
         let identified = (!is_known).then(|| now.policy.identify(&marks));
         let unknown_business =
             identified.and_then(|found| found.unknown_business).map(|unknown_business| unknown_business.0);
-        let blocked = facts.other_number.as_deref().filter(|_| direction == Direction::Outbound).and_then(|to| {
-            let judged = self.calls.destinations.may_call(&facts.business, to, None, None);
+        let blocked = attributes.other_number.as_deref().filter(|_| direction == Direction::Outbound).and_then(|to| {
+            let judged = self.calls.destinations.may_call(&attributes.business, to, None, None);
             judged.err().map(|why| format!("{} {why}", mask_number(to)))
         });
-        Ok(WouldBe { facts, unknown_business, blocked })
+        Ok(WouldBe { attributes, unknown_business, blocked })
     }
 
     async fn explain_refusal(&self, now: &Now, record: &RejectionRecord, who: &Requester) -> Answer {
@@ -349,7 +350,7 @@ impl Admin {
         let account = self.account_asked(Some(&record.account)).ok();
         if let (Some(business), Some(account)) = (business, account) {
             let create = WouldBe {
-                facts: facts(now, business, account, record.direction),
+                attributes: attributes(now, business, account, record.direction),
                 unknown_business: None,
                 blocked: None,
             };
@@ -362,13 +363,14 @@ impl Admin {
             let then = self.calls.lifecycle.store.calls_at(record.at, CALLS_MAX).await?;
             let held = |call: &&CallRecord| {
                 !call.over_limit
-                    && now.policy.bindings(&call.facts).iter().any(|binding| {
+                    && now.policy.bindings(&call.attributes).iter().any(|binding| {
                         *binding.limit == *limit
-                            && (binding.scope != Scope::Business || call.facts.business.as_str() == record.business)
+                            && (binding.scope != Scope::Business
+                                || call.attributes.business.as_str() == record.business)
                     })
             };
             let held: Vec<&CallRecord> = then.iter().filter(held).collect();
-            let mine = held.iter().filter(|call| who.sees(call.facts.business.as_str())).take(HOLDERS_MAX);
+            let mine = held.iter().filter(|call| who.sees(call.attributes.business.as_str())).take(HOLDERS_MAX);
             let mine: Vec<Value> = mine.map(|call| holder(call, record.at)).collect();
             answer["moreHeldThen"] = (held.len() - mine.len()).into();
             answer["heldThen"] = mine.into();
@@ -377,7 +379,7 @@ impl Admin {
     }
 
     fn explain_call(&self, now: &Now, record: &CallRecord, who: &Requester) -> Answer {
-        let create = WouldBe { facts: record.facts.clone(), unknown_business: None, blocked: None };
+        let create = WouldBe { attributes: record.attributes.clone(), unknown_business: None, blocked: None };
         let mut answer = self.explained(now, "call", &create, who);
         answer["call"] = call_json(record);
         let age = |at: UnixMs| (now.at_ms - at).max(0) / 1000;
@@ -399,8 +401,8 @@ impl Admin {
     }
 }
 
-/// The facts of a create of a business at an account, without further details.
-fn facts(now: &Now, business: BusinessId, account: &Account, direction: Direction) -> CallAttributes {
+/// The attributes of a create of a business at an account, without further details.
+fn attributes(now: &Now, business: BusinessId, account: &Account, direction: Direction) -> CallAttributes {
     let operations = &account.provider.operations;
     let operation = operations.iter().find(|one| one.direction == direction).or(operations.first());
     CallAttributes {

@@ -31,7 +31,7 @@ impl Admin {
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let mut by_business = BTreeMap::<&str, u32>::new();
         for call in open.into_iter().flatten().filter(|c| !c.over_limit) {
-            *by_business.entry(call.facts.business.as_str()).or_default() += call.slots;
+            *by_business.entry(call.attributes.business.as_str()).or_default() += call.slots;
         }
         // Only limits without `per`: a label per business would be unbounded. Unused limits are included.
         let limits_max = self.calls.lifecycle.policy.load().single_count_bounds();
@@ -149,8 +149,8 @@ impl Admin {
         let refusals = self.calls.lifecycle.store.list_rejections(&seen, 100).await?;
         let mut events: Vec<(i64, Value)> = Vec::new();
         for call in &calls {
-            let business = call.facts.business.as_str();
-            let base = |kind: &str, at: i64| json!({"type": kind, "at": rfc3339(at), "callId": call.id, "businessId": business, "plan": call.facts.plan});
+            let business = call.attributes.business.as_str();
+            let base = |kind: &str, at: i64| json!({"type": kind, "at": rfc3339(at), "callId": call.id, "businessId": business, "plan": call.attributes.plan});
             if call.outcome != Some(Outcome::Capacity) {
                 events.push((call.admitted_at, base("admitted", call.admitted_at)));
             }
@@ -178,7 +178,7 @@ impl Admin {
 /// A call in the shape of older clients; its age in milliseconds.
 fn active_call(call: &CallRecord, now_ms: i64) -> Value {
     json!({
-        "callId": call.id, "plan": call.facts.plan, "businessId": call.facts.business,
+        "callId": call.id, "plan": call.attributes.plan, "businessId": call.attributes.business,
         "acquiredAt": rfc3339(call.admitted_at), "age": (now_ms - call.admitted_at).max(0),
     })
 }
@@ -203,7 +203,7 @@ fn global_status(policy: &Policy, active: u32, open: &[CallRecord]) -> Value {
     let mut by_plan: BTreeMap<String, u32> =
         ["PAYG", "STARTER", "PRO", "ENTERPRISE"].iter().map(|p| ((*p).to_owned(), 0)).collect();
     for call in open.iter().filter(|c| !c.over_limit) {
-        *by_plan.entry(call.facts.plan.clone()).or_default() += call.slots;
+        *by_plan.entry(call.attributes.plan.clone()).or_default() += call.slots;
     }
     let percent = if limit == 0 { 0 } else { (u64::from(active) * 100).div_ceil(u64::from(limit)) };
     json!({"active": active, "limit": limit, "available": limit.saturating_sub(active), "utilizationPercent": percent, "byPlan": by_plan})

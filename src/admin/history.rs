@@ -96,10 +96,10 @@ impl Point {
     /// Adds what these calls hold.
     fn with(mut self, open: &[CallRecord]) -> Self {
         for call in open.iter().filter(|call| call.counts()) {
-            let facts = &call.facts;
+            let attributes = &call.attributes;
             self.all += call.slots;
-            *self.businesses.entry(facts.business.as_str().into()).or_default() += call.slots;
-            for account in std::iter::once(&facts.account).chain(&facts.carrier) {
+            *self.businesses.entry(attributes.business.as_str().into()).or_default() += call.slots;
+            for account in std::iter::once(&attributes.account).chain(&attributes.carrier) {
                 *self.accounts.entry(account.as_str().into()).or_default() += call.slots;
             }
         }

@@ -78,10 +78,10 @@ fn filter_of(query: &str, who: &Requester, now_ms: UnixMs) -> Result<ListFilter,
 fn fits(filter: &ListFilter, call: &CallRecord) -> bool {
     let has = |list: &Option<Vec<String>>, one: &str| list.as_ref().is_none_or(|all| all.iter().any(|own| own == one));
     let is_of = |account: &String| {
-        call.facts.account.as_str() == account
-            || call.facts.carrier.as_ref().is_some_and(|carrier| carrier.as_str() == account)
+        call.attributes.account.as_str() == account
+            || call.attributes.carrier.as_ref().is_some_and(|carrier| carrier.as_str() == account)
     };
-    has(&filter.businesses, call.facts.business.as_str())
+    has(&filter.businesses, call.attributes.business.as_str())
         && filter.account.as_ref().is_none_or(is_of)
         && filter.phases.as_ref().is_none_or(|phases| phases.contains(&call.phase))
         && filter.from_ms.is_none_or(|from_ms| call.admitted_at >= from_ms)
@@ -109,7 +109,7 @@ impl Admin {
             (records, open, None, limit)
         } else {
             let mut records = store.open_calls().await?;
-            records.retain(|call| who.sees(call.facts.business.as_str()));
+            records.retain(|call| who.sees(call.attributes.business.as_str()));
             let open = records.len();
             records.retain(|call| fits(&filter, call));
             let total = records.len();

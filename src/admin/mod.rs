@@ -416,7 +416,7 @@ impl Admin {
             Some(call) => store.call(&call).await?,
             None => None,
         };
-        let record = record.filter(|call| who.sees(call.facts.business.as_str()));
+        let record = record.filter(|call| who.sees(call.attributes.business.as_str()));
         record.ok_or_else(|| not_found("no call of this id is on record"))
     }
 
@@ -494,13 +494,13 @@ fn call_json_with(call: &CallRecord, number: fn(&str) -> String) -> Value {
     let ids = call.aliases.iter().filter(|alias| alias.kind != KEY_KIND);
     let aliases: Map<String, Value> = ids.map(|a| (a.kind.clone(), a.id.clone().into())).collect();
     json!({
-        "callId": call.id, "businessId": call.facts.business, "plan": call.facts.plan,
-        "direction": call.facts.direction, "status": session_status(call.phase, call.outcome),
-        "provider": call.facts.provider, "account": call.facts.account, "carrier": call.facts.carrier,
-        "operation": call.facts.operation, "origin": call.origin, "slots": call.slots,
+        "callId": call.id, "businessId": call.attributes.business, "plan": call.attributes.plan,
+        "direction": call.attributes.direction, "status": session_status(call.phase, call.outcome),
+        "provider": call.attributes.provider, "account": call.attributes.account, "carrier": call.attributes.carrier,
+        "operation": call.attributes.operation, "origin": call.origin, "slots": call.slots,
         "phase": call.phase, "outcome": call.outcome, "proof": call.proof,
         "overLimit": call.over_limit, "unsettled": call.unsettled,
-        "agent": call.facts.agent, "ownNumber": masked(&call.facts.own_number), "otherNumber": masked(&call.facts.other_number),
+        "agent": call.attributes.agent, "ownNumber": masked(&call.attributes.own_number), "otherNumber": masked(&call.attributes.other_number),
         "startedAt": rfc3339(call.admitted_at), "answeredAt": call.answered_at.map(rfc3339), "endedAt": call.ended_at.map(rfc3339),
         "lastSeenAt": rfc3339(call.seen_at), "lastSeenBy": call.seen_by, "deadlineAt": call.deadline_at.map(rfc3339),
         "ids": aliases,

@@ -73,7 +73,7 @@ impl Admin {
                 let limit =
                     policy.settings().accounts.iter().find(|a| a.name == account.name).and_then(|a| a.concurrent);
                 let of = |call: &&CallRecord| {
-                    call.facts.account == account.name || call.facts.carrier.as_ref() == Some(&account.name)
+                    call.attributes.account == account.name || call.attributes.carrier.as_ref() == Some(&account.name)
                 };
                 let mine: Vec<&CallRecord> = open.iter().filter(|call| call.counts()).filter(of).collect();
                 let unread = sweep_statuses.get(account.name.as_str()).map(|seen| &seen.unread);

@@ -120,7 +120,7 @@ impl Admin {
         let mut notifications = hub.subscribe();
         let (mut before, mut after, mut murmured) = (Value::Null, 0, 0);
         loop {
-            let found = store.call(&id).await.ok().flatten().filter(|call| who.sees(call.facts.business.as_str()));
+            let found = store.call(&id).await.ok().flatten().filter(|call| who.sees(call.attributes.business.as_str()));
             // Purged, or unreadable at present: the client reconnects.
             let record = found?;
             let mut shown = call_json_for(&record, who);

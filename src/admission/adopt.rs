@@ -24,7 +24,7 @@ pub(super) fn lease_of(call: &NewCall) -> LeaseRow {
 impl AdmissionController {
     /// Counts a call that exists already, over limits if necessary, and records it.
     pub async fn adopt(&self, _policy_guard: &PolicyGuard, mut call: NewCall) -> Result<InsertOutcome> {
-        call.keys = keys(&self.0.policy.load().bindings(&call.facts));
+        call.keys = keys(&self.0.policy.load().bindings(&call.attributes));
         let held = lease_of(&call);
         if !self.is_shared() {
             self.send_op(GateOp::Adopt(self.state().epoch, held)).boxed().await;
@@ -63,7 +63,7 @@ impl AdmissionController {
 
     /// Counts an unconfirmed call from now on, over limits if necessary. `false`: it counts already, or has ended.
     pub async fn confirm(&self, _policy_guard: &PolicyGuard, record: &CallRecord) -> Result<bool> {
-        let keys = keys(&self.0.policy.load().bindings(&record.facts));
+        let keys = keys(&self.0.policy.load().bindings(&record.attributes));
         loop {
             let state = self.state();
             let epoch = self.is_shared().then_some(state.epoch);

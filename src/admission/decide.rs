@@ -40,7 +40,7 @@ impl AdmissionController {
         mut call: NewCall,
     ) -> std::result::Result<Admission, AdmissionError> {
         call.keys = keys(&request.bindings);
-        let business = call.facts.business.clone();
+        let business = call.attributes.business.clone();
         let is_bulk = call.aliases.iter().any(|alias| alias.kind == JOB_KIND);
         self.apply_lower_limits(&mut request.bindings);
         let until = Instant::now() + REBUILD_WAIT_MAX;
@@ -136,7 +136,7 @@ impl AdmissionController {
         state: GateState,
     ) -> std::result::Result<Attempt, AdmissionError> {
         if self.0.settings.home != GateMode::Database {
-            match self.0.policy.load().on_outage(&call.facts) {
+            match self.0.policy.load().on_outage(&call.attributes) {
                 OnOutage::Database => self.0.metrics.degraded(Degraded::Database),
                 _ => return self.in_outage(request, call, state, "Redis is unavailable".to_owned()).boxed().await,
             }
@@ -166,7 +166,7 @@ impl AdmissionController {
         state: GateState,
         why: String,
     ) -> std::result::Result<Attempt, AdmissionError> {
-        let choice = self.0.policy.load().on_outage(&call.facts);
+        let choice = self.0.policy.load().on_outage(&call.attributes);
         if choice != OnOutage::Open {
             self.0.metrics.degraded(Degraded::Closed);
             return Err(AdmissionError::Gate(why));

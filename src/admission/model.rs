@@ -37,7 +37,7 @@ enum Answer {
 /// An open recorded call.
 #[derive(Debug, Clone)]
 struct Open {
-    facts: CallAttributes,
+    attributes: CallAttributes,
     phase: Phase,
     held: LeaseRow,
 }
@@ -173,7 +173,7 @@ impl Model {
         &mut self,
         at: usize,
         request: &AdmissionRequest,
-        facts: &CallAttributes,
+        attributes: &CallAttributes,
         alias: Option<usize>,
         is_again: bool,
     ) -> Answer {
@@ -183,7 +183,7 @@ impl Model {
             _ => None,
         };
         let choice = match (self.home, self.mode) {
-            (GateMode::Redis, GateMode::Database) => self.replicas[at].0.on_outage(facts),
+            (GateMode::Redis, GateMode::Database) => self.replicas[at].0.on_outage(attributes),
             _ => OnOutage::Database,
         };
         let (slots, would_reject) = match choice {
@@ -215,8 +215,8 @@ impl Model {
             Some(Owner::News(event)) => Some(event),
             _ => None,
         };
-        self.open(request.call.clone(), facts, keys(&request.bindings), slots, false, alias);
-        self.sent.push((self.now, facts.clone()));
+        self.open(request.call.clone(), attributes, keys(&request.bindings), slots, false, alias);
+        self.sent.push((self.now, attributes.clone()));
         Answer::Admitted(slots, would_reject, news)
     }
 
@@ -246,7 +246,7 @@ impl Model {
     fn open(
         &mut self,
         call: CallId,
-        facts: &CallAttributes,
+        attributes: &CallAttributes,
         keys: Vec<String>,
         slots: u32,
         over_limit: bool,
@@ -254,7 +254,7 @@ impl Model {
     ) {
         self.owners.extend(alias.map(|alias| (alias, Owner::Call(call.clone()))));
         let held = LeaseRow { call, keys, slots, since_ms: self.now, over_limit };
-        self.open.push(Open { facts: facts.clone(), phase: Phase::Reserved, held });
+        self.open.push(Open { attributes: attributes.clone(), phase: Phase::Reserved, held });
     }
 
     /// Applies an event to a call.
@@ -279,7 +279,7 @@ impl Model {
     fn freed(&self, at: usize, over: &Open, outcome: Outcome) {
         let (policy, waits) = &self.replicas[at];
         let talked = !matches!(outcome, Outcome::NotCreated | Outcome::Capacity) && over.held.slots == 1;
-        waits.freed(&policy.bindings(&over.facts), talked.then(|| self.now - over.held.since_ms));
+        waits.freed(&policy.bindings(&over.attributes), talked.then(|| self.now - over.held.since_ms));
     }
 
     /// Binds an id to a call, with an event; news that waited under the id is applied. Returns the call that has the id already,
@@ -312,14 +312,14 @@ impl Model {
         (self.mode, self.is_filled) = (to, true);
         self.ghosts.clear();
         for open in &mut self.open {
-            open.held.keys = keys(&policy.bindings(&open.facts));
+            open.held.keys = keys(&policy.bindings(&open.attributes));
         }
         let mut sent = self.sent.clone();
         sent.sort_by_key(|(at, _)| *at);
         sent.retain(|(at, _)| *at >= self.now - policy.longest_rate_ms());
         self.tokens.clear();
-        for (at, facts) in sent {
-            for limit in policy.bindings(&facts) {
+        for (at, attributes) in sent {
+            for limit in policy.bindings(&attributes) {
                 if let Bound::Rate(rate) = limit.bound {
                     self.tokens.push((limit.key, at, rate));
                 }

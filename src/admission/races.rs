@@ -154,7 +154,7 @@ impl Two {
         let call = self.new_call();
         let request = AdmissionRequest {
             call: call.id.clone(),
-            bindings: replica.0.policy.load().bindings(&call.facts),
+            bindings: replica.0.policy.load().bindings(&call.attributes),
             slots: crate::policy::decision::Slots::ONE,
             mode: Mode::Enforce,
             at_ms: call.at_ms,
@@ -419,5 +419,5 @@ async fn hole_3_14_what_redis_has_yet_to_be_told_counts_by_the_limits_of_today()
     two.b.swap(tomorrow.clone(), || {}).await.unwrap();
     two.agree_on(1).await;
     let held = two.between.held(two.b.state().epoch).await.unwrap();
-    assert_eq!(held[0].keys, keys(&tomorrow.bindings(&exists.facts)));
+    assert_eq!(held[0].keys, keys(&tomorrow.bindings(&exists.attributes)));
 }

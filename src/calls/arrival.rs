@@ -6,7 +6,7 @@ use crate::call::{Direction, Origin, Phase};
 use crate::ids::{Alias, CallId};
 use crate::policy::WhenFull;
 use crate::provider::account::Account;
-use crate::provider::description::CallFacts;
+use crate::provider::description::MessageAttributes;
 use crate::store::{Contradiction, Voucher};
 
 /// A call as its provider announces it.
@@ -19,7 +19,7 @@ pub struct Arrival {
     /// The side that placed the call.
     pub direction: Direction,
     /// The attributes that policy selects by.
-    pub facts: CallFacts,
+    pub attributes: MessageAttributes,
     /// The call's ids.
     pub aliases: Vec<Alias>,
     /// The call's phase.

@@ -111,7 +111,7 @@ impl Context {
 
     /// The accounts that know a call: the one whose capacity it uses first, then its carrier.
     pub fn accounts_of(&self, record: &CallRecord) -> Vec<&Arc<Account>> {
-        let names = [Some(&record.facts.account), record.facts.carrier.as_ref()];
+        let names = [Some(&record.attributes.account), record.attributes.carrier.as_ref()];
         names.into_iter().flatten().filter_map(|name| self.account(name)).collect()
     }
 
@@ -126,9 +126,9 @@ impl Context {
 
     /// The kind of batch that a record describes; `None` for a single call.
     pub fn group_of(&self, record: &CallRecord) -> Option<&Group> {
-        let provider = &self.accounts.get(&record.facts.account)?.provider;
+        let provider = &self.accounts.get(&record.attributes.account)?.provider;
         let by_id = provider.groups.iter().find(|g| record.alias(&g.needs).is_some());
-        by_id.or_else(|| provider.group_of(&record.facts.operation))
+        by_id.or_else(|| provider.group_of(&record.attributes.operation))
     }
 
     /// Whether observe mode is on: nothing is rejected that can be sent.

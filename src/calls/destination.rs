@@ -66,7 +66,7 @@ impl Destinations {
     }
 
     async fn blocked(&self, request: &CreateRequest) -> Option<BlockedNumber> {
-        if request.facts.direction != Direction::Outbound {
+        if request.attributes.direction != Direction::Outbound {
             return None;
         }
         let message = request.message();
@@ -83,8 +83,8 @@ impl Destinations {
                 }
             }
         }
-        let written = operation.facts.destination(&message);
-        let called = written.or_else(|| request.facts.other_number.as_deref().map(Cow::Borrowed))?;
+        let written = operation.attributes.destination(&message);
+        let called = written.or_else(|| request.attributes.other_number.as_deref().map(Cow::Borrowed))?;
         self.judge(request, &called).err()
     }
 
@@ -93,8 +93,8 @@ impl Destinations {
             true => Cow::Owned(format!("+{called}")),
             false => Cow::Borrowed(called),
         };
-        let facts = &request.facts;
-        let judged = self.judge_number(&facts.business, &facts.plan, &called, None, None);
+        let attributes = &request.attributes;
+        let judged = self.judge_number(&attributes.business, &attributes.plan, &called, None, None);
         judged.map_err(|why| BlockedNumber { why, masked: mask_number(&called), at: None })
     }
 

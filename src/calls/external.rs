@@ -13,7 +13,7 @@ use crate::call::{Direction, Event, Origin, Phase};
 use crate::ids::{Alias, CallId};
 use crate::net::{TAP_BYTES_MAX, Tapped};
 use crate::provider::account::Account;
-use crate::provider::description::{CallFacts, OWN_ID_KIND};
+use crate::provider::description::{MessageAttributes, OWN_ID_KIND};
 use crate::provider::path::percent_decode;
 use crate::provider::select::{Document, Message};
 use crate::store::{InsertOutcome, Result};
@@ -61,7 +61,7 @@ impl Inbound {
 
     async fn count_unfenced(&self, account: &Arc<Account>, path: &str, mut aliases: Vec<Alias>) -> Result<()> {
         let needs = account.provider.lookup.as_ref().map(|lookup| lookup.needs.as_str());
-        let (mut facts, mut phase) = (CallFacts::default(), Phase::Dialing);
+        let (mut attributes, mut phase) = (MessageAttributes::default(), Phase::Dialing);
         if let Some(main) = aliases.iter().find(|alias| Some(alias.kind.as_str()) == needs) {
             match self.provider.look_up_alias(account, main).await {
                 Ok(LookedUp::Found(found)) => {
@@ -71,7 +71,7 @@ impl Inbound {
                         return Ok(());
                     }
                     aliases.extend(more);
-                    facts = found.facts;
+                    attributes = found.attributes;
                     if let Some(Event::Reached(reached)) = found.event {
                         phase = reached;
                     }
@@ -84,7 +84,7 @@ impl Inbound {
             account: account.clone(),
             operation: "unfenced".to_owned(),
             direction: Direction::Outbound,
-            facts,
+            attributes,
             aliases,
             phase,
             rejectable: false,
@@ -110,7 +110,8 @@ impl Inbound {
     /// The store failed.
     pub async fn count_foreign(&self, arrival: Arrival) -> Result<Option<CallId>> {
         let id = CallId::new();
-        let mut call = self.context.lifecycle.new_call(&id, self.facts_of(&arrival), arrival.origin, arrival.phase);
+        let mut call =
+            self.context.lifecycle.new_call(&id, self.attributes_of(&arrival), arrival.origin, arrival.phase);
         call.aliases = arrival.aliases;
         call.polled = true;
         match self.context.lifecycle.adopt(call).boxed().await? {

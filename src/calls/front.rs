@@ -40,7 +40,7 @@ impl Inbound {
     }
 
     async fn register(&self, record: &CallRecord, agent: &str) -> std::result::Result<String, String> {
-        let account = self.context.account(&record.facts.account).ok_or("its account is gone")?;
+        let account = self.context.account(&record.attributes.account).ok_or("its account is gone")?;
         let front = account.provider.front.as_ref().ok_or("its provider connects no calls")?;
         let body = fill_json(&front.body, &|name| match name {
             "agent" => agent.into(),

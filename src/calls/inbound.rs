@@ -79,29 +79,29 @@ impl Inbound {
         }
         let policy_guard = self.context.lifecycle.admission.hold_policy().await;
         let policy = self.context.lifecycle.policy.load_full();
-        let facts = self.facts_of(&arrival);
+        let attributes = self.attributes_of(&arrival);
         let call = CallId::new();
         let at_ms = self.context.lifecycle.clock.now_ms();
-        let bindings = policy.bindings(&facts);
+        let bindings = policy.bindings(&attributes);
         let mode = self.context.lifecycle.admission.mode();
         let ask = AdmissionRequest { call: call.clone(), bindings, slots: Slots::ONE, mode, at_ms };
-        let mut record = self.context.lifecycle.new_call(&call, facts.clone(), arrival.origin, arrival.phase);
+        let mut record = self.context.lifecycle.new_call(&call, attributes.clone(), arrival.origin, arrival.phase);
         record.aliases = arrival.aliases.clone();
         let full = match self.context.lifecycle.admit(policy_guard, ask, record.clone()).boxed().await? {
             Admission::Admitted { would_reject, .. } => {
                 failpoint::hit("inbound.opened").await;
-                self.context.lifecycle.metrics.admitted(&facts);
+                self.context.lifecycle.metrics.admitted(&attributes);
                 info!(
                     %call,
-                    business = %facts.business,
-                    plan = facts.plan,
-                    account = %facts.account,
-                    from = facts.other_number.as_deref().map(mask_number),
+                    business = %attributes.business,
+                    plan = attributes.plan,
+                    account = %attributes.account,
+                    from = attributes.other_number.as_deref().map(mask_number),
                     would_refuse = would_reject.as_ref().map(|f| f.limit.as_ref()),
                     "inbound admitted"
                 );
                 if let Some(full) = would_reject {
-                    self.rejections.observed_full_limit(&arrival.account, &facts, &full).await;
+                    self.rejections.observed_full_limit(&arrival.account, &attributes, &full).await;
                 }
                 return Ok(ArrivalOutcome::Admitted(call));
             }
@@ -116,8 +116,8 @@ impl Inbound {
             return Ok(self.known(&other, &arrival).boxed().await?);
         }
         failpoint::hit("inbound.adopted").await;
-        self.rejections.inbound(&call, &facts, &full).await;
-        let when_full = policy.when_full(&facts.business).clone();
+        self.rejections.inbound(&call, &attributes, &full).await;
+        let when_full = policy.when_full(&attributes.business).clone();
         if arrival.rejectable {
             // Our reply to this webhook ends it.
             self.context.lifecycle.end_with_retry(&call, Outcome::Capacity, EndProof::Webhook, Source::Webhook).await;
@@ -140,8 +140,8 @@ impl Inbound {
             return Ok(create);
         }
         let id = CallId::new();
-        let facts = self.facts_of(&arrival);
-        let mut call = self.context.lifecycle.new_call(&id, facts.clone(), arrival.origin, arrival.phase);
+        let attributes = self.attributes_of(&arrival);
+        let mut call = self.context.lifecycle.new_call(&id, attributes.clone(), arrival.origin, arrival.phase);
         call.aliases = arrival.aliases;
         call.polled = true;
         let is_confirmed = call.origin != Origin::Unconfirmed;
@@ -151,7 +151,7 @@ impl Inbound {
         };
         match opened {
             InsertOutcome::New(_) => {
-                info!(call = %id, business = %facts.business, account = %facts.account, counts = is_confirmed, "transcript received for an unknown call; the call is recorded");
+                info!(call = %id, business = %attributes.business, account = %attributes.account, counts = is_confirmed, "transcript received for an unknown call; the call is recorded");
                 Ok(id)
             }
             InsertOutcome::Known(call) => Ok(call),
@@ -209,7 +209,8 @@ impl Inbound {
         let refused = applied.filter(|a| a.record.phase == Phase::Ended || a.record.over_limit);
         Ok(match refused {
             Some(applied) if arrival.rejectable => {
-                let when_full = self.context.lifecycle.policy.load().when_full(&applied.record.facts.business).clone();
+                let when_full =
+                    self.context.lifecycle.policy.load().when_full(&applied.record.attributes.business).clone();
                 ArrivalOutcome::Rejected(call.clone(), when_full)
             }
             _ => ArrivalOutcome::Admitted(call.clone()),
@@ -217,7 +218,7 @@ impl Inbound {
     }
 
     /// The attributes of an arriving call for policy. A carrier's call uses the capacity of the account whose agents answer it.
-    pub fn facts_of(&self, arrival: &Arrival) -> CallAttributes {
+    pub fn attributes_of(&self, arrival: &Arrival) -> CallAttributes {
         let policy = &self.context.policy;
         let agent_account = self.context.agent_account(&arrival.account.name);
         let (account, carrier) = match agent_account {
@@ -231,8 +232,8 @@ impl Inbound {
             }
         };
         let attributes = RequestAttributes {
-            agent: arrival.facts.agent.as_deref(),
-            number: arrival.facts.own_number.as_deref(),
+            agent: arrival.attributes.agent.as_deref(),
+            number: arrival.attributes.own_number.as_deref(),
             account: Some(account.name.as_str()),
             ..RequestAttributes::default()
         };
@@ -247,9 +248,9 @@ impl Inbound {
             carrier,
             direction: arrival.direction,
             operation: arrival.operation.clone(),
-            agent: arrival.facts.agent.clone(),
-            own_number: arrival.facts.own_number.clone(),
-            other_number: arrival.facts.other_number.clone(),
+            agent: arrival.attributes.agent.clone(),
+            own_number: arrival.attributes.own_number.clone(),
+            other_number: arrival.attributes.other_number.clone(),
         }
     }
 
@@ -266,9 +267,9 @@ impl Inbound {
                 let differs = found.is_part
                     || matches!(found.event, Some(Event::Ended(..)))
                     || found.direction.is_some_and(|direction| direction != arrival.direction)
-                    || lacks(&found.facts.own_number, &arrival.facts.own_number)
-                    || other(&found.facts.own_number, &arrival.facts.own_number)
-                    || other(&found.facts.other_number, &arrival.facts.other_number);
+                    || lacks(&found.attributes.own_number, &arrival.attributes.own_number)
+                    || other(&found.attributes.own_number, &arrival.attributes.own_number)
+                    || other(&found.attributes.other_number, &arrival.attributes.other_number);
                 differs.then_some(Contradiction::OtherSubaccount)
             }
             Ok(LookedUp::Absent) => Some(Contradiction::OtherSubaccount),

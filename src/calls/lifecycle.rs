@@ -85,11 +85,11 @@ impl Lifecycle {
     }
 
     /// A new call record; its deadline is that of its phase.
-    pub fn new_call(&self, id: &CallId, facts: CallAttributes, origin: Origin, phase: Phase) -> NewCall {
+    pub fn new_call(&self, id: &CallId, attributes: CallAttributes, origin: Origin, phase: Phase) -> NewCall {
         let at_ms = self.clock.now_ms();
         NewCall {
             id: id.clone(),
-            facts,
+            attributes,
             origin,
             phase,
             over_limit: false,
@@ -347,11 +347,11 @@ impl Lifecycle {
             let record = &applied.record;
             info!(
                 call = %call,
-                business = %record.facts.business,
+                business = %record.attributes.business,
                 %outcome,
                 %proof,
                 secs = seconds(record.admitted_at, record.ended_at),
-                to = record.facts.other_number.as_deref().map(mask_number),
+                to = record.attributes.other_number.as_deref().map(mask_number),
                 "call ended"
             );
         }
@@ -379,7 +379,7 @@ impl Lifecycle {
                         Origin::Unconfirmed => Origin::Foreign,
                         known => known,
                     };
-                    let mut again = self.new_call(&id, given_up.facts.clone(), origin, phase);
+                    let mut again = self.new_call(&id, given_up.attributes.clone(), origin, phase);
                     (again.over_limit, again.polled, again.slots) = (true, given_up.polled, given_up.slots);
                     // Its idempotency key moves with its ids, and identifies the same request.
                     (again.callback, again.fingerprint) = (given_up.callback.clone(), given_up.fingerprint.clone());

@@ -196,7 +196,8 @@ impl Sweeper {
     async fn initial_scan(&mut self) -> std::result::Result<usize, AskError> {
         let name = self.account.name.clone();
         let unread = |_| AskError::CannotQuery(name.clone(), "failed to read open calls");
-        for call in self.read_open_calls().await.map_err(unread)?.iter().filter(|call| call.facts.account == name) {
+        for call in self.read_open_calls().await.map_err(unread)?.iter().filter(|call| call.attributes.account == name)
+        {
             if call.unsettled && call.origin == Origin::Create && self.askable(call).is_empty() {
                 self.search(call).boxed().await;
             }
@@ -335,8 +336,8 @@ impl Sweeper {
             self.record_result(result);
         }
         let calls = self.calls.clone();
-        let orphan = |call: &CallRecord| calls.account(&call.facts.account).is_none();
-        for call in mine.iter().filter(|call| call.facts.account == name || orphan(call)) {
+        let orphan = |call: &CallRecord| calls.account(&call.attributes.account).is_none();
+        for call in mine.iter().filter(|call| call.attributes.account == name || orphan(call)) {
             match calls.group_of(call).cloned() {
                 Some(group) => self.settle_batch(call, &group).boxed().await,
                 None => self.reconcile_if_due(call).boxed().await,
@@ -370,7 +371,7 @@ impl Sweeper {
     fn is_to_be_hung_up(&self, call: &CallRecord) -> bool {
         let is_new = call.admitted_at + as_ms(self.calls.settings.list_lag) > self.calls.lifecycle.clock.now_ms();
         let refused = call.over_limit && call.alias(OWN_ID_KIND).is_none() && !is_new;
-        refused && call.facts.direction == Direction::Inbound
+        refused && call.attributes.direction == Direction::Inbound
     }
 
     /// Ends calls that another replica rejected and did not hang up: the leader handles all of them, a follower those of dead
@@ -382,7 +383,9 @@ impl Sweeper {
         }
         let leads = admission.role().leads;
         let Ok(mine) = self.read_open_calls().await else { return };
-        for call in mine.iter().filter(|call| call.facts.account == self.account.name && self.is_to_be_hung_up(call)) {
+        for call in
+            mine.iter().filter(|call| call.attributes.account == self.account.name && self.is_to_be_hung_up(call))
+        {
             if leads || admission.is_orphaned(call) {
                 self.calls.provider.hang_up_later(&call.id);
             }
@@ -393,8 +396,8 @@ impl Sweeper {
     async fn read_open_calls(&self) -> Result<Vec<CallRecord>> {
         let (open, name) = (self.calls.lifecycle.store.open_calls().await?, &self.account.name);
         // Every account's sweeper handles calls of accounts removed from the config: nothing else would end them.
-        let orphan = |call: &CallRecord| self.calls.account(&call.facts.account).is_none();
-        let of = |call: &CallRecord| call.facts.account == *name || call.facts.carrier.as_ref() == Some(name);
+        let orphan = |call: &CallRecord| self.calls.account(&call.attributes.account).is_none();
+        let of = |call: &CallRecord| call.attributes.account == *name || call.attributes.carrier.as_ref() == Some(name);
         Ok(open.into_iter().filter(|call| of(call) || orphan(call)).collect())
     }
 
@@ -421,7 +424,7 @@ impl Sweeper {
     async fn some_limit_is_full(&self, mine: &[CallRecord]) -> bool {
         let Ok(counts) = self.calls.lifecycle.admission.counts().await else { return false };
         let policy = self.calls.lifecycle.policy.load();
-        mine.iter().flat_map(|call| policy.bindings(&call.facts)).any(|binding| match binding.bound {
+        mine.iter().flat_map(|call| policy.bindings(&call.attributes)).any(|binding| match binding.bound {
             Bound::Concurrent(n) => counts.by_key.get(&binding.key).is_some_and(|held| *held >= n),
             Bound::Rate(_) => false,
         })
@@ -545,7 +548,7 @@ impl Sweeper {
     }
 
     fn lacks_the_carriers_id(&self, call: &CallRecord) -> bool {
-        let carrier = call.facts.carrier.as_ref().filter(|name| **name != self.account.name);
+        let carrier = call.attributes.carrier.as_ref().filter(|name| **name != self.account.name);
         let lookup = carrier.and_then(|name| self.calls.account(name)).and_then(|a| a.provider.lookup.as_ref());
         lookup.is_some_and(|lookup| call.alias(&lookup.needs).is_none())
     }

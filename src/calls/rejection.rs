@@ -202,7 +202,7 @@ impl Rejections {
     }
 
     /// The rejection for a full limit.
-    pub(super) async fn of_full_limit(&self, facts: &CallAttributes, full: &LimitExceeded) -> Rejection {
+    pub(super) async fn of_full_limit(&self, attributes: &CallAttributes, full: &LimitExceeded) -> Rejection {
         let lifecycle = &self.context.lifecycle;
         let counts = lifecycle.admission.counts().await.unwrap_or_default();
         let (used, all) = (counts.calls.saturating_sub(counts.over_limit), lifecycle.policy.load().global_limit());
@@ -213,7 +213,7 @@ impl Rejections {
             (Some(secs), None) => format!("; try again in about {secs} s"),
             (None, _) => String::new(),
         };
-        let who = &facts.business;
+        let who = &attributes.business;
         let message = match full.bound {
             Bound::Rate(rate) => format!(
                 "Not dialled: limit {} allows {} creates in {} s{about}.",
@@ -238,22 +238,29 @@ impl Rejections {
     }
 
     /// Logs, counts and records an inbound call that a full limit rejected. Its caller gets no response of this kind.
-    pub(super) async fn inbound(&self, call: &CallId, facts: &CallAttributes, full: &LimitExceeded) {
-        let rejection = self.of_full_limit(facts, full).await;
-        let business = facts.business.as_str();
+    pub(super) async fn inbound(&self, call: &CallId, attributes: &CallAttributes, full: &LimitExceeded) {
+        let rejection = self.of_full_limit(attributes, full).await;
+        let business = attributes.business.as_str();
         let rejected = RejectedCall { reason: CAPACITY_INBOUND, plan: PLAN_INBOUND, business };
         self.context.lifecycle.metrics.rejected(rejected);
         info!(
             %call,
             refusal = %rejection.id,
-            business = %facts.business,
-            plan = facts.plan,
-            account = %facts.account,
+            business = %attributes.business,
+            plan = attributes.plan,
+            account = %attributes.account,
             limit = %full.limit,
-            from = facts.other_number.as_deref().map(mask_number),
+            from = attributes.other_number.as_deref().map(mask_number),
             "inbound call rejected"
         );
-        self.record(business, &facts.account, facts.direction, &rejection, CAPACITY_INBOUND, Recorded::Rejected);
+        self.record(
+            business,
+            &attributes.account,
+            attributes.direction,
+            &rejection,
+            CAPACITY_INBOUND,
+            Recorded::Rejected,
+        );
     }
 
     // === observe mode ===
@@ -280,15 +287,20 @@ impl Rejections {
     }
 
     /// Counts and records a full limit that was only observed: the call is admitted.
-    pub(super) async fn observed_full_limit(&self, account: &Account, facts: &CallAttributes, full: &LimitExceeded) {
+    pub(super) async fn observed_full_limit(
+        &self,
+        account: &Account,
+        attributes: &CallAttributes,
+        full: &LimitExceeded,
+    ) {
         self.count_observed(&full.limit);
-        let rejection = self.of_full_limit(facts, full).await;
-        let code = match facts.direction {
+        let rejection = self.of_full_limit(attributes, full).await;
+        let code = match attributes.direction {
             Direction::Inbound => CAPACITY_INBOUND,
             Direction::Outbound => rejection.code.as_str(&account.provider.refusal),
         };
-        let business = facts.business.as_str();
-        self.record(business, &facts.account, facts.direction, &rejection, code, Recorded::Observed);
+        let business = attributes.business.as_str();
+        self.record(business, &attributes.account, attributes.direction, &rejection, code, Recorded::Observed);
     }
 
     /// Records in the background: a rejection must not wait for a disk.

@@ -32,9 +32,9 @@ impl Context {
 
     /// The carrier that brought a call, and decides how long it lasts: agents connected to it may come and go.
     pub fn holder_of(&self, record: &CallRecord) -> Option<&Account> {
-        let carrier = record.facts.carrier.as_ref()?;
+        let carrier = record.attributes.carrier.as_ref()?;
         let account =
-            self.account(carrier).filter(|_| self.brings(carrier).any(|name| name == record.facts.operation))?;
+            self.account(carrier).filter(|_| self.brings(carrier).any(|name| name == record.attributes.operation))?;
         let lookup = account.provider.lookup.as_ref()?;
         record.alias(&lookup.needs).map(|_| &**account)
     }

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::connection_slots::{ConnectionSlot, RequestGuard};
 use super::edge::Shared;
-use super::exchange::{ConnectionFacts, Exchange, Link};
+use super::exchange::{ConnectionInfo, Exchange, Link};
 use super::local::Peer;
 use super::progress::Progress;
 use super::refusal::{Refusal, validate};
@@ -77,21 +77,21 @@ pub(super) async fn serve(tcp: TcpStream, peer: SocketAddr, shared: Arc<Shared>,
             }
         }
     };
-    run(transport, ConnectionFacts { peer: Peer::Net(peer), tls }, shared, slot).await;
+    run(transport, ConnectionInfo { peer: Peer::Net(peer), tls }, shared, slot).await;
 }
 
 /// Serves a connection on the Unix socket to its end.
 pub(super) async fn serve_local(stream: UnixStream, peer: Peer, shared: Arc<Shared>, slot: Arc<ConnectionSlot>) {
-    run(Transport::Unix(stream), ConnectionFacts { peer, tls: false }, shared, slot).await;
+    run(Transport::Unix(stream), ConnectionInfo { peer, tls: false }, shared, slot).await;
 }
 
-async fn run(transport: Transport, facts: ConnectionFacts, shared: Arc<Shared>, slot: Arc<ConnectionSlot>) {
+async fn run(transport: Transport, info: ConnectionInfo, shared: Arc<Shared>, slot: Arc<ConnectionSlot>) {
     let is_http2 = match &transport {
         Transport::Tls(tls) => tls.get_ref().1.alpn_protocol() == Some(b"h2"),
         Transport::Tcp(_) | Transport::Unix(_) => false,
     };
     let wire = Wire::new(transport, is_http2, shared.settings.clone());
-    let connection = Arc::new(Connection { shared, facts, slot });
+    let connection = Arc::new(Connection { shared, info, slot });
     if is_http2 {
         let served = Box::pin(connection.serve_http2(wire));
         tokio::select! {
@@ -115,7 +115,7 @@ async fn closed(shared: &Shared, slot: &ConnectionSlot) {
 /// A connection, shared by its requests.
 pub(super) struct Connection {
     pub(super) shared: Arc<Shared>,
-    pub(super) facts: ConnectionFacts,
+    pub(super) info: ConnectionInfo,
     slot: Arc<ConnectionSlot>,
 }
 
@@ -193,7 +193,7 @@ impl Connection {
         let is_mid_body = wire.is_mid_body();
         let Some((mut transport, _)) = wire.take() else { return };
         if let Some(refusal) = refusal {
-            tracing::debug!(peer = %self.facts.peer, status = refusal.status, why = refusal.why, "request refused");
+            tracing::debug!(peer = %self.info.peer, status = refusal.status, why = refusal.why, "request refused");
             let bytes = refusal.bytes();
             let written = tokio::time::timeout(self.shared.settings.write_timeout, transport.write_all(&bytes));
             if !matches!(written.await, Ok(Ok(()))) {
@@ -260,7 +260,7 @@ impl Connection {
                 && let Poll::Ready(result) = of_io.poll(hyper.as_mut())
             {
                 if let Err(error) = result {
-                    tracing::debug!(peer = %self.facts.peer, %error, "connection ended");
+                    tracing::debug!(peer = %self.info.peer, %error, "connection ended");
                 }
                 ended = Some(Ended::Hyper);
             }
@@ -348,7 +348,7 @@ impl Connection {
             loop {
                 if let Poll::Ready(ended) = hyper.as_mut().poll(cx) {
                     if let Err(error) = ended {
-                        tracing::debug!(peer = %self.facts.peer, %error, "HTTP/2 connection ended");
+                        tracing::debug!(peer = %self.info.peer, %error, "HTTP/2 connection ended");
                     }
                     return Poll::Ready(());
                 }

@@ -48,7 +48,7 @@ pub struct Exchange {
 
 /// Attributes of the connection.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct ConnectionFacts {
+pub(super) struct ConnectionInfo {
     pub(super) peer: Peer,
     pub(super) tls: bool,
 }
@@ -164,7 +164,7 @@ impl Exchange {
 
     /// The peer of the connection; not necessarily the client (see [`TrustedPeers`](super::TrustedPeers)).
     pub fn peer(&self) -> Peer {
-        self.connection.facts.peer
+        self.connection.info.peer
     }
 
     /// The client: the peer, or the one that a trusted peer forwards. `None`: over the Unix socket, or only trusted peers.
@@ -175,7 +175,7 @@ impl Exchange {
 
     /// Whether the connection speaks TLS.
     pub fn is_tls(&self) -> bool {
-        self.connection.facts.tls
+        self.connection.info.tls
     }
 
     /// Whether it is a WebSocket upgrade (RFC 6455 §4.1): HTTP/1.1 GET without a body, `Upgrade: websocket`, `Connection: upgrade`.
@@ -432,7 +432,7 @@ impl Exchange {
     pub(super) fn hop(&self) -> Hop<'_> {
         let peer = self.peer().addr().map(|addr| addr.ip());
         let trusted = peer.is_some_and(|peer| self.settings().trusted_peers.contain(peer));
-        Hop { peer, tls: self.connection.facts.tls, host: self.host(), trusted }
+        Hop { peer, tls: self.connection.info.tls, host: self.host(), trusted }
     }
 
     pub(super) fn version(&self) -> Version {

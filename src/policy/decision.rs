@@ -175,8 +175,8 @@ fn first_short(request: &AdmissionRequest, usage: &impl LimitUsage, now_ms: Unix
 /// Rebuilds the logs of rates from these creates, earliest first.
 pub fn rate_logs(policy: &Policy, sent: &[(UnixMs, CallAttributes)]) -> Vec<(String, RateLog)> {
     let mut logs = BTreeMap::<String, RateLog>::new();
-    for (at_ms, facts) in sent {
-        for binding in policy.bindings(facts) {
+    for (at_ms, attributes) in sent {
+        for binding in policy.bindings(attributes) {
             if let Bound::Rate(rate) = binding.bound {
                 let log = logs.entry(binding.key).or_default();
                 *log = log.with_one(rate, *at_ms);

@@ -29,7 +29,7 @@ fn business(id: &str, plan: &str) -> Business {
     Business { plan: Some(plan.to_owned()), ..Business::named(BusinessId::parse(id).unwrap()) }
 }
 
-fn facts(policy: &Policy, id: &str) -> CallAttributes {
+fn attributes(policy: &Policy, id: &str) -> CallAttributes {
     let business = BusinessId::parse(id).unwrap();
     CallAttributes {
         plan: policy.plan_of(&business),
@@ -46,7 +46,7 @@ fn facts(policy: &Policy, id: &str) -> CallAttributes {
 }
 
 fn names(policy: &Policy, id: &str) -> Vec<(String, Bound)> {
-    policy.bindings(&facts(policy, id)).into_iter().map(|b| (b.limit.to_string(), b.bound)).collect()
+    policy.bindings(&attributes(policy, id)).into_iter().map(|b| (b.limit.to_string(), b.bound)).collect()
 }
 
 #[test]
@@ -80,7 +80,8 @@ fn an_override_keeps_the_count_of_the_business() {
     let before = Policy::new(PolicySettings { businesses: vec![business("acme", "PRO")], ..settings() }, &[]);
     let put = Business { max_calls: Some(8), ..business("acme", "ENTERPRISE") };
     let after = Policy::new(PolicySettings { businesses: vec![business("acme", "PRO")], ..settings() }, &[put]);
-    let (was, is) = (&before.bindings(&facts(&before, "acme"))[0], &after.bindings(&facts(&after, "acme"))[0]);
+    let (was, is) =
+        (&before.bindings(&attributes(&before, "acme"))[0], &after.bindings(&attributes(&after, "acme"))[0]);
     assert_eq!((is.limit.as_ref(), is.bound), ("business.acme", Bound::Concurrent(8)));
     assert_eq!(was.key, is.key, "calls that are up still count");
 }
@@ -217,7 +218,7 @@ fn named_limits_select_by_any_fact_and_count_per_any_fact() {
         on_outage: None,
     };
     let policy = Policy::new(PolicySettings { limits: vec![limit], ..settings() }, &[]);
-    let mut to_turkey = facts(&policy, "default");
+    let mut to_turkey = attributes(&policy, "default");
     let key = |f: &CallAttributes| policy.bindings(f).into_iter().find(|b| b.limit.as_ref() == "turkey").map(|b| b.key);
     assert_eq!(key(&to_turkey), Some("turkey|+905551112233".to_owned()));
     to_turkey.other_number = Some("+15550001111".to_owned());
@@ -230,7 +231,7 @@ fn a_call_carried_by_a_second_account_is_bound_by_both() {
     let twilio = AccountName::parse("twilio").unwrap();
     two.accounts.push(AccountLimits { name: twilio.clone(), concurrent: Some(2), rate: None, business: None });
     let policy = Policy::new(two, &[]);
-    let mut carried = facts(&policy, "default");
+    let mut carried = attributes(&policy, "default");
     let bound = |f: &CallAttributes| policy.bindings(f).iter().any(|b| b.limit.as_ref() == "account.twilio");
     assert!(!bound(&carried));
     carried.carrier = Some(twilio);
@@ -277,7 +278,7 @@ fn the_strictest_limit_says_who_decides_in_an_outage() {
     let policy = |on_outage| Policy::new(PolicySettings { limits: limits.clone(), on_outage, ..settings() }, &[]);
     let to = |policy: &Policy, number: &str| CallAttributes {
         other_number: Some(number.to_owned()),
-        ..facts(policy, "default")
+        ..attributes(policy, "default")
     };
     for (default, cheap, dear) in [
         (OnOutage::Open, OnOutage::Open, OnOutage::Closed),

@@ -107,7 +107,8 @@ pub(super) async fn parse(calls: &Calls, exchange: &mut Exchange, to: &OwnedRout
     };
     let captured = captures(&operation, path).unwrap_or_default();
     let message = Message { path: &captured, ..message };
-    let Identified { facts, unknown, ignored } = identify(calls, account, &operation, to.business.as_deref(), &message);
+    let Identified { attributes, unknown, ignored } =
+        identify(calls, account, &operation, to.business.as_deref(), &message);
     let would_reject = objection(&operation, &message, unknown);
     if !calls.observes()
         && let Some(rejection) = would_reject
@@ -115,7 +116,7 @@ pub(super) async fn parse(calls: &Calls, exchange: &mut Exchange, to: &OwnedRout
         return Err(reject(rejection, operation.direction));
     }
     if let Some(ignored) = ignored {
-        info!(business = %facts.business, account = %account.name, %ignored, "business id in the request ignored");
+        info!(business = %attributes.business, account = %account.name, %ignored, "business id in the request ignored");
     }
     let uri = join_url(account.upstream_of(path), to.path_and_query()).parse().map_err(|_| {
         let message = "The request's path cannot be sent on.";
@@ -125,7 +126,7 @@ pub(super) async fn parse(calls: &Calls, exchange: &mut Exchange, to: &OwnedRout
     let named = account.provider.subaccounts.as_ref().and_then(|rule| captured.get(&rule.own));
     let subaccount = named.filter(|named| account.own_id().is_some_and(|own| *named != own.expose())).cloned();
     let batch = operation.again.as_ref().and_then(|kind| Alias::new(kind, captured.get(kind)?));
-    let mut request = CreateRequest::new(account.clone(), operation, facts, upstream, body);
+    let mut request = CreateRequest::new(account.clone(), operation, attributes, upstream, body);
     (request.batch, request.subaccount, request.sdk_sleeps, request.ignored) = (batch, subaccount, sdk_sleeps, ignored);
     request.read_at = read_at;
     if let Some(rejection) = would_reject {
@@ -159,7 +160,7 @@ fn is_encoded(headers: &HeaderMap) -> bool {
 
 /// The reason why a create must be rejected whatever the limits are, if so.
 fn objection(operation: &Operation, message: &Message<'_>, unknown: Option<UnknownBusiness>) -> Option<Rejection> {
-    if operation.facts.selectors().any(|selector| selector.is_doubled(message)) {
+    if operation.attributes.selectors().any(|selector| selector.is_doubled(message)) {
         // We and the provider may each read another of the two values, and then the limits would be those of another call.
         let message = "Not dialled: the request gives its caller or its destination more than once.";
         return Some(Rejection::new(RejectionCode::InvalidRequest, message));
@@ -192,7 +193,7 @@ fn decode(calls: &Calls, account: &Account, content_type: Option<&str>, bytes: &
 
 /// The attributes that a create shows of itself.
 struct Identified {
-    facts: CallAttributes,
+    attributes: CallAttributes,
     /// The unknown business, if the create names one that is not known, or contradicts itself.
     unknown: Option<UnknownBusiness>,
     /// The part of it that named a business and was not read.
@@ -208,13 +209,13 @@ fn identify(
     message: &Message<'_>,
 ) -> Identified {
     let policy = &calls.policy;
-    let read = operation.facts.read(message, operation.direction);
+    let read = operation.attributes.read(message, operation.direction);
     let api_key = account.provider.api_key.as_ref().and_then(|s| s.text(message));
     let (header, contradictory_header) = match one_header(message.headers) {
         Ok(header) => (header, None),
         Err(why) => (None, Some(why.to_owned())),
     };
-    let attributes = RequestAttributes {
+    let named = RequestAttributes {
         header,
         path: business,
         agent: read.agent.as_deref(),
@@ -223,7 +224,7 @@ fn identify(
         api_key_sha256: api_key.map(|key| sha256_hex(key.as_bytes())),
     };
     let mut contradiction = contradictory_header;
-    if let Some(why) = policy.contradiction(&attributes) {
+    if let Some(why) = policy.contradiction(&named) {
         match policy.settings().contradictions {
             Contradictions::Refuse => contradiction = contradiction.or(Some(why)),
             Contradictions::Log => {
@@ -231,9 +232,9 @@ fn identify(
             }
         }
     }
-    let found = policy.identify(&attributes);
+    let found = policy.identify(&named);
     let unknown = contradiction.map(UnknownBusiness).or(found.unknown_business);
-    let facts = CallAttributes {
+    let attributes = CallAttributes {
         plan: policy.plan_of(&found.business),
         business: found.business,
         account: account.name.clone(),
@@ -245,7 +246,7 @@ fn identify(
         own_number: read.own_number,
         other_number: read.other_number,
     };
-    Identified { facts, unknown, ignored: found.ignored }
+    Identified { attributes, unknown, ignored: found.ignored }
 }
 
 /// The value of the header. A malformed one, or two different ones, are errors.

@@ -106,7 +106,7 @@ impl Proxy {
                 return (ApiRequest::Create, respond(exchange, response, &to.account).await);
             }
         };
-        traces::record_facts(&request.facts);
+        traces::record_attributes(&request.attributes);
         if exchange.detect_client_gone().await {
             // The client may already have retried on another connection and been told that nothing was dialled.
             let response = calls.rejections.respond(client_disconnected(), &request.rejected());

@@ -279,7 +279,7 @@ impl Dialler {
 
     fn with_limits(&self, calls: &Calls, one: DueRun, plan: Arc<Plan>) -> Due {
         let policy = calls.lifecycle.policy.load();
-        let bindings = policy.bindings(&plan.facts(calls));
+        let bindings = policy.bindings(&plan.attributes(calls));
         let of_business = || policy.business(&plan.spec.business)?.reserve_for_direct;
         let of_all = || self.runs.settings.reserve_for_direct;
         let has_turned_away = || bindings.iter().any(|one| calls.lifecycle.admission.has_turned_away(&one.key));

@@ -113,7 +113,7 @@ impl Runs {
     pub async fn begin(&self, calls: &Calls, spec: Spec, leads_in: LeadsIn) -> Result<Loading, LoadError> {
         let follow = leads_in == LeadsIn::Create;
         let plan = Plan::new(spec, calls).map_err(LoadError::Invalid)?;
-        plan.check_business(calls, &plan.facts(calls)).map_err(LoadError::Invalid)?;
+        plan.check_business(calls, &plan.attributes(calls)).map_err(LoadError::Invalid)?;
         if plan.spec.idempotency_key.as_ref().is_some_and(|key| key.is_empty() || key.len() > 255) {
             return Err(LoadError::Invalid("idempotency_key must have 1 to 255 bytes".to_owned()));
         }
@@ -339,8 +339,8 @@ impl Loading {
         }
         // Reported now rather than at the time of the call.
         let (body, _) = self.plan.body(&self.run.id, 0, &number, &lead, self.calls.settings.app.public_url.as_ref())?;
-        let facts = self.plan.facts_of(&self.calls, &body, &HeaderMap::new());
-        self.plan.check_business(&self.calls, &facts)?;
+        let attributes = self.plan.attributes_of(&self.calls, &body, &HeaderMap::new());
+        self.plan.check_business(&self.calls, &attributes)?;
         self.total += 1;
         let lead = Value::Object(lead).to_string();
         for part in [number.as_bytes(), lead.as_bytes()] {

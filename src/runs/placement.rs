@@ -176,7 +176,7 @@ impl Placement {
                 Err(admission) => admission,
             };
             let JobPlaced::LimitExceeded(full) = &placed else { break (placed, job, Some(admission)) };
-            let keys = self.keys_of(&request.facts, Some(&full.limit));
+            let keys = self.keys_of(&request.attributes, Some(&full.limit));
             if keys.is_empty() {
                 // A limit of the run itself binds every number.
                 break (placed, job, Some(admission));
@@ -218,7 +218,7 @@ impl Placement {
     ) -> Result<Option<Arc<CreateRequest>>, BuildError> {
         for turn in turns {
             match self.plan.create_request(&self.calls, &job.run, turn, &job.number, lead) {
-                Ok(request) if self.full.has_any(&self.keys_of(&request.facts, None)) => {}
+                Ok(request) if self.full.has_any(&self.keys_of(&request.attributes, None)) => {}
                 Ok(request) => return Ok(Some(Arc::new(request))),
                 Err(BuildError::Number(why)) => debug!(run = job.run, why, "number of the run's pool skipped"),
                 Err(error) => return Err(error),
@@ -255,8 +255,8 @@ impl Placement {
     }
 
     /// The keys of the limits that bind a call; with `limit`, of this one alone.
-    fn keys_of(&self, facts: &CallAttributes, limit: Option<&str>) -> BTreeSet<String> {
-        let bindings = self.calls.lifecycle.policy.load().bindings(facts);
+    fn keys_of(&self, attributes: &CallAttributes, limit: Option<&str>) -> BTreeSet<String> {
+        let bindings = self.calls.lifecycle.policy.load().bindings(attributes);
         let of_limit = bindings.into_iter().filter(|one| limit.is_none_or(|limit| *one.limit == *limit));
         of_limit.map(|one| one.key).collect()
     }

@@ -165,7 +165,7 @@ impl Plan {
         }
         let template = document(&template, dial.form);
         let message = Message { body: &template, query: &[], path: &BTreeMap::new(), headers: &HeaderMap::new() };
-        let read = operation.facts.read(&message, operation.direction);
+        let read = operation.attributes.read(&message, operation.direction);
         let (agent, own_number) = (DecidedBy::of(read.agent), DecidedBy::of(read.own_number));
         Ok(Self { spec, account, operation, dial, rate, fields, needs_public_url, agent, own_number })
     }
@@ -230,7 +230,7 @@ impl Plan {
     }
 
     /// Returns the attributes that policy selects by, as far as they are the same for every job.
-    pub fn facts(&self, calls: &Calls) -> CallAttributes {
+    pub fn attributes(&self, calls: &Calls) -> CallAttributes {
         let policy = calls.lifecycle.policy.load();
         CallAttributes {
             plan: policy.plan_of(&self.spec.business),
@@ -247,14 +247,14 @@ impl Plan {
     }
 
     /// Returns the attributes that policy selects by for one job: the parts that its request has, too.
-    pub fn facts_of(&self, calls: &Calls, body: &Document, headers: &HeaderMap) -> CallAttributes {
+    pub fn attributes_of(&self, calls: &Calls, body: &Document, headers: &HeaderMap) -> CallAttributes {
         let message = Message { body, query: &[], path: &BTreeMap::new(), headers };
-        let read = self.operation.facts.read(&message, self.operation.direction);
+        let read = self.operation.attributes.read(&message, self.operation.direction);
         CallAttributes {
             agent: read.agent,
             own_number: read.own_number,
             other_number: read.other_number,
-            ..self.facts(calls)
+            ..self.attributes(calls)
         }
     }
 
@@ -262,8 +262,8 @@ impl Plan {
     ///
     /// # Errors
     /// A sentence.
-    pub fn check_business(&self, calls: &Calls, facts: &CallAttributes) -> Result<(), String> {
-        match self.denial_reason(calls, facts.agent.as_deref(), facts.own_number.as_deref()) {
+    pub fn check_business(&self, calls: &Calls, attributes: &CallAttributes) -> Result<(), String> {
+        match self.denial_reason(calls, attributes.agent.as_deref(), attributes.own_number.as_deref()) {
             Some(why) => Err(why),
             None => Ok(()),
         }
@@ -311,8 +311,8 @@ impl Plan {
     }
 
     /// Returns the error of a call that may not be made with these attributes, by the part at fault: run, number or lead.
-    fn blame(&self, calls: &Calls, facts: &CallAttributes, why: String) -> BuildError {
-        let agent = facts.agent.as_deref();
+    fn blame(&self, calls: &Calls, attributes: &CallAttributes, why: String) -> BuildError {
+        let agent = attributes.agent.as_deref();
         if self.denial_reason(calls, None, None).is_some() {
             return BuildError::Run(why);
         }
@@ -348,9 +348,9 @@ impl Plan {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
         headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
         headers.insert(USER_AGENT, HeaderValue::from_static(concat!("ringfence/", env!("CARGO_PKG_VERSION"))));
-        let facts = self.facts_of(calls, &body, request.headers());
-        self.check_business(calls, &facts).map_err(|why| self.blame(calls, &facts, why))?;
-        let mut request = CreateRequest::new(self.account.clone(), self.operation.clone(), facts, request, body);
+        let attributes = self.attributes_of(calls, &body, request.headers());
+        self.check_business(calls, &attributes).map_err(|why| self.blame(calls, &attributes, why))?;
+        let mut request = CreateRequest::new(self.account.clone(), self.operation.clone(), attributes, request, body);
         request.kind = RequestKind::Job;
         Ok(request)
     }

@@ -34,19 +34,19 @@ fn event(kind: &str, call: Option<&CallId>, at_ms: UnixMs, data: &Value) -> AppE
 }
 
 /// The fields of every event of a call.
-fn of_call(call: &CallId, facts: &CallAttributes, aliases: &[Alias], slots: u32, started_at: UnixMs) -> Value {
+fn of_call(call: &CallId, attributes: &CallAttributes, aliases: &[Alias], slots: u32, started_at: UnixMs) -> Value {
     let ids: serde_json::Map<String, Value> =
         aliases.iter().filter(|a| a.kind != super::KEY_KIND).map(|a| (a.kind.clone(), a.id.clone().into())).collect();
     json!({
-        "callId": call, "businessId": facts.business, "plan": facts.plan, "provider": facts.provider,
-        "account": facts.account, "carrier": facts.carrier, "direction": facts.direction, "operation": facts.operation,
-        "agent": facts.agent, "ownNumber": facts.own_number, "otherNumber": facts.other_number, "slots": slots,
+        "callId": call, "businessId": attributes.business, "plan": attributes.plan, "provider": attributes.provider,
+        "account": attributes.account, "carrier": attributes.carrier, "direction": attributes.direction, "operation": attributes.operation,
+        "agent": attributes.agent, "ownNumber": attributes.own_number, "otherNumber": attributes.other_number, "slots": slots,
         "ids": ids, "startedAt": rfc3339(started_at),
     })
 }
 
 fn of_record(record: &CallRecord) -> Value {
-    let mut data = of_call(&record.id, &record.facts, &record.aliases, record.slots, record.admitted_at);
+    let mut data = of_call(&record.id, &record.attributes, &record.aliases, record.slots, record.admitted_at);
     data["origin"] = json!(record.origin);
     data["overLimit"] = json!(record.over_limit);
     data["answeredAt"] = json!(record.answered_at.map(rfc3339));
@@ -62,7 +62,7 @@ pub(super) fn opened(call: &NewCall, slots: u32, admitted_at: UnixMs) -> Vec<App
     if call.notice == AppNotice::Omit {
         return vec![];
     }
-    let mut data = of_call(&call.id, &call.facts, &call.aliases, slots, admitted_at);
+    let mut data = of_call(&call.id, &call.attributes, &call.aliases, slots, admitted_at);
     data["origin"] = json!(call.origin);
     data["overLimit"] = json!(call.over_limit);
     let is_live = call.phase == Phase::Live;

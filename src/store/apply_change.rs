@@ -9,7 +9,7 @@ pub(super) fn apply_change(record: &mut CallRecord, change: &Change, news: Optio
     if change.if_seen_at.is_some_and(|at| at != record.seen_at) {
         return (Step::Ignore, false);
     }
-    let ends = |event: Event| change.by.as_ref().is_some_and(|by| by.ends_leg_only(&record.facts, event));
+    let ends = |event: Event| change.by.as_ref().is_some_and(|by| by.ends_leg_only(&record.attributes, event));
     let ended_leg_only = record.phase != Phase::Ended && change.event.is_some_and(ends);
     let event = match (change.event.filter(|_| !ended_leg_only), news) {
         (Some(a), Some(b)) => Some(stronger(a, b)),
@@ -28,7 +28,7 @@ pub(super) fn apply_change(record: &mut CallRecord, change: &Change, news: Optio
         Step::Renew => record.deadline_at = change.deadlines.of_ms(record.phase).map(|ms| change.at_ms + ms),
         Step::End(outcome, proof) => {
             // A rejected call ended because a limit was full, whatever its provider reports.
-            let refused = record.over_limit && record.facts.direction == Direction::Inbound;
+            let refused = record.over_limit && record.attributes.direction == Direction::Inbound;
             let outcome = if refused { Outcome::Capacity } else { outcome };
             record.phase = Phase::Ended;
             record.phase_at = change.at_ms;

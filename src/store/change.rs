@@ -68,7 +68,7 @@ impl Change {
 
     /// The contradiction for which it must not be applied to a call, if any.
     pub(super) fn contradiction(&self, record: &CallRecord) -> Option<Contradiction> {
-        self.by.as_ref()?.contradicts(&record.facts, &record.aliases, &self.bind)
+        self.by.as_ref()?.contradicts(&record.attributes, &record.aliases, &self.bind)
     }
 }
 

@@ -154,7 +154,7 @@ pub(super) use behaves_as_a_store;
 pub(super) fn new_call(aliases: &[(&str, &str)]) -> NewCall {
     NewCall {
         id: CallId::new(),
-        facts: CallAttributes {
+        attributes: CallAttributes {
             business: BusinessId::default_business(),
             plan: "default".to_owned(),
             account: AccountName::parse("twilio").unwrap(),
@@ -483,14 +483,14 @@ pub(super) async fn records_come_back_as_they_were_written(fresh: &impl Fresh) {
     let events = vec!["completed".to_owned()];
     let callback = AppCallback { url: "http://app.test/x#rc=2".to_owned(), method: "POST".to_owned(), events };
     let mut call = new_call(&[("call_sid", "CA_é_1"), ("call_sid", "CAa"), ("conversation_id", "b")]);
-    call.facts.carrier = Some(AccountName::parse("twilio").unwrap());
-    call.facts.agent = Some("agent 'x\" — ü".to_owned());
+    call.attributes.carrier = Some(AccountName::parse("twilio").unwrap());
+    call.attributes.agent = Some("agent 'x\" — ü".to_owned());
     (call.over_limit, call.polled, call.slots) = (true, true, 4_000_000_000);
     (call.callback, call.fingerprint) = (Some(callback.clone()), Some("f".to_owned()));
     call.replica = Some("web-1".to_owned());
     store.insert_call(call.clone(), None).await.unwrap();
     let record = store.call(&call.id).await.unwrap().unwrap();
-    assert_eq!(record.facts, call.facts);
+    assert_eq!(record.attributes, call.attributes);
     assert_eq!((record.over_limit, record.polled, record.unsettled, record.slots), (true, true, false, 4_000_000_000));
     assert_eq!((record.callback, record.fingerprint.as_deref()), (Some(callback), Some("f")));
     assert_eq!(record.replica, call.replica);
@@ -502,7 +502,7 @@ pub(super) async fn records_come_back_as_they_were_written(fresh: &impl Fresh) {
     assert_eq!(store.admitted_since(0).await.unwrap(), []);
     let counted = new_call(&[]);
     store.insert_call(counted.clone(), None).await.unwrap();
-    assert_eq!(store.admitted_since(1000).await.unwrap(), [(1000, counted.facts)]);
+    assert_eq!(store.admitted_since(1000).await.unwrap(), [(1000, counted.attributes)]);
     assert_eq!(store.admitted_since(1001).await.unwrap(), []);
 }
 
@@ -550,8 +550,8 @@ pub(super) async fn the_latest_come_first(fresh: &impl Fresh) {
 pub(super) async fn the_writer_and_the_readers_read_the_same_record(fresh: &impl Fresh) {
     let store = fresh.open().await;
     let mut call = new_call(&[("call_sid", "CA1"), (KEY_KIND, "key")]);
-    call.facts.carrier = Some(AccountName::parse("carrier").unwrap());
-    call.facts.agent = Some("agent_1".to_owned());
+    call.attributes.carrier = Some(AccountName::parse("carrier").unwrap());
+    call.attributes.agent = Some("agent_1".to_owned());
     (call.phase, call.over_limit, call.polled, call.slots) = (Phase::Live, true, true, 7);
     call.fingerprint = Some("fingerprint".to_owned());
     call.replica = Some("web-1".to_owned());
@@ -569,7 +569,7 @@ pub(super) async fn the_writer_and_the_readers_read_the_same_record(fresh: &impl
     for change in [unclear, ended] {
         let applied = store.apply(change).await.unwrap().unwrap().record;
         assert_eq!(store.call(&call.id).await.unwrap(), Some(applied.clone()));
-        assert_eq!((applied.facts, applied.callback), (call.facts.clone(), call.callback.clone()));
+        assert_eq!((applied.attributes, applied.callback), (call.attributes.clone(), call.callback.clone()));
         assert_eq!((applied.slots, applied.fingerprint), (7, call.fingerprint.clone()));
     }
 }

@@ -36,7 +36,7 @@ pub struct CallRecord {
     pub id: CallId,
     /// The attributes that policy selects by.
     #[serde(flatten)]
-    pub facts: CallAttributes,
+    pub attributes: CallAttributes,
     /// The way in which ringfence learnt of it.
     pub origin: Origin,
     /// The call's phase.
@@ -107,7 +107,7 @@ pub struct NewCall {
     /// The call's id.
     pub id: CallId,
     /// The attributes that policy selects by.
-    pub facts: CallAttributes,
+    pub attributes: CallAttributes,
     /// The way in which ringfence learnt of it.
     pub origin: Origin,
     /// The call's phase.

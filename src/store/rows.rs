@@ -23,7 +23,7 @@ pub(super) fn business_and_id(row: &Row) -> Sql<(String, CallId)> {
     Ok((row.text("business")?, call_id(row.str("id")?)?))
 }
 
-pub(super) fn facts(row: &Row) -> Sql<CallAttributes> {
+pub(super) fn attributes(row: &Row) -> Sql<CallAttributes> {
     Ok(CallAttributes {
         business: BusinessId::parse(row.str("business")?).map_err(damaged)?,
         plan: row.text("plan")?,
@@ -42,7 +42,7 @@ pub(super) fn facts(row: &Row) -> Sql<CallAttributes> {
 pub(super) fn record(row: &Row) -> Sql<CallRecord> {
     let mut record = CallRecord {
         id: call_id(row.str("id")?)?,
-        facts: facts(row)?,
+        attributes: attributes(row)?,
         origin: row.word("origin")?,
         phase: row.word("phase")?,
         outcome: row.optional_word("outcome")?,
@@ -283,7 +283,7 @@ pub(super) fn ended_call(row: &Row) -> Sql<EndedCall> {
 
 /// The time and attributes of an admitted call.
 pub(super) fn admitted(row: &Row) -> Sql<(UnixMs, CallAttributes)> {
-    Ok((row.number("admitted_at")?, facts(row)?))
+    Ok((row.number("admitted_at")?, attributes(row)?))
 }
 
 pub(super) fn gate_state(row: &Row) -> Sql<GateState> {
@@ -305,7 +305,7 @@ pub(super) fn held(row: &Row) -> Sql<LeaseRow> {
 pub(super) fn open_row(row: &Row) -> Sql<OpenRow> {
     Ok(OpenRow {
         call: call_id(row.str("id")?)?,
-        facts: facts(row)?,
+        attributes: attributes(row)?,
         slots: row.count("slots")?,
         since_ms: row.number("admitted_at")?,
         over_limit: row.flag("over_limit")?,

@@ -58,7 +58,7 @@ impl LimitUsage for CountedUsage {
 #[derive(Debug)]
 pub(super) struct OpenRow {
     pub(super) call: CallId,
-    pub(super) facts: CallAttributes,
+    pub(super) attributes: CallAttributes,
     pub(super) slots: u32,
     pub(super) since_ms: UnixMs,
     pub(super) over_limit: bool,
@@ -68,7 +68,7 @@ pub(super) struct OpenRow {
 /// Counts every open call anew. The flag marks changed keys.
 pub(super) fn recount(policy: &Policy, open: Vec<OpenRow>) -> Vec<(LeaseRow, bool)> {
     let count = |row: OpenRow| {
-        let keys = keys(&policy.bindings(&row.facts));
+        let keys = keys(&policy.bindings(&row.attributes));
         let changed = row.keys.as_ref() != Some(&keys);
         (
             LeaseRow { call: row.call, keys, slots: row.slots, since_ms: row.since_ms, over_limit: row.over_limit },

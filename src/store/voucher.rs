@@ -61,7 +61,7 @@ impl Contradiction {
 
 impl Voucher {
     /// Whether news with these ids contradicts the call with these attributes and known ids.
-    pub fn contradicts(&self, facts: &CallAttributes, known: &[Alias], named: &[Alias]) -> Option<Contradiction> {
+    pub fn contradicts(&self, attributes: &CallAttributes, known: &[Alias], named: &[Alias]) -> Option<Contradiction> {
         let of_kind = |list: &[Alias], kind: &String| {
             list.iter().filter(|a| a.kind == *kind).map(|a| a.id.clone()).collect::<Vec<_>>()
         };
@@ -73,12 +73,12 @@ impl Voucher {
                 (one, other) = (one || meets, other || !meets);
             }
         }
-        let carrier = facts.carrier.as_ref();
-        let is_theirs = self.accounts.contains(&facts.account)
+        let carrier = attributes.carrier.as_ref();
+        let is_theirs = self.accounts.contains(&attributes.account)
             || carrier.is_some_and(|carrier| self.accounts.contains(carrier))
-            || self.carriers.contains(&facts.account)
+            || self.carriers.contains(&attributes.account)
             // Which account of that provider has a part in it is unknown; one has, as it is known by an id of theirs.
-            || (carrier.is_none() && one && !self.providers.contains(&facts.provider));
+            || (carrier.is_none() && one && !self.providers.contains(&attributes.provider));
         if !is_theirs {
             return Some(Contradiction::OtherAccount);
         }
@@ -93,13 +93,13 @@ impl Voucher {
     }
 
     /// Whether the reported end is that of a leg only: the carrier brought the call, and still has it.
-    pub fn ends_leg_only(&self, facts: &CallAttributes, event: Event) -> bool {
-        let brought = facts.carrier.as_ref().is_some_and(|carrier| !self.accounts.contains(carrier))
-            && self.brought_by.contains(&facts.operation);
+    pub fn ends_leg_only(&self, attributes: &CallAttributes, event: Event) -> bool {
+        let brought = attributes.carrier.as_ref().is_some_and(|carrier| !self.accounts.contains(carrier))
+            && self.brought_by.contains(&attributes.operation);
         // Placed at their carrier itself, which can be queried: only its connection has ended.
         let placed = !self.brought_by.is_empty()
-            && !self.accounts.contains(&facts.account)
-            && self.carriers.contains(&facts.account);
+            && !self.accounts.contains(&attributes.account)
+            && self.carriers.contains(&attributes.account);
         matches!(event, Event::Ended(..)) && (brought || placed)
     }
 }
@@ -122,12 +122,11 @@ pub(super) fn remember(mut waiting: Vec<Early>, event: Event, by: Option<&Vouche
 }
 
 /// The waiting news that may be applied to a call.
-pub(super) fn applicable_news(waiting: &[Early], facts: &CallAttributes, known: &[Alias]) -> Option<Event> {
+pub(super) fn applicable_news(waiting: &[Early], attributes: &CallAttributes, known: &[Alias]) -> Option<Event> {
     let about = |early: &&Early| {
-        early
-            .by
-            .as_ref()
-            .is_none_or(|by| by.contradicts(facts, known, &[]).is_none() && !by.ends_leg_only(facts, early.event))
+        early.by.as_ref().is_none_or(|by| {
+            by.contradicts(attributes, known, &[]).is_none() && !by.ends_leg_only(attributes, early.event)
+        })
     };
     waiting.iter().filter(about).map(|early| early.event).reduce(stronger)
 }
@@ -142,7 +141,7 @@ mod tests {
         AccountName::parse(text).unwrap()
     }
 
-    fn facts(account: &str, provider: &str, carrier: Option<&str>, operation: &str) -> CallAttributes {
+    fn attributes(account: &str, provider: &str, carrier: Option<&str>, operation: &str) -> CallAttributes {
         CallAttributes {
             business: BusinessId::default_business(),
             plan: "default".to_owned(),
@@ -175,8 +174,8 @@ mod tests {
     #[test]
     fn a_call_is_theirs_who_place_or_carry_it() {
         let known = ids(&[("conversation_id", "conv_1"), ("call_sid", "CA1")]);
-        let both = facts("el", "elevenlabs", Some("tw"), "twilio_outbound_call");
-        let at_carrier = facts("tw", "twilio", None, "incoming_call");
+        let both = attributes("el", "elevenlabs", Some("tw"), "twilio_outbound_call");
+        let at_carrier = attributes("tw", "twilio", None, "incoming_call");
         let tw = |account: &str| Voucher {
             accounts: vec![name(account)],
             providers: vec!["twilio".to_owned()],
@@ -185,7 +184,7 @@ mod tests {
         };
         let other_account = Some(Contradiction::OtherAccount);
         let other_call = Some(Contradiction::OtherCall);
-        for (by, facts, named, expected) in [
+        for (by, attributes, named, expected) in [
             (elevenlabs("el", Some("tw")), &both, ids(&[("conversation_id", "conv_1")]), None),
             (elevenlabs("el2", Some("tw")), &both, ids(&[("conversation_id", "conv_1")]), other_account),
             (
@@ -204,13 +203,13 @@ mod tests {
             (elevenlabs("el", None), &at_carrier, ids(&[("call_sid", "CA1")]), other_account),
             (tw("tw2"), &at_carrier, ids(&[("call_sid", "CA1")]), other_account),
         ] {
-            assert_eq!(by.contradicts(facts, &known, &named), expected, "{by:?} {named:?}");
+            assert_eq!(by.contradicts(attributes, &known, &named), expected, "{by:?} {named:?}");
         }
     }
 
     #[test]
     fn a_subaccount_has_its_own_calls() {
-        let of = facts("tw", "twilio", None, "calls");
+        let of = attributes("tw", "twilio", None, "calls");
         let by = Voucher { accounts: vec![name("tw")], subaccount: Some("AC1".to_owned()), ..Voucher::default() };
         for (known, expected) in [
             (ids(&[("subaccount_call", "AC1/CA1")]), None),
@@ -225,12 +224,12 @@ mod tests {
     #[test]
     fn a_conversation_that_ends_is_no_end_of_a_call_that_its_carrier_brought() {
         let end = Event::Ended(Outcome::Completed, EndProof::Webhook);
-        let brought = facts("el", "elevenlabs", Some("tw"), "incoming_call");
+        let brought = attributes("el", "elevenlabs", Some("tw"), "incoming_call");
         assert!(elevenlabs("el", Some("tw")).ends_leg_only(&brought, end));
         assert!(!elevenlabs("el", Some("tw")).ends_leg_only(&brought, Event::Reached(Phase::Live)));
         assert!(
             !elevenlabs("el", Some("tw"))
-                .ends_leg_only(&facts("el", "elevenlabs", Some("tw"), "conversation_started"), end)
+                .ends_leg_only(&attributes("el", "elevenlabs", Some("tw"), "conversation_started"), end)
         );
         let carrier = Voucher { accounts: vec![name("tw")], ..elevenlabs("el", None) };
         assert!(!carrier.ends_leg_only(&brought, end), "the carrier's word is the end");
@@ -239,7 +238,7 @@ mod tests {
     #[test]
     fn what_waits_is_kept_by_who_vouches_for_it() {
         let end = Event::Ended(Outcome::Completed, EndProof::Webhook);
-        let of = facts("el", "elevenlabs", None, "conversation_started");
+        let of = attributes("el", "elevenlabs", None, "conversation_started");
         let waiting = remember(vec![], end, Some(&elevenlabs("el2", None)));
         assert_eq!(applicable_news(&waiting, &of, &[]), None);
         let waiting = remember(waiting, Event::Reached(Phase::Ringing), Some(&elevenlabs("el", None)));

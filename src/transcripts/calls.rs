@@ -167,6 +167,6 @@ fn call_json(call: &CallRecord, post_call: Option<&StoredPostCall>) -> Value {
         "next_retry_at": null,
         "parent_call_sid": null,
         "driver_name": null,
-        "phone_number": call.facts.other_number.as_deref().map(crate::ids::mask_number),
+        "phone_number": call.attributes.other_number.as_deref().map(crate::ids::mask_number),
     })
 }

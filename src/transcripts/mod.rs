@@ -157,7 +157,7 @@ impl Client {
         };
         let Some(call) = call else { return Ok(None) };
         let record = self.lifecycle.newest_record(&call).await?;
-        Ok(record.filter(|record| principal.sees(record.facts.business.as_str())))
+        Ok(record.filter(|record| principal.sees(record.attributes.business.as_str())))
     }
 
     /// Upgrades to a socket. `None`: it became one, or the client is gone.

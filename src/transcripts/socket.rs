@@ -495,7 +495,7 @@ impl Connection {
             return Ok(());
         }
         let Ok(Some(record)) = self.client.lifecycle.store.call(call).await else { return Ok(()) };
-        let business = record.facts.business.as_str();
+        let business = record.attributes.business.as_str();
         if !self.businesses.contains(business) || !self.principal.sees(business) {
             return Ok(());
         }
@@ -524,7 +524,7 @@ impl Connection {
         let mut gone = vec![];
         for call in self.calls.keys() {
             match self.client.lifecycle.store.call(call).await {
-                Ok(Some(record)) if principal.sees(record.facts.business.as_str()) => {}
+                Ok(Some(record)) if principal.sees(record.attributes.business.as_str()) => {}
                 // A call that cannot be read is not shown.
                 _ => gone.push(call.clone()),
             }

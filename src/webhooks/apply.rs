@@ -107,28 +107,28 @@ impl Webhooks {
         if let Some(what) = applied.contradiction {
             self.report(parsed, Some(&applied.record.id), what);
             if what == Contradiction::OtherCall {
-                self.calls.sweep_requests.request(&applied.record.facts.account);
+                self.calls.sweep_requests.request(&applied.record.attributes.account);
             }
         }
         if applied.ended_leg_only {
-            let facts = &applied.record.facts;
-            self.calls.sweep_requests.request(facts.carrier.as_ref().unwrap_or(&facts.account));
+            let attributes = &applied.record.attributes;
+            self.calls.sweep_requests.request(attributes.carrier.as_ref().unwrap_or(&attributes.account));
         }
         WebhookOutcome::applied(applied)
     }
 
     async fn arrived(&self, parsed: &ParsedWebhook<'_>, aliases: Vec<Alias>, phase: Phase) -> Applied {
         let webhook = parsed.from.webhook();
-        let mut facts = webhook.facts.read(&parsed.message, parsed.direction);
+        let mut attributes = webhook.attributes.read(&parsed.message, parsed.direction);
         let front = self.settings.inbound_mode == InboundMode::Front && webhook.wants_twiml();
-        if front && facts.agent.is_none() {
-            facts.agent = self.agent_of(facts.own_number.as_deref());
+        if front && attributes.agent.is_none() {
+            attributes.agent = self.agent_of(attributes.own_number.as_deref());
         }
         let arrival = Arrival {
             account: parsed.from.account.clone(),
             operation: parsed.event.map_or_else(String::new, |e| e.name.clone()),
             direction: parsed.direction,
-            facts,
+            attributes,
             aliases,
             phase,
             rejectable: webhook.wants_twiml(),

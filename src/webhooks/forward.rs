@@ -103,7 +103,7 @@ impl Webhooks {
     }
 
     async fn front(&self, call: &CallId, parsed: &ParsedWebhook<'_>) -> Response<Bytes> {
-        let number = parsed.from.webhook().facts.read(&parsed.message, parsed.direction).own_number;
+        let number = parsed.from.webhook().attributes.read(&parsed.message, parsed.direction).own_number;
         let connected = match self.agent_of(number.as_deref()) {
             Some(agent) => self.calls.inbound.front(call, &agent).await,
             None => {
@@ -117,7 +117,7 @@ impl Webhooks {
                 warn!(%call, why, "failed to connect an admitted inbound call; when_full applies");
                 let policy = self.calls.lifecycle.policy.load();
                 let business = match self.calls.lifecycle.store.call(call).await {
-                    Ok(Some(record)) => record.facts.business,
+                    Ok(Some(record)) => record.attributes.business,
                     _ => BusinessId::default_business(),
                 };
                 twiml(when_full_twiml(policy.when_full(&business)))

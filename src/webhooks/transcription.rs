@@ -149,7 +149,7 @@ impl Webhooks {
             account: parsed.from.account.clone(),
             operation: parsed.event.map_or_else(String::new, |e| e.name.clone()),
             direction: parsed.direction,
-            facts: parsed.from.webhook().facts.read(&parsed.message, parsed.direction),
+            attributes: parsed.from.webhook().attributes.read(&parsed.message, parsed.direction),
             aliases: parsed.aliases.clone(),
             phase: Phase::Live,
             rejectable: false,
@@ -164,7 +164,7 @@ impl Webhooks {
             // The write will find out.
             return Ok(true);
         };
-        let what = parsed.by.contradicts(&record.facts, &record.aliases, &parsed.aliases);
+        let what = parsed.by.contradicts(&record.attributes, &record.aliases, &parsed.aliases);
         Ok(what.is_none_or(|what| what == Contradiction::OtherCall))
     }
 }

@@ -114,7 +114,7 @@ async fn a_call_of_a_request_that_nobody_described_is_counted_at_once() {
     }
     stage.wait("its call is on record", async || stage.record("conv_past").await.is_some()).await;
     assert_eq!(stage.held().await, 1);
-    assert_eq!(stage.record("conv_past").await.unwrap().facts.operation, "unfenced");
+    assert_eq!(stage.record("conv_past").await.unwrap().attributes.operation, "unfenced");
     let metrics = stage.ask("/metrics").await;
     assert!(metrics.as_str().unwrap().contains("ringfence_unmatched_creates_total{account=\"mirror\"} 1"));
     stage.finish().await;
@@ -136,7 +136,7 @@ async fn what_the_request_says_of_its_account_decides() {
     assert_eq!(dial("/twilio/2010-04-01/Accounts/AC2/Calls.json", 1).await, 201);
     assert_eq!(dial("/twilio/2010-04-01/Accounts/AC2/Calls.json", 2).await, 503, "what twilio_de bought");
     let open = stage.app().calls().lifecycle.store.open_calls().await.unwrap();
-    assert!(open.len() == 1 && open[0].facts.account.as_str() == "twilio_de", "{open:?}");
+    assert!(open.len() == 1 && open[0].attributes.account.as_str() == "twilio_de", "{open:?}");
     let sid = stage.control.settings().account_sid;
     let posted = || behind.got().iter().filter(|got| got.method == "POST").count();
     let before = posted();

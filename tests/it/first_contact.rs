@@ -30,7 +30,7 @@ async fn observe_mode_sends_what_strangers_order_and_counts_it_under_their_id() 
         let answer = stage.dial(business, "+15550002002").await;
         assert_eq!((answer.status, would(&answer)), (200, Some("UNKNOWN_BUSINESS")), "{business:?}");
         let id = answer.json()["conversation_id"].as_str().unwrap().to_owned();
-        assert_eq!(stage.record(&id).await.unwrap().facts.business.as_str(), counted);
+        assert_eq!(stage.record(&id).await.unwrap().attributes.business.as_str(), counted);
         stage.control.end_call(&id);
     }
     let answer = twilio(&stage, "Calls.json", Some("cedar"), "+15550002003", &[("Twiml", TALK)]).await;
@@ -229,8 +229,12 @@ concurrent = 1
         let answer = stage.send("POST", &url, &headers, form).await;
         assert!(answer.status < 500, "{from}: {answer:?}");
         let latest = stage.app().calls().lifecycle.store.latest_calls(1).await.unwrap();
-        let facts = &latest[0].facts;
-        assert_eq!((facts.business.as_str(), facts.own_number.as_deref()), ("acme", Some("+15550001111")), "{from}");
+        let attributes = &latest[0].attributes;
+        assert_eq!(
+            (attributes.business.as_str(), attributes.own_number.as_deref()),
+            ("acme", Some("+15550001111")),
+            "{from}"
+        );
         for call in stage.app().calls().lifecycle.store.open_calls().await.unwrap() {
             if let Some(id) = call.alias("call_sid") {
                 stage.control.end_call(id);

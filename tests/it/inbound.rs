@@ -67,7 +67,7 @@ async fn app_mode_counts_each_call_once() {
         let conversation = stage.control.call(sid).unwrap().conversation_id;
         let record = stage.record(sid).await.unwrap();
         assert_eq!(record.alias("conversation_id"), conversation.as_deref(), "call {i}");
-        assert_eq!(record.facts.other_number.as_deref(), Some(format!("+1555000330{}", i + 1).as_str()));
+        assert_eq!(record.attributes.other_number.as_deref(), Some(format!("+1555000330{}", i + 1).as_str()));
     }
     assert_eq!(stage.held().await, 3);
     let counts = stage.control.counts();

@@ -313,7 +313,7 @@ async fn an_event_that_overtakes_the_creates_answer_is_of_our_own_call() {
     assert_eq!((stage.held().await, over_limit(&stage).await), (1, 0));
     assert_eq!(dialling.await.unwrap().status, 200);
     let record = stage.record(&conversation).await.unwrap();
-    assert_eq!((record.phase, record.facts.direction.as_str()), (Phase::Live, "outbound"));
+    assert_eq!((record.phase, record.attributes.direction.as_str()), (Phase::Live, "outbound"));
     assert!(overtook, "the simulator answered before the event: the test showed nothing");
     assert_eq!(stage.ask("/api/concurrent-metrics").await["totalRejections"], 0);
     std::sync::Arc::into_inner(stage).expect("every task is done").finish().await;

@@ -97,18 +97,18 @@ async fn an_elevenlabs_call_is_recorded_from_its_create_to_its_webhook() {
     assert_eq!(answer.status, 200);
     let conversation = id(&answer, "conversation_id");
     let record = stage.record(&conversation).await.unwrap();
-    assert_eq!((record.facts.business.as_str(), record.facts.plan.as_str()), ("acme", "PRO"));
-    assert_eq!((record.facts.account.as_str(), record.facts.provider.as_str()), ("elevenlabs", "elevenlabs"));
-    assert_eq!(record.facts.carrier.as_ref().map(|c| c.as_str()), Some("twilio"), "Twilio carries it");
+    assert_eq!((record.attributes.business.as_str(), record.attributes.plan.as_str()), ("acme", "PRO"));
+    assert_eq!((record.attributes.account.as_str(), record.attributes.provider.as_str()), ("elevenlabs", "elevenlabs"));
+    assert_eq!(record.attributes.carrier.as_ref().map(|c| c.as_str()), Some("twilio"), "Twilio carries it");
     assert_eq!(
-        (record.facts.operation.as_str(), record.facts.direction.as_str()),
+        (record.attributes.operation.as_str(), record.attributes.direction.as_str()),
         ("twilio_outbound_call", "outbound")
     );
     assert_eq!(
-        (record.facts.agent.as_deref(), record.facts.own_number.as_deref()),
+        (record.attributes.agent.as_deref(), record.attributes.own_number.as_deref()),
         (Some("agent_acme"), Some("phnum_1"))
     );
-    assert_eq!(record.facts.other_number.as_deref(), Some("+15550002001"));
+    assert_eq!(record.attributes.other_number.as_deref(), Some("+15550002001"));
     assert_eq!(record.alias("call_sid"), answer.json()["callSid"].as_str());
     assert!(
         record.phase >= Phase::Dialing && record.origin == Origin::Create && !record.unsettled && !record.over_limit
@@ -134,7 +134,10 @@ async fn a_sip_trunk_call_ends_by_the_providers_record_if_its_webhook_is_lost() 
     assert_eq!(answer.status, 200);
     let record = stage.record(&id(&answer, "conversation_id")).await.unwrap();
     assert_eq!(record.alias("sip_call_id"), answer.json()["sip_call_id"].as_str());
-    assert_eq!((record.facts.operation.as_str(), record.facts.carrier.as_ref()), ("sip_trunk_outbound_call", None));
+    assert_eq!(
+        (record.attributes.operation.as_str(), record.attributes.carrier.as_ref()),
+        ("sip_trunk_outbound_call", None)
+    );
     once(&stage, record.id.as_str(), "the sweep sees it live", |r| r.phase == Phase::Live).await;
     stage.control.end_call(&id(&answer, "conversation_id"));
     let ended = once(&stage, record.id.as_str(), "it ends", |r| r.phase == Phase::Ended).await;
@@ -155,7 +158,7 @@ async fn calls_that_nobody_answers_end_with_the_providers_word() {
             let ended = once(&stage, &call, "it ends", |r| r.phase == Phase::Ended).await;
             // ElevenLabs' own record says no more than "failed": a sweep may come before the webhook.
             let fits = ended.outcome == Some(outcome)
-                || (ended.facts.provider == "elevenlabs" && ended.proof == Some(EndProof::Provider));
+                || (ended.attributes.provider == "elevenlabs" && ended.proof == Some(EndProof::Provider));
             assert!(fits, "{to}: {ended:?}");
         }
     }
@@ -174,8 +177,11 @@ async fn a_twilio_call_goes_through_its_phases_by_callbacks() {
         assert_eq!(answer.status, 201);
         let sid = id(&answer, sid);
         let record = stage.record(&sid).await.unwrap();
-        assert_eq!((record.facts.operation.as_str(), record.facts.account.as_str()), (operation, "twilio"));
-        assert_eq!((record.facts.own_number.as_deref(), record.facts.carrier.as_ref()), (Some("+15550001111"), None));
+        assert_eq!((record.attributes.operation.as_str(), record.attributes.account.as_str()), (operation, "twilio"));
+        assert_eq!(
+            (record.attributes.own_number.as_deref(), record.attributes.carrier.as_ref()),
+            (Some("+15550001111"), None)
+        );
         for phase in [Phase::Dialing, Phase::Ringing, Phase::Live] {
             let seen = once(&stage, &sid, "the next phase comes", |r| r.phase >= phase).await;
             assert_eq!(seen.phase, phase, "{path}");
@@ -235,7 +241,7 @@ async fn a_create_reaches_the_provider_as_the_app_sent_it_with_the_calls_id_in_i
     assert_eq!(got.path_and_query, format!("/base{path}"));
     let body: Value = serde_json::from_slice(&got.body).unwrap();
     let own = body["conversation_initiation_client_data"]["dynamic_variables"]["ringfence_call"].as_str().unwrap();
-    assert_eq!(stage.record(own).await.unwrap().facts.business.as_str(), "birch");
+    assert_eq!(stage.record(own).await.unwrap().attributes.business.as_str(), "birch");
     stage.finish().await;
 }
 
@@ -252,7 +258,7 @@ async fn requests_find_their_account_by_mount_by_host_and_below_a_business() {
         let answer = elevenlabs(&stage, path, headers, &order("+15550002001")).await;
         assert_eq!(answer.status, 200, "{answer:?}");
         let record = stage.record(&id(&answer, "conversation_id")).await.unwrap();
-        assert_eq!(record.facts.business.as_str(), business);
+        assert_eq!(record.attributes.business.as_str(), business);
     }
     let sid = stage.control.settings().account_sid;
     let authorization = basic(&stage.control);
@@ -287,7 +293,7 @@ async fn no_spelling_of_a_create_goes_around_the_gate() {
     assert_eq!((plain.status, stage.held().await), (201, 1));
     let sid = format!("CA{}", "/2010-04-01/Accounts/AC1/Calls".len());
     let record = stage.record(&sid).await.unwrap();
-    assert_eq!((record.phase, record.facts.operation.as_str(), record.polled), (Phase::Queued, "calls", false));
+    assert_eq!((record.phase, record.attributes.operation.as_str(), record.polled), (Phase::Queued, "calls", false));
     for path in [
         "/twin/2010-04-01/Accounts/AC1/Calls.json/",
         "/twin/2010-04-01/Accounts/AC1/C%61lls.json",

@@ -101,7 +101,7 @@ async fn a_business_is_told_by_its_agents_and_numbers() {
     let by_agent = id(&stage.dial(None, "+15550002001").await, "conversation_id");
     let by_number = id(&talk(&stage, "+15550002001", &[]).await, "sid");
     for call in [by_agent, by_number] {
-        assert_eq!(stage.record(&call).await.unwrap().facts.business.as_str(), "acme");
+        assert_eq!(stage.record(&call).await.unwrap().attributes.business.as_str(), "acme");
     }
     let taken = put(&stage, "/api/businesses/birch", r#"{"plan":"PRO","agent_ids":["agent_acme"]}"#).await;
     assert_eq!((taken.status, &taken.json()["error"]), (422, &json!("INVALID_BUSINESS")));

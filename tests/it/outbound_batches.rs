@@ -95,7 +95,10 @@ async fn a_batch_is_cut_to_the_free_places_and_its_calls_are_counted_once() {
     assert_eq!(answer.json()["target_concurrency_limit"], 3, "what the provider was told");
     let record = stage.record(&id(&answer, "id")).await.unwrap();
     assert_eq!((record.slots, record.phase, record.unsettled), (3, Phase::Live, false));
-    assert_eq!((record.facts.operation.as_str(), record.facts.agent.as_deref()), ("batch_submit", Some("agent_acme")));
+    assert_eq!(
+        (record.attributes.operation.as_str(), record.attributes.agent.as_deref()),
+        ("batch_submit", Some("agent_acme"))
+    );
     assert_eq!((record.alias("batch_id"), record.aliases.len()), (Some(id(&answer, "id").as_str()), 1));
 
     talking(&stage, 4).await;
@@ -283,7 +286,7 @@ async fn calls_of_a_whatsapp_batch_are_its_own_though_they_look_like_text() {
     let answer = submit(&stage, &body).await;
     assert_eq!(answer.header("x-ringfence-slots"), Some("2/3"));
     let record = stage.record(&id(&answer, "id")).await.unwrap();
-    assert_eq!((record.facts.own_number.as_deref(), record.facts.carrier), (Some("w1"), None));
+    assert_eq!((record.attributes.own_number.as_deref(), record.attributes.carrier), (Some("w1"), None));
     let talks = talking(&stage, 2).await;
     assert_eq!(post(&stage, &format!("batch-calling/{}/cancel", id(&answer, "id"))).await.status, 200);
     several_sweeps(&stage).await;
@@ -409,7 +412,7 @@ async fn a_retry_of_an_ended_batch_needs_as_many_places_as_before() {
     all_free(&stage).await;
     assert_eq!(post(&stage, &path).await.status, 200);
     let second = stage.record(&batch_id).await.unwrap();
-    assert!(second.id != first.id && second.slots == 2 && second.facts.operation == "batch_retry", "{second:#?}");
+    assert!(second.id != first.id && second.slots == 2 && second.attributes.operation == "batch_retry", "{second:#?}");
     all_free(&stage).await;
     assert!(stage.control.counts().both_live_max <= 2);
     let ended = stage.record(&batch_id).await.unwrap();
@@ -506,7 +509,10 @@ async fn the_call_of_a_studio_flow_is_found_by_its_numbers() {
         let answer = execute(&stage, version, "+15550002001").await;
         assert_eq!((answer.status, &answer.json()["status"]), (201, &json!("active")));
         let record = stage.record(&id(&answer, "sid")).await.unwrap();
-        assert_eq!((record.facts.operation.as_str(), record.facts.agent.as_deref()), ("studio_execution", Some("FW1")));
+        assert_eq!(
+            (record.attributes.operation.as_str(), record.attributes.agent.as_deref()),
+            ("studio_execution", Some("FW1"))
+        );
         assert!(record.alias("execution_sid").is_some());
         let bound = once(&stage, record.id.as_str(), "it is found", |r| r.alias("call_sid").is_some()).await;
         assert!(!bound.unsettled);
@@ -552,8 +558,8 @@ async fn exotel_and_whatsapp_calls_are_fenced() {
         assert_eq!(answer.status, 200, "{answer:?}");
         let conversation = id(&answer, "conversation_id");
         let record = stage.record(&conversation).await.unwrap();
-        assert_eq!(record.facts.own_number.as_deref(), Some(own));
-        assert_eq!(record.facts.operation, format!("{channel}_outbound_call"));
+        assert_eq!(record.attributes.own_number.as_deref(), Some(own));
+        assert_eq!(record.attributes.operation, format!("{channel}_outbound_call"));
         assert_eq!((record.unsettled, record.alias("call_sid")), (false, answer.json()["callSid"].as_str()));
         assert_eq!(elevenlabs(&stage, &path, &[], &body).await.status, 503);
         once(&stage, &conversation, "it is seen live", |r| r.phase == Phase::Live).await;

@@ -184,7 +184,10 @@ async fn calls_of_an_application_are_left_alone_and_polled() {
     assert_eq!(answer.status, 201);
     let sid = id(&answer, "sid");
     let record = stage.record(&sid).await.unwrap();
-    assert!(record.polled && record.callback.is_none() && record.facts.agent.as_deref() == Some("AP1"), "{record:#?}");
+    assert!(
+        record.polled && record.callback.is_none() && record.attributes.agent.as_deref() == Some("AP1"),
+        "{record:#?}"
+    );
     once(&stage, &sid, "the sweep sees it live", |r| r.phase == Phase::Live && r.seen_by.as_str() == "poll").await;
     stage.control.end_call(&sid);
     let ended = once(&stage, &sid, "it ends", |r| r.phase == Phase::Ended).await;

@@ -324,7 +324,7 @@ async fn hostile_data_is_text_in_a_real_browser_and_a_release_is_asked_about_and
     browser.until("document.querySelectorAll('#said li').length === 1").await;
     assert_eq!(browser.is("document.querySelector('#said li span').textContent").await, HOSTILE_SPEECH);
     browser
-        .until(&format!("document.querySelector('#call-facts').textContent.includes({})", json!(HOSTILE_AGENT)))
+        .until(&format!("document.querySelector('#call-attributes').textContent.includes({})", json!(HOSTILE_AGENT)))
         .await;
     // Nothing ran, and nothing but the page's own elements is there.
     assert_eq!(browser.is("window.hacked === undefined").await, true);

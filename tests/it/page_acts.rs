@@ -135,7 +135,7 @@ async fn a_refusal_is_found_behind_a_flood_and_explained() {
     browser.click("#refusals-list td.act button").await;
     browser.until("document.querySelector('#explain-dialog').open").await;
     browser.says("#explain-title", &refusal).await;
-    browser.says("#explain-facts", "plan.STARTER: 1 of 1").await;
+    browser.says("#explain-attributes", "plan.STARTER: 1 of 1").await;
     browser.says("#explain-decision", "business concurrent limit exceeded").await;
     browser.says("#explain-limits", "plan.STARTER: 1 of 1, full").await;
     browser.says("#explain-limits", "held by c_").await;

@@ -136,7 +136,7 @@ async fn a_page_whose_connection_died_without_a_word_says_so_and_comes_back() {
     browser.is(watch).await;
     // One call is open, with a stream of its own.
     browser.click("#calls-list tbody button").await;
-    browser.says("#call-facts", "pro").await;
+    browser.says("#call-attributes", "pro").await;
     proxy.hang.send_modify(|n| *n += 1);
     stage.dial(Some("pro"), "+15550002002").await;
     browser.is("(() => { document.documentElement.dataset.silenceMs = 4000; return true })()").await;
@@ -168,7 +168,7 @@ async fn an_address_opens_a_call_or_a_refusal_and_a_refused_call_is_told_of() {
     browser.sign_in(&operate).await;
     browser.until("document.querySelector('#call-dialog').open").await;
     browser.says("#call-title", &call).await;
-    browser.says("#call-facts", "starter").await;
+    browser.says("#call-attributes", "starter").await;
     browser.is("(() => { document.querySelector('#call-dialog').close(); return true })()").await;
     browser.until("location.hash === '#calls'").await;
     // What is opened has an address.

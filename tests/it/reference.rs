@@ -424,7 +424,7 @@ const TABLES: &[(&str, &str, &str)] = &[
     ("Judgement", "Judgement", "`call_successful` of a record"),
     ("TimeRule", "End time", "`call_end_time` of a record: a selector, or `after` and `secs`"),
     ("TurnRules", "Turns of a transcript", "`[turns]`"),
-    ("FactSelectors", "Facts", "`facts`"),
+    ("AttributeSelectors", "Attributes", "`attributes`"),
     ("IdSelectors", "Ids", "`ids`, `own_ids`, `member_of`: kinds of id, each with a selector or a table as below"),
     ("Beginning", "Id with a prefix", "an entry of `ids`"),
     (

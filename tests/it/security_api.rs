@@ -45,7 +45,7 @@ async fn a_request_that_contradicts_itself_is_refused() {
 async fn a_contradiction_may_be_logged_alone() {
     let stage = stage("", &format!("[businesses]\ncontradictions = \"log\"\n{TWO}")).await;
     let call = id(&stage.dial(Some("birch"), "+15550002001").await, "conversation_id");
-    assert_eq!(stage.record(&call).await.unwrap().facts.business.as_str(), "birch", "the header goes first");
+    assert_eq!(stage.record(&call).await.unwrap().attributes.business.as_str(), "birch", "the header goes first");
     stage.finish().await;
 }
 

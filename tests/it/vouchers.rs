@@ -182,7 +182,7 @@ async fn a_subaccount_cannot_fill_a_limit_with_calls_that_are_not_there() {
     assert_eq!((stage.held().await, app.got().len()), (0, 0));
     assert!(contradicted(&stage, "incoming_call").await);
     assert_eq!(form_of(&stage, VOICE, SUB_TOKEN, &rings(REAL)).await.status, 200);
-    assert_eq!((stage.held().await, stage.record(REAL).await.unwrap().facts.business.as_str()), (1, "victim"));
+    assert_eq!((stage.held().await, stage.record(REAL).await.unwrap().attributes.business.as_str()), (1, "victim"));
     let end = [call_form(REAL, "inbound", "completed"), vec![("AccountSid", SUB)]].concat();
     assert_eq!(form_of(&stage, STATUS, SUB_TOKEN, &end).await.status, 204);
     assert_eq!(stage.held().await, 0);

@@ -94,7 +94,7 @@ pub(super) fn commands() -> impl Strategy<Value = Vec<Command>> {
 }
 
 /// One of two businesses, at one of two accounts.
-pub(super) fn facts(who: usize) -> CallAttributes {
+pub(super) fn attributes(who: usize) -> CallAttributes {
     let account = ["twilio", "elevenlabs"][who / 2];
     CallAttributes {
         business: BusinessId::parse(["acme", "beta"][who % 2]).unwrap(),
@@ -161,7 +161,7 @@ pub(in crate::admission) fn policy(nth: usize) -> Arc<Policy> {
     };
     let mut settings = global(4, None, OnOutage::Database);
     settings.plans.insert("PRO".to_owned(), Plan { concurrent: Some(3), ..Plan::default() });
-    // One business is known, and the other goes by its facts.
+    // One business is known, and the other goes by its attributes.
     let acme = Business::named(BusinessId::parse("acme").unwrap());
     settings.businesses = vec![Business { plan: Some("PRO".to_owned()), ..acme }];
     match nth {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 
 use super::back_ends::World;
-use super::commands::{Command, Ending, How, facts, policy};
+use super::commands::{Command, Ending, How, attributes, policy};
 use super::{Answer, Model};
 use crate::admission::limiter::Gate;
 use crate::admission::{Admission, AdmissionController, AdmissionError, AdmissionSettings};
@@ -76,7 +76,7 @@ fn change(call: &CallId, at_ms: UnixMs, event: Option<Event>) -> Change {
 pub(in crate::admission) fn new_call(call: &CallId, at_ms: UnixMs) -> NewCall {
     NewCall {
         id: call.clone(),
-        facts: facts(0),
+        attributes: attributes(0),
         origin: Origin::Create,
         phase: Phase::Reserved,
         over_limit: false,
@@ -237,8 +237,8 @@ impl Run<'_> {
         }
         // Only the first answer has ids and news.
         let alias = alias.filter(|_| how == How::Plain);
-        let (capacity, facts, call) = (self.capacity(at), facts(who), CallId::new());
-        let bindings = self.model.replicas[at].0.bindings(&facts);
+        let (capacity, attributes, call) = (self.capacity(at), attributes(who), CallId::new());
+        let bindings = self.model.replicas[at].0.bindings(&attributes);
         let request = AdmissionRequest { call: call.clone(), bindings, slots, mode, at_ms: self.model.now };
         let mut new = self.new_call(&call, who, alias);
         let mut is_again = how == How::Again;
@@ -262,7 +262,7 @@ impl Run<'_> {
             self.model.orphan(&request);
             return;
         }
-        let expected = self.model.admit(at, &request, &facts, alias, is_again);
+        let expected = self.model.admit(at, &request, &attributes, alias, is_again);
         let policy_guard = capacity.hold_policy().await;
         let answer = match capacity.admit(&policy_guard, request.clone(), new).await {
             Ok(Admission::Admitted { lease, would_reject, early }) => {
@@ -298,12 +298,12 @@ impl Run<'_> {
     /// Whether no limit is checked.
     fn is_open(&self, at: usize, who: usize) -> bool {
         let is_outage = self.world.home == GateMode::Redis && self.model.mode == GateMode::Database;
-        is_outage && self.model.replicas[at].0.on_outage(&facts(who)) == OnOutage::Open
+        is_outage && self.model.replicas[at].0.on_outage(&attributes(who)) == OnOutage::Open
     }
 
     fn new_call(&self, call: &CallId, who: usize, alias: Option<usize>) -> NewCall {
         let aliases = alias.map(|n| self.alias(n)).into_iter().collect();
-        NewCall { facts: facts(who), aliases, ..new_call(call, self.model.now) }
+        NewCall { attributes: attributes(who), aliases, ..new_call(call, self.model.now) }
     }
 
     async fn adopt(&mut self, at: usize, who: usize, slots: u32, over_limit: bool, said: &str) {
@@ -313,9 +313,9 @@ impl Run<'_> {
         let policy_guard = capacity.hold_policy().await;
         assert_eq!(capacity.adopt(&policy_guard, new).await.unwrap(), InsertOutcome::New(None), "{said}");
         drop(policy_guard);
-        let facts = facts(who);
-        let keys = keys(&self.model.replicas[at].0.bindings(&facts));
-        self.model.open(call.clone(), &facts, keys, slots, over_limit, None);
+        let attributes = attributes(who);
+        let keys = keys(&self.model.replicas[at].0.bindings(&attributes));
+        self.model.open(call.clone(), &attributes, keys, slots, over_limit, None);
         self.calls.push(call);
     }
 

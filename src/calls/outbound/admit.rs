@@ -327,20 +327,20 @@ impl Admitter {
         slots: SlotGrant,
         would_reject: Option<&LimitExceeded>,
     ) {
-        let facts = &request.facts;
-        self.context.lifecycle.metrics.admitted(facts);
+        let attributes = &request.attributes;
+        self.context.lifecycle.metrics.admitted(attributes);
         info!(
             %call,
-            business = %facts.business,
-            plan = facts.plan,
-            account = %facts.account,
-            to = facts.other_number.as_deref().map(mask_number),
+            business = %attributes.business,
+            plan = attributes.plan,
+            account = %attributes.account,
+            to = attributes.other_number.as_deref().map(mask_number),
             slots = (slots != SlotGrant::all(1)).then(|| format!("{} of {}", slots.granted, slots.wanted)),
             would_refuse = would_reject.map(|full| full.limit.as_ref()),
             "admitted"
         );
         if let Some(full) = would_reject {
-            self.rejections.observed_full_limit(&request.account, facts, full).await;
+            self.rejections.observed_full_limit(&request.account, attributes, full).await;
         }
         if let Some(rejection) = request.would_reject.get() {
             self.rejections.observed(rejection, &request.rejected());
@@ -377,7 +377,7 @@ impl Admitter {
 
 /// The error of a create that was not admitted.
 fn not_sent(request: &CreateRequest, why: DecideError) -> NotSent {
-    let account = &request.facts.account;
+    let account = &request.attributes.account;
     match why {
         DecideError::Rejected(rejection) => rejection.into(),
         DecideError::LimitExceeded(full) => NotSent::LimitExceeded(full),
@@ -404,7 +404,7 @@ fn job_not_placed(request: &CreateRequest, why: DecideError) -> JobPlaced {
         DecideError::Rejected(rejection) => JobPlaced::Rejected(rejection.message),
         DecideError::LimitExceeded(full) => JobPlaced::LimitExceeded(full),
         DecideError::AccountRemoved => {
-            JobPlaced::Away(format!("account {} is no longer in the config", request.facts.account))
+            JobPlaced::Away(format!("account {} is no longer in the config", request.attributes.account))
         }
         DecideError::Undecided(error) => JobPlaced::Away(error.to_string()),
     }

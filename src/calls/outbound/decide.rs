@@ -88,17 +88,17 @@ pub(super) async fn decide(context: &Context, request: &CreateRequest, terms: Te
     let mut prepared = prepare(context, request, &call, slots).map_err(DecideError::Rejected)?;
     let policy_guard = lifecycle.admission.hold_policy().await;
     let policy = lifecycle.policy.load_full();
-    if !policy.has_account(&request.facts.account) {
+    if !policy.has_account(&request.attributes.account) {
         return Err(DecideError::AccountRemoved);
     }
-    let mut bindings = policy.bindings(&request.facts);
+    let mut bindings = policy.bindings(&request.attributes);
     keep_free(&mut bindings, terms.reserve);
     bindings.extend(terms.bindings);
     let mode = terms.mode.unwrap_or_else(|| lifecycle.admission.mode());
     let at_ms = lifecycle.clock.now_ms();
     let send_by = since_boot() + context.settings.send_within;
     let ask = AdmissionRequest { call: call.clone(), bindings, slots: terms.slots, mode, at_ms };
-    let mut record = lifecycle.new_call(&call, request.facts.clone(), Origin::Create, Phase::Reserved);
+    let mut record = lifecycle.new_call(&call, request.attributes.clone(), Origin::Create, Phase::Reserved);
     record.callback = prepared.callback.take();
     record.polled = !prepared.events_will_come;
     record.fingerprint = terms.fingerprint;

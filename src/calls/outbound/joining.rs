@@ -55,12 +55,12 @@ impl Joins {
     pub(super) async fn join_open(&self, context: &Context, request: &CreateRequest) -> Option<Joining> {
         let open = context.lifecycle.store.open_calls().await.ok()?;
         let kind = request.account.provider.lookup.as_ref().map(|lookup| lookup.needs.as_str())?;
-        let facts = &request.facts;
+        let attributes = &request.attributes;
         let fitting = open.into_iter().filter(|call| {
-            call.facts.business == facts.business
-                && call.facts.direction == facts.direction
-                && call.facts.own_number == facts.own_number
-                && call.facts.other_number == facts.other_number
+            call.attributes.business == attributes.business
+                && call.attributes.direction == attributes.direction
+                && call.attributes.own_number == attributes.own_number
+                && call.attributes.other_number == attributes.other_number
                 && !call.over_limit
                 && call.counts()
         });

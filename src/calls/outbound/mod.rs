@@ -132,7 +132,7 @@ impl Outbound {
             Err(NotSent::LimitExceeded(full)) => {
                 let exemplar = traces::exemplar(&Span::current(), self.context.lifecycle.clock.now_ms());
                 self.context.lifecycle.metrics.added_to_rejected(request.read_at.elapsed(), exemplar);
-                let rejection = self.rejections.of_full_limit(&request.facts, &full).boxed().await;
+                let rejection = self.rejections.of_full_limit(&request.attributes, &full).boxed().await;
                 self.rejections.respond(rejection, &request.rejected())
             }
         };
@@ -194,7 +194,7 @@ impl Outbound {
             // The provider will call the URL itself.
             let _ = request.would_reject.set(rejection);
         }
-        match key(&request.facts, request.upstream.headers()) {
+        match key(&request.attributes, request.upstream.headers()) {
             Ok(key) => Ok(Identity::new(key)),
             Err(why) if observes => {
                 let _ = request.would_reject.set(Rejection::new(RejectionCode::InvalidRequest, why));
@@ -263,7 +263,7 @@ impl Outbound {
     }
 
     async fn run_job(&self, request: Arc<CreateRequest>, terms: JobTerms) -> JobPlaced {
-        traces::record_facts(&request.facts);
+        traces::record_attributes(&request.attributes);
         if let Err(bad) = callback::check_callbacks(&self.context, &request) {
             return JobPlaced::Rejected(format!("callback URL not allowed: {bad}"));
         }

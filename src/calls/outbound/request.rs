@@ -23,7 +23,7 @@ pub struct CreateRequest {
     /// The provider's operation.
     pub operation: Arc<Operation>,
     /// The attributes that policy selects by.
-    pub facts: CallAttributes,
+    pub attributes: CallAttributes,
     /// The request to be sent: upstream URI, the app's headers and body.
     pub upstream: Request<Bytes>,
     /// The body, decoded.
@@ -50,15 +50,15 @@ impl CreateRequest {
     pub fn new(
         account: Arc<Account>,
         operation: Arc<Operation>,
-        facts: CallAttributes,
+        attributes: CallAttributes,
         upstream: Request<Bytes>,
         body: Document,
     ) -> Self {
         Self {
-            fingerprint: Fingerprint::new(&facts, &upstream),
+            fingerprint: Fingerprint::new(&attributes, &upstream),
             account,
             operation,
-            facts,
+            attributes,
             upstream,
             body,
             batch: None,
@@ -81,7 +81,7 @@ impl CreateRequest {
     /// # Errors
     /// A sentence, if the header is there and cannot be a key.
     pub fn idempotency_key(&self) -> Result<Option<Alias>, String> {
-        fingerprint::key(&self.facts, self.upstream.headers())
+        fingerprint::key(&self.attributes, self.upstream.headers())
     }
 
     /// Returns the request's body and headers as selectors see them.
@@ -94,10 +94,10 @@ impl CreateRequest {
         RejectedRequest {
             kind: self.kind,
             account: &self.account,
-            business: self.facts.business.as_str(),
-            plan: &self.facts.plan,
-            direction: self.facts.direction,
-            to: self.facts.other_number.as_deref(),
+            business: self.attributes.business.as_str(),
+            plan: &self.attributes.plan,
+            direction: self.attributes.direction,
+            to: self.attributes.other_number.as_deref(),
             sdk_sleeps: self.sdk_sleeps,
             retry_key: Some(self.fingerprint.as_str()),
         }

@@ -185,7 +185,7 @@ impl Settlement {
     ) {
         let lifecycle = &self.context.lifecycle;
         // Without an id that a look-up accepts, the call can only be found by searching. Some responses never have one.
-        let carrier = request.facts.carrier.as_ref().and_then(|name| self.context.account(name));
+        let carrier = request.attributes.carrier.as_ref().and_then(|name| self.context.account(name));
         let looks_up = |kind: &str| {
             request.account.provider.looks_up(kind) || carrier.is_some_and(|carrier| carrier.provider.looks_up(kind))
         };

@@ -42,7 +42,7 @@ impl PostCallRecords {
             Err(error) => Err(error),
         };
         match record {
-            Ok(Some(record)) if sees(record.facts.business.as_str()) => self.fetched(id, record, numbers).await,
+            Ok(Some(record)) if sees(record.attributes.business.as_str()) => self.fetched(id, record, numbers).await,
             Ok(_) => unknown(),
             Err(error) => failed(&error),
         }

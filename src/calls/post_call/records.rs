@@ -102,7 +102,7 @@ impl PostCallRecords {
         by: Source,
         due_at: Option<UnixMs>,
     ) -> Result<PutOutcome> {
-        let keep = self.context.policy.privacies().of(&record.facts.business);
+        let keep = self.context.policy.privacies().of(&record.attributes.business);
         // After the last fetch, what was found is all that comes.
         let is_complete = complete == Completeness::Complete || due_at.is_none();
         if is_complete && keep == Privacy::Keep {
@@ -228,7 +228,7 @@ impl PostCallRecords {
                 FetchResult::StillUp => ("the call is up".to_owned(), again),
             };
             if again.is_none() {
-                self.context.lifecycle.metrics.record(&record.facts.account, RecordSource::Missing);
+                self.context.lifecycle.metrics.record(&record.attributes.account, RecordSource::Missing);
                 warn!(%call, why, "post-call record missing");
             }
             store.record_failed_fetch(&call, &why, again).await?;
@@ -295,7 +295,7 @@ impl PostCallRecords {
         let keep = match privacies.of_all() {
             Some(Privacy::Keep) => Privacy::Keep,
             _ => match self.context.lifecycle.store.call(call).await? {
-                Some(record) if is_over(&record) => privacies.of(&record.facts.business),
+                Some(record) if is_over(&record) => privacies.of(&record.attributes.business),
                 _ => Privacy::Keep,
             },
         };
@@ -313,7 +313,7 @@ impl PostCallRecords {
             (Some(same), _) => same,
             (None, None) => privacies.strictest(),
             (None, Some(call)) => match self.context.lifecycle.store.call(call).await? {
-                Some(record) => privacies.of(&record.facts.business),
+                Some(record) => privacies.of(&record.attributes.business),
                 None => privacies.strictest(),
             },
         };

@@ -114,12 +114,12 @@ impl ProviderClient {
 
 /// The value of a call's attribute in a template.
 pub(in crate::calls) fn of_record<'a>(record: &'a CallRecord, name: &str) -> Option<Cow<'a, str>> {
-    let facts = &record.facts;
+    let attributes = &record.attributes;
     let value = match name {
         "call_id" => Some(record.id.as_str()),
-        "agent" => facts.agent.as_deref(),
-        "own_number" => facts.own_number.as_deref(),
-        "other_number" => facts.other_number.as_deref(),
+        "agent" => attributes.agent.as_deref(),
+        "own_number" => attributes.own_number.as_deref(),
+        "other_number" => attributes.other_number.as_deref(),
         kind => record.alias(kind),
     };
     value.map(Cow::Borrowed)

@@ -84,7 +84,7 @@ impl ProviderClient {
             }
         }
         if tried.is_empty() {
-            tried.push(format!("account {} has no hang-up method", record.facts.account));
+            tried.push(format!("account {} has no hang-up method", record.attributes.account));
         }
         warn!(call = %record.id, tried = tried.join("; "), "failed to hang up a call");
         HangUpResult::Failed { tried }

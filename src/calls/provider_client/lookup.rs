@@ -14,7 +14,7 @@ use crate::metrics::MessageKind;
 use crate::net::retry_after_secs;
 use crate::provider::account::Account;
 use crate::provider::description::{
-    CallFacts, Completeness, DirectionWord, Group, List, Lookup, NextPage, OWN_ID_KIND, PostCall, StateWord,
+    Completeness, DirectionWord, Group, List, Lookup, MessageAttributes, NextPage, OWN_ID_KIND, PostCall, StateWord,
 };
 use crate::provider::render::{Target, render};
 use crate::provider::select::{Document, Flaw, Message, Selector};
@@ -36,7 +36,7 @@ pub struct FoundCall {
     /// The call's ids.
     pub aliases: Vec<Alias>,
     /// The attributes that policy selects by.
-    pub facts: CallFacts,
+    pub attributes: MessageAttributes,
     /// The side that placed the call, if the record says so.
     pub direction: Option<Direction>,
     /// Whether the call is a telephone call.
@@ -107,7 +107,7 @@ pub struct ListedCall {
     /// The call's state.
     pub event: Option<Event>,
     /// The attributes that policy selects by.
-    pub facts: CallFacts,
+    pub attributes: MessageAttributes,
     /// The side that placed the call.
     pub direction: Direction,
     /// The time at which it was created.
@@ -179,9 +179,10 @@ impl ProviderClient {
         match failed {
             Some(error) => Err(error),
             None if absent => Ok(LookedUp::Absent),
-            None => {
-                Err(AskError::CannotQuery(record.facts.account.clone(), "the call has no id usable at this provider"))
-            }
+            None => Err(AskError::CannotQuery(
+                record.attributes.account.clone(),
+                "the call has no id usable at this provider",
+            )),
         }
     }
 
@@ -284,7 +285,7 @@ impl ProviderClient {
             event,
             unread: event.is_none().then(|| self.no_state(account, &lookup.state, &message)),
             aliases: lookup.ids.read(&message),
-            facts: lookup.facts.read(&message, direction_of(lookup.direction.as_ref(), &message)),
+            attributes: lookup.attributes.read(&message, direction_of(lookup.direction.as_ref(), &message)),
             direction: lookup.direction.as_ref().map(|word| direction_of(Some(word), &message)),
             phone: lookup.phone.is_empty() || lookup.phone.holds(&message),
             is_part: !lookup.skip.is_empty() && lookup.skip.holds(&message),
@@ -328,7 +329,7 @@ impl ProviderClient {
         let path = self.path(account, Some(record), find.path.as_deref().ok_or_else(cannot_query)?)?;
         let listed = self.pages(account, find, path).await?;
         let since_ms = record.admitted_at - CREATED_BEFORE_MS;
-        let fits = |one: &ListedCall| one.facts.agent.is_none() || one.facts.agent == record.facts.agent;
+        let fits = |one: &ListedCall| one.attributes.agent.is_none() || one.attributes.agent == record.attributes.agent;
         Ok(listed.into_iter().filter(|one| one.created_at.is_none_or(|at| at >= since_ms) && fits(one)).collect())
     }
 
@@ -391,7 +392,7 @@ fn listed(list: &List, item: &serde_json::Value) -> Option<ListedCall> {
     Some(ListedCall {
         alias: Alias::new(&list.id.kind, &list.id.from.text(&message)?)?,
         event: list.state.read(&message, EndProof::Provider),
-        facts: list.facts.read(&message, direction),
+        attributes: list.attributes.read(&message, direction),
         direction,
         created_at,
     })
@@ -411,7 +412,7 @@ mod tests {
                 "sid": "CA1", "status": "ringing", "from": "+15550000001", "to": "+15550000002", "direction": direction,
             })
         };
-        let own = |direction| listed(list, &item(direction)).unwrap().facts.own_number.unwrap();
+        let own = |direction| listed(list, &item(direction)).unwrap().attributes.own_number.unwrap();
         assert_eq!(own("outbound-api"), "+15550000001");
         assert_eq!(own("inbound"), "+15550000002", "the caller's number is nobody's business");
     }

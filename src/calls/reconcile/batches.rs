@@ -40,7 +40,7 @@ impl Sweeper {
         found: FoundCall,
         since_ms: i64,
     ) -> Result<(), AskError> {
-        let carrier = batch.facts.carrier.as_ref().and_then(|name| self.calls.account(name));
+        let carrier = batch.attributes.carrier.as_ref().and_then(|name| self.calls.account(name));
         let known_there = |carrier: &Account| {
             let listed_as = carrier.provider.list.as_ref().map(|list| list.id.kind.as_str());
             found.aliases.iter().any(|a| Some(a.kind.as_str()) == listed_as)

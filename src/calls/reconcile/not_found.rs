@@ -160,8 +160,8 @@ impl Sweeper {
     /// none: the responses of those have no id that a look-up accepts.
     fn outcome_of_absent(&self, call: &CallRecord) -> Outcome {
         let always_calls = || {
-            let provider = self.calls.account(&call.facts.account).map(|account| &account.provider);
-            let operation = provider.and_then(|provider| provider.operation(&call.facts.operation));
+            let provider = self.calls.account(&call.attributes.account).map(|account| &account.provider);
+            let operation = provider.and_then(|provider| provider.operation(&call.attributes.operation));
             let looks_up = |kind| self.calls.accounts_of(call).iter().any(|account| account.provider.looks_up(kind));
             operation.is_some_and(|operation| operation.ids.kinds().any(looks_up))
         };
@@ -242,14 +242,14 @@ impl Sweeper {
 
     /// The longest that the call can last, in milliseconds.
     fn longest_call_ms(&self, call: &CallRecord) -> i64 {
-        let account = self.calls.account(&call.facts.account);
+        let account = self.calls.account(&call.attributes.account);
         let secs = account.map_or(LONGEST_CALL_SECS, |account| account.provider.longest_call_secs);
         i64::try_from(secs).unwrap_or(i64::MAX / 1000).saturating_mul(1000)
     }
 
     /// Searches the provider for the call of a lost response. `false`: it can never be searched for.
     pub(super) async fn search(&mut self, call: &CallRecord) -> bool {
-        let Some(account) = self.calls.account(&call.facts.account) else { return false };
+        let Some(account) = self.calls.account(&call.attributes.account) else { return false };
         let found = match self.calls.provider.find(account, call).await {
             Ok(found) => found,
             Err(AskError::CannotQuery(..) | AskError::Missing(_)) => return false,
@@ -296,8 +296,8 @@ impl Sweeper {
 
 /// Whether a listed call may be the one that a create made.
 pub(super) fn may_be_call_of(create: &CallRecord, one: &ListedCall) -> bool {
-    let (to, seen) = (&create.facts.other_number, &one.facts.other_number);
+    let (to, seen) = (&create.attributes.other_number, &one.attributes.other_number);
     let elsewhere = to.is_some() && seen.is_some() && to != seen;
     let older = one.created_at.is_some_and(|at| at + CREATED_BEFORE_MS < create.admitted_at);
-    create.facts.direction == one.direction && !elsewhere && !older
+    create.attributes.direction == one.direction && !elsewhere && !older
 }

@@ -41,7 +41,7 @@ impl Sweeper {
         let mut waiting: Vec<&CallRecord> = mine.iter().filter(lacks_its_id).collect();
         // A leg that the carrier lists may belong to a batch: its other account decides, at its own interval.
         let may_be_member =
-            mine.iter().any(|call| call.facts.account != self.account.name && self.is_known_batch(call));
+            mine.iter().any(|call| call.attributes.account != self.account.name && self.is_known_batch(call));
         let before = std::mem::take(&mut self.untracked);
         for one in unknown {
             let id = one.alias.id.clone();
@@ -119,7 +119,7 @@ impl Sweeper {
             // It is listed as live: an unreadable record must not keep it from being counted.
             Err(error @ AskError::Unreadable(_)) => {
                 warn!(account = %self.account.name, %error, "failed to look up a listed call");
-                self.adopt(one, one.facts.clone(), vec![one.alias.clone()], Phase::Live).boxed().await;
+                self.adopt(one, one.attributes.clone(), vec![one.alias.clone()], Phase::Live).boxed().await;
                 return Ok(());
             }
             Err(error) => return Err(error),
@@ -162,7 +162,7 @@ impl Sweeper {
             }
         }
         failpoint::hit("sweep.meeting").await;
-        self.adopt(one, found.facts, aliases, phase).boxed().await;
+        self.adopt(one, found.attributes, aliases, phase).boxed().await;
         Ok(())
     }
 
@@ -170,7 +170,7 @@ impl Sweeper {
     async fn adopt(
         &mut self,
         one: &ListedCall,
-        facts: crate::provider::description::CallFacts,
+        attributes: crate::provider::description::MessageAttributes,
         aliases: Vec<Alias>,
         phase: Phase,
     ) {
@@ -178,7 +178,7 @@ impl Sweeper {
             account: self.account.clone(),
             operation: "sweep".to_owned(),
             direction: one.direction,
-            facts,
+            attributes,
             aliases,
             phase,
             rejectable: false,

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::super::path::PathPattern;
 use super::super::select::{Message, Predicate, Selector};
-use super::{FactSelectors, FixedAnswer, IdSelectors, StateWord};
+use super::{AttributeSelectors, FixedAnswer, IdSelectors, StateWord};
 use crate::call::Direction;
 use crate::ids::Alias;
 use crate::words::words;
@@ -43,7 +43,7 @@ pub struct Operation {
     pub carried: bool,
     /// The attributes that limits and rules match.
     #[serde(default)]
-    pub facts: FactSelectors,
+    pub attributes: AttributeSelectors,
     /// The condition under which an answer means that the call was created.
     pub success: Success,
     /// Ids that the app assigns in its request.
@@ -52,7 +52,7 @@ pub struct Operation {
     /// The ids in the answer.
     #[serde(default)]
     pub ids: IdSelectors,
-    /// The answer to a duplicate create whose original answer is no longer kept: a template over the call's ids and facts and
+    /// The answer to a duplicate create whose original answer is no longer kept: a template over the call's ids and attributes and
     /// `account.*`. An unknown value is `null`.
     pub answer: Option<FixedAnswer>,
     /// Values added to a JSON body, so that the call can be found again.

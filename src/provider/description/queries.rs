@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::super::select::{Predicate, Selector};
 use super::operation::method;
-use super::{DirectionWord, FactSelectors, IdSelectors, PostCallRules, StateWord};
+use super::{AttributeSelectors, DirectionWord, IdSelectors, PostCallRules, StateWord};
 
 /// The look-up of one call.
 #[derive(Debug, Clone, Deserialize)]
@@ -25,7 +25,7 @@ pub struct Lookup {
     pub ids: IdSelectors,
     /// The attributes that limits and rules match.
     #[serde(default)]
-    pub facts: FactSelectors,
+    pub attributes: AttributeSelectors,
     /// The side that placed the call. Default: outbound.
     pub direction: Option<DirectionWord>,
     /// The condition under which the answer is about a telephone call. Other calls take no slot.
@@ -83,7 +83,7 @@ pub struct List {
     pub state: StateWord,
     /// The attributes that limits and rules match.
     #[serde(default)]
-    pub facts: FactSelectors,
+    pub attributes: AttributeSelectors,
     /// The side that placed the call.
     pub direction: Option<DirectionWord>,
     /// The time at which the item was created: RFC 2822, or seconds since 1970.

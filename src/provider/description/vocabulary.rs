@@ -12,7 +12,7 @@ use crate::ids::{Alias, number_key};
 /// The places in a message of the attributes that policy selects by.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct FactSelectors {
+pub struct AttributeSelectors {
     /// The agent.
     pub agent: Option<Selector>,
     /// Our number, or the provider's id for it.
@@ -27,7 +27,7 @@ pub struct FactSelectors {
 
 /// The attributes of a call in a message.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct CallFacts {
+pub struct MessageAttributes {
     /// The agent.
     pub agent: Option<String>,
     /// Our number, or the provider's id for it.
@@ -36,14 +36,14 @@ pub struct CallFacts {
     pub other_number: Option<String>,
 }
 
-impl FactSelectors {
+impl AttributeSelectors {
     /// All selectors.
     pub fn selectors(&self) -> impl Iterator<Item = &Selector> {
         [&self.agent, &self.own_number, &self.other_number, &self.from, &self.to].into_iter().flatten()
     }
 
     /// Reads the attributes of a call in this direction; overlong texts are ignored.
-    pub fn read(&self, message: &Message<'_>, direction: Direction) -> CallFacts {
+    pub fn read(&self, message: &Message<'_>, direction: Direction) -> MessageAttributes {
         let get = |selector: &Option<Selector>| {
             let text = selector.as_ref()?.text(message)?;
             // Postgres cannot store NUL; all stores keep the same.
@@ -56,7 +56,7 @@ impl FactSelectors {
         };
         // Numbers have one spelling from here on.
         let number = |text: String| number_key(&text).into_owned();
-        CallFacts {
+        MessageAttributes {
             agent: get(&self.agent),
             own_number: get(&self.own_number).or_else(|| get(ours)).map(number),
             other_number: get(&self.other_number).or_else(|| get(theirs)).map(number),
@@ -64,7 +64,7 @@ impl FactSelectors {
     }
 }
 
-impl FactSelectors {
+impl AttributeSelectors {
     /// The destination of an outbound call, as written in the message.
     pub fn destination<'m>(&'m self, message: &'m Message<'_>) -> Option<Cow<'m, str>> {
         [&self.other_number, &self.to].into_iter().flatten().find_map(|selector| selector.text(message))

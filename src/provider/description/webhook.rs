@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::super::path::PathPattern;
 use super::super::select::{Message, Predicate, Selector};
 use super::super::sign::Signature;
-use super::{CallbackEvent, DirectionWord, FactSelectors, IdSelectors, PostCallRules, StateWord, UtteranceRules};
+use super::{AttributeSelectors, CallbackEvent, DirectionWord, IdSelectors, PostCallRules, StateWord, UtteranceRules};
 
 /// A webhook of the provider.
 #[derive(Debug, Clone, Deserialize)]
@@ -35,7 +35,7 @@ pub struct Webhook {
     pub ids: IdSelectors,
     /// The attributes that limits and rules match.
     #[serde(default)]
-    pub facts: FactSelectors,
+    pub attributes: AttributeSelectors,
     /// The side that placed the call.
     pub direction: Option<DirectionWord>,
     /// Paths that report by their status: 400 for an unusable payload, 404 for an unknown call.

@@ -181,7 +181,7 @@ impl Runs {
             Ok(key) => key,
             Err(why) => return reject(RejectionCode::InvalidRequest, &why),
         };
-        let (store, business) = (&calls.lifecycle.store, &request.facts.business);
+        let (store, business) = (&calls.lifecycle.store, &request.attributes.business);
         let mut latest = store.latest_keyed_run(business.as_str(), &key.text).await?;
         let mut telephony = None;
         let until = Instant::now() + LOADING_WAIT;

@@ -32,7 +32,7 @@ pub(in crate::store) fn policy(concurrent: u32, rate: Option<Rate>) -> Arc<Polic
 pub(in crate::store) fn request(call: &NewCall, policy: &Policy) -> AdmissionRequest {
     AdmissionRequest {
         call: call.id.clone(),
-        bindings: policy.bindings(&call.facts),
+        bindings: policy.bindings(&call.attributes),
         slots: Slots::ONE,
         mode: Mode::Enforce,
         at_ms: call.at_ms,
@@ -104,7 +104,7 @@ pub(in crate::store) async fn a_call_counts_from_when_it_is_confirmed(fresh: &im
     let ordered = new_call(&[]);
     assert_eq!(admit(&store, &ordered, &policy, 3).await, new(1), "the only place is free");
     store.apply(change(&ordered.id, END)).await.unwrap();
-    let keys = keys(&policy.bindings(&confirmed.facts));
+    let keys = keys(&policy.bindings(&confirmed.attributes));
     let late = store.confirm(&confirmed.id, keys.clone(), Some(2)).await.unwrap();
     assert_eq!((late, store.leases().await.unwrap().len()), (ConfirmOutcome::Outdated(moved.state), 0));
     assert_eq!(store.confirm(&confirmed.id, keys.clone(), Some(3)).await.unwrap(), ConfirmOutcome::Now);
@@ -129,7 +129,7 @@ pub(in crate::store) async fn the_database_decides_in_its_own_mode_and_epoch(fre
     assert_eq!(store.latest_calls(9).await.unwrap(), []);
     assert_eq!(admit(&store, &call, &policy, 2).await, new(1));
     let record = store.call(&call.id).await.unwrap().unwrap();
-    assert_eq!((record.facts, record.phase, record.admitted_at), (call.facts.clone(), call.phase, 1000));
+    assert_eq!((record.attributes, record.phase, record.admitted_at), (call.attributes.clone(), call.phase, 1000));
     assert_eq!((record.deadline_at, record.slots), (Some(91_000), 1));
     store.bump_epoch(2, 0, GateMode::Redis, policy.clone(), 0).await.unwrap();
     assert_eq!(admit(&store, &new_call(&[]), &policy, 2).await, AdmitOutcome::Outdated(state(3, GateMode::Redis)));
@@ -143,7 +143,7 @@ pub(in crate::store) async fn a_full_limit_refuses_until_a_call_has_ended(fresh:
         assert_eq!(admit(&store, call, &policy, 2).await, new(1));
     }
     // What exists anyway is counted with the others.
-    let keys = keys(&policy.bindings(&calls[0].facts));
+    let keys = keys(&policy.bindings(&calls[0].attributes));
     let over_limit = NewCall { over_limit: true, at_ms: 1500, keys, ..new_call(&[]) };
     store.insert_call(over_limit.clone(), None).await.unwrap();
     let refused = NewCall { at_ms: 3000, ..new_call(&[("call_sid", "CA1")]) };
@@ -269,7 +269,7 @@ pub(in crate::store) async fn a_move_counts_every_open_call_by_the_new_policy(fr
         .iter()
         .map(|call| LeaseRow {
             call: call.id.clone(),
-            keys: keys(&policy.bindings(&call.facts)),
+            keys: keys(&policy.bindings(&call.attributes)),
             slots: 1,
             since_ms: call.at_ms,
             over_limit: false,

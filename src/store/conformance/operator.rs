@@ -87,7 +87,7 @@ pub(in crate::store) async fn a_business_is_purged_and_its_open_calls_stay(fresh
     let store = fresh.open().await;
     let of = |business: &str, aliases: &[(&str, &str)]| {
         let mut call = new_call(aliases);
-        call.facts.business = BusinessId::parse(business).unwrap();
+        call.attributes.business = BusinessId::parse(business).unwrap();
         call.notice = AppNotice::Send;
         call
     };
@@ -225,7 +225,7 @@ pub(in crate::store) async fn a_purge_tells_spools_which_files_must_go(fresh: &i
     let delivery = Delivery { spool: event.spool.clone(), body: vec![], ..delivery };
     store.receive(event.clone()).await.unwrap();
     store.settle(&event.id, Some(&call.id), EventOutcome::Applied, Some(delivery), 1).await.unwrap();
-    let purged = store.purge_business(call.facts.business.as_str()).await.unwrap();
+    let purged = store.purge_business(call.attributes.business.as_str()).await.unwrap();
     assert_eq!((purged.calls, purged.events, purged.deliveries), (1, 1, 1));
     assert!(store.clear_spool(&event.id, "mine").await.unwrap());
     let left = store.stored_event(&event.id).await.unwrap().unwrap();
@@ -274,7 +274,7 @@ pub(in crate::store) async fn a_damaged_row_keeps_no_other_from_its_turn(fresh: 
     fresh.execute(&format!("UPDATE calls SET direction = 'sideways' WHERE id = '{}'", bad.id)).await;
     let latest: Vec<CallId> = store.latest_calls(9).await.unwrap().into_iter().map(|call| call.id).collect();
     assert_eq!(latest, std::slice::from_ref(&good.id));
-    assert_eq!(store.admitted_since(0).await.unwrap(), [(good.at_ms, good.facts)]);
+    assert_eq!(store.admitted_since(0).await.unwrap(), [(good.at_ms, good.attributes)]);
 }
 
 pub(in crate::store) async fn unsettled_webhooks_are_read_page_by_page(fresh: &impl Fresh) {
@@ -306,14 +306,14 @@ pub(in crate::store) async fn lists_are_narrowed_before_they_are_cut(fresh: &imp
     let store = fresh.open().await;
     let call = |n: i64, business: &str, account: &str| {
         let mut call = NewCall { at_ms: n, ..new_call(&[("call_sid", &format!("CA{n}"))]) };
-        call.facts.business = BusinessId::parse(business).unwrap();
-        call.facts.account = AccountName::parse(account).unwrap();
+        call.attributes.business = BusinessId::parse(business).unwrap();
+        call.attributes.account = AccountName::parse(account).unwrap();
         call
     };
     // The ones that are wanted are older than a hundred others.
     let quiet = call(1, "quiet", "e");
     let mut carried = call(2, "quiet", "f");
-    carried.facts.carrier = Some(AccountName::parse("t").unwrap());
+    carried.attributes.carrier = Some(AccountName::parse("t").unwrap());
     store.insert_call(quiet.clone(), None).await.unwrap();
     store.insert_call(carried.clone(), None).await.unwrap();
     for n in 10..110 {
@@ -375,7 +375,7 @@ pub(in crate::store) async fn lists_are_narrowed_before_they_are_cut(fresh: &imp
 pub(in crate::store) async fn webhooks_are_narrowed_and_what_can_be_replayed_is_counted(fresh: &impl Fresh) {
     let store = fresh.open().await;
     let mut call = new_call(&[("call_sid", "CA1")]);
-    call.facts.business = BusinessId::parse("quiet").unwrap();
+    call.attributes.business = BusinessId::parse("quiet").unwrap();
     store.insert_call(call.clone(), None).await.unwrap();
     // Five came: two were parked, two are settled (the body of one is gone), one waits.
     for n in 1..=5 {

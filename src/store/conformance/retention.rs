@@ -10,7 +10,7 @@ use crate::provider::description::PostCall;
 
 fn of(business: &str) -> NewCall {
     let call = new_call(&[("call_sid", &format!("CA_{business}"))]);
-    NewCall { facts: CallAttributes { business: BusinessId::parse(business).unwrap(), ..call.facts }, ..call }
+    NewCall { attributes: CallAttributes { business: BusinessId::parse(business).unwrap(), ..call.attributes }, ..call }
 }
 
 /// A call that ended at 2000, with everything that one leaves behind: its webhook is number `n`, and so is a rejection of 2000.

@@ -463,7 +463,7 @@ pub(in crate::store) async fn a_job_whose_call_was_purged_is_settled_and_a_run_t
     assert_eq!(store.ended_jobs(None, vec![], 0, 0, 9).await.unwrap(), [], "it is up");
     let end = Change { event: Some(Event::Ended(Outcome::Busy, EndProof::Webhook)), ..super::change(&call.id, END) };
     store.apply(end).await.unwrap();
-    assert_eq!(store.purge_business(call.facts.business.as_str()).await.unwrap().calls, 1);
+    assert_eq!(store.purge_business(call.attributes.business.as_str()).await.unwrap().calls, 1);
     let ended = store.ended_jobs(None, vec![], 0, 0, 9).await.unwrap();
     assert_eq!((ended.len(), ended[0].outcome, ended[0].proof), (1, Outcome::Failed, EndProof::Deadline));
     // One that waited for the word who answered was completed before.

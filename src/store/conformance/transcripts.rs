@@ -275,7 +275,7 @@ pub(in crate::store) async fn what_is_not_to_be_kept_is_redacted_after_its_call(
     let ended = store.ended_calls(&start, ended_at, 9).await.unwrap();
     assert_eq!(
         ended,
-        [EndedCall { id: over.to_string(), business: new_call(&[]).facts.business.to_string(), ended_at }]
+        [EndedCall { id: over.to_string(), business: new_call(&[]).attributes.business.to_string(), ended_at }]
     );
     let after = (ended_at, over.to_string());
     assert_eq!(store.ended_calls(&after, i64::MAX, 9).await.unwrap(), [], "from there on");
@@ -290,7 +290,7 @@ pub(in crate::store) async fn what_is_not_to_be_kept_is_redacted_after_its_call(
     assert_eq!(store.redact(calls, Privacy::None).await.unwrap(), 0);
     assert_eq!(store.redact(calls, Privacy::Hash).await.unwrap(), 0, "what is gone is gone");
     assert_eq!(texts(&over).await, ["", "", ""]);
-    assert_eq!(store.purge_business(new_call(&[]).facts.business.as_str()).await.unwrap().calls, 1);
+    assert_eq!(store.purge_business(new_call(&[]).attributes.business.as_str()).await.unwrap().calls, 1);
     assert_eq!((texts(&over).await.len(), texts(&open).await.len()), (0, 3), "it goes with its business");
 }
 
@@ -298,7 +298,7 @@ pub(in crate::store) async fn calls_of_a_business_and_orders_without_an_answer_a
     let store = fresh.open().await;
     let opened = async |business: &str, aliases: &[(&str, &str)], origin: Origin| {
         let mut call = new_call(aliases);
-        (call.facts.business, call.origin) = (BusinessId::parse(business).unwrap(), origin);
+        (call.attributes.business, call.origin) = (BusinessId::parse(business).unwrap(), origin);
         store.insert_call(call.clone(), None).await.unwrap();
         call.id
     };

@@ -267,7 +267,7 @@ struct NewRow<'a> {
 
 impl<'a> NewRow<'a> {
     fn of(ask: &'a PendingAdmission, granted: &Granted) -> Sql<Self> {
-        let (call, f) = (&ask.call, &ask.call.facts);
+        let (call, f) = (&ask.call, &ask.call.attributes);
         Ok(Self {
             id: call.id.as_str(),
             business: f.business.as_str(),

@@ -31,7 +31,7 @@ pub(super) async fn ingest(
     let records = records(c, &fresh).await?;
     let added = fresh.iter().filter_map(|one| {
         let record = one.aliases.iter().find_map(|alias| records.get(alias))?;
-        let is_about = one.by.contradicts(&record.facts, &record.aliases, &one.aliases).is_none();
+        let is_about = one.by.contradicts(&record.attributes, &record.aliases, &one.aliases).is_none();
         (is_about && !tells_more(record, &one.aliases)).then_some((*one, &record.id))
     });
     let added: Vec<(&UtteranceIngest, &CallId)> = added.collect();

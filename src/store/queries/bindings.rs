@@ -38,7 +38,7 @@ pub(super) async fn bind_all(
     aliases: &[Alias],
     call: &CallId,
     at_ms: UnixMs,
-    (facts, known): (&CallAttributes, &[Alias]),
+    (attributes, known): (&CallAttributes, &[Alias]),
 ) -> Sql<(Option<Event>, Conflicts)> {
     let (mut news, mut conflicts) = (None, Conflicts::new());
     let sql = "INSERT INTO call_aliases (kind, id, call_id, seen_at) VALUES {rows} ON CONFLICT DO NOTHING";
@@ -55,7 +55,7 @@ pub(super) async fn bind_all(
                 continue;
             }
             Holder::News(waiting) => {
-                news = news.into_iter().chain(applicable_news(&waiting, facts, known)).reduce(stronger)
+                news = news.into_iter().chain(applicable_news(&waiting, attributes, known)).reduce(stronger)
             }
             Holder::Nobody => {}
         }
@@ -117,7 +117,7 @@ pub(in crate::store) async fn bind_new_call(c: &mut dyn Driver, call: &NewCall, 
         let sql = "UPDATE call_aliases SET call_id = $1 WHERE call_id = $2";
         c.execute(sql, &binds![call.id.as_str(), &first.id]).await?;
     }
-    let of = (&call.facts, &call.aliases[..]);
+    let of = (&call.attributes, &call.aliases[..]);
     bind_all(c, &call.aliases, &call.id, call.at_ms, of).await.map(|(news, _)| news)
 }
 

@@ -57,7 +57,7 @@ pub(in crate::store) async fn write(
     freed: &[crate::ids::Alias],
     admitted_at: UnixMs,
 ) -> Sql<Option<Event>> {
-    let f = &call.facts;
+    let f = &call.attributes;
     c.execute(
         concat!(
             "INSERT INTO calls (",
@@ -106,7 +106,7 @@ pub(super) async fn apply(c: &mut dyn Driver, change: &Change) -> Sql<Option<App
     if let Some(what) = change.contradiction(&record) {
         return Ok(Some(ApplyOutcome::contradicted(record, what)));
     }
-    let of = (&record.facts, &record.aliases[..]);
+    let of = (&record.attributes, &record.aliases[..]);
     let (news, conflicts) = bind_all(c, &change.bind, &change.call, change.at_ms, of).await?;
     let (step, ended_leg_only) = apply_change(&mut record, change, news);
     update(c, &record).await?;

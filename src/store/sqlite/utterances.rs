@@ -36,7 +36,7 @@ pub(super) async fn ingest(c: &mut dyn Driver, ingested: &UtteranceIngest) -> Sq
         Some(call) => calls::find(c, &call).await?,
         None => None,
     };
-    let is_about = |record: &CallRecord| by.contradicts(&record.facts, &record.aliases, aliases).is_none();
+    let is_about = |record: &CallRecord| by.contradicts(&record.attributes, &record.aliases, aliases).is_none();
     let Some(record) = record.filter(|record| !tells_more(record, aliases) && is_about(record)) else {
         return Ok(IngestOutcome::Inbox(received));
     };

@@ -93,16 +93,16 @@ pub fn record_field(name: &'static str, value: &str) {
     Span::current().record(name, value);
 }
 
-/// Writes a create's facts into the current tree's root.
-pub fn record_facts(facts: &CallAttributes) {
+/// Writes a create's attributes into the current tree's root.
+pub fn record_attributes(attributes: &CallAttributes) {
     let span = Span::current();
     if span.is_disabled() {
         return;
     }
-    span.record("ringfence.business", facts.business.as_str());
-    span.record("ringfence.plan", facts.plan.as_str());
-    span.record("ringfence.operation", facts.operation.as_str());
-    if let Some(to) = &facts.other_number {
+    span.record("ringfence.business", attributes.business.as_str());
+    span.record("ringfence.plan", attributes.plan.as_str());
+    span.record("ringfence.operation", attributes.operation.as_str());
+    if let Some(to) = &attributes.other_number {
         span.record("ringfence.to", field::display(mask_number(to)));
     }
 }

@@ -14,7 +14,7 @@ use ringfence::config;
 use ringfence::ids::{AccountName, Alias, BusinessId, CallId, ID_BYTES_MAX, RejectionId, mask_number};
 use ringfence::policy::{Business, CallAttributes};
 use ringfence::provider::Registry;
-use ringfence::provider::description::{CallFacts, Description, List};
+use ringfence::provider::description::{Description, List, MessageAttributes};
 use ringfence::provider::json::{self, Read};
 use ringfence::provider::path::{PathPattern, percent_decode};
 use ringfence::provider::render::{Target, fill_json, render};
@@ -82,8 +82,8 @@ fn sound_aliases(aliases: &[Alias]) {
     assert_eq!(kinds.len(), aliases.len(), "one id of a kind: {aliases:?}");
 }
 
-fn sound_facts(facts: &CallFacts) {
-    for fact in [&facts.agent, &facts.own_number, &facts.other_number].into_iter().flatten() {
+fn sound_attributes(attributes: &MessageAttributes) {
+    for fact in [&attributes.agent, &attributes.own_number, &attributes.other_number].into_iter().flatten() {
         assert!((1..=256).contains(&fact.len()), "{fact:?}");
     }
 }
@@ -111,7 +111,7 @@ pub fn webhook(data: &[u8]) {
                 let captures = webhook.paths.iter().find_map(|p| p.captures(path)).unwrap_or_default();
                 let message = Message { body: &document, query: &query, path: &captures, headers: &headers };
                 sound_aliases(&webhook.ids.read(&message));
-                sound_facts(&webhook.facts.read(&message, Direction::Inbound));
+                sound_attributes(&webhook.attributes.read(&message, Direction::Inbound));
                 let event = webhook.events.iter().find(|e| e.when.is_empty() || e.when.holds(&message));
                 sound_event(event.and_then(|e| e.state.as_ref()?.read(&message, EndProof::Webhook)), EndProof::Webhook);
                 let _ = webhook.direction.as_ref().and_then(|d| d.read(&message));
@@ -372,7 +372,7 @@ pub fn description(data: &[u8]) {
             let message = Message { body: &body, query: &[], path: &path, headers: &headers };
             for one in &it.webhooks {
                 sound_aliases(&one.ids.read(&message));
-                sound_facts(&one.facts.read(&message, Direction::Inbound));
+                sound_attributes(&one.attributes.read(&message, Direction::Inbound));
             }
             fill_json(&it.refusal.body, &|name| name.into());
         }
@@ -552,7 +552,7 @@ fn read_answer(provider: &Description, body: &Document) {
     if let Some(lookup) = &provider.lookup {
         sound_event(lookup.state.read(&message, EndProof::Provider), EndProof::Provider);
         sound_aliases(&lookup.ids.read(&message));
-        sound_facts(&lookup.facts.read(&message, Direction::Outbound));
+        sound_attributes(&lookup.attributes.read(&message, Direction::Outbound));
         lookup.phone.holds(&message);
     }
     for list in [&provider.list, &provider.find].into_iter().flatten() {
@@ -577,7 +577,7 @@ fn read_list(list: &List, body: &Document) {
         let id = list.id.from.text(&message).and_then(|id| Alias::new(&list.id.kind, &id));
         sound_aliases(&id.into_iter().collect::<Vec<_>>());
         sound_event(list.state.read(&message, EndProof::Provider), EndProof::Provider);
-        sound_facts(&list.facts.read(&message, Direction::Inbound));
+        sound_attributes(&list.attributes.read(&message, Direction::Inbound));
         let _ = list.direction.as_ref().and_then(|d| d.read(&message));
         let _ = list.created_at.as_ref().and_then(|s| s.text(&message)).map(|t| jiff::fmt::rfc2822::parse(&t));
     }

@@ -19,12 +19,12 @@ pub struct Fingerprint(pub(super) String);
 
 impl Fingerprint {
     /// The fingerprint of a request as the app sent it.
-    pub fn new(facts: &CallAttributes, request: &Request<Bytes>) -> Self {
+    pub fn new(attributes: &CallAttributes, request: &Request<Bytes>) -> Self {
         let uri = request.uri();
         let parts = [
-            facts.account.as_str().as_bytes(),
-            facts.operation.as_bytes(),
-            facts.business.as_str().as_bytes(),
+            attributes.account.as_str().as_bytes(),
+            attributes.operation.as_bytes(),
+            attributes.business.as_str().as_bytes(),
             request.method().as_str().as_bytes(),
             uri.path_and_query().map_or(&b""[..], |p| p.as_str().as_bytes()),
             request.body(),
@@ -42,13 +42,13 @@ impl Fingerprint {
 ///
 /// # Errors
 /// A sentence, if the header is there and cannot be a key.
-pub(in crate::calls) fn key(facts: &CallAttributes, headers: &HeaderMap) -> Result<Option<Alias>, String> {
+pub(in crate::calls) fn key(attributes: &CallAttributes, headers: &HeaderMap) -> Result<Option<Alias>, String> {
     let Some(value) = headers.get(KEY_HEADER) else { return Ok(None) };
     let value = value.as_bytes();
     if value.is_empty() || value.len() > KEY_BYTES_MAX {
         return Err(format!("Idempotency-Key must have 1 to {KEY_BYTES_MAX} bytes"));
     }
-    let id = hash(&[facts.account.as_str().as_bytes(), facts.business.as_str().as_bytes(), value]);
+    let id = hash(&[attributes.account.as_str().as_bytes(), attributes.business.as_str().as_bytes(), value]);
     Ok(Some(Alias { kind: KEY_KIND.to_owned(), id }))
 }
 

@@ -150,7 +150,7 @@ impl Replay {
         });
         name_duplicate(&mut response, &record.id);
         self.context.lifecycle.metrics.duplicate_create(&request.account.name);
-        info!(call = %record.id, business = %request.facts.business, "duplicate request; no second call was placed");
+        info!(call = %record.id, business = %request.attributes.business, "duplicate request; no second call was placed");
         response
     }
 
@@ -198,7 +198,7 @@ pub(in crate::calls::outbound) fn to_record(
     request: &CreateRequest,
     answer: &Response<Bytes>,
 ) -> Option<CreateAnswer> {
-    let is_kept = context.policy.privacies().of(&request.facts.business) == Privacy::Keep;
+    let is_kept = context.policy.privacies().of(&request.attributes.business) == Privacy::Keep;
     if request.kind == RequestKind::Job || !is_kept || size(answer) > ANSWER_BYTES_MAX {
         return None;
     }

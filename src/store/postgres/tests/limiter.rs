@@ -160,7 +160,7 @@ async fn of_decisions_that_meet_one_that_fails_stands_alone_and_none_is_dropped(
     let mut asked: Vec<_> = good.iter().cloned().map(ask).collect();
     let mut bad = new_call(&[]);
     // Postgres has no place for it in a text.
-    bad.facts.agent = Some("\0".to_owned());
+    bad.attributes.agent = Some("\0".to_owned());
     let bad = ask(bad);
     let gone = new_call(&[]);
     let dropped = ask(gone.clone());
