@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, Request, StatusCode, header};
+use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::sync::Notify;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::body::Outgoing;
 use super::exchange::Exchange;
@@ -63,7 +65,7 @@ pub(super) async fn relay_upgrade(
     };
     let (mut head, _) = response.into_parts();
     response_head(&mut head, None);
-    let (upgrade, _open) = exchange.become_tunnel(head).ok_or(RelayError::AlreadyAnswered)?;
+    let (upgrade, open) = exchange.become_tunnel(head).ok_or(RelayError::AlreadyAnswered)?;
     let cut = |response_bytes| Relayed { status: StatusCode::SWITCHING_PROTOCOLS, response_bytes, complete: false };
     let client = match upgrade.await {
         Ok(upgraded) => wire::upgraded(upgraded),
@@ -77,8 +79,20 @@ pub(super) async fn relay_upgrade(
     if !early.is_empty() && upstream.write_all(&early).await.is_err() {
         return Ok(cut(0));
     }
-    let half_closed = Notify::new();
     let stall = Stall::new(exchange.settings().write_timeout);
+    // In a task of its own: what a connection does around a request would cost with each frame.
+    let tunnel = async move {
+        let _open = open;
+        copy(client, upstream, stall).await
+    };
+    let copied = AbortOnDropHandle::new(tokio::spawn(tunnel)).await;
+    let complete = |response_bytes| Relayed { complete: true, ..cut(response_bytes) };
+    Ok(copied.ok().flatten().map_or(cut(0), complete))
+}
+
+/// Copies in both directions until both have ended; returns the bytes sent to the client.
+async fn copy(client: Transport, mut upstream: TokioIo<Upgraded>, stall: Stall) -> Option<u64> {
+    let half_closed = Notify::new();
     let mut client = Client { io: client, half_closed: &half_closed, stall };
     let too_long = async {
         half_closed.notified().await;
@@ -86,14 +100,15 @@ pub(super) async fn relay_upgrade(
     };
     // Not a select loop of reads and writes, which dead-locks when both sides write before they read.
     tokio::select! {
+        biased;
         copied = tokio::io::copy_bidirectional(&mut client, &mut upstream) => match copied {
-            Ok((_, response_bytes)) => Ok(Relayed { status: StatusCode::SWITCHING_PROTOCOLS, response_bytes, complete: true }),
+            Ok((_, response_bytes)) => Some(response_bytes),
             Err(error) => {
                 tracing::debug!(%error, "tunnel closed with an error");
-                Ok(cut(0))
+                None
             }
         },
-        () = too_long => Ok(cut(0)),
+        () = too_long => None,
     }
 }
 

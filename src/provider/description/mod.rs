@@ -235,7 +235,7 @@ mod tests {
         let wrong = twilio
             .replace("sweep_secs = 15", "sweep_sec = 15")
             .replacen("[[operation]]\n", "[[operation]]\ncolour = \"red\"\n", 1)
-            .replacen("direction = \"outbound\"", "direction = \"sideways\"", 1);
+            .replacen("= \"outbound\"", "= \"sideways\"", 1);
         let wrong = format!("{wrong}\n[[limit]]\nstatus = 429\n");
         let bad = Registry::new(&[("mine.toml".to_owned(), wrong)]).unwrap_err();
         let told: Vec<String> = bad.iter().map(ToString::to_string).collect();
