@@ -155,11 +155,7 @@ fn mistakes_of_provider_files_come_all_at_once() {
     let folder = Folder::new();
     std::fs::create_dir(folder.0.join("providers")).unwrap();
     let twilio = include_str!("../../config/providers/twilio.toml");
-    let broken = twilio.replace("sweep_secs = 15", "sweep_sec = 15").replacen(
-        "\ndirection = \"outbound\"",
-        "\ndirection = \"out\"",
-        1,
-    );
+    let broken = twilio.replace("sweep_secs = 15", "sweep_sec = 15").replacen("= \"outbound\"", "= \"out\"", 1);
     folder.write("providers/twilio.toml", &broken);
     folder.write("providers/mine.toml", "name = \n");
     let (code, _, err) = check(&folder, &format!("providers_dir = \"providers\"\nmode = \"observ\"\n{}", config("")));
