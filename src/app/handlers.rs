@@ -74,7 +74,8 @@ impl Handler for Listener {
             });
         }
         match self {
-            Listener::Api(generations) => generations.generation().proxy.handle(exchange).await,
+            // Boxed: sockets and streams need not hold its memory.
+            Listener::Api(generations) => Box::pin(generations.generation().proxy.handle(exchange)).await,
             Listener::Webhooks(generations) => generations.generation().webhooks.handle(exchange).await,
             // Streams and sockets live long: they must not keep the rest of their generation.
             Listener::Admin(generations) => {

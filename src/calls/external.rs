@@ -19,7 +19,7 @@ use crate::provider::select::{Document, Message};
 use crate::store::{InsertOutcome, Result};
 use http::HeaderMap;
 
-/// Whether the response to a request that was passed on provably shows no call, as most do. It is not parsed for that.
+/// Whether the response to a request that was passed on provably shows no call. Most show none. The response is not parsed.
 pub fn shows_no_call(account: &Account, path: &str, answer: &Tapped) -> bool {
     let Some(rule) = &account.provider.unfenced else { return true };
     let is_whole = answer.coding.is_none() && answer.body.len() < TAP_BYTES_MAX;
@@ -28,7 +28,8 @@ pub fn shows_no_call(account: &Account, path: &str, answer: &Tapped) -> bool {
 }
 
 impl Inbound {
-    /// Inspects the beginning of the response to a request that was passed on. `path`: the requested path at the provider.
+    /// Inspects the beginning of the response to a request that was passed on. `path`: the requested path at the provider. The caller
+    /// has asked [`shows_no_call`] before.
     pub async fn passed_by(&self, account: &Arc<Account>, path: &str, answer: &Tapped) {
         let Some(rule) = &account.provider.unfenced else { return };
         let read = answer.plain().map(|body| Document::read(answer.content_type.as_deref(), &body, &[]));

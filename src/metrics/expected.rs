@@ -74,7 +74,7 @@ impl Metrics {
                 Served::Webhooks(WebhookRequest::Webhook),
                 Served::Webhooks(WebhookRequest::Passed),
             ] {
-                m.calls.requests.of(served, status);
+                let _created = m.calls.requests.of(served, status);
             }
         }
         CreateOutcome::ALL.iter().for_each(|outcome| m.calls.added_seconds.create_series(outcome.as_str()));

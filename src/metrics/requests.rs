@@ -16,6 +16,7 @@ const ADMIN_AT: usize = CLIENT_AT + ClientRequest::ALL.len();
 /// The counter of answered requests.
 pub(super) struct RequestCounters {
     counters: IntCounterVec,
+    /// By request, then by class.
     series: [[OnceLock<IntCounter>; CLASSES.len()]; ADMIN_AT + 1],
 }
 
@@ -27,7 +28,10 @@ impl RequestCounters {
 
     /// The series of a request and its status; it is created if there is none.
     pub(super) fn of(&self, served: Served, status: u16) -> &IntCounter {
-        let class = usize::from(status / 100).saturating_sub(1).min(CLASSES.len() - 1);
+        let class = match status {
+            100..500 => usize::from(status / 100) - 1,
+            _ => CLASSES.len() - 1,
+        };
         self.series[place(served)][class].get_or_init(|| {
             let [listener, kind] = served.labels();
             self.counters.with_label_values(&[listener, kind, CLASSES[class]])
@@ -35,6 +39,7 @@ impl RequestCounters {
     }
 }
 
+/// The row of a request in `series`.
 fn place(served: Served) -> usize {
     match served {
         Served::Api(kind) => kind as usize,

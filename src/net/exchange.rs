@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Uri, Version, header};
 use http_body_util::{BodyExt as _, Collected};
 use hyper::body::{Body as _, Incoming};
 use hyper::upgrade::OnUpgrade;
@@ -90,7 +90,10 @@ impl Exchange {
         link: Link,
     ) -> Self {
         let in_flight = Some(connection.shared.in_flight.token());
-        let (head, incoming) = request.into_parts();
+        let (mut head, incoming) = request.into_parts();
+        if let Some(uri) = with_path(&head.uri) {
+            head.uri = uri;
+        }
         let progress = Progress::default();
         if incoming.is_end_stream() {
             progress.body_done.set();
@@ -123,7 +126,7 @@ impl Exchange {
         self.head.uri.query()
     }
 
-    /// Path and query of the target; shares its memory.
+    /// Path and query of the target. The clone shares the request's memory.
     pub fn target(&self) -> PathAndQuery {
         self.head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"))
     }
@@ -534,6 +537,17 @@ impl Exchange {
     pub(super) fn tunnels_full(&self) -> bool {
         self.connection.shared.tunnels.len() >= self.connection.shared.settings.max_tunnels
     }
+}
+
+/// The same target with a path, if it has a query and none: `http://host?query` (RFC 9110 §4.2.3: an empty path is `/`).
+fn with_path(uri: &Uri) -> Option<Uri> {
+    let target = uri.path_and_query()?.as_str();
+    if !target.starts_with('?') {
+        return None;
+    }
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = PathAndQuery::try_from(format!("/{target}")).ok();
+    Uri::from_parts(parts).ok()
 }
 
 impl Drop for Exchange {

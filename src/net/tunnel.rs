@@ -80,14 +80,18 @@ pub(super) async fn relay_upgrade(
         return Ok(cut(0));
     }
     let stall = Stall::new(exchange.settings().write_timeout);
-    // In a task of its own: what a connection does around a request would cost with each frame.
+    // A task of its own: a frame wakes only the copying, not the connection around it.
     let tunnel = async move {
         let _open = open;
         copy(client, upstream, stall).await
     };
     let copied = AbortOnDropHandle::new(tokio::spawn(tunnel)).await;
     let complete = |response_bytes| Relayed { complete: true, ..cut(response_bytes) };
-    Ok(copied.ok().flatten().map_or(cut(0), complete))
+    match copied {
+        Ok(copied) => Ok(copied.map_or(cut(0), complete)),
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(_) => Ok(cut(0)),
+    }
 }
 
 /// Copies in both directions until both have ended; returns the bytes sent to the client.

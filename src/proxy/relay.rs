@@ -14,7 +14,7 @@ use crate::net::{Exchange, HostRule, Mount, RelayError, RelayTarget, Tap, relay_
 use crate::provider::account::Account;
 use crate::reply::{Rejection, RejectionCode};
 
-/// The fields that are not for providers.
+/// Header fields that providers do not get.
 static REMOVED: [HeaderName; 1] = [BUSINESS_HEADER];
 
 /// Passes a request through; returns the status of its answer.
@@ -51,7 +51,9 @@ fn tap(calls: &Calls, exchange: &Exchange, to: &OwnedRoute) -> Option<Tap> {
             return;
         }
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        let passed = async move { inbound.passed_by(&to.account, to.path(), &answer).await };
+        // The target would keep the connection's buffer.
+        let (account, path) = (to.account.clone(), to.path().to_owned());
+        let passed = async move { inbound.passed_by(&account, &path, &answer).await };
         let mut look = Box::pin(tasks.track_future(passed));
         // Usually the look-up is ready at once.
         if look.as_mut().now_or_never().is_none() {

@@ -26,13 +26,13 @@ pub(super) struct OwnedRoute {
     pub(super) account: Arc<Account>,
     /// The business in `/b/{business}/…`, decoded.
     pub(super) business: Option<String>,
-    /// The request's target. Behind the first `mount_bytes` of it begins the path at the provider.
+    /// The request's target. Its first `mount_bytes` bytes are mount and business; the path at the provider follows.
     target: PathAndQuery,
     mount_bytes: usize,
 }
 
 impl OwnedRoute {
-    /// Makes the route of a request's target its owner's.
+    /// Makes the owned form. `target`: the target whose path was routed.
     pub(super) fn new(route: &Route<'_>, target: PathAndQuery) -> Self {
         let mount_bytes = target.path().len().saturating_sub(route.path.len());
         let business = route.business.map(|business| percent_decode(business).into_owned());
@@ -80,9 +80,9 @@ pub(super) enum RouteError {
     },
 }
 
-/// The accounts of a configuration, prepared for routing. Only where several accounts may be meant does a request allocate memory.
+/// The accounts of a configuration, prepared for routing. A request allocates memory only if several accounts are possible.
 #[derive(Debug)]
-pub struct Router {
+pub(super) struct Router {
     /// In the order of their names.
     accounts: Vec<RoutedAccount>,
 }
@@ -96,7 +96,7 @@ struct RoutedAccount {
 
 impl Router {
     /// Prepares the accounts.
-    pub fn new(accounts: &BTreeMap<AccountName, Arc<Account>>) -> Self {
+    pub(super) fn new(accounts: &BTreeMap<AccountName, Arc<Account>>) -> Self {
         let is_mount =
             |name: &AccountName| accounts.values().any(|a| a.provider.mount.strip_prefix('/') == Some(name.as_str()));
         let routed = accounts.values().map(|account| RoutedAccount {
@@ -125,9 +125,8 @@ impl Router {
                 return self.by_name(account, path, headers).map(|()| Route { account, business, path });
             }
         }
-        let mounts = self.accounts.iter().map(|a| &a.account.provider.mount);
-        let mounted = mounts.filter_map(|mount| Some((mount, below(path, mount)?))).next();
-        let (account, path) = match mounted {
+        let mut mounts = self.accounts.iter().map(|a| &a.account.provider.mount);
+        let (account, path) = match mounts.find_map(|mount| Some((mount, below(path, mount)?))) {
             Some((mount, path)) => (self.by_provider(|p| p.mount == *mount, path, headers), path),
             None => {
                 let host = host.ok_or(RouteError::Unknown)?;
@@ -375,6 +374,27 @@ mod tests {
         {
             let error = to(path, user).unwrap_err();
             assert!(error.contains("names account") && error.contains("of account twilio"), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_owned_route_has_the_mount_the_path_and_the_query_of_its_target() {
+        let router = Router::new(&accounts(&[("el", "elevenlabs", "-")]));
+        for (target, business, mount, path, path_and_query) in [
+            ("/el/v1/x?y=1", None, "/el", "/v1/x", "/v1/x?y=1"),
+            ("/b/acme%20co/elevenlabs/v1/%78", Some("acme co"), "/b/acme%20co/elevenlabs", "/v1/%78", "/v1/%78"),
+            ("/v1/x?y", None, "", "/v1/x", "/v1/x?y"),
+            ("/?y=/el/v1", None, "", "/", "/?y=/el/v1"),
+        ] {
+            let target = PathAndQuery::from_static(target);
+            let route = router.route(Some("api.elevenlabs.io"), target.path(), &HeaderMap::new()).unwrap();
+            let owned = OwnedRoute::new(&route, target.clone());
+            assert_eq!(owned.business.as_deref(), business, "{target}");
+            assert_eq!(
+                (owned.mount(), owned.path(), owned.path_and_query()),
+                (mount, path, path_and_query),
+                "{target}"
+            );
         }
     }
 

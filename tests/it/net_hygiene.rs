@@ -91,6 +91,9 @@ async fn rfc9112_3_2_2_absolute_form_must_agree_with_host() {
         let edge = edge(settings(), mirror).await;
         let answer = ask(edge.local_addr(), "GET http://a:1/x?y HTTP/1.1\r\nHost: a:1\r\n\r\n").await;
         assert!(answer.text().starts_with("GET /x?y\nhost=Some(\"a:1\")"), "{}", answer.text());
+        // An empty path is `/` (RFC 9110 §4.2.3).
+        let answer = ask(edge.local_addr(), "GET http://a?y HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        assert!(answer.text().starts_with("GET /?y\n"), "{}", answer.text());
     })
     .await;
 }
