@@ -148,7 +148,7 @@ export function setProgress(bar, done, all) {
 }
 
 /** Names and values as a list; those without a value are left out. */
-export function facts(list, pairs) {
+export function showAttributes(list, pairs) {
   const told = pairs.filter(([, value]) => value !== null && value !== undefined && value !== "");
   keep(list, told, ([name]) => name, ([name]) => h("div", {}, h("dt", {}, name), h("dd")),
     (pair, [, value]) => say(pair.lastElementChild, String(value)));

@@ -1,5 +1,5 @@
 // Refusals with their explanation, webhooks and deliveries with their replay.
-import { byId, facts, h, keep, nameInAddress, say, show, span, table } from "/page/dom.js";
+import { byId, showAttributes, h, keep, nameInAddress, say, show, span, table } from "/page/dom.js";
 import { search } from "/page/search.js";
 import { ago, clock, mayChange, number, offer, when, words } from "/page/words.js";
 
@@ -73,7 +73,7 @@ export async function openRefusal(id) {
   const mine = ++explained;
   nameInAddress(byId("explain-dialog"), `refusals/${encodeURIComponent(id)}`);
   say(byId("explain-title"), `Refusal ${id}`);
-  facts(byId("explain-facts"), [["Problem", "Asking…"]]);
+  showAttributes(byId("explain-attributes"), [["Problem", "Asking…"]]);
   for (const list of ["explain-do", "explain-limits", "explain-then"]) lines(list, []);
   for (const part of ["explain-now", "explain-then-part"]) show(byId(part), false);
   if (!byId("explain-dialog").open) byId("explain-dialog").showModal();
@@ -83,12 +83,12 @@ export async function openRefusal(id) {
     // Meanwhile another one may have been asked for.
     if (mine === explained) drawExplained(answer);
   } catch (error) {
-    if (mine === explained) facts(byId("explain-facts"), [["Problem", error.message]]);
+    if (mine === explained) showAttributes(byId("explain-attributes"), [["Problem", error.message]]);
   }
 }
 
 function drawExplained({ refusal, decision, limits, heldThen, moreHeldThen }) {
-  facts(byId("explain-facts"), [
+  showAttributes(byId("explain-attributes"), [
     ["When", when(refusal.at)], ["Business", refusal.business], ["What happened", refusal.observed ? "would have been refused, and was sent" : "refused"],
     ["Code", refusal.code], ["Limit", limitOf(refusal)], ["Means", refusal.means], ["Fix", refusal.fix], ["Times sent", refusal.attempts],
   ]);

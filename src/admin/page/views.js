@@ -1,5 +1,5 @@
 // What the page looks like: each view out of what app.js knows. All data goes through dom.js as text.
-import { byId, facts, h, keep, line, meter, say, setMeter, show, span, table } from "/page/dom.js";
+import { byId, showAttributes, h, keep, line, meter, say, setMeter, show, span, table } from "/page/dom.js";
 import { drawRefusals, drawWebhooks, failed, initialRecords } from "/page/records.js";
 import { drawRuns, initialRuns, openRuns } from "/page/runs.js";
 import { age, ago, clock, filter, mayChange, number, offer, short, time } from "/page/words.js";
@@ -332,7 +332,7 @@ export function drawCall(shown, state) {
   say(byId("call-title"), `Call ${call.callId}`);
   const isOver = call.phase === "ended";
   show(byId("call-acts"), mayChange(state) && !isOver);
-  facts(byId("call-facts"), [
+  showAttributes(byId("call-attributes"), [
     ["Problem", shown.error],
     ["Business", call.businessId], ["Plan", call.plan], ["Phase", phase(call)], ["Outcome", call.outcome], ["Proof of its end", call.proof],
     ["Direction", call.direction], ["Origin", call.origin], ["Agent", call.agent], ["Own number", call.ownNumber],
@@ -357,7 +357,7 @@ export function drawCall(shown, state) {
   const record = call.record;
   show(byId("record-part"), Boolean(record));
   if (record) {
-    facts(byId("record"), [
+    showAttributes(byId("record"), [
       ["Summary", record.transcript_summary], ["Length", record.call_duration_seconds !== null && record.call_duration_seconds !== undefined
         ? span(record.call_duration_seconds * 1000) : null],
       ["Cost", record.cost], ["Successful", record.call_successful], ["Recorded by", record.recorded_by], ["Problem", record.last_error],
@@ -371,7 +371,7 @@ function drawReplicas({ parts, you }) {
   const { status } = parts;
   if (!status) return;
   const { gate, store, policy } = status;
-  facts(byId("state"), [
+  showAttributes(byId("state"), [
     ["Version", you?.version ?? status.version], ["Mode", status.mode],
     ["Policy", `${short(policy.hash) || "none"}, generation ${policy.generation}, loaded ${ago(policy.loadedAt)}`],
     ["Last failed reload", policy.lastFailedReload && `${clock(policy.lastFailedReload.at)}: ${policy.lastFailedReload.reason}`],
