@@ -1,5 +1,5 @@
 // Refusals with their explanation, webhooks and deliveries with their replay.
-import { byId, showAttributes, h, keep, nameInAddress, say, show, span, table } from "/page/dom.js";
+import { byId, h, keep, nameInAddress, say, show, showAttributes, span, table } from "/page/dom.js";
 import { search } from "/page/search.js";
 import { ago, clock, mayChange, number, offer, when, words } from "/page/words.js";
 

@@ -1,5 +1,5 @@
 // What the page looks like: each view out of what app.js knows. All data goes through dom.js as text.
-import { byId, showAttributes, h, keep, line, meter, say, setMeter, show, span, table } from "/page/dom.js";
+import { byId, h, keep, line, meter, say, setMeter, show, showAttributes, span, table } from "/page/dom.js";
 import { drawRefusals, drawWebhooks, failed, initialRecords } from "/page/records.js";
 import { drawRuns, initialRuns, openRuns } from "/page/runs.js";
 import { age, ago, clock, filter, mayChange, number, offer, short, time } from "/page/words.js";
