@@ -122,7 +122,7 @@ impl Router {
         };
         for RoutedAccount { account, named_at } in &self.accounts {
             if let Some(path) = named_at.as_deref().and_then(|at| below(path, at)) {
-                return self.by_name(account, path, headers).map(|()| Route { account, business, path });
+                return self.check_shown(account, path, headers).map(|()| Route { account, business, path });
             }
         }
         let mut mounts = self.accounts.iter().map(|a| &a.account.provider.mount);
@@ -139,7 +139,7 @@ impl Router {
     }
 
     /// Checks that a request to an account by its name shows no id or key of another one.
-    fn by_name(&self, account: &Arc<Account>, path: &str, headers: &HeaderMap) -> Result<(), RouteError> {
+    fn check_shown(&self, account: &Arc<Account>, path: &str, headers: &HeaderMap) -> Result<(), RouteError> {
         let is_same = |a: &&RoutedAccount| a.account.provider.name == account.provider.name;
         if self.accounts.iter().filter(is_same).nth(1).is_none() {
             // The only account of a provider needs no proof.
